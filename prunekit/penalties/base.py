@@ -1,0 +1,96 @@
+"""What a penalty is: a value, a subgradient and an exact proximal map on rows."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import number
+
+
+@dataclass(frozen=True)
+class Penalty(ABC):
+    """A function of a (groups x features) matrix that is small when rows vanish.
+
+    `lam` is inside: the strength is part of the function, as MCP and SCAD need it.
+    `offers` names what solvers may ask of it and is compared with `Solver.needs`.
+    """
+
+    lam: float
+    offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient"})
+
+    def __post_init__(self) -> None:
+        number("lam", self.lam, at_least=0)
+
+    @abstractmethod
+    def value(self, rows: Tensor) -> Tensor:
+        """The penalty of the whole matrix, a scalar tensor."""
+
+    @abstractmethod
+    def prox(self, rows: Tensor, step: float) -> Tensor:
+        """A global minimiser u of |u - rows|^2 / (2 step) + value(u)."""
+
+    @abstractmethod
+    def subgradient(self, rows: Tensor) -> Tensor:
+        """One subgradient, shaped like `rows`; zero at zero rows, so always finite."""
+
+
+class RadialPenalty(Penalty):
+    """A penalty of row norms; subclasses speak only of magnitudes t >= 0.
+
+    Work is done in float64 and cast back: in float32 the closed forms err by as much as they
+    shrink once step * lam is near 1e-6.
+    """
+
+    @abstractmethod
+    def phi(self, t: Tensor) -> Tensor:
+        """The penalty of each magnitude."""
+
+    @abstractmethod
+    def slope(self, t: Tensor) -> Tensor:
+        """The derivative of `phi` for t > 0 (the value at 0 is never used)."""
+
+    @abstractmethod
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """The prox of each magnitude; it gets all norms of a block at once."""
+
+    def value(self, rows: Tensor) -> Tensor:
+        """The sum of `phi` over the row norms."""
+        return self.phi(rows.norm(dim=1)).sum()
+
+    def prox(self, rows: Tensor, step: float) -> Tensor:
+        """Every row keeps its direction; its norm becomes `shrink(norm, step)`."""
+        number("step", step, above=0)
+        wide = rows.double()
+        norms = wide.norm(dim=1)
+        factor = torch.where(norms > 0, self.shrink(norms, step) / norms.clamp_min(1e-300), 0.0)
+        return (wide * factor[:, None]).to(rows.dtype)
+
+    def subgradient(self, rows: Tensor) -> Tensor:
+        """`slope` along each row's direction."""
+        wide = rows.double()
+        norms = wide.norm(dim=1)
+        safe = norms.clamp_min(1e-300)
+        factor = torch.where(norms > 0, self.slope(safe) / safe, 0.0)
+        return (wide * factor[:, None]).to(rows.dtype)
+
+
+def best_of(t: Tensor, step: float, phi: Callable[[Tensor], Tensor], *candidates: Tensor) -> Tensor:
+    """The cheapest of 0, t and the stationary points for |u - t|^2 / (2 step) + phi(u).
+
+    Candidates are clamped to [0, t], where every minimiser lies. Ties go to the smaller point, as
+    in SSR eq. 15. This makes a nonconvex prox globally right in every regime of `step`.
+    """
+    best = torch.zeros_like(t)
+    cost = t.square() / (2 * step) + phi(best)
+    for candidate in (*candidates, t):
+        point = torch.minimum(candidate.nan_to_num(0.0).clamp_min(0), t)
+        price = (point - t).square() / (2 * step) + phi(point)
+        better = price < cost
+        best, cost = torch.where(better, point, best), torch.where(better, price, cost)
+    return best

@@ -1,0 +1,76 @@
+"""What a training solver is: hooks around the optimizer's step, and a state that can be saved."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from prunekit.errors import ConfigError
+from prunekit.penalties.base import Penalty
+from prunekit.rows import Rows
+
+
+class Solver(ABC):
+    """Makes network training minimise loss + penalty.
+
+    The order in a training loop: `backward`, unscale, clip, `before_step`, `optimizer.step`,
+    `after_step`; once at the end `finish`. Constructed from settings alone, then bound.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def bind(self, penalty: Penalty, blocks: Sequence[Rows]) -> None:
+        """Take the penalty and the rows it acts on; refuses a pair that does not fit."""
+        check_fit(self, penalty)
+        if not blocks:
+            raise ConfigError("the target has no rows to penalise; choose another target or layers")
+        self.penalty, self.blocks = penalty, tuple(blocks)
+        self.start()
+
+    def start(self) -> None:  # noqa: B027  (stateless solvers have nothing to prepare)
+        """Prepare the state for the bound rows."""
+
+    def before_step(self, optimizer: Optimizer) -> None:  # noqa: B027
+        """After backward, unscaling and clipping; may edit gradients."""
+
+    def after_step(self, optimizer: Optimizer) -> None:  # noqa: B027
+        """After the optimizer's step; may edit parameters."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Leave the solver's answer in the parameters: exact zeros where it has them."""
+
+    def solution(self) -> list[Tensor]:
+        """The sparse matrix of every block, whose row norms are the scores for pruning."""
+        return [block.read() for block in self.blocks]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and numbers that a resumed run needs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+        """Continue from what `state_dict` returned."""
+
+
+def check_fit(solver: Solver, penalty: Penalty) -> None:
+    """Raise ConfigError when the penalty lacks what the solver needs; no data is needed for it."""
+    missing = solver.needs - penalty.offers
+    if missing:
+        raise ConfigError(
+            f"solver {type(solver).__name__} needs {' and '.join(sorted(missing))}, which penalty "
+            f"{type(penalty).__name__} does not offer (it offers {', '.join(sorted(penalty.offers))}); "
+            "choose another solver or penalty"
+        )
+
+
+def learning_rate(optimizer: Optimizer, block: Rows) -> float:
+    """The rate of the parameter group that owns the block's parameters."""
+    wanted = {id(param) for param in block.parameters}
+    for group in optimizer.param_groups:
+        if any(id(param) in wanted for param in group["params"]):
+            return float(group["lr"])
+    raise ConfigError(f"the optimizer does not train {block.name}, which the penalty acts on")
