@@ -70,7 +70,9 @@ def _without_label(target: Callable[..., Any], arguments: dict[str, Any]) -> dic
     return arguments
 
 
-def _check(target: Callable[..., Any], arguments: dict[str, Any], where: str, partial: bool) -> None:
+def _check(
+    target: Callable[..., Any], arguments: dict[str, Any], where: str, partial: bool
+) -> None:
     signature = inspect.signature(target)
     try:
         (signature.bind_partial if partial else signature.bind)(**arguments)

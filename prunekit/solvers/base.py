@@ -44,6 +44,24 @@ class Solver(ABC):
     def finish(self) -> None:
         """Leave the solver's answer in the parameters: exact zeros where it has them."""
 
+    @property
+    def done(self) -> bool:
+        """Whether the stop rule fired; training ends with the epoch in which it did."""
+        return False
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers worth a column in the training log: penalty, rows left in all and per block."""
+        matrices = self.solution()
+        left = {
+            f"rows/{block.name}": int((matrix != 0).any(dim=1).sum())
+            for block, matrix in zip(self.blocks, matrices, strict=True)
+        }
+        penalty = sum(
+            block.weight * float(self.penalty.value(matrix))
+            for block, matrix in zip(self.blocks, matrices, strict=True)
+        )
+        return {"penalty": penalty, "rows": sum(left.values()), **left}
+
     def solution(self) -> list[Tensor]:
         """The sparse matrix of every block, whose row norms are the scores for pruning."""
         return [block.read() for block in self.blocks]
