@@ -1,0 +1,16 @@
+"""The stages of the pipeline, in order."""
+
+from prunekit.stages.base import Runtime, Stage, execute
+
+PRETRAIN = Stage("pretrain", ("seed", "model", "dataset", "schedule.pretrain", "weights"), False)
+SPARSIFY = Stage(
+    "sparsify",
+    ("seed", "dataset", "regularizer", "solver", "order", "schedule.sparsify"),
+    True,
+)
+PRUNE = Stage("prune", ("seed", "dataset", "criterion", "selection"), True)
+FINETUNE = Stage("finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros"), True)
+MEASURE = Stage("measure", ("dataset", "latency"), True)
+STAGES = {stage.name: stage for stage in (PRETRAIN, SPARSIFY, PRUNE, FINETUNE, MEASURE)}
+
+__all__ = ["STAGES", "Runtime", "Stage", "execute"]

@@ -1,0 +1,179 @@
+"""Penalised network training: which rows, which penalty, which solver, in which order."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from prunekit.checks import choice
+from prunekit.data import Data
+from prunekit.graph import ChannelGraph
+from prunekit.penalties import L1, Penalty
+from prunekit.rows import Rows, unit_norms
+from prunekit.solvers import Hold, Solver
+from prunekit.solvers.base import check_fit
+from prunekit.targets import Target
+from prunekit.training import Schedule, fit
+
+History = list[dict[str, Any]]
+_NORMS = (nn.modules.batchnorm._BatchNorm,)
+
+
+@dataclass(frozen=True)
+class Regularizer:
+    """What is penalised and how: penalty, target and solver, checked to fit on construction."""
+
+    penalty: Penalty
+    target: Target
+    solver: Solver
+
+    def __post_init__(self) -> None:
+        check_fit(self.solver, self.penalty)
+
+    def bound(self, blocks: Sequence[Rows]) -> Solver:
+        """A fresh solver that acts on the blocks."""
+        solver = copy.deepcopy(self.solver)
+        solver.bind(self.penalty, blocks)
+        return solver
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """The network, its data and how to train it; `checkpoint` is where progress is kept."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    data: Data
+    schedule: Schedule
+    seed: int = 0
+    device: str = "cpu"
+    checkpoint: Path | None = None
+    on_epoch: Callable[[History], None] | None = None
+
+
+class Problem(ABC):
+    """An order in which the layers of a network are trained under a penalty."""
+
+    @abstractmethod
+    def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
+        """Train the model in place; returns a score for every unit of every channel group.
+
+        A score is the 2-norm of all penalised rows of the unit in the solver's solution: zero
+        means that the solver removed it.
+        """
+
+
+@dataclass(frozen=True)
+class Joint(Problem):
+    """All layers at once: the penalties of all blocks are summed (SSR eq. 4 over layers).
+
+    `norms="frozen"` keeps batch-norm statistics fixed, without which the norm of a filter that is
+    followed by a batch norm says nothing about its effect. `decay="free"` takes weight decay off
+    the penalised parameters.
+    """
+
+    norms: str = "live"
+    decay: str = "all"
+
+    def __post_init__(self) -> None:
+        choice("norms", self.norms, ("live", "frozen"))
+        choice("decay", self.decay, ("all", "free"))
+
+    def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
+        """Train once; see Problem."""
+        blocks = regularizer.target.rows(training.model, training.graph)
+        solver = regularizer.bound(blocks)
+        fit(
+            training.model,
+            training.data,
+            training.schedule,
+            solver=solver,
+            params=self._params(training.model, blocks),
+            frozen=_norms(training.model) if self.norms == "frozen" else (),
+            seed=training.seed,
+            device=training.device,
+            checkpoint=training.checkpoint,
+            label="sparsify",
+            on_epoch=training.on_epoch,
+        )
+        solver.finish()
+        return scores(training.graph, blocks, solver.solution())
+
+    def _params(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Any]:
+        if self.decay == "all":
+            return list(model.parameters())
+        penalised = {id(param) for block in blocks for param in block.parameters}
+        return [
+            {"params": [p for p in model.parameters() if id(p) not in penalised]},
+            {"params": [p for p in model.parameters() if id(p) in penalised], "weight_decay": 0.0},
+        ]
+
+
+@dataclass(frozen=True)
+class Layerwise(Problem):
+    """Front to back, one layer at a time, as the released SSR code does.
+
+    While a layer is penalised only its own parameters train, for the whole schedule; then, with
+    `between`, all parameters are tuned while the zero rows stay zero.
+    """
+
+    between: Schedule | None = None
+
+    def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
+        """Train layer by layer; see Problem."""
+        blocks = regularizer.target.rows(training.model, training.graph)
+        solutions: list[Tensor] = []
+        past: History = []
+        for index, block in enumerate(blocks):
+            solver = regularizer.bound([block])
+            past = self._phase(training, past, f"{index}-{block.name}", training.schedule, solver)
+            solver.finish()
+            solutions.extend(solver.solution())
+            if self.between is not None:
+                past = self._tune(training, past, blocks[: index + 1])
+        return scores(training.graph, blocks, solutions)
+
+    def _tune(self, training: Training, past: History, done: Sequence[Rows]) -> History:
+        assert self.between is not None
+        hold = Hold()
+        hold.bind(L1(0.0), done)
+        return self._phase(training, past, f"{len(done)}-tune", self.between, hold)
+
+    def _phase(
+        self, training: Training, past: History, name: str, schedule: Schedule, solver: Solver
+    ) -> History:
+        """One fit with a checkpoint of its own: a finished phase only loads."""
+        model, place = training.model, training.checkpoint
+        module = model if name.endswith("-tune") else model.get_submodule(solver.blocks[0].name)
+        report = training.on_epoch or (lambda history: None)
+        history = fit(
+            model,
+            training.data,
+            schedule,
+            solver=solver,
+            params=list(module.parameters()),
+            seed=training.seed + len(past),
+            device=training.device,
+            checkpoint=place.with_name(f"{place.stem}-{name}.pt") if place else None,
+            label=name,
+            on_epoch=lambda rows: report([*past, *({"phase": name, **row} for row in rows)]),
+        )
+        return [*past, *({"phase": name, **row} for row in history)]
+
+
+def scores(
+    graph: ChannelGraph, blocks: Sequence[Rows], solutions: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The solver's solution as one score per removable unit, group by group."""
+    norms = unit_norms(blocks, solutions, graph.count)
+    return {group.name: norms[group.units] for group in graph.groups}
+
+
+def _norms(model: nn.Module) -> tuple[nn.Module, ...]:
+    return tuple(module for module in model.modules() if isinstance(module, _NORMS))

@@ -1,0 +1,71 @@
+"""The report of a stage, and the facts about the machine it ran on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Metrics = dict[str, float | int | str | None]
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage function returns: one flat row of numbers, and what the reader must know."""
+
+    metrics: Metrics
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """The content of `report.json`; `metrics` is one row of a table."""
+
+    stage: str
+    settings: Settings
+    source: str | None
+    metrics: Metrics
+    notes: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for json."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Report:
+        """The inverse of `to_dict`."""
+        return cls(**{**values, "notes": tuple(values.get("notes", ()))})
+
+
+def environment() -> dict[str, str]:
+    """Versions and hardware that a reader needs to judge a number."""
+    import torch
+
+    from prunekit import __version__
+
+    facts = {
+        "prunekit": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(terse=True),
+        "cpu": _cpu_model(),
+        "threads": str(torch.get_num_threads()),
+    }
+    if torch.cuda.is_available():
+        facts["gpu"] = torch.cuda.get_device_name()
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            names = [
+                line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")
+            ]
+    except OSError:
+        names = []
+    return names[0] if names else platform.processor() or "unknown"

@@ -1,0 +1,114 @@
+"""What a stage is, and how one is run: compare, skip or work, report."""
+
+from __future__ import annotations
+
+import importlib
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit.build import build
+from prunekit.checks import choice, integer
+from prunekit.errors import ConfigError
+from prunekit.runs.report import Outcome, Report
+from prunekit.runs.rundir import RunDir, StageDir, Status, model_file
+
+Settings = Mapping[str, Any]
+# where data lies is no part of what a run is
+PLACES = frozenset({"dataset.root", "dataset.download"})
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine's side of a run, never part of its identity.
+
+    `device` is a torch device or `auto`; `threads` 0 leaves the choice to torch.
+    """
+
+    device: str = "auto"
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        integer("runtime.threads", self.threads, at_least=0)
+        if self.device == "auto":
+            object.__setattr__(self, "device", "cuda" if torch.cuda.is_available() else "cpu")
+        kind = str(self.device).split(":")[0]
+        choice("runtime.device", kind, ("cpu", "cuda"))
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise ConfigError("runtime.device=cuda, but torch sees no GPU; use runtime.device=cpu")
+
+    def apply(self, seed: int) -> None:
+        """Set threads and all global random states; denormals are flushed, they slow CPUs."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        torch.set_flush_denormal(True)
+        random.seed(seed)
+        torch.manual_seed(seed)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline; `reads` names the settings it may see, which are its identity."""
+
+    name: str
+    reads: tuple[str, ...]
+    needs_source: bool
+
+    def work(self, settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+        """Do the work; imported late, so that the command line starts fast."""
+        module = importlib.import_module(f"prunekit.stages.{self.name}")
+        function: Callable[[Settings, StageDir, Runtime], Outcome] = getattr(module, self.name)
+        return function(settings, stage, runtime)
+
+
+def execute(
+    stage: Stage, settings: Settings, run: RunDir, source: str | None = None
+) -> tuple[Report, bool]:
+    """Run one stage in a run directory; returns its report and whether work was done.
+
+    Raises ArtifactError when the directory holds the stage with other settings.
+    """
+    place = run.stage(stage.name)
+    status = place.begin(
+        _identity(select(settings, stage.reads)),
+        _source(stage, run, source),
+        overwrite=bool(settings.get("overwrite", False)),
+    )
+    if status is Status.DONE:
+        return place.report(), False
+    runtime = build(settings["runtime"], "runtime")
+    runtime.apply(integer("seed", settings["seed"], at_least=0))
+    return place.complete(stage.work(settings, place, runtime)), True
+
+
+def select(settings: Settings, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The nodes at dotted keys; an absent one raises ConfigError."""
+    chosen: dict[str, Any] = {}
+    for key in keys:
+        node: Any = settings
+        for part in key.split("."):
+            if not isinstance(node, Mapping) or part not in node:
+                raise ConfigError(f"the setting {key} is missing")
+            node = node[part]
+        chosen[key] = node
+    return chosen
+
+
+def _identity(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    def without(prefix: str, node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return node
+        kept = {key: value for key, value in node.items() if f"{prefix}.{key}" not in PLACES}
+        return {key: without(f"{prefix}.{key}", value) for key, value in kept.items()}
+
+    return {key: without(key, node) for key, node in chosen.items()}
+
+
+def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:
+    if source is not None:
+        return model_file(source)
+    return run.find_source(stage.name) if stage.needs_source else None

@@ -1,0 +1,63 @@
+"""What several stages do alike: load the source, evaluate, count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunekit.build import build
+from prunekit.data import Data
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.runs.report import Metrics
+from prunekit.runs.rundir import StageDir
+from prunekit.stages.base import Runtime
+from prunekit.surgery import SavedModel, load_model
+from prunekit.training import evaluate
+
+
+def load_source(settings: Mapping[str, Any], place: Path) -> SavedModel:
+    """The model to start from; the user's own model class is trusted, others are not."""
+    target = settings.get("model", {}).get("_target_", "")
+    return load_model(place, trust=(target,))
+
+
+def load_data(settings: Mapping[str, Any], runtime: Runtime) -> Data:
+    """The data set of the settings, on the device of the runtime."""
+    return build(settings["dataset"], "dataset").load(runtime.device, settings["seed"])
+
+
+def counts(model: nn.Module, data: Data) -> Metrics:
+    """Parameters, non-zero parameters and MACs of the network as it is."""
+    graph = ChannelGraph.trace(model, data.example.to(next(model.parameters()).device))
+    return {
+        "params": sum(param.numel() for param in model.parameters()),
+        "nonzero": sum(int(param.count_nonzero()) for param in model.parameters()),
+        "macs": CostModel(model, graph).macs(),
+        "macs_bias": CostModel(model, graph).macs_bias(),
+    }
+
+
+def quality(model: nn.Module, data: Data, runtime: Runtime) -> Metrics:
+    """Test and validation accuracy in percent; every choice is made on the validation split."""
+    test = evaluate(model, data.test, runtime.device)
+    held_out = evaluate(model, data.val, runtime.device) if data.val.size else {}
+    return {
+        "top1": round(test["top1"], 4),
+        "top5": round(test["top5"], 4),
+        "loss": round(test["loss"], 6),
+        **{f"val_{key}": round(value, 6) for key, value in held_out.items()},
+    }
+
+
+def history_writer(stage: StageDir) -> Any:
+    """A callback for `fit` that keeps metrics.csv up to date."""
+
+    def write(history: list[dict[str, Any]]) -> None:
+        stage.write_history(history)
+        stage.note_time()
+
+    return write

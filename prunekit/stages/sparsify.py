@@ -1,0 +1,53 @@
+"""Train under a sparsity penalty."""
+
+from __future__ import annotations
+
+from prunekit.build import build
+from prunekit.criteria import save_scores
+from prunekit.graph import ChannelGraph
+from prunekit.problems import Regularizer, Training
+from prunekit.runs.report import Outcome
+from prunekit.runs.rundir import StageDir
+from prunekit.stages.base import Runtime, Settings
+from prunekit.stages.parts import counts, history_writer, load_data, load_source, quality
+from prunekit.surgery import save_model
+
+
+def regularizer_of(settings: Settings) -> Regularizer:
+    """Penalty, target and solver from the settings; raises ConfigError when they do not fit."""
+    node = settings["regularizer"]
+    return Regularizer(
+        penalty=build(node["penalty"], "regularizer.penalty"),
+        target=build(node["target"], "regularizer.target"),
+        solver=build(settings["solver"], "solver"),
+    )
+
+
+def sparsify(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+    """Solve loss + penalty from the source model on; save weights with zeros, and scores."""
+    regularizer = regularizer_of(settings)
+    problem = build(settings["order"], "order")
+    schedule = build(settings["schedule"]["sparsify"], "schedule.sparsify")
+    saved = load_source(settings, stage.source)
+    model = saved.model.to(runtime.device)
+    data = load_data(settings, runtime)
+    graph = ChannelGraph.trace(model, data.example.to(runtime.device))
+    training = Training(
+        model=model,
+        graph=graph,
+        data=data,
+        schedule=schedule,
+        seed=settings["seed"],
+        device=runtime.device,
+        checkpoint=stage.checkpoint,
+        on_epoch=history_writer(stage),
+    )
+    scores = problem.solve(regularizer, training)
+    save_scores(stage.path / "scores.pt", scores)
+    save_model(stage.path / "model.pt", model, saved.arch, saved.edits)
+    alive = {f"alive/{name}": int((score > 0).sum()) for name, score in scores.items()}
+    notes = [f"every unit of {name} is zero" for name, score in scores.items() if not score.any()]
+    return Outcome(
+        {**quality(model, data, runtime), **counts(model, data), **alive},
+        (*data.notes, *graph.notes, *notes),
+    )
