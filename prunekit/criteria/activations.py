@@ -1,0 +1,221 @@
+"""Criteria that run training examples through the network: APoZ and Taylor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunekit.checks import integer
+from prunekit.criteria.base import Criterion, Scores, by_group, evaluating
+from prunekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prunekit.data import Batches, Data
+    from prunekit.graph import ChannelGraph
+
+_RELUS = frozenset({"relu", "relu_", "relu6"})
+_KEEP_CHANNELS = _RELUS | {
+    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
+    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "clone", "contiguous"),
+    *(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
+    *(f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
+}
+
+
+@dataclass(frozen=True)
+class APoZ(Criterion):
+    """The share of a unit's activations that are not zero after ReLU (Hu et al. 2016).
+
+    APoZ itself is the share of zeros; the score is one minus it. Measured before pooling on the
+    first `samples` training examples, not augmented, in evaluation mode. ReLUs are caught whether
+    they are modules, functions or methods; a unit that meets several counts them all.
+    """
+
+    samples: int = 1000
+
+    def __post_init__(self) -> None:
+        integer("samples", self.samples, at_least=1)
+
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
+    ) -> Scores:
+        """Raises ConfigError that names a group without ReLU behind it."""
+        seen = _NonZero(graph.count)
+        with ExitStack() as stack, torch.no_grad():
+            stack.enter_context(evaluating(model))
+            stack.enter_context(_labelled(model, graph, seen.labels))
+            for x, _ in _examples(_data(data, "APoZ").train, self.samples, device):
+                with seen:
+                    model(x)
+        _check_seen(graph, seen.seen)
+        return by_group(graph, seen.nonzero / seen.seen.clamp_min(1))
+
+
+@dataclass(frozen=True)
+class Taylor(Criterion):
+    """The first-order change of the loss when a unit goes (Molchanov et al. 2017, eq. 8).
+
+    For each example: abs(mean over positions of dC/dz * z), z the output of the producing layer,
+    C the cross-entropy; averaged over the first `samples` training examples and scaled to
+    Euclidean norm one within each group, so that groups compare. Units made by several layers
+    vanish in all of them at once, so their terms are added before the absolute value.
+    """
+
+    samples: int = 1000
+
+    def __post_init__(self) -> None:
+        integer("samples", self.samples, at_least=1)
+
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
+    ) -> Scores:
+        """One pass over the examples; the weights' gradients stay as they are."""
+        gates, total, count = _Gates(), torch.zeros(graph.count, dtype=torch.float64), 0
+        with ExitStack() as stack, torch.enable_grad():
+            stack.enter_context(evaluating(model))
+            stack.enter_context(gates.placed(model, graph))
+            for x, y in _examples(_data(data, "Taylor").train, self.samples, device):
+                loss = functional.cross_entropy(model(x), y, reduction="sum")
+                total += gates.effects(loss, graph, len(x)).abs().sum(0)
+                count += len(x)
+        scores = by_group(graph, total / max(count, 1))
+        return {name: score / score.norm().clamp_min(1e-300) for name, score in scores.items()}
+
+
+class _NonZero(TorchFunctionMode):
+    """Counts what ReLUs let through, per unit, while it follows channels from op to op.
+
+    `labels` says which units the channels of a tensor are: hooks set it on what layers return,
+    and this mode hands it on through functions that keep channels in place.
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.nonzero = torch.zeros(count, dtype=torch.float64)
+        self.seen = torch.zeros(count, dtype=torch.float64)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = getattr(func, "__name__", "")
+        if name == "fn":  # pooling with optional indices hides behind a dispatcher of this name
+            name = "max_pool2d"
+        if name in _KEEP_CHANNELS and isinstance(out, Tensor):
+            units = self._units_of((*args, *(kwargs or {}).values()), out)
+            if units is not None:
+                self.labels[out] = units
+                if name in _RELUS:
+                    self._count(out, units)
+        return out
+
+    def _units_of(self, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
+        for value in inputs:
+            if isinstance(value, Tensor) and value in self.labels:
+                units = self.labels[value]
+                if out.dim() > 1 and out.shape[1] == len(units):
+                    return units
+        return None
+
+    def _count(self, out: Tensor, units: Tensor) -> None:
+        positive = (out != 0).transpose(0, 1).flatten(1).sum(1)
+        self.nonzero.index_add_(0, units, positive.double().cpu())
+        self.seen.index_add_(0, units, torch.full((len(units),), out.numel() / len(units)).double())
+
+
+@contextmanager
+def _labelled(
+    model: nn.Module, graph: ChannelGraph, labels: WeakTensorKeyDictionary
+) -> Iterator[None]:
+    """While inside, label what layers with parameters or buffers return.
+
+    Modules without any, ReLU above all, may be called twice with different channels.
+    """
+
+    def note(units: Tensor) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, out: Tensor) -> None:
+            labels[out] = units
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, units in graph.outs.items():
+            module = model.get_submodule(name)
+            if [*module.parameters(), *module.buffers()]:
+                handle = module.register_forward_hook(note(units.cpu()))
+                stack.callback(handle.remove)
+        yield
+
+
+@dataclass(frozen=True, eq=False)
+class _Gates:
+    """Ones that multiply layer outputs: their gradients are sums of dC/dz * z over positions.
+
+    A gate leaves the forward pass as it is, and unlike z it survives an in-place ReLU behind it.
+    """
+
+    met: list[tuple[str, Tensor, int]] = field(default_factory=list)
+
+    @contextmanager
+    def placed(self, model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
+        """While inside, every producer of a group gets a gate at each call."""
+        with ExitStack() as stack:
+            for name in dict.fromkeys(name for group in graph.groups for name in group.producers):
+                handle = model.get_submodule(name).register_forward_hook(self._gate(name))
+                stack.callback(handle.remove)
+            yield
+
+    def effects(self, loss: Tensor, graph: ChannelGraph, batch: int) -> Tensor:
+        """Effects per example and unit id, (batch, graph.count); forgets the gates met so far."""
+        grads = torch.autograd.grad(loss, [gate for _, gate, _ in self.met], allow_unused=True)
+        total = torch.zeros(graph.count, batch, dtype=torch.float64)
+        for (name, _, positions), grad in zip(self.met, grads, strict=True):
+            if grad is not None:
+                mean = grad.double().reshape(batch, -1).cpu() / positions
+                total.index_add_(0, graph.outs[name].cpu(), mean.T)
+        self.met.clear()
+        return total.T
+
+    def _gate(self, name: str) -> Callable[..., Tensor]:
+        def hook(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
+            channel = out.dim() - 1 if isinstance(module, nn.Linear) else 1
+            shape = [n if axis in (0, channel) else 1 for axis, n in enumerate(out.shape)]
+            gate = out.new_ones(shape, requires_grad=True)
+            self.met.append((name, gate, out.numel() // gate.numel()))
+            return out * gate
+
+        return hook
+
+
+def _examples(batches: Batches, samples: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first `samples` examples in batches, on `device`."""
+    left = samples
+    for x, y in batches.epoch(0):
+        yield x[:left].to(device), y[:left].to(device)
+        left -= len(x)
+        if left <= 0:
+            return
+
+
+def _data(data: Data | None, criterion: str) -> Data:
+    if data is None:
+        raise ConfigError(f"{criterion} scores units on training examples; give it a data set")
+    return data
+
+
+def _check_seen(graph: ChannelGraph, seen: Tensor) -> None:
+    for group in graph.groups:
+        if bool((seen[group.units.cpu()] == 0).any()):
+            raise ConfigError(
+                f"APoZ counts zeros after ReLU, and {group.name} has no ReLU behind it; "
+                "use another criterion, for instance taylor or l1_norm"
+            )

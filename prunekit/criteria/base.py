@@ -1,0 +1,68 @@
+"""What a criterion is, and how channel values become scores of removable units."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from prunekit.data import Data
+    from prunekit.graph import ChannelGraph
+
+Scores = dict[str, Tensor]
+
+
+class Criterion(ABC):
+    """Says how much every removable unit of a network is worth."""
+
+    @abstractmethod
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
+    ) -> Scores:
+        """Group name -> one finite score per unit of `group.units`; larger means keep.
+
+        `data` may be None for criteria that read weights only. `device` is where the network and
+        the examples are; scores come back on the CPU in double precision.
+        """
+
+
+def unit_sums(graph: ChannelGraph, values: Mapping[str, Tensor]) -> Tensor:
+    """Add per-channel `values` of modules up per unit id, a double vector of length `graph.count`.
+
+    `values` maps a module name to one number per output channel, in the order of `graph.outs`.
+    """
+    total = torch.zeros(graph.count, dtype=torch.float64)
+    for name, channel in values.items():
+        total.index_add_(0, graph.outs[name].cpu(), channel.detach().double().cpu())
+    return total
+
+
+def by_group(graph: ChannelGraph, total: Tensor) -> Scores:
+    """Cut a vector over unit ids into the scores of every group; refuses numbers not finite."""
+    scores = {group.name: total[group.units.cpu()] for group in graph.groups}
+    for name, score in scores.items():
+        if not bool(score.isfinite().all()):
+            raise ConfigError(
+                f"the scores of {name} are not finite; look for nan or inf in the weights "
+                "of the source model"
+            )
+    return scores
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put `model` in evaluation mode and give every module its own mode back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,95 @@
+"""Scores in a file: what sparsify learned, kept for prune."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.atomic import replacing
+from prunekit.criteria.base import Criterion, Scores
+from prunekit.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from prunekit.data import Data
+    from prunekit.graph import ChannelGraph
+
+FORMAT = "prunekit-scores-1"
+
+
+@dataclass(frozen=True)
+class Stored(Criterion):
+    """The scores in a file, such as the row norms that sparsify saved.
+
+    `path` is the file, or a directory with `scores.pt` or `sparsify/scores.pt` in it. It is read
+    when scores are asked for, since the stage before may not have written it yet.
+    """
+
+    path: str | Path
+
+    def scores(
+        self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
+    ) -> Scores:
+        """Raises ArtifactError when the file lacks a group of the network or differs in width."""
+        stored = load_scores(self.path)
+        for group in graph.groups:
+            self._check(group.name, len(group.units), stored)
+        return {group.name: stored[group.name] for group in graph.groups}
+
+    def _check(self, name: str, width: int, stored: Scores) -> None:
+        if name not in stored:
+            raise ArtifactError(
+                f"{self.path} has no scores for {name}; it belongs to another network, "
+                "run sparsify for this one"
+            )
+        if len(stored[name]) != width:
+            raise ArtifactError(
+                f"{self.path} has {len(stored[name])} scores for {name}, which has {width} units; "
+                "it belongs to another network, run sparsify for this one"
+            )
+
+
+def save_scores(path: str | Path, scores: Mapping[str, Tensor]) -> None:
+    """Write scores to a file at once or not at all; refuses numbers that are not finite."""
+    tensors = {name: score.detach().cpu().clone() for name, score in scores.items()}
+    _check_values(Path(path), tensors)
+    with replacing(Path(path)) as draft:
+        torch.save({"format": FORMAT, "scores": tensors}, draft)
+
+
+def load_scores(path: str | Path) -> Scores:
+    """Read what `save_scores` wrote; ArtifactError says what is wrong with any other file."""
+    file = _find(Path(path))
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever the damage happens to trigger
+        raise ArtifactError(f"{file} cannot be read as scores; run sparsify again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ArtifactError(f"{file} is no file of scores ({FORMAT}); give the one of sparsify")
+    scores = content.get("scores")
+    _check_values(file, scores)
+    return scores
+
+
+def _find(path: Path) -> Path:
+    places = (path, path / "scores.pt", path / "sparsify" / "scores.pt")
+    for place in places:
+        if place.is_file():
+            return place
+    raise ArtifactError(f"{path} has no scores; run sparsify first, or choose another criterion")
+
+
+def _check_values(file: Path, scores: object) -> None:
+    if not isinstance(scores, dict) or not all(isinstance(s, Tensor) for s in scores.values()):
+        raise ArtifactError(f"{file} does not hold one tensor of scores per group; make it again")
+    for name, score in scores.items():
+        if score.dim() != 1:
+            raise ArtifactError(
+                f"{file}: the scores of {name} have shape {tuple(score.shape)}, not one per unit"
+            )
+        if not bool(score.isfinite().all()):
+            raise ArtifactError(f"{file}: the scores of {name} are not finite; train again")
