@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import ConfigError
+from prunekit.console import complain
+from prunekit.errors import ConfigError, one_of
 
 
 def config_dir() -> Path:
@@ -37,3 +40,66 @@ def groups(directory: Path | None = None) -> dict[str, list[str]]:
         for folder in sorted(root.iterdir())
         if folder.is_dir() and folder.name != "hydra"
     }
+
+
+def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
+    """One line for an error that Hydra raised while it composed, None for any other error."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return None
+    text = " ".join(str(error).split())
+    missing = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
+    if missing:
+        group, option = missing.groups()
+        return f"{group}={option} is no choice; {one_of(option, groups().get(group, ()))}"
+    unknown = re.search(r"Could not (?:override|append) '([^']+)'", text) or re.search(
+        r"Key '([^']+)' is not in struct", text
+    )
+    if unknown:
+        key = unknown.group(1).split("@")[0]
+        return f"{key} is no setting of {command}; {one_of(key, _keys(command, argv))}"
+    return text
+
+
+def warn_about_shadowed(argv: Sequence[str]) -> None:
+    """Say when a file in the user's --config-dir has the name of a built-in one, which wins."""
+    for place in _user_directories(argv):
+        for group, options in groups(place).items() if place.is_dir() else ():
+            for option in set(options) & set(groups().get(group, ())):
+                complain(f"{place / group / option}.yaml is ignored: {group}={option} is built in")
+
+
+def _user_directories(argv: Sequence[str]) -> list[Path]:
+    found = [a.split("=", 1)[1] for a in argv if a.startswith("--config-dir=")]
+    found += [argv[i + 1] for i, a in enumerate(argv[:-1]) if a in ("--config-dir", "-cd")]
+    return [Path(place) for place in found]
+
+
+def _keys(command: str, argv: Sequence[str]) -> list[str]:
+    """Groups and dotted keys of the config, as the choices on the command line compose it."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    known = groups()
+    choices = [a for a in argv if "," not in a and a.split("=")[0] in known and _known(a, known)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        config = compose(config_name=command, overrides=choices)
+    return [*known, *_dotted(config)]
+
+
+def _known(choice: str, known: Mapping[str, list[str]]) -> bool:
+    group, _, option = choice.partition("=")
+    return option in known[group]
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    from omegaconf import DictConfig, OmegaConf
+
+    if not isinstance(node, DictConfig):
+        return [prefix]
+    plain = OmegaConf.to_container(node, resolve=False)
+    children = [_dotted(node._get_node(k), f"{prefix}.{k}" if prefix else str(k)) for k in plain]
+    return [*([prefix] if prefix else []), *(key for found in children for key in found)]

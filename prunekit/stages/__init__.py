@@ -10,7 +10,7 @@ SPARSIFY = Stage(
 )
 PRUNE = Stage("prune", ("seed", "dataset", "criterion", "selection"), True)
 FINETUNE = Stage("finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros"), True)
-MEASURE = Stage("measure", ("dataset", "latency"), True)
+MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
 STAGES = {stage.name: stage for stage in (PRETRAIN, SPARSIFY, PRUNE, FINETUNE, MEASURE)}
 
 __all__ = ["STAGES", "Runtime", "Stage", "execute"]

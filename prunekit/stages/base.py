@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ from prunekit.runs.rundir import RunDir, StageDir, Status, model_file
 
 Settings = Mapping[str, Any]
 # where data lies is no part of what a run is
-PLACES = frozenset({"dataset.root", "dataset.download"})
+PLACES = frozenset({"dataset.root", "dataset.download", "source"})
 
 
 @dataclass(frozen=True)
 class Runtime:
     """The machine's side of a run, never part of its identity.
 
-    `device` is a torch device or `auto`; `threads` 0 leaves the choice to torch.
+    `device` is a torch device or `auto`; `threads` 0 leaves the choice to torch. `trust` lists
+    dotted paths of your own model classes that model files may name.
     """
 
     device: str = "auto"
     threads: int = 0
+    trust: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         integer("runtime.threads", self.threads, at_least=0)
@@ -73,8 +75,9 @@ def execute(
     Raises ArtifactError when the directory holds the stage with other settings.
     """
     place = run.stage(stage.name)
+    chosen = select(settings, stage.reads)
     status = place.begin(
-        _identity(select(settings, stage.reads)),
+        _identity(chosen),
         _source(stage, run, source),
         overwrite=bool(settings.get("overwrite", False)),
     )
@@ -82,30 +85,32 @@ def execute(
         return place.report(), False
     runtime = build(settings["runtime"], "runtime")
     runtime.apply(integer("seed", settings["seed"], at_least=0))
-    return place.complete(stage.work(settings, place, runtime)), True
+    runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
+    return place.complete(stage.work(chosen, place, runtime)), True
 
 
 def select(settings: Settings, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The nodes at dotted keys; an absent one raises ConfigError."""
+    """The nodes at dotted keys, nested as they were; an absent one raises ConfigError."""
     chosen: dict[str, Any] = {}
     for key in keys:
         node: Any = settings
-        for part in key.split("."):
-            if not isinstance(node, Mapping) or part not in node:
-                raise ConfigError(f"the setting {key} is missing")
-            node = node[part]
-        chosen[key] = node
+        into = chosen
+        *parents, last = key.split(".")
+        for part in parents:
+            node, into = node[part], into.setdefault(part, {})
+        if last not in node:
+            raise ConfigError(f"the setting {key} is missing")
+        into[last] = node[last]
     return chosen
 
 
-def _identity(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    def without(prefix: str, node: Any) -> Any:
-        if not isinstance(node, Mapping):
-            return node
-        kept = {key: value for key, value in node.items() if f"{prefix}.{key}" not in PLACES}
-        return {key: without(f"{prefix}.{key}", value) for key, value in kept.items()}
-
-    return {key: without(key, node) for key, node in chosen.items()}
+def _identity(chosen: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What a run is: everything the stage reads, except where things lie."""
+    kept = {key: node for key, node in chosen.items() if f"{prefix}{key}" not in PLACES}
+    return {
+        key: _identity(node, f"{prefix}{key}.") if isinstance(node, Mapping) else node
+        for key, node in kept.items()
+    }
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:

@@ -23,8 +23,8 @@ def finetune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Tune all weights; with `keep_zeros`, entries that are exactly zero stay zero."""
     choice("keep_zeros", settings["keep_zeros"], (True, False))
     schedule = build(settings["schedule"]["finetune"], "schedule.finetune")
-    saved = load_source(settings, stage.source)
-    model = saved.model.to(runtime.device)
+    saved = load_source(stage.source, runtime)
+    model = saved.model
     data = load_data(settings, runtime)
     fit(
         model,

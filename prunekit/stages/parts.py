@@ -19,10 +19,11 @@ from prunekit.surgery import SavedModel, load_model
 from prunekit.training import evaluate
 
 
-def load_source(settings: Mapping[str, Any], place: Path) -> SavedModel:
-    """The model to start from; the user's own model class is trusted, others are not."""
-    target = settings.get("model", {}).get("_target_", "")
-    return load_model(place, trust=(target,))
+def load_source(place: Path, runtime: Runtime) -> SavedModel:
+    """The model to start from, on the device of the runtime."""
+    saved = load_model(place, trust=runtime.trust)
+    saved.model.to(runtime.device)
+    return saved
 
 
 def load_data(settings: Mapping[str, Any], runtime: Runtime) -> Data:

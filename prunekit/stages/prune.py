@@ -31,8 +31,8 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Select units, remove them, and check that removing equals silencing."""
     criterion = criterion_of(settings, stage.source)
     selection = build(settings["selection"], "selection")
-    saved = load_source(settings, stage.source)
-    model = saved.model.to(runtime.device)
+    saved = load_source(stage.source, runtime)
+    model = saved.model
     data = load_data(settings, runtime)
     graph = ChannelGraph.trace(model, data.example.to(runtime.device))
     scores = criterion.scores(model, graph, data, runtime.device)

@@ -28,8 +28,8 @@ def sparsify(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     regularizer = regularizer_of(settings)
     problem = build(settings["order"], "order")
     schedule = build(settings["schedule"]["sparsify"], "schedule.sparsify")
-    saved = load_source(settings, stage.source)
-    model = saved.model.to(runtime.device)
+    saved = load_source(stage.source, runtime)
+    model = saved.model
     data = load_data(settings, runtime)
     graph = ChannelGraph.trace(model, data.example.to(runtime.device))
     training = Training(

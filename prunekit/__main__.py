@@ -1,0 +1,5 @@
+"""`python -m prunekit` is the console command."""
+
+from prunekit.cli import main
+
+main()

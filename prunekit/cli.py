@@ -1,0 +1,122 @@
+"""The command line: a thin front picks the command, Hydra composes its settings."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prunekit.errors import PrunekitError
+
+STAGES = {
+    "pretrain": "train the dense network, or load weights into it",
+    "sparsify": "train it under a sparsity penalty",
+    "prune": "remove the channels that score lowest",
+    "finetune": "train the narrow network",
+    "measure": "accuracy, parameters, MACs, latency, memory: dense beside narrow",
+    "run": "all stages in order; skips what is finished, resumes what was interrupted",
+    "inspect": "channel groups, what is frozen and why, predicted cost; trains nothing",
+}
+TOOLS = {"report": "collect finished runs into one table"}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; exits 1 with one line on any error that the user can mend, 2 on usage."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser()
+    if not arguments:
+        parser.print_help()
+        sys.exit(2)
+    parsed = parser.parse_args(arguments[:1])
+    _refuse_unknown(parser, parsed.command)
+    try:
+        if parsed.command in STAGES:
+            _launch(parsed.command, arguments[1:])
+        else:
+            importlib.import_module("prunekit.runs.tables").main(arguments[1:])
+    except PrunekitError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command continues", code=130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    from prunekit import __version__
+
+    lines = "\n".join(f"  {name:<10} {text}" for name, text in (STAGES | TOOLS).items())
+    parser = argparse.ArgumentParser(
+        prog="prunekit",
+        usage="prunekit COMMAND [GROUP=CHOICE] [KEY=VALUE] [-m] [--help]",
+        description="Make convolutional networks smaller and faster.",
+        epilog=f"commands:\n{lines}\n\nprunekit COMMAND --help lists every setting.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"prunekit {__version__}")
+    parser.add_argument("command", metavar="COMMAND", help="one of those below")
+    return parser
+
+
+def _refuse_unknown(parser: argparse.ArgumentParser, command: str) -> None:
+    from prunekit.errors import one_of
+
+    if command not in STAGES | TOOLS:
+        parser.exit(
+            2, f"prunekit: unknown command {command!r}; {one_of(command, STAGES | TOOLS)}\n"
+        )
+
+
+def _launch(stage: str, argv: Sequence[str]) -> None:
+    """Start Hydra with the stage's primary config; errors come back here, not to Hydra."""
+    import hydra
+
+    from prunekit.config import config_dir, explain, warn_about_shadowed
+
+    warn_about_shadowed(argv)
+    task = _task(stage)
+    sys.argv = [f"prunekit {stage}", *sorted(argv, key=_is_override)]
+    asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and exiting
+    try:
+        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
+    except PrunekitError:
+        raise
+    except Exception as error:
+        message = explain(error, stage, argv)
+        if message is None or asked_for_trace:
+            raise
+        _fail(message)
+    finally:
+        if not asked_for_trace:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+
+
+def _task(stage: str) -> Callable[[Any], Any]:
+    """The function that Hydra calls with the composed config, once a job."""
+    from prunekit.config import resolve
+
+    module = importlib.import_module("prunekit.stages.pipeline")
+    run = getattr(module, "run" if stage == "run" else "inspect" if stage == "inspect" else "one")
+
+    @functools.wraps(run)
+    def task(config: Any) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        return run(resolve(config), HydraConfig.get().runtime.output_dir)
+
+    return task
+
+
+def _is_override(argument: str) -> bool:
+    """Hydra 1.3 wants its flags on one side of the overrides, not between them."""
+    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+
+
+def _fail(message: str, code: int = 1) -> None:
+    from prunekit.console import complain
+
+    complain(f"prunekit: {message}")
+    sys.exit(code)

@@ -1,0 +1,123 @@
+"""Commands made of stages: one of them, all of them, or none (inspect)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from prunekit.build import build
+from prunekit.console import say, table
+from prunekit.errors import ConfigError, one_of
+from prunekit.runs.report import Report
+from prunekit.runs.rundir import RunDir
+from prunekit.runs.tables import comparison
+from prunekit.stages import STAGES, Runtime, Settings, execute
+
+
+def one(settings: Settings, directory: str) -> float:
+    """Run the stage that `settings.stage` names; returns top-1 for sweepers."""
+    place = RunDir(Path(directory).parent)
+    stage = STAGES[settings["stage"]]
+    check(settings, (stage.name,))
+    with place.lock():
+        report, worked = execute(stage, settings, place, settings["source"])
+    _announce(place, report, worked)
+    if stage.name == "measure":
+        comparison(place.path / "measure" / "comparison.csv")
+    return float(report.metrics.get("top1", float("nan")))
+
+
+def run(settings: Settings, directory: str) -> float:
+    """Run the pipeline in one run directory and print the comparison; returns the last top-1."""
+    place = RunDir(Path(directory).parent)
+    names = pipeline(settings)
+    check(settings, names)
+    source = settings["source"]
+    with place.lock():
+        for index, name in enumerate(names):
+            report, worked = execute(STAGES[name], settings, place, None if index else source)
+            _announce(place, report, worked)
+    if "measure" in names:
+        comparison(place.path / "measure" / "comparison.csv")
+    return float(report.metrics.get("top1", float("nan")))
+
+
+def pipeline(settings: Settings) -> tuple[str, ...]:
+    """The stages that `run` goes through; without a penalty there is nothing to sparsify."""
+    names = settings["pipeline"]
+    if not isinstance(names, list) or not names:
+        raise ConfigError(f"pipeline={names!r} is no list of stages")
+    for name in names:
+        if name not in STAGES:
+            raise ConfigError(f"pipeline names {name!r}, which is no stage; {one_of(name, STAGES)}")
+    skipped = {"sparsify"} if settings["regularizer"]["name"] == "none" else set()
+    return tuple(name for name in STAGES if name in names and name not in skipped)
+
+
+def check(settings: Settings, names: tuple[str, ...]) -> None:
+    """Build every object that the stages will need, so that a mistake shows before any work."""
+    from prunekit.stages.sparsify import regularizer_of
+
+    for name in ("pretrain", "sparsify", "finetune"):
+        if name in names:
+            build(settings["schedule"][name], f"schedule.{name}")
+    nodes = {
+        "pretrain": ("model",),
+        "sparsify": ("order",),
+        "prune": ("criterion", "selection"),
+        "measure": ("latency",),
+    }
+    for node in (node for name in names for node in nodes.get(name, ())):
+        build(settings[node], node)
+    if "sparsify" in names:
+        regularizer_of(settings)
+    build(settings["dataset"], "dataset")
+    build(settings["runtime"], "runtime")
+
+
+def _announce(place: RunDir, report: Report, worked: bool) -> None:
+    metrics = report.metrics
+    took = f"{report.seconds:.1f} s" if worked else "finished before"
+    say(
+        f"{report.stage:<9} top-1 {metrics['top1']:6.2f} %  {metrics['params']:>12,} parameters  "
+        f"{metrics['macs']:>14,} MACs  {took}  -> {place.path / report.stage}"
+    )
+    for note in report.notes if worked else ():
+        say(f"          note: {note}")
+
+
+def inspect(settings: Settings, directory: str) -> None:
+    """Print channel groups, what is frozen and why, and the cost at several widths."""
+    import torch
+
+    from prunekit.graph import ChannelGraph
+    from prunekit.measure import CostModel
+    from prunekit.runs.rundir import model_file
+    from prunekit.selection import PerLayer
+    from prunekit.stages.parts import load_source
+
+    Path(directory).rmdir()
+    runtime: Runtime = build(settings["runtime"], "runtime")
+    runtime.apply(settings["seed"])
+    if settings["source"] is not None:
+        model = load_source(model_file(settings["source"]), runtime).model
+    else:
+        model = build(settings["model"], "model")
+    example = torch.zeros(1, *build(settings["dataset"], "dataset").shape)
+    graph = ChannelGraph.trace(model, example)
+    cost = CostModel(model, graph)
+    rows = [
+        (group.name, str(len(group.units)), ", ".join(group.producers)) for group in graph.groups
+    ]
+    table("channel groups", ("group", "units", "producers"), rows)
+    frozen = sorted(name for name, units in graph.outs.items() if not units.any())
+    say(f"never pruned: {', '.join(frozen) or 'nothing'}")
+    for note in graph.notes:
+        say(f"note: {note}")
+    scores: dict[str, Any] = {g.name: torch.arange(1.0, len(g.units) + 1) for g in graph.groups}
+    predicted = []
+    for share in (1.0, 0.75, 0.5, 0.25, 0.1):
+        keep = PerLayer(share).keep(scores, graph, cost)
+        drop = graph.drop({name: ~mask for name, mask in keep.items()})
+        predicted.append((f"{share:.0%}", f"{cost.params(drop):,}", f"{cost.macs(drop):,}"))
+    table("predicted cost", ("width kept in every group", "parameters", "MACs"), predicted)
