@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -53,32 +54,40 @@ class Rows:
 
     def read(self) -> Tensor:
         """A detached copy, (groups, features)."""
-        return torch.cat([part.view(part.param.detach()) for part in self.slices], dim=1).clone()
+        return torch.cat([part.view(part.param.detach()) for part in self.slices], dim=1)
 
     @torch.no_grad()
     def write(self, rows: Tensor) -> None:
         """Overwrite the parameters with the entries of `rows`."""
-        for part, columns in self._columns(rows):
-            part.param.copy_(part.unview(columns))
+        for param, entries in self.scatter(rows):
+            param.copy_(entries)
 
     @torch.no_grad()
-    def add_grad(self, rows: Tensor) -> None:
-        """Add `rows` to the gradients; a parameter without a gradient gets one."""
-        for part, columns in self._columns(rows):
-            grad = part.unview(columns)
-            if part.param.grad is None:
-                part.param.grad = grad.clone()
-            else:
-                part.param.grad.add_(grad)
+    def add_grad(self, rows: Tensor, scale: float = 1.0) -> None:
+        """Add `scale * rows` to the gradients; a parameter without a gradient gets one."""
+        for param, entries in self.scatter(rows):
+            grad_of(param).add_(entries, alpha=scale)
+
+    def scatter(self, rows: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+        """Every parameter with its entries of `rows`, in the parameter's shape."""
+        parts = zip(self.slices, rows.split(self._widths, dim=1), strict=True)
+        return [(part.param, part.unview(columns)) for part, columns in parts]
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:
         """The parameters that the matrix is gathered from."""
         return tuple(part.param for part in self.slices)
 
-    def _columns(self, rows: Tensor) -> list[tuple[Slice, Tensor]]:
-        widths = [part.view(part.param.detach()).shape[1] for part in self.slices]
-        return list(zip(self.slices, rows.split(widths, dim=1), strict=True))
+    @cached_property
+    def _widths(self) -> list[int]:
+        return [part.view(part.param.detach()).shape[1] for part in self.slices]
+
+
+def grad_of(param: nn.Parameter) -> Tensor:
+    """The gradient of a parameter, made of zeros where the loss left none."""
+    if param.grad is None:
+        param.grad = torch.zeros_like(param)
+    return param.grad
 
 
 def unit_norms(blocks: Sequence[Rows], matrices: Sequence[Tensor], count: int) -> Tensor:

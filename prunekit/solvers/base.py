@@ -6,10 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Size, Tensor
 from torch.optim import Optimizer
 
-from prunekit.errors import ConfigError
+from prunekit.errors import ArtifactError, ConfigError
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
 
@@ -80,7 +80,7 @@ def check_fit(solver: Solver, penalty: Penalty) -> None:
     if missing:
         raise ConfigError(
             f"solver {type(solver).__name__} needs {' and '.join(sorted(missing))}, which penalty "
-            f"{type(penalty).__name__} does not offer (it offers {', '.join(sorted(penalty.offers))}); "
+            f"{type(penalty).__name__} does not offer (only {', '.join(sorted(penalty.offers))}); "
             "choose another solver or penalty"
         )
 
@@ -92,3 +92,18 @@ def learning_rate(optimizer: Optimizer, block: Rows) -> float:
         if any(id(param) in wanted for param in group["params"]):
             return float(group["lr"])
     raise ConfigError(f"the optimizer does not train {block.name}, which the penalty acts on")
+
+
+def check_state(blocks: Sequence[Rows], saved: Sequence[Tensor], shapes: Sequence[Size]) -> None:
+    """Raise ArtifactError unless there is one saved tensor per block, of the shape given for it."""
+    if len(saved) != len(blocks):
+        raise ArtifactError(
+            f"the solver state has {len(saved)} blocks of rows, the target {len(blocks)}; "
+            "resume with the settings the state was made with"
+        )
+    for block, tensor, shape in zip(blocks, saved, shapes, strict=True):
+        if tensor.shape != shape:
+            raise ArtifactError(
+                f"the solver state of {block.name} is {tuple(tensor.shape)}, not {tuple(shape)}; "
+                "resume with the model the state was made with"
+            )

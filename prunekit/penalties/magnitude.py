@@ -1,0 +1,233 @@
+"""Penalties of row norms: one class each, and nothing else to write for a new one.
+
+A class states `phi`, its derivative `slope`, and `shrink`, the prox of a magnitude. Where `phi` is
+not convex, `shrink` lists the stationary points and `best_of` takes the cheapest.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import number
+from prunekit.penalties.base import RadialPenalty, best_of
+
+NEWTON_STEPS = 20  # float64 is reached after 9 for every p; the rest is margin
+
+
+@dataclass(frozen=True)
+class L0(RadialPenalty):
+    """The number of rows that are not zero: lam for every t > 0.
+
+    On filters this is l2,0 (SSR eq. 15 and theorem 1). It has no useful subgradient.
+    """
+
+    offers: ClassVar[frozenset[str]] = frozenset({"prox"})
+
+    def phi(self, t: Tensor) -> Tensor:
+        """The price lam of each magnitude that is not zero."""
+        return self.lam * (t != 0).to(t.dtype)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Zero, as everywhere off the jump; `offers` keeps solvers from using it."""
+        return torch.zeros_like(t)
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """Hard threshold at sqrt(2 step lam); a tie goes to zero."""
+        return torch.where(t > math.sqrt(2 * step * self.lam), t, 0.0)
+
+
+@dataclass(frozen=True)
+class L1(RadialPenalty):
+    """The sum of the magnitudes: lam t.
+
+    On filters this is l2,1, the group lasso (SSR eq. 14), on single entries the lasso (SSR eq. 16).
+    """
+
+    def phi(self, t: Tensor) -> Tensor:
+        """The magnitude, times lam."""
+        return self.lam * t
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Always lam."""
+        return torch.full_like(t, self.lam)
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """Soft threshold at step lam."""
+        return (t - step * self.lam).clamp_min(0)
+
+
+@dataclass(frozen=True)
+class Lp(RadialPenalty):
+    """A power of the magnitude: lam t^p with 0 < p < 1 (Bui et al. 2021)."""
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("p", self.p, above=0, below=1)
+
+    def phi(self, t: Tensor) -> Tensor:
+        """The power p of the magnitude, times lam."""
+        return self.lam * t**self.p
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Grows without bound towards zero."""
+        return self.lam * self.p * t ** (self.p - 1)
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """The largest root of u + step lam p u^(p-1) = t by Newton's method, or zero.
+
+        From u = t the iteration falls monotonically, since the left side is convex and increasing
+        above `jump`, the smallest non-zero result (Marjanovic and Solo 2012).
+        """
+        strength, p = step * self.lam, self.p
+        jump = (2 * strength * (1 - p)) ** (1 / (2 - p))
+        u = t.clamp_min(jump)
+        for _ in range(NEWTON_STEPS):
+            excess = u + strength * p * u ** (p - 1) - t
+            u = (u - excess / (1 + strength * p * (p - 1) * u ** (p - 2))).clamp_min(jump)
+        return best_of(t, step, self.phi, u)
+
+
+@dataclass(frozen=True)
+class TransformedL1(RadialPenalty):
+    """Between l0 (a small) and l1 (a large): lam (a + 1) t / (a + t) (Zhang and Xin 2017)."""
+
+    a: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("a", self.a, above=0)
+
+    def phi(self, t: Tensor) -> Tensor:
+        """Equal to lam at t = 1, and at most lam (a + 1)."""
+        return self.lam * (self.a + 1) * t / (self.a + t)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """From lam (a + 1) / a at zero down to nothing."""
+        return self.lam * self.a * (self.a + 1) / (self.a + t) ** 2
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """The largest root of a cubic in a + u, in its trigonometric form, or zero."""
+        width = self.a + t
+        cosine = 1 - 13.5 * step * self.lam * self.a * (self.a + 1) / width**3
+        angle = torch.arccos(cosine.clamp(-1, 1)) / 3
+        return best_of(t, step, self.phi, (2 * width * torch.cos(angle) - 2 * self.a + t) / 3)
+
+
+@dataclass(frozen=True)
+class MCP(RadialPenalty):
+    """Minimax concave penalty: lam t - t^2 / (2 gamma), constant past gamma lam (Zhang 2010).
+
+    It spares magnitudes above gamma lam: with gamma lam below them all it does nothing, so gamma
+    has no default.
+    """
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("gamma", self.gamma, above=0)
+
+    def phi(self, t: Tensor) -> Tensor:
+        """A parabola up to gamma lam, then gamma lam^2 / 2."""
+        bent = t.clamp_max(self.gamma * self.lam)
+        return self.lam * bent - bent.square() / (2 * self.gamma)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """From lam at zero in a straight line to 0 at gamma lam."""
+        return (self.lam - t / self.gamma).clamp_min(0)
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """Firm threshold for step < gamma, hard threshold where the parabola is too concave."""
+        firm = (t - step * self.lam) / (1 - step / self.gamma)
+        return best_of(t, step, self.phi, firm)
+
+
+@dataclass(frozen=True)
+class SCAD(RadialPenalty):
+    """Smoothly clipped absolute deviation, a > 1 (Fan and Li 2001, who use a > 2).
+
+    lam t up to lam, (2 a lam t - t^2 - lam^2) / (2 (a - 1)) up to a lam, then (a + 1) lam^2 / 2.
+    Like MCP it spares magnitudes above a lam, so a has no default.
+    """
+
+    a: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("a", self.a, above=1)
+
+    def phi(self, t: Tensor) -> Tensor:
+        """A line, a parabola, a constant."""
+        line = self.lam * t.clamp_max(self.lam)
+        rise = t.clamp(self.lam, self.a * self.lam) - self.lam
+        return line + self.lam * rise - rise.square() / (2 * (self.a - 1))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """Lam up to lam, then in a straight line to 0 at a lam."""
+        return ((self.a * self.lam - t) / (self.a - 1)).clamp(0, self.lam)
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """Soft threshold, the middle piece, or the magnitude itself, whichever costs least."""
+        soft = t - step * self.lam
+        middle = ((self.a - 1) * t - step * self.a * self.lam) / (self.a - 1 - step)
+        return best_of(t, step, self.phi, soft, middle)
+
+
+@dataclass(frozen=True)
+class LogSum(RadialPenalty):
+    """A logarithm, steep at zero: lam log(1 + t / eps) (Candes, Wakin and Boyd 2008)."""
+
+    eps: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("eps", self.eps, above=0)
+
+    def phi(self, t: Tensor) -> Tensor:
+        """The logarithm of 1 + t / eps, times lam."""
+        return self.lam * torch.log1p(t / self.eps)
+
+    def slope(self, t: Tensor) -> Tensor:
+        """From lam / eps at zero down to nothing."""
+        return self.lam / (self.eps + t)
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """The larger root of (u - t)(eps + u) + step lam = 0, or zero."""
+        root = ((t + self.eps).square() - 4 * step * self.lam).sqrt()
+        return best_of(t, step, self.phi, (t - self.eps + root) / 2)
+
+
+@dataclass(frozen=True)
+class L1MinusL2(RadialPenalty):
+    """What the magnitudes of a block lack to a single one: lam (sum of t - 2-norm of t).
+
+    The only penalty here that couples the rows of a block; `phi` and `slope` are each row's share.
+    It is zero on one row, so its prox never empties a block (Lou and Yan 2018, lemma 1).
+    """
+
+    def phi(self, t: Tensor) -> Tensor:
+        """Each magnitude's share t_i - t_i^2 / |t|, times lam; the shares add up to the penalty."""
+        return self.lam * (t - t.square() / t.norm().clamp_min(torch.finfo(t.dtype).tiny))
+
+    def slope(self, t: Tensor) -> Tensor:
+        """The derivative of the whole penalty by each magnitude."""
+        return self.lam * (1 - t / t.norm())
+
+    def shrink(self, t: Tensor, step: float) -> Tensor:
+        """Soft threshold and stretch; the largest magnitude alone where the threshold takes all.
+
+        Of equal largest ones the first is kept: any is a minimiser, stretching them all is not.
+        """
+        soft = (t - step * self.lam).clamp_min(0)
+        length = soft.norm()
+        stretched = soft * (1 + step * self.lam / length.clamp_min(torch.finfo(t.dtype).tiny))
+        alone = torch.zeros_like(t)
+        alone[t.argmax()] = t.max()
+        return torch.where(length > 0, stretched, alone)

@@ -1,0 +1,51 @@
+"""Proximal stochastic gradient descent: the optimizer's step, then the penalty's prox."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch.optim import Optimizer
+
+from prunekit.checks import integer
+from prunekit.solvers.base import Solver, learning_rate
+
+
+@dataclass
+class Proximal(Solver):
+    """Applies the prox with step rate * weight * `every` after each `every`-th optimizer step.
+
+    Forward-backward splitting; the zeros are exact, and the optimizer's momentum never sees the
+    penalty. A rate of zero, as in the first step of a warm-up, leaves the parameters alone.
+    """
+
+    every: int = 1
+    needs: ClassVar[frozenset[str]] = frozenset({"prox"})
+
+    def __post_init__(self) -> None:
+        integer("every", self.every, at_least=1)
+
+    def start(self) -> None:
+        """Count optimizer steps from zero."""
+        self.steps = 0
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """Shrink the rows when it is time."""
+        self.steps += 1
+        if self.steps % self.every:
+            return
+        for block in self.blocks:
+            step = learning_rate(optimizer, block) * block.weight * self.every
+            if step > 0:
+                block.write(self.penalty.prox(block.read(), step))
+
+    def finish(self) -> None:
+        """Nothing to do: the parameters hold the answer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position between two proxes."""
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue counting where the state stopped."""
+        self.steps = int(state["steps"])
