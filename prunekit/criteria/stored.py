@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.atomic import replacing
 from prunekit.criteria.base import Criterion, Scores
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -25,16 +25,19 @@ FORMAT = "prunekit-scores-1"
 class Stored(Criterion):
     """The scores in a file, such as the row norms that sparsify saved.
 
-    `path` is the file, or a directory with `scores.pt` or `sparsify/scores.pt` in it. It is read
-    when scores are asked for, since the stage before may not have written it yet.
+    `path` is the file, or a directory with `scores.pt` or `sparsify/scores.pt` in it; None stands
+    for the file beside the source model, which the prune stage fills in. It is read when scores
+    are asked for, since the stage before may not have written it yet.
     """
 
-    path: str | Path
+    path: str | Path | None = None
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Raises ArtifactError when the file lacks a group of the network or differs in width."""
+        if self.path is None:
+            raise ConfigError("criterion.path is not set; give the scores.pt of a sparsify stage")
         stored = load_scores(self.path)
         for group in graph.groups:
             self._check(group.name, len(group.units), stored)

@@ -1,0 +1,107 @@
+"""What a network takes: activation memory of a forward pass, bytes on disk, weights not zero."""
+
+from __future__ import annotations
+
+import copy
+import os
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from prunekit.checks import integer
+from prunekit.errors import ArtifactError
+
+
+def peak_activations(
+    model: nn.Module, shape: Sequence[int], *, device: str | torch.device = "cpu", batch: int = 1
+) -> int:
+    """The largest number of bytes that input and activations hold at once in a forward pass.
+
+    `shape` is that of one example, without the batch dimension. A copy of the model runs in
+    evaluation mode without gradients; weights and buffers do not count. On a CPU the bytes of live
+    tensors are followed from op to op, which repeats exactly; on a GPU it is the allocator's peak,
+    workspaces of the kernels included.
+    """
+    integer("batch", batch, at_least=1)
+    network = copy.deepcopy(model).to(device).eval()
+    device = torch.device(device)
+    with torch.no_grad():
+        if device.type == "cuda":
+            return _allocator_peak(network, (batch, *shape), device)
+        with _Live() as live:
+            network(torch.zeros(batch, *shape, device=device))
+    return live.peak
+
+
+def file_bytes(path: str | Path) -> int:
+    """The size of a file in bytes; ArtifactError when it is missing."""
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise ArtifactError(f"{path} does not exist, so it has no size; give a file") from error
+
+
+def nonzero_params(model: nn.Module) -> int:
+    """How many entries of all parameters are not exactly zero."""
+    return sum(int(param.count_nonzero()) for param in model.parameters())
+
+
+def sparsity(model: nn.Module) -> float:
+    """The share of parameter entries that are exactly zero, between 0 and 1."""
+    total = sum(param.numel() for param in model.parameters())
+    return 1 - nonzero_params(model) / total if total else 0.0
+
+
+class _Live(TorchDispatchMode):
+    """Follows the bytes of the storages that ops create while it is active, until they are freed.
+
+    Weights are older than the mode and no op returns them, so they never enter.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = self._now = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        older = {_key(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
+        out = func(*args, **kwargs)
+        for tensor in tree_iter(out):
+            if isinstance(tensor, Tensor) and _key(tensor) not in older | self._known:
+                self._add(tensor)
+        return out
+
+    def _add(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = _key(tensor), storage.nbytes()
+        self._known.add(key)
+        self._now += size
+        self.peak = max(self.peak, self._now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self._now -= size
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _allocator_peak(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
+    network(torch.zeros(shape, device=device))  # the first pass also allocates lasting workspaces
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    network(torch.zeros(shape, device=device))
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before
