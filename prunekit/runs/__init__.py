@@ -1,0 +1,1 @@
+"""Run directories, reports, tables and plots."""

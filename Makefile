@@ -1,0 +1,42 @@
+# Everything runs in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+TABLE ?= ssr_t1
+SCALE ?= short
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-all lint bench reproduce-tables clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "prunekit needs Python 3.10 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+install: $(STAMP)  ## create .venv and install prunekit into it
+
+demo: $(STAMP)  ## prune LeNet on bundled digits through all stages (about a minute)
+	$(BIN)/prunekit run experiment=demo
+
+test: $(STAMP)  ## the tests, without the slow ones
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)  ## style and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(STAMP)  ## speed, as ratios inside one run
+	$(BIN)/python scripts/bench.py
+
+reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ssr_f3|ssr_f56|ssr_headline SCALE=smoke|short
+	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --root outputs
+
+clean:  ## remove the environment, caches and builds; outputs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

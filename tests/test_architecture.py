@@ -1,0 +1,117 @@
+"""The rules of docs/architecture.md that a machine can check."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "prunekit"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+LAYERS = (
+    {"errors", "checks", "build", "console", "atomic", "config"},
+    {"rows", "penalties", "graph", "models", "data"},
+    {"targets", "solvers", "surgery", "measure"},
+    {"training", "criteria", "selection"},
+    {"problems", "runs", "attach"},
+    {"stages"},
+    {"cli"},
+    {"__main__"},
+)
+LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
+ONLY = {  # narrower than the layer: the whole list of what these may import
+    "solvers": {"rows", "penalties", "errors", "checks"},
+    "penalties": {"errors", "checks"},
+    "models": {"errors", "checks"},
+}
+THIRD_PARTY = {
+    "hydra": {"cli", "config"},
+    "omegaconf": {"config"},
+    "rich": {"console"},
+    "fvcore": {"measure.flops"},
+    "matplotlib": {"runs.plots"},
+}
+
+
+def dotted(file: Path) -> str:
+    return ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def imports(file: Path) -> list[tuple[str, bool]]:
+    """Imported module names, and whether the import is only for type checkers."""
+    tree = ast.parse(file.read_text())
+    typing_only = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.unparse(branch.test)
+        for node in ast.walk(branch)
+    }
+    found: list[tuple[str, bool]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.append((node.module, id(node) in typing_only))
+        elif isinstance(node, ast.Import):
+            found.extend((alias.name, id(node) in typing_only) for alias in node.names)
+    return found
+
+
+def inner(file: Path) -> set[str]:
+    names = {name for name, typing in imports(file) if not typing and name.startswith("prunekit.")}
+    return {name.removeprefix("prunekit.") for name in names}
+
+
+@pytest.mark.parametrize("file", FILES, ids=dotted)
+def test_imports_point_down(file: Path) -> None:
+    name = top(dotted(file))
+    if name == "__init__" or not dotted(file):
+        return
+    for imported in inner(file):
+        other = top(imported)
+        assert other in LAYER, f"{imported} has no layer"
+        if name in ONLY:
+            assert other == name or other in ONLY[name], f"{name} may not import {imported}"
+        if other != name and LAYER[name] > 0:
+            assert LAYER[other] < LAYER[name], f"{name} may not import {imported}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=dotted)
+def test_third_party_packages_stay_at_their_edge(file: Path) -> None:
+    for imported, _ in imports(file):
+        allowed = THIRD_PARTY.get(top(imported))
+        assert allowed is None or dotted(file) in allowed, f"{imported} in {dotted(file)}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=dotted)
+def test_files_are_short_and_plain(file: Path) -> None:
+    text = file.read_text()
+    assert len(text.splitlines()) <= 400
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ExceptHandler):
+            assert node.type is not None, f"bare except at line {node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "print":
+            assert dotted(file) == "console", f"print at line {node.lineno}"
+        if isinstance(node, ast.FunctionDef):
+            defaults = [*node.args.defaults, *filter(None, node.args.kw_defaults)]
+            mutable = (ast.List, ast.Dict, ast.Set)
+            assert not any(isinstance(d, mutable) for d in defaults), (
+                f"{node.name}: mutable default"
+            )
+
+
+def test_every_module_has_a_layer() -> None:
+    modules = {top(dotted(file)) for file in FILES} - {""}
+    assert modules - {"__init__"} == set(LAYER)
+
+
+def test_the_library_works_without_the_command_line_and_the_configs() -> None:
+    """Nothing below the stages imports cli or config."""
+    for file in FILES:
+        if top(dotted(file)) not in {"cli", "__main__", "config"}:
+            assert not {"cli", "config"} & {top(name) for name in inner(file)}, dotted(file)
