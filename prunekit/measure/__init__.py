@@ -1,15 +1,15 @@
 """What a network costs: multiply-adds, parameters, latency, memory."""
 
 from prunekit.measure.flops import counted_macs
-from prunekit.measure.latency import Latency, compare_latency
-from prunekit.measure.memory import file_bytes, nonzero_params, peak_activations, sparsity
+from prunekit.measure.latency import Latency, LatencyTest
+from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
 
 __all__ = [
     "Latency",
-    "compare_latency",
+    "LatencyTest",
     "counted_macs",
     "file_bytes",
     "nonzero_params",
-    "peak_activations",
+    "peak_memory",
     "sparsity",
 ]

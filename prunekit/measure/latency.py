@@ -33,34 +33,45 @@ class Latency:
         return cls(median, q1, q3, len(times))
 
 
-def compare_latency(
-    models: Mapping[str, nn.Module],
-    shape: Sequence[int],
-    *,
-    device: str | torch.device = "cpu",
-    threads: int = 1,
-    batch: int = 1,
-    runs: int = 50,
-    warmup: int = 10,
-    seconds: float = 60.0,
-) -> dict[str, Latency]:
-    """Time one forward pass of every model on the same random batch, in turns A B A B.
+@dataclass(frozen=True)
+class LatencyTest:
+    """How to time networks: batch, CPU threads, rounds, and a limit for all of it together.
 
-    `shape` is that of one example, without the batch dimension. Copies of the models run in
-    evaluation and inference mode on `device`; `threads` is torch's intra-op count and is set back
-    afterwards. After about `seconds` the timing stops early, yet never before five rounds.
+    After `warmup` rounds and at least five timed ones the test stops early once about `seconds`
+    are used up. `threads` is torch's intra-op count and is set back afterwards.
     """
-    for name, value in (("threads", threads), ("batch", batch)):
-        integer(f"latency.{name}", value, at_least=1)
-    integer("latency.runs", runs, at_least=_FEWEST)
-    integer("latency.warmup", warmup, at_least=0)
-    number("latency.seconds", seconds, above=0)
-    x = torch.rand(batch, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    copies = {name: copy.deepcopy(model).to(device).eval() for name, model in models.items()}
-    with _threads(threads), torch.inference_mode():
-        _rounds(copies, x, rounds=warmup, at_least=1, seconds=seconds / 4)
-        times = _rounds(copies, x, rounds=runs, at_least=_FEWEST, seconds=seconds)
-    return {name: Latency.of(found) for name, found in times.items()}
+
+    threads: int = 1
+    batch: int = 1
+    runs: int = 50
+    warmup: int = 10
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        integer("latency.threads", self.threads, at_least=1)
+        integer("latency.batch", self.batch, at_least=1)
+        integer("latency.runs", self.runs, at_least=_FEWEST)
+        integer("latency.warmup", self.warmup, at_least=0)
+        number("latency.seconds", self.seconds, above=0)
+
+    def run(
+        self,
+        models: Mapping[str, nn.Module],
+        example: Tensor,
+        device: str | torch.device = "cpu",
+    ) -> dict[str, Latency]:
+        """Time one forward pass of every model on the same random batch, in turns A B A B.
+
+        `example` gives the shape, batch dimension first; its own batch size does not count.
+        Copies of the models run in evaluation and inference mode on `device`.
+        """
+        source = torch.Generator().manual_seed(0)
+        x = torch.rand(self.batch, *example.shape[1:], generator=source).to(device)
+        copies = {name: copy.deepcopy(model).to(device).eval() for name, model in models.items()}
+        with _threads(self.threads), torch.inference_mode():
+            _rounds(copies, x, rounds=self.warmup, at_least=1, seconds=self.seconds / 4)
+            times = _rounds(copies, x, rounds=self.runs, at_least=_FEWEST, seconds=self.seconds)
+        return {name: Latency.of(found) for name, found in times.items()}
 
 
 def _rounds(

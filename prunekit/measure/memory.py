@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +14,23 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from prunekit.checks import integer
 from prunekit.errors import ArtifactError
 
 
-def peak_activations(
-    model: nn.Module, shape: Sequence[int], *, device: str | torch.device = "cpu", batch: int = 1
-) -> int:
+def peak_memory(model: nn.Module, example: Tensor) -> int:
     """The largest number of bytes that input and activations hold at once in a forward pass.
 
-    `shape` is that of one example, without the batch dimension. A copy of the model runs in
-    evaluation mode without gradients; weights and buffers do not count. On a CPU the bytes of live
-    tensors are followed from op to op, which repeats exactly; on a GPU it is the allocator's peak,
-    workspaces of the kernels included.
+    A copy of the model runs on a batch shaped like `example`, on its device, in evaluation mode
+    without gradients; weights and buffers do not count. On a CPU the bytes of live tensors are
+    followed from op to op, which repeats exactly; on a GPU it is the allocator's peak, workspaces
+    of the kernels included.
     """
-    integer("batch", batch, at_least=1)
-    network = copy.deepcopy(model).to(device).eval()
-    device = torch.device(device)
+    network = copy.deepcopy(model).to(example.device).eval()
     with torch.no_grad():
-        if device.type == "cuda":
-            return _allocator_peak(network, (batch, *shape), device)
+        if example.is_cuda:
+            return _allocator_peak(network, example)
         with _Live() as live:
-            network(torch.zeros(batch, *shape, device=device))
+            network(torch.zeros_like(example))
     return live.peak
 
 
@@ -97,11 +92,11 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _allocator_peak(network: nn.Module, shape: tuple[int, ...], device: torch.device) -> int:
-    network(torch.zeros(shape, device=device))  # the first pass also allocates lasting workspaces
-    torch.cuda.synchronize(device)
-    before = torch.cuda.memory_allocated(device)
-    torch.cuda.reset_peak_memory_stats(device)
-    network(torch.zeros(shape, device=device))
-    torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device) - before
+def _allocator_peak(network: nn.Module, example: Tensor) -> int:
+    network(torch.zeros_like(example))  # the first pass also allocates lasting workspaces
+    torch.cuda.synchronize(example.device)
+    before = torch.cuda.memory_allocated(example.device)
+    torch.cuda.reset_peak_memory_stats(example.device)
+    network(torch.zeros_like(example))
+    torch.cuda.synchronize(example.device)
+    return torch.cuda.max_memory_allocated(example.device) - before

@@ -1,0 +1,277 @@
+"""Tables of finished runs: dense beside narrow, and one row a run."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prunekit import console
+from prunekit.errors import ArtifactError
+from prunekit.runs.files import read_json, write_text
+from prunekit.runs.report import Report
+from prunekit.runs.rundir import STAGES
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Row = Mapping[str, Any]
+
+# metric, heading, how to show it
+_COLUMNS = (
+    ("top1", "top-1 %", "{:.2f}"),
+    ("top5", "top-5 %", "{:.2f}"),
+    ("params", "parameters", "{:,.0f}"),
+    ("nonzero", "non-zero", "{:,.0f}"),
+    ("macs", "MACs", "{:,.0f}"),
+    ("cpu_ms", "CPU ms", "{:.3g}"),
+    ("gpu_ms", "GPU ms", "{:.3g}"),
+)
+# metric, heading: dense divided by the row
+_RATIOS = (
+    ("params", "params ratio"),
+    ("macs", "MACs ratio"),
+    ("cpu_ms", "CPU speed-up"),
+    ("gpu_ms", "GPU speed-up"),
+)
+_SUMMARY = (
+    *("run", "model", "dataset", "method", "last_stage", "top1", "top1_change", "top5", "params"),
+    *("macs", "cpu_ms", "gpu_ms", "params_ratio", "macs_ratio", "speedup", "gpu_speedup"),
+    "problems",
+)
+_SHOWN = (
+    ("run", "run", "{}"),
+    ("method", "method", "{}"),
+    ("last_stage", "last stage", "{}"),
+    ("top1", "top-1 %", "{:.2f}"),
+    ("top1_change", "change", "{:+.2f}"),
+    ("params", "parameters", "{:,.0f}"),
+    ("macs", "MACs", "{:,.0f}"),
+    ("params_ratio", "params ratio", "{:.1f}x"),
+    ("macs_ratio", "MACs ratio", "{:.1f}x"),
+    ("speedup", "CPU speed-up", "{:.1f}x"),
+    ("problems", "problems", "{}"),
+)
+
+
+def comparison(file: str | Path) -> None:
+    """Print the table of a comparison.csv, one network a row, the dense one first."""
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except OSError as error:
+        raise ArtifactError(f"{file} cannot be read; run the measure stage again") from error
+    if not rows:
+        raise ArtifactError(f"{file} has no rows; run the measure stage again")
+    columns, cells = compare(rows)
+    console.table("dense and narrow", columns, cells)
+
+
+def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells that set every network beside the first one.
+
+    Rows are flat metrics with a `network` label; a column appears where a row has its metric, and
+    a value that is missing or not a number stands as "-".
+    """
+    present = {key for row in rows for key, value in row.items() if _number(value) is not None}
+    plain = [column for column in _COLUMNS if column[0] in present]
+    ratios = [column for column in _RATIOS if column[0] in present]
+    columns = ["network", *(heading for _, heading, _ in plain), *(h for _, h in ratios)]
+    cells = [
+        [
+            str(row.get("network", "")),
+            *(_shown(row.get(key), form) for key, _, form in plain),
+            *(_shown(_ratio(rows[0].get(key), row.get(key)), "{:.1f}x") for key, _ in ratios),
+        ]
+        for row in rows
+    ]
+    return columns, cells
+
+
+def collect(paths: Iterable[str | Path]) -> DataFrame:
+    """Every stage found under the given directories, one row a run and stage.
+
+    Columns: run, stage, status (finished, unfinished, damaged), path, seconds, model, dataset,
+    method, then one per metric. Stages without a readable report have no metrics. Raises
+    ArtifactError when there is no stage at all.
+    """
+    import pandas as pd
+
+    roots = [Path(path) for path in paths]
+    rows = [_stage_row(root, place) for root in roots for place in _stages(root)]
+    if not rows:
+        named = ", ".join(map(str, roots)) or "no path"
+        raise ArtifactError(f"no run found under {named}; give the directory that runs are kept in")
+    return pd.DataFrame(rows).drop_duplicates("path", ignore_index=True)
+
+
+def summary(frame: DataFrame) -> DataFrame:
+    """One row a run: its last finished stage, beside the dense network of the same run.
+
+    Ratios are dense divided by narrow, `top1_change` is narrow minus dense in percentage points;
+    they are missing where the run has no dense figures. `problems` names stages without a report.
+    """
+    import pandas as pd
+
+    rows = [
+        _run_row(str(run), stages.to_dict("records"))
+        for run, stages in frame.groupby("run", sort=False)
+    ]
+    table = pd.DataFrame(rows)
+    return table[[column for column in _SUMMARY if column in table]]
+
+
+def show(table: DataFrame, title: str = "runs") -> None:
+    """Print a summary; columns in which no run has a value are left out."""
+    columns = [c for c in _SHOWN if c[0] in table and _filled(table[c[0]])]
+    rows = [[_shown(row[key], form) for key, _, form in columns] for _, row in table.iterrows()]
+    console.table(title, [heading for _, heading, _ in columns], rows)
+
+
+def write_table(table: DataFrame, path: str | Path) -> None:
+    """Write a frame as csv (full precision) or markdown, by the ending .csv or .md of the path."""
+    place = Path(path)
+    if place.suffix == ".csv":
+        write_text(place, lambda file: table.to_csv(file, index=False, lineterminator="\n"))
+    elif place.suffix == ".md":
+        write_text(place, lambda file: file.write(markdown(table)))
+    else:
+        raise ArtifactError(f"{place} must end in .csv or .md, which says how to write the table")
+
+
+def markdown(table: DataFrame) -> str:
+    """The frame as a markdown table; numbers as in the printed summary, unknown ones plainly."""
+    forms = {key: (heading, form) for key, heading, form in (*_COLUMNS, *_SHOWN)}
+    keys = [key for key in table.columns if _filled(table[key])]
+    lines = [
+        [forms.get(key, (key, "{}"))[0] for key in keys],
+        ["---:" if _number(table[key].dropna().iloc[0]) is not None else "---" for key in keys],
+    ]
+    for _, row in table.iterrows():
+        lines.append([_shown(row[key], forms.get(key, (key, "{}"))[1]) for key in keys])
+    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def main(argv: Sequence[str]) -> None:
+    """`prunekit report`: print one row a run, and write it where asked."""
+    parser = argparse.ArgumentParser(
+        prog="prunekit report", description="Collect finished runs into one table."
+    )
+    parser.add_argument("paths", nargs="*", default=["outputs"], help="where runs are kept")
+    parser.add_argument("--out", action="append", default=[], help="write to FILE.csv or FILE.md")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw error against compression")
+    arguments = parser.parse_args(list(argv))
+    table = summary(collect(arguments.paths))
+    show(table)
+    for path in arguments.out:
+        write_table(table, path)
+    if arguments.plot:
+        from prunekit.runs.plots import tradeoff
+
+        tradeoff(table, Path(arguments.plot))
+
+
+def _stages(root: Path) -> list[Path]:
+    """The stage directories under `root`, in the order of runs and then of the pipeline."""
+    marks = ("report.json", "settings.json")
+    found = {file.parent for mark in marks for file in root.rglob(mark)}
+    places = [place for place in found if place.name in STAGES]
+    return sorted(places, key=lambda place: (str(place.parent), STAGES.index(place.name)))
+
+
+def _stage_row(root: Path, place: Path) -> dict[str, Any]:
+    # a root may be a single run or stage: then its own name is all there is
+    inside = place.parent.relative_to(root) if place != root else Path(".")
+    name = str(inside) if inside.parts else place.parent.resolve().name
+    row = {"run": name, "stage": place.name, "status": "unfinished", "path": str(place.resolve())}
+    if not (place / "report.json").is_file():
+        return row
+    try:
+        report = Report.from_dict(read_json(place / "report.json"))
+        return {
+            **row,
+            "status": "finished",
+            "seconds": float(report.seconds),
+            **_labels(report.settings),
+            **report.metrics,
+        }
+    except (ArtifactError, TypeError, ValueError, AttributeError):
+        return {**row, "status": "damaged"}
+
+
+def _labels(settings: Row) -> dict[str, str]:
+    """What people call the parts of a run, from the settings of one stage."""
+    labels = {key: _label(settings.get(key)) for key in ("model", "dataset")}
+    labels["method"] = _label(settings.get("regularizer")) or _label(settings.get("criterion"))
+    return {key: label for key, label in labels.items() if label}
+
+
+def _label(node: object) -> str:
+    if not isinstance(node, Mapping):
+        return ""
+    return str(node.get("name") or str(node.get("_target_", "")).rpartition(".")[2])
+
+
+def _run_row(run: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
+    done = [stage for stage in stages if stage["status"] == "finished"]
+    problems = [f"{s['stage']} {s['status']}" for s in stages if s["status"] != "finished"]
+    row: dict[str, Any] = {"run": run, "problems": ", ".join(problems)}
+    if not done:
+        return row
+    last, dense = done[-1], _dense(done)
+    for key in ("model", "dataset", "method"):
+        # the first stage that names it: sparsify's penalty before prune's criterion
+        row[key] = next((s[key] for s in done if isinstance(s.get(key), str)), "")
+    row.update({key: last.get(key) for key in ("top1", "top5", "params", "macs")})
+    row.update({key: last.get(key) for key in ("cpu_ms", "gpu_ms")}, last_stage=last["stage"])
+    row["top1_change"] = _difference(last.get("top1"), dense.get("top1"))
+    for key, name in (("params", "params_ratio"), ("macs", "macs_ratio")):
+        row[name] = _ratio(dense.get(key), last.get(key))
+    row["speedup"] = _ratio(dense.get("cpu_ms"), last.get("cpu_ms"))
+    row["gpu_speedup"] = last.get("gpu_speedup")
+    return row
+
+
+def _dense(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Figures of the dense network: from measure, else from the stage that trained it."""
+    prefix = "dense_"
+    measured = {
+        key.removeprefix(prefix): value
+        for key, value in done[-1].items()
+        if key.startswith(prefix) and _number(value) is not None
+    }
+    return measured or next((stage for stage in done if stage["stage"] == "pretrain"), {})
+
+
+def _number(value: object) -> float | None:
+    """A finite number, also from the text of a csv file, or None."""
+    try:
+        found = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def _ratio(dense: object, narrow: object) -> float | None:
+    above, below = _number(dense), _number(narrow)
+    return above / below if above is not None and below else None
+
+
+def _difference(narrow: object, dense: object) -> float | None:
+    left, right = _number(narrow), _number(dense)
+    return left - right if left is not None and right is not None else None
+
+
+def _shown(value: object, form: str) -> str:
+    if form == "{}":
+        return "" if value is None or value != value else str(value)
+    found = _number(value)
+    return "-" if found is None else form.format(found)
+
+
+def _filled(column: Any) -> bool:
+    return bool((column.notna() & (column.astype(str) != "")).any())
