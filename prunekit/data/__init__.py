@@ -1,0 +1,26 @@
+"""Data sets: settings that load into training, validation and test batches."""
+
+from prunekit.data.base import Batches, Data, Dataset
+from prunekit.data.digits import Digits
+from prunekit.data.folder import ImageFolder
+from prunekit.data.synthetic import Synthetic
+from prunekit.data.tensors import HorizontalFlip, Normalize, RandomCrop, TensorBatches
+from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
+
+__all__ = [
+    "CIFAR10",
+    "CIFAR100",
+    "MNIST",
+    "SVHN",
+    "Batches",
+    "Data",
+    "Dataset",
+    "Digits",
+    "FashionMNIST",
+    "HorizontalFlip",
+    "ImageFolder",
+    "Normalize",
+    "RandomCrop",
+    "Synthetic",
+    "TensorBatches",
+]

@@ -1,0 +1,97 @@
+"""What a data set is: three sets of batches, and settings that know how to load them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import integer, number
+from prunekit.errors import ConfigError, DataError
+
+
+class Batches(Protocol):
+    """Examples that can be gone through any number of times; nothing is remembered in between."""
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+
+    def steps(self, batch: int) -> int:
+        """The number of batches in a shuffled epoch."""
+
+    def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels, `batch` at a time.
+
+        Without a seed: in order, unchanged, the last batch may be smaller. With a seed: shuffled
+        and augmented, the same for the same seed, and a last batch of one example is left out,
+        which batch norm could not take.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A loaded data set; `shape` is one example's, `notes` say what a report must not hide."""
+
+    train: Batches
+    val: Batches
+    test: Batches
+    classes: int
+    shape: tuple[int, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def example(self) -> Tensor:
+        """Zeros of the shape (1, *shape), to trace a network with."""
+        return torch.zeros(1, *self.shape)
+
+
+class Dataset(ABC):
+    """The settings of a data set: a frozen dataclass whose fields are checked when it is made."""
+
+    @abstractmethod
+    def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
+        """Read the data, batches on `device`; `seed` is the run's. Raises DataError."""
+
+
+def shuffled_steps(size: int, batch: int) -> int:
+    """How many batches `size` examples make when a last batch of one is left out."""
+    full, rest = divmod(size, batch)
+    return full + (rest > 1 or (rest == 1 and full == 0))
+
+
+def held_out(name: str, value: object) -> float:
+    """Check a hold-out size: a fraction below 1 or a whole number of examples."""
+    number(name, value, at_least=0)
+    return value if value < 1 else integer(name, value)
+
+
+def stratified(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices into (rest, chosen), every class in proportion; the same for the same seed.
+
+    `size` is a fraction below 1 or a count. Leftover places go to the classes whose shares were
+    cut most. Raises DataError when nothing is left.
+    """
+    count = round(size * len(labels)) if size < 1 else int(size)
+    if count >= len(labels):
+        raise DataError(f"dataset.val={size} leaves none of {len(labels)} training examples")
+    present, sizes = labels.unique(return_counts=True)
+    shares = sizes.double() * count / len(labels)
+    quota = shares.floor().long()
+    quota[(shares - quota).argsort(descending=True, stable=True)[: count - int(quota.sum())]] += 1
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = torch.zeros(len(labels), dtype=torch.bool)
+    for label, places in zip(present.tolist(), quota.tolist(), strict=True):
+        chosen[order[labels[order] == label][:places]] = True
+    return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
+
+
+def triple(name: str, values: object) -> tuple[float, ...]:
+    """Check a number per channel and return the numbers as a tuple."""
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise ConfigError(f"{name}={values!r} is not a list with a number per channel")
+    return tuple(number(name, value) for value in values)

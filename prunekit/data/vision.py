@@ -1,0 +1,276 @@
+"""MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and SVHN, read from a folder in torchvision's layout.
+
+torchvision itself is used for downloading only: its readers insist on checksums and on unpacked
+files.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from prunekit.data.files import damaged, read_idx, read_pickle
+from prunekit.data.tensors import Examples, ImageTensors, Raw
+from prunekit.errors import DataError
+
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision(ImageTensors):
+    """A published image set under `root`, fetched with torchvision if `download` is set."""
+
+    root: str = "data"
+    download: bool = False
+    title: ClassVar[str]
+    folder: ClassVar[str]
+
+    def read(self) -> Raw:
+        """Download where that is wanted and needed, then read; raises DataError."""
+        if self.download and not self.present():
+            self._fetch()
+        if not self.present():
+            raise DataError(
+                f"no {self.title} in {self.home.resolve()}; set dataset.root=... to the folder "
+                f"that holds it, or dataset.download=true"
+            )
+        return self.parse()
+
+    @property
+    def home(self) -> Path:
+        """The folder that the files are in."""
+        return Path(self.root) / self.folder
+
+    @abstractmethod
+    def present(self) -> bool:
+        """Whether all files are there."""
+
+    @abstractmethod
+    def parse(self) -> Raw:
+        """Read the files."""
+
+    @abstractmethod
+    def fetches(self) -> list[Callable[[], object]]:
+        """Calls that download the files."""
+
+    def _fetch(self) -> None:
+        try:
+            for fetch in self.fetches():
+                fetch()
+        except (OSError, RuntimeError) as error:
+            raise DataError(
+                f"{self.title} could not be downloaded: {error}; put its files into {self.home}"
+            ) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class MNIST(Vision):
+    """Handwritten digits, 60,000 + 10,000 of 28 x 28; a pixel x becomes (x - 128) / 128."""
+
+    mean: Sequence[float] = (128 / 255,)
+    std: Sequence[float] = (128 / 255,)
+    val: float = 5000
+    title: ClassVar[str] = "MNIST"
+    folder: ClassVar[str] = "MNIST/raw"
+
+    def present(self) -> bool:
+        """Whether all four files are there, gzipped or not."""
+        return all(self._file(part, kind) for part in ("train", "t10k") for kind in _IDX)
+
+    def parse(self) -> Raw:
+        """Training and test images as bytes."""
+        return Raw(self._examples("train"), self._examples("t10k"), classes=10)
+
+    def fetches(self) -> list[Callable[[], object]]:
+        """torchvision's download of the class of the same name."""
+        from torchvision import datasets
+
+        source = getattr(datasets, type(self).__name__)
+        return [lambda: source(self.root, download=True)]
+
+    def _file(self, part: str, kind: str) -> Path | None:
+        plain = self.home / f"{part}-{kind}"
+        packed = plain.with_name(plain.name + ".gz")
+        return next((path for path in (plain, packed) if path.is_file()), None)
+
+    def _examples(self, part: str) -> Examples:
+        images, labels = (torch.from_numpy(read_idx(self._file(part, kind))) for kind in _IDX)
+        return _checked(images.unsqueeze(1), labels.long(), 10, self.home)
+
+
+_IDX = ("images-idx3-ubyte", "labels-idx1-ubyte")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FashionMNIST(MNIST):
+    """Pictures of clothes in MNIST's format, 60,000 + 10,000 of 28 x 28, ten classes."""
+
+    title: ClassVar[str] = "Fashion-MNIST"
+    folder: ClassVar[str] = "FashionMNIST/raw"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR10(Vision):
+    """Ten classes of 32 x 32 photographs, 50,000 + 10,000; shifted by up to 4 and mirrored.
+
+    Mean and std are those of the network-slimming papers. Files of a subset are accepted and
+    noted; with `only_exact` its test set is cut to the images that its array `exact` marks.
+    """
+
+    mean: Sequence[float] = _CIFAR_MEAN
+    std: Sequence[float] = _CIFAR_STD
+    val: float = 5000
+    crop: int = 4
+    flip: bool = True
+    only_exact: bool = False
+    title: ClassVar[str] = "CIFAR-10"
+    folder: ClassVar[str] = "cifar-10-batches-py"
+
+    def present(self) -> bool:
+        """Whether all six batches are there."""
+        return all((self.home / name).is_file() for name in _CIFAR10_FILES)
+
+    def parse(self) -> Raw:
+        """Training and test images as bytes."""
+        parts = [_cifar(self.home / name, "labels", 10) for name in _CIFAR10_FILES[:-1]]
+        train = Examples(
+            torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+        )
+        test = _cifar(self.home / _CIFAR10_FILES[-1], "labels", 10)
+        notes = _size_notes(self.title, train, test)
+        if self.only_exact:
+            test = test[self._exact(len(test.labels))]
+            notes += (f"tested on the {len(test.labels)} test images marked exact",)
+        return Raw(train, test, 10, notes)
+
+    def fetches(self) -> list[Callable[[], object]]:
+        """torchvision's download."""
+        from torchvision.datasets import CIFAR10 as source
+
+        return [lambda: source(self.root, download=True)]
+
+    def _exact(self, count: int) -> torch.Tensor:
+        path = self.home / _CIFAR10_FILES[-1]
+        exact = read_pickle(path).get("exact", ())
+        if len(exact) != count:
+            raise DataError(f"{path} does not say which images are exact; set only_exact=false")
+        return torch.as_tensor(exact) == 1
+
+
+_CIFAR10_FILES = (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CIFAR100(Vision):
+    """A hundred classes of 32 x 32 photographs, 50,000 + 10,000; shifted by up to 4, mirrored.
+
+    Mean and std are CIFAR-10's, as in the network-slimming papers.
+    """
+
+    mean: Sequence[float] = _CIFAR_MEAN
+    std: Sequence[float] = _CIFAR_STD
+    val: float = 5000
+    crop: int = 4
+    flip: bool = True
+    title: ClassVar[str] = "CIFAR-100"
+    folder: ClassVar[str] = "cifar-100-python"
+
+    def present(self) -> bool:
+        """Whether both files are there."""
+        return all((self.home / name).is_file() for name in ("train", "test"))
+
+    def parse(self) -> Raw:
+        """Training and test images as bytes, fine labels."""
+        train, test = (_cifar(self.home / name, "fine_labels", 100) for name in ("train", "test"))
+        return Raw(train, test, 100, _size_notes(self.title, train, test))
+
+    def fetches(self) -> list[Callable[[], object]]:
+        """torchvision's download."""
+        from torchvision.datasets import CIFAR100 as source
+
+        return [lambda: source(self.root, download=True)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SVHN(Vision):
+    """House numbers of 32 x 32, 73,257 training images, 531,131 more with `extra`, 26,032 to test.
+
+    No augmentation; mean and std are those of the network-slimming papers.
+    """
+
+    mean: Sequence[float] = (0.4376821, 0.4437697, 0.47280442)
+    std: Sequence[float] = (0.19803012, 0.20101562, 0.19703614)
+    val: float = 6000
+    extra: bool = False
+    title: ClassVar[str] = "SVHN"
+    folder: ClassVar[str] = "."
+
+    def present(self) -> bool:
+        """Whether the files are there that this choice of `extra` needs."""
+        return all((self.home / f"{part}_32x32.mat").is_file() for part in (*self._parts, "test"))
+
+    def parse(self) -> Raw:
+        """Training and test images as bytes; the digit 0 is class 0."""
+        parts = [self._examples(part) for part in self._parts]
+        train = Examples(
+            torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+        )
+        return Raw(train, self._examples("test"), classes=10)
+
+    def fetches(self) -> list[Callable[[], object]]:
+        """torchvision's downloads, one per file."""
+        from torchvision.datasets import SVHN as source
+
+        return [
+            lambda part=part: source(self.root, part, download=True)
+            for part in (*self._parts, "test")
+        ]
+
+    @property
+    def _parts(self) -> tuple[str, ...]:
+        return ("train", "extra") if self.extra else ("train",)
+
+    def _examples(self, part: str) -> Examples:
+        from scipy.io import loadmat
+
+        path = self.home / f"{part}_32x32.mat"
+        try:
+            content = loadmat(path)
+            images = torch.from_numpy(content["X"].transpose(3, 2, 0, 1).copy())
+            labels = torch.from_numpy(content["y"].astype(np.int64).reshape(-1) % 10)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            raise damaged(path, error) from error
+        return _checked(images, labels, 10, path)
+
+
+def _cifar(path: Path, key: str, classes: int) -> Examples:
+    content = read_pickle(path)
+    try:
+        pixels = np.asarray(content["data"], dtype=np.uint8).reshape(-1, 3, 32, 32)
+        labels = torch.as_tensor(content[key], dtype=torch.long)
+    except (KeyError, ValueError, TypeError) as error:
+        raise damaged(path, error) from error
+    return _checked(torch.from_numpy(pixels.copy()), labels, classes, path)
+
+
+def _checked(images: torch.Tensor, labels: torch.Tensor, classes: int, path: Path) -> Examples:
+    if len(images) != len(labels):
+        raise damaged(path, f"{len(images)} images but {len(labels)} labels")
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise damaged(path, f"labels are not all in 0 to {classes - 1}")
+    return Examples(images, labels)
+
+
+def _size_notes(title: str, train: Examples, test: Examples) -> tuple[str, ...]:
+    if (len(train.labels), len(test.labels)) == (50000, 10000):
+        return ()
+    return (
+        f"a subset of {title}: {len(train.labels)} training images of 50000, "
+        f"{len(test.labels)} test images of 10000",
+    )

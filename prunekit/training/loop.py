@@ -1,0 +1,196 @@
+"""The training loop, the only one: what a solver adds to plain training are two hooks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
+from prunekit.console import track
+from prunekit.data import Batches, Data
+from prunekit.errors import TrainingError
+from prunekit.solvers.base import Solver
+from prunekit.training.checkpoint import load_checkpoint, mismatched, save_checkpoint
+from prunekit.training.evaluate import evaluate, placed
+from prunekit.training.schedule import Schedule
+from prunekit.training.seed import mix, seed_everything
+
+Row = dict[str, float]  # one line of metrics.csv
+Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def fit(
+    model: nn.Module,
+    data: Data,
+    schedule: Schedule,
+    *,
+    solver: Solver | None = None,
+    params: Iterable[Any] | None = None,
+    frozen: Sequence[nn.Module] = (),
+    loss: Loss | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    checkpoint: Path | None = None,
+    label: str = "train",
+    on_epoch: Callable[[list[Row]], None] | None = None,
+) -> list[Row]:
+    """Train the model in place and return a row of numbers per epoch.
+
+    `params` are parameters or groups for the optimizer (default: all of the model), modules in
+    `frozen` stay in evaluation mode, `loss(model, x, y)` returns the loss and the logits. A
+    `solver` comes bound, on `device`; calling its `finish` is left to the caller. `on_epoch` gets
+    all rows so far. With a `checkpoint`, written after every epoch, a repeated call continues
+    where the last one stopped and ends with the same weights; a finished one returns at once.
+    Phases that share a `seed` see the same batches. Raises TrainingError when the loss is no
+    longer finite, ArtifactError when the checkpoint is of no use.
+    """
+    model.to(device, memory_format=torch.channels_last)
+    optimizer = schedule.optimizer(list(model.parameters() if params is None else params))
+    loss = loss or CrossEntropy(schedule.label_smoothing)
+    run = _Run(model, schedule, optimizer, solver, tuple(frozen), loss, device, label)
+    history, done = run.resume(checkpoint)
+    if history and on_epoch:
+        on_epoch(history)
+    while not done and len(history) < schedule.epochs:
+        epoch = len(history)
+        seed_everything(mix(seed, 1, epoch))
+        row = run.train(data.train, epoch, mix(seed, 0, epoch)) | run.validate(data.val, epoch)
+        history.append(row | (solver.metrics() if solver else {}))
+        done = solver is not None and solver.done
+        run.save(checkpoint, history, done)
+        if on_epoch:
+            on_epoch(history)
+    return history
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The mean cross entropy of a batch, with label smoothing."""
+
+    smoothing: float = 0.0
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the logits."""
+        logits = model(x)
+        return F.cross_entropy(logits, y, label_smoothing=self.smoothing), logits
+
+
+@dataclass
+class _Run:
+    model: nn.Module
+    schedule: Schedule
+    optimizer: Optimizer
+    solver: Solver | None
+    frozen: tuple[nn.Module, ...]
+    loss: Loss
+    device: torch.device | str
+    label: str
+
+    def __post_init__(self) -> None:
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def train(self, batches: Batches, epoch: int, seed: int) -> Row:
+        """One epoch."""
+        self.model.train()
+        for module in self.frozen:
+            module.eval()
+        steps = batches.steps(self.schedule.batch)
+        losses, seen = torch.zeros(steps, device=self.device), 0
+        hits = torch.zeros((), dtype=torch.long, device=self.device)
+        shown = f"{self.label} {epoch + 1}/{self.schedule.epochs}"
+        stream = track(batches.epoch(self.schedule.batch, seed), shown, steps)
+        for step, (x, y) in enumerate(stream):
+            x, y = placed(x, self.device), y.to(self.device, non_blocking=True)
+            self.set_rates(epoch + step / steps)
+            loss, logits = self.step(x, y)
+            losses[step] = loss
+            hits += (logits.argmax(dim=1) == y).sum()
+            seen += len(y)
+            # on a GPU a look at the loss would wait for it, so there it is the epoch's end
+            if loss.device.type == "cpu" and not math.isfinite(loss):
+                self._diverged(epoch, step, float(loss))
+        for step, loss in enumerate(losses.tolist()):
+            if not math.isfinite(loss):
+                self._diverged(epoch, step, loss)
+        top1 = 100 * int(hits) / seen
+        lr = self.optimizer.param_groups[0]["lr"]
+        return {
+            "epoch": epoch + 1,
+            "lr": lr,
+            "train_loss": float(losses.mean()),
+            "train_top1": top1,
+        }
+
+    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """One step; the loss and the logits before it, detached."""
+        half = self.schedule.precision == "bfloat16"
+        self.optimizer.zero_grad()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
+            loss, logits = self.loss(self.model, x, y)
+        loss.backward()
+        if self.schedule.clip is not None:
+            nn.utils.clip_grad_norm_(self.trained, self.schedule.clip)
+        if self.solver:
+            self.solver.before_step(self.optimizer)
+        self.optimizer.step()
+        if self.solver:
+            self.solver.after_step(self.optimizer)
+        return loss.detach(), logits.detach()
+
+    def set_rates(self, epoch: float) -> None:
+        """Give every parameter group its rate after `epoch` epochs."""
+        factor = self.schedule.decay.factor(epoch, self.schedule.epochs)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * factor
+
+    def validate(self, batches: Batches, epoch: int) -> Row:
+        """Loss and accuracy on the validation set, nothing where there is none."""
+        if not batches.size:
+            return {}
+        found = evaluate(self.model, batches, self.device, max(256, self.schedule.batch))
+        if not math.isfinite(found["loss"]):
+            self._diverged(epoch, None, found["loss"])
+        return {"val_loss": found["loss"], "val_top1": found["top1"]}
+
+    def resume(self, checkpoint: Path | None) -> tuple[list[Row], bool]:
+        """The rows of the epochs that need no repetition, and whether the solver had stopped."""
+        if checkpoint is None or not checkpoint.exists():
+            return [], False
+        state = load_checkpoint(checkpoint, self.device)
+        if len(state["history"]) > self.schedule.epochs:
+            raise mismatched(
+                checkpoint, f"{len(state['history'])} epochs of {self.schedule.epochs}"
+            )
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.solver:
+                self.solver.load_state_dict(state["solver"])
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise mismatched(checkpoint, error) from error
+        return state["history"], state["done"]
+
+    def save(self, checkpoint: Path | None, history: list[Row], done: bool) -> None:
+        """Write the state after an epoch."""
+        if checkpoint is None:
+            return
+        state = {"history": history, "done": done, "model": self.model.state_dict()}
+        state["optimizer"] = self.optimizer.state_dict()
+        state["solver"] = self.solver.state_dict() if self.solver else {}
+        save_checkpoint(checkpoint, state)
+
+    def _diverged(self, epoch: int, step: int | None, loss: float) -> None:
+        place = "validation" if step is None else f"step {step + 1}"
+        lr = self.optimizer.param_groups[0]["lr"]
+        raise TrainingError(
+            f"{self.label}: the loss is {loss} in epoch {epoch + 1}, {place}, at learning rate "
+            f"{lr:g}; lower the rate or set clip"
+        )

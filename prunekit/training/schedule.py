@@ -1,0 +1,116 @@
+"""How long, with which optimizer and with which rates a network is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.optim import LBFGS, Optimizer
+
+from prunekit.checks import choice, integer, number
+from prunekit.errors import ConfigError
+
+
+class Decay(Protocol):
+    """A learning-rate plan; it remembers nothing, so a resumed run follows it exactly."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """What the optimizer's rate is multiplied by after `epoch` of `epochs` epochs."""
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same rate throughout."""
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """Always 1."""
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Multiply the rate by `by` at every milestone: an epoch, or a fraction of training below 1."""
+
+    milestones: Sequence[float]
+    by: float = 0.1
+
+    def __post_init__(self) -> None:
+        if isinstance(self.milestones, str) or not isinstance(self.milestones, Sequence):
+            raise ConfigError(
+                f"milestones={self.milestones!r} is not a list of epochs or fractions"
+            )
+        marks = tuple(number("milestones", mark, above=0) for mark in self.milestones)
+        object.__setattr__(self, "milestones", marks)
+        number("by", self.by, above=0)
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """`by` to the power of the number of milestones passed."""
+        marks = (mark if mark >= 1 else mark * epochs for mark in self.milestones)
+        return self.by ** sum(epoch >= mark for mark in marks)
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from 1 to `final`, after a linear rise during the fraction `warmup`."""
+
+    final: float = 0.0
+    warmup: float = 0.0
+
+    def __post_init__(self) -> None:
+        number("final", self.final, at_least=0)
+        number("warmup", self.warmup, at_least=0, below=1)
+
+    def factor(self, epoch: float, epochs: int) -> float:
+        """The rise starts at a hundredth, because solvers divide by the rate."""
+        progress = epoch / epochs
+        if progress < self.warmup:
+            return 0.01 + 0.99 * progress / self.warmup
+        rest = (progress - self.warmup) / (1 - self.warmup)
+        return self.final + (1 - self.final) * (1 + math.cos(math.pi * rest)) / 2
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs, batch size, optimizer and rates of one training phase.
+
+    `optimizer` takes parameters and returns a PyTorch optimizer: `functools.partial(SGD, lr=0.1)`,
+    in settings a `_target_` with `_partial_: true`. `clip` bounds the norm of the loss gradient.
+    `precision` is float32 or bfloat16 (autocast). Bad values raise ConfigError here.
+    """
+
+    epochs: int
+    batch: int
+    optimizer: Callable[..., Optimizer]
+    decay: Decay = field(default_factory=Constant)
+    clip: float | None = None
+    label_smoothing: float = 0.0
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        integer("epochs", self.epochs, at_least=0)
+        integer("batch", self.batch, at_least=1)
+        number("label_smoothing", self.label_smoothing, at_least=0, below=1)
+        choice("precision", self.precision, ("float32", "bfloat16"))
+        if self.clip is not None:
+            number("clip", self.clip, above=0)
+        if not callable(getattr(self.decay, "factor", None)):
+            raise ConfigError(f"decay={self.decay!r} is no plan; use Constant, Steps or Cosine")
+        self._try_optimizer()
+
+    def _try_optimizer(self) -> None:
+        """Build the optimizer for one number: bad settings show before any data is read."""
+        try:
+            made: Any = self.optimizer([nn.Parameter(torch.zeros(1))])
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"optimizer refuses its settings: {error}") from error
+        if not isinstance(made, Optimizer):
+            raise ConfigError(
+                f"optimizer={self.optimizer!r} makes no PyTorch optimizer; give a class of "
+                "torch.optim with _partial_: true"
+            )
+        if isinstance(made, LBFGS):
+            raise ConfigError("optimizer=LBFGS evaluates the loss by itself; use SGD or Adam")
