@@ -69,7 +69,7 @@ class Selection(ABC):
         integer("selection.min_keep", self.min_keep, at_least=0)
 
     @abstractmethod
-    def keep(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Group name -> bool mask over its units, True = keep, for every group of the graph."""
 
     def _floor(self, width: int) -> int:
@@ -80,7 +80,7 @@ class Selection(ABC):
 class Zeros(Selection):
     """Drops the units whose score is exactly zero, as solvers with a proximal map leave them."""
 
-    def keep(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """An all-zero group keeps its first `min_keep` units."""
         return {
             name: best(score, max(int((score != 0).sum()), self._floor(len(score))))
@@ -92,16 +92,16 @@ class Zeros(Selection):
 class PerLayer(Selection):
     """Keeps the same share of every group, rounded to the nearest count."""
 
-    kept: float
+    keep: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("selection.kept", self.kept, above=0, at_most=1)
+        number("selection.keep", self.keep, above=0, at_most=1)
 
-    def keep(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Halves are rounded up."""
         return {
-            name: best(score, max(_share(self.kept, len(score)), self._floor(len(score))))
+            name: best(score, max(_share(self.keep, len(score)), self._floor(len(score))))
             for name, score in checked(scores, graph).items()
         } | untouched(scores, graph)
 
@@ -122,7 +122,7 @@ class Widths(Selection):
                     "lower that too if it is meant"
                 )
 
-    def keep(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Raises ConfigError for a group that the network or the scores lack, or a wider width."""
         scores = checked(scores, graph)
         masks = {group.name: _whole(len(group.units)) for group in graph.groups}
@@ -153,7 +153,7 @@ class LikeRun(Selection):
         super().__post_init__()
         read_plan(self.path)
 
-    def keep(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Raises ArtifactError when the other run pruned a network of other widths."""
         plan = read_plan(self.path)
         found = {group.name: len(group.units) for group in graph.groups}
@@ -165,7 +165,7 @@ class LikeRun(Selection):
             )
         pruned = {n: e["kept"] for n, e in plan.items() if n in scores or e["kept"] < e["of"]}
         lowest = min([self.min_keep, *pruned.values()])
-        return Widths(pruned, min_keep=lowest).keep(scores, graph, cost)
+        return Widths(pruned, min_keep=lowest).choose(scores, graph, cost)
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class _Ranked(Selection):
     _: KW_ONLY
     normalise: Normalise | None = None
 
-    def keep(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """One threshold over all groups, apart from the units that `min_keep` protects."""
         known = checked(scores, graph)
         ranking = Ranking(self.normalise(known) if self.normalise else known, self.min_keep)
@@ -195,17 +195,17 @@ class _Ranked(Selection):
 class Global(_Ranked):
     """Keeps a share of all scored units, exactly, by one threshold over all groups."""
 
-    kept: float
+    keep: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("selection.kept", self.kept, above=0, at_most=1)
+        number("selection.keep", self.keep, above=0, at_most=1)
 
     def _removed(self, ranking: Ranking, drop: Callable[[int], Tensor], cost: CostModel) -> int:
-        removed = ranking.total - _share(self.kept, ranking.total)
+        removed = ranking.total - _share(self.keep, ranking.total)
         if removed > ranking.removable:
             least = (ranking.total - ranking.removable) / ranking.total
-            raise ConfigError(_unreachable("kept", self.kept, f"{least:.4g}"))
+            raise ConfigError(_unreachable("keep", self.keep, f"{least:.4g}"))
         return removed
 
 
@@ -213,31 +213,31 @@ class Global(_Ranked):
 class MacsTarget(_Ranked):
     """The largest network within a budget of multiply-adds.
 
-    `kept` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
+    `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
     """
 
-    kept: float
+    keep: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_budget("kept", self.kept)
+        _check_budget("keep", self.keep)
 
     def _removed(self, ranking: Ranking, drop: Callable[[int], Tensor], cost: CostModel) -> int:
-        return fewest("kept", self.kept, ranking, lambda n: cost.macs(drop(n)))
+        return fewest("keep", self.keep, ranking, lambda n: cost.macs(drop(n)))
 
 
 @dataclass(frozen=True)
 class ParamsTarget(_Ranked):
-    """The largest network within a budget of parameters; `kept` as for MacsTarget."""
+    """The largest network within a budget of parameters; `keep` as for MacsTarget."""
 
-    kept: float
+    keep: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_budget("kept", self.kept)
+        _check_budget("keep", self.keep)
 
     def _removed(self, ranking: Ranking, drop: Callable[[int], Tensor], cost: CostModel) -> int:
-        return fewest("kept", self.kept, ranking, lambda n: cost.params(drop(n)))
+        return fewest("keep", self.keep, ranking, lambda n: cost.params(drop(n)))
 
 
 @dataclass(frozen=True)

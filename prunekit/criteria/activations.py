@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from prunekit.data import Batches, Data
     from prunekit.graph import ChannelGraph
 
+_BATCH = 32  # the result does not depend on it
 _RELUS = frozenset({"relu", "relu_", "relu6"})
 _KEEP_CHANNELS = _RELUS | {
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
@@ -197,9 +198,9 @@ class _Gates:
 
 
 def _examples(batches: Batches, samples: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `samples` examples in batches, on `device`."""
+    """The first `samples` examples in the set's own order, not augmented, on `device`."""
     left = samples
-    for x, y in batches.epoch(0):
+    for x, y in batches.epoch(min(samples, _BATCH), None):
         yield x[:left].to(device), y[:left].to(device)
         left -= len(x)
         if left <= 0:

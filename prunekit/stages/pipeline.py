@@ -117,7 +117,7 @@ def inspect(settings: Settings, directory: str) -> None:
     scores: dict[str, Any] = {g.name: torch.arange(1.0, len(g.units) + 1) for g in graph.groups}
     predicted = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
-        keep = PerLayer(share).keep(scores, graph, cost)
+        keep = PerLayer(share).choose(scores, graph, cost)
         drop = graph.drop({name: ~mask for name, mask in keep.items()})
         predicted.append((f"{share:.0%}", f"{cost.params(drop):,}", f"{cost.macs(drop):,}"))
     table("predicted cost", ("width kept in every group", "parameters", "MACs"), predicted)

@@ -36,7 +36,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     data = load_data(settings, runtime)
     graph = ChannelGraph.trace(model, data.example.to(runtime.device))
     scores = criterion.scores(model, graph, data, runtime.device)
-    keep = selection.keep(scores, graph, CostModel(model, graph))
+    keep = selection.choose(scores, graph, CostModel(model, graph))
     drop = graph.drop({name: ~mask for name, mask in keep.items()})
     edit = Narrow.of(graph, drop)
     narrow = copy.deepcopy(model)
