@@ -1,4 +1,4 @@
-"""Every prox is a global minimiser, every subgradient a derivative: checked without their formulas."""
+"""Every prox is a global minimiser and every subgradient a derivative, without their formulas."""
 
 import itertools
 

@@ -1,0 +1,84 @@
+"""Sparse training in a loop of your own: attach a penalty, call two hooks, read the scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunekit.errors import ConfigError
+from prunekit.graph.channels import ChannelGraph
+from prunekit.penalties.base import Penalty
+from prunekit.rows import Rows, unit_norms
+from prunekit.solvers.base import Solver, check_fit
+from prunekit.targets import Target, target_named
+
+
+class Attached:
+    """A penalty on a network, to be called around the optimizer's step; made by `attach`.
+
+    The order in a loop: backward, unscale and clip if you do, `before_step`, `optimizer.step`,
+    `after_step`; once after the last epoch `finish`.
+    """
+
+    def __init__(self, graph: ChannelGraph, solver: Solver, blocks: list[Rows]) -> None:
+        self.graph, self.solver, self.blocks = graph, solver, blocks
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """After backward: the solver may edit gradients."""
+        self.solver.before_step(optimizer)
+
+    def after_step(self, optimizer: Optimizer) -> None:
+        """After the optimizer's step: the solver may edit parameters."""
+        self.solver.after_step(optimizer)
+
+    def finish(self) -> None:
+        """Leave exact zeros in the parameters, where the solver has them."""
+        self.solver.finish()
+
+    def scores(self) -> dict[str, Tensor]:
+        """The 2-norm of all rows of each unit, for every channel group that the target reaches."""
+        norms = unit_norms(self.blocks, self.solver.solution(), self.graph.count)
+        reached = torch.cat([block.units.cpu() for block in self.blocks]).unique()
+        units = {group.name: group.units.cpu() for group in self.graph.groups}
+        return {
+            name: norms[ids] for name, ids in units.items() if bool(torch.isin(ids, reached).all())
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """The penalty's value, rows left in all and per block, and what the solver adds."""
+        return self.solver.metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, next to the states of the model and the optimizer."""
+        return self.solver.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from what `state_dict` returned."""
+        self.solver.load_state_dict(state)
+
+
+def attach(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    penalty: Penalty,
+    solver: Solver,
+    target: Target | str = "filters",
+) -> Attached:
+    """Put a penalty on a network, which should be on its device already.
+
+    `example` is a batch the network accepts. ConfigError when penalty, solver and target do not
+    fit, TraceError when the network cannot be traced.
+    """
+    for name, value, kind in (("penalty", penalty, Penalty), ("solver", solver, Solver)):
+        if not isinstance(value, kind):
+            raise ConfigError(f"{name}={value!r} is not an instance of prunekit's {kind.__name__}")
+    check_fit(solver, penalty)
+    chosen = target_named(target) if isinstance(target, str) else target
+    graph = ChannelGraph.trace(model, example)
+    blocks = chosen.rows(model, graph)
+    solver.bind(penalty, blocks)
+    return Attached(graph, solver, blocks)
