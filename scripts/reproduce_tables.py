@@ -1,0 +1,108 @@
+"""Run the jobs behind a table, several at once, and set measured beside published figures.
+
+    python scripts/reproduce_tables.py --table ssr_t1 --scale short --data ../shared/data
+
+Interrupted, it continues: every finished stage is skipped. Nothing is filled in: a cell that was
+not measured says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import ssr_tables
+from tables import Job, Scale, figure3, figure5, lambda_groups, table1
+
+from prunekit.console import complain, say
+
+SCALES = {
+    "short": Scale((0, 1, 2), (3, 4), (), 0),
+    "smoke": Scale(
+        (0, 1), (), ("dataset=synthetic", "schedule=smoke", "latency.runs=5", "latency.batch=8"), 1
+    ),
+}
+JOBS = {
+    "ssr_t1": table1,
+    "ssr_f3": figure3,
+    "ssr_f56": figure5,
+    "ssr_lambda": lambda_groups,
+}
+WRITE = {
+    "ssr_t1": ssr_tables.write_table1,
+    "ssr_f3": ssr_tables.write_figure3,
+    "ssr_f56": ssr_tables.write_figure5,
+    "ssr_lambda": ssr_tables.write_lambda_groups,
+}
+
+
+def main() -> int:
+    """Run, collect, write; exit code 1 when a job failed or nothing was measured."""
+    arguments = parse()
+    scale = SCALES[arguments.scale]
+    jobs = JOBS[arguments.table](scale)
+    shared = [] if arguments.scale == "smoke" else [f"dataset.root={arguments.data}"]
+    failed = [] if arguments.only_collect else run_all(jobs, arguments, shared)
+    root = Path(arguments.root)
+    WRITE[arguments.table](root, Path(arguments.out or root / "tables"), scale)
+    for name in failed:
+        complain(f"failed: {name}; see {root / 'logs' / name.replace('/', '-')}.log")
+    return 1 if failed else 0
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--table", choices=sorted(JOBS), default="ssr_t1")
+    parser.add_argument("--scale", choices=sorted(SCALES), default="short")
+    parser.add_argument("--data", default="data", help="dataset.root of every job")
+    parser.add_argument("--root", default="outputs", help="where runs are kept")
+    parser.add_argument("--out", help="where tables are written (default: ROOT/tables)")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
+    parser.add_argument("--only-collect", action="store_true", help="run nothing, write tables")
+    return parser.parse_args()
+
+
+def run_all(jobs: list[Job], arguments: argparse.Namespace, shared: list[str]) -> list[str]:
+    """Run every job once, after the one it starts from; returns the names of failed ones."""
+    waiting = {job.name: job for job in jobs}
+    done: set[str] = set()
+    failed: list[str] = []
+    running: dict[Future[int], str] = {}
+    total, start = len(waiting), time.monotonic()
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        while waiting or running:
+            ready = [job for job in waiting.values() if job.after is None or job.after in done]
+            for job in ready[: arguments.jobs - len(running)]:
+                running[pool.submit(run_one, job, arguments.root, shared)] = job.name
+                del waiting[job.name]
+            if not running:  # what is left waits for a job that failed
+                return [*failed, *waiting]
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                name = running.pop(future)
+                (failed.append if future.result() else done.add)(name)
+                minutes = (time.monotonic() - start) / 60
+                word = "failed" if future.result() else "done"
+                say(f"{len(done) + len(failed):>4}/{total} {minutes:6.1f} min  {word}  {name}")
+    return failed
+
+
+def run_one(job: Job, root: str, shared: list[str]) -> int:
+    """One `prunekit run` in a process of its own, single-threaded, its output in a log."""
+    log = Path(root) / "logs" / f"{job.name.replace('/', '-')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "prunekit", "run", *job.command(root)]
+    with log.open("w") as file:
+        return subprocess.run(
+            [*command, "runtime.threads=1", *shared], stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

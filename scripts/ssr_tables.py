@@ -1,0 +1,286 @@
+"""SSR's table I and figures 3, 5 and 6: measured beside published."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import (
+    CRITERIA,
+    FIGURE_WIDTHS,
+    LABELS,
+    SPARSE,
+    TABLE_WIDTHS,
+    Scale,
+    dense,
+    figure5,
+    lambda_groups,
+    sparsified,
+    to_widths,
+    unstructured,
+)
+
+from prunekit.console import say, table
+from prunekit.errors import ArtifactError
+from prunekit.runs.compare import Comparison, paired
+from prunekit.runs.files import read_json, write_csv, write_text
+
+PUBLISHED = Path(__file__).parent / "published" / "ssr_table1.csv"
+DENSE_ERROR = 0.88  # published, percent
+NOT_RUN = "not run"
+PAPER = {"l21": "SSR-L2,1", "l20": "SSR-L2,0", "l1": "SSR-L1", "ssl": "SSL", "taylor": "TE"}
+METHODS = ("l21", "l20", "ssl", *CRITERIA, "scratch")
+
+Row = dict[str, Any]
+
+
+def metrics(root: Path, run: str, stage: str) -> Row | None:
+    """The metrics of a finished stage, None where it has not finished."""
+    file = root / run / stage / "report.json"
+    return read_json(file)["metrics"] if file.is_file() else None
+
+
+def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
+    """Mean and standard deviation over seeds; one value stands alone, none is "not run"."""
+    if not values:
+        return NOT_RUN
+    mean = form.format(statistics.fmean(values))
+    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
+
+
+def cell(root: Path, scale: Scale, method: str, widths: str) -> Row:
+    """One row of measured figures over the seeds that have finished."""
+    seeds = [s for s in (*scale.seeds, *scale.extra_seeds)]
+    runs = [_run(root, scale, seed, method, widths) for seed in seeds]
+    done = [run for run in runs if run["measure"]]
+    errors = [100 - run["final"]["top1"] for run in done]
+    before = [100 - run["prune"]["top1"] for run in done if run["prune"]]
+    dense_errors = [100 - run["dense"]["top1"] for run in done if run["dense"]]
+    first = done[0]["final"] if done else {}
+    return {
+        "method": LABELS[method],
+        "widths": widths,
+        "seeds": len(done),
+        "FLOPs": first.get("macs_bias", NOT_RUN),
+        "params": first.get("params", NOT_RUN),
+        "non-zero": spread([run["final"]["nonzero"] for run in done], "{:.0f}"),
+        "error before, %": spread(before) if before or method != "scratch" else "-",
+        "error, %": spread(errors),
+        "increase, points": spread(
+            [e - d for e, d in zip(errors, dense_errors, strict=False)], "{:+.2f}"
+        )
+        if dense_errors
+        else NOT_RUN,
+        "CPU speed-up": spread([run["measure"]["speedup"] for run in done], "{:.2f}"),
+        "mean error": statistics.fmean(errors) if errors else None,
+    }
+
+
+def _run(root: Path, scale: Scale, seed: int, method: str, widths: str) -> Row:
+    if method == "l1":
+        name = unstructured("ssr_t1", seed, scale)[-1].name
+    else:
+        name = to_widths("ssr_t1", seed, scale, method, widths).name
+    base = dense("ssr_t1", seed, scale).name
+    found = {stage: metrics(root, name, stage) for stage in ("prune", "finetune", "measure")}
+    final = found["measure"] or {}
+    return {**found, "final": final, "dense": metrics(root, base, "pretrain"), "name": name}
+
+
+def write_table1(root: Path, out: Path, scale: Scale) -> None:
+    """Table I as csv, as markdown, and on the screen, with the judge's verdicts below it."""
+    rows = [cell(root, scale, "l1", "-")]
+    rows += [cell(root, scale, m, w) for w in TABLE_WIDTHS for m in METHODS]
+    measured = {(row["method"], row["widths"]): row for row in rows}
+    joined = _beside_published(measured)
+    _refuse_empty(rows)
+    verdicts = judge(root, scale)
+    columns = [key for key in joined[0] if key != "mean error"]
+    write_csv(out / "ssr_t1.csv", [{key: row[key] for key in columns} for row in joined])
+    write_csv(out / "ssr_t1_verdicts.csv", verdicts)
+    text = _markdown(columns, joined)
+    if verdicts:
+        text += "\n" + _markdown(list(verdicts[0]), verdicts)
+    write_text(out / "ssr_t1.md", lambda file: file.write(text))
+    _show("SSR table I, LeNet on MNIST: published beside measured", columns, joined)
+    if verdicts:
+        _show("against the same network from scratch", list(verdicts[0]), verdicts)
+
+
+def _beside_published(measured: dict[tuple[str, str], Row]) -> list[Row]:
+    """Every published row with what was measured for it, then the rows the paper lacks."""
+    rows: list[Row] = []
+    used: set[tuple[str, str]] = set()
+    with PUBLISHED.open(newline="") as file:
+        for fact in csv.DictReader(file):
+            key = (fact["method"], fact["filters"] or "-")
+            if fact["params"] == "16K" and fact["method"] == "SSR-L1":
+                key = ("SSR-L1", "milder than ours")
+            found = measured.get(key, {})
+            used.add(key)
+            rows.append(_joined(fact["method"], fact["filters"] or "-", fact, found))
+    for key, found in measured.items():
+        if key not in used:
+            rows.append(_joined(*key, {}, found))
+    return rows
+
+
+def _joined(method: str, widths: str, fact: dict[str, str], found: Row) -> Row:
+    published = {
+        "paper FLOPs": fact.get("flops") or "-",
+        "paper params": fact.get("params") or "-",
+        "paper increase": fact.get("top1_err_increase_pct") or "-",
+        "paper speed-up": fact.get("cpu_speedup") or "-",
+    }
+    own = {key: value for key, value in found.items() if key not in ("method", "widths")}
+    blank = dict.fromkeys(
+        ("FLOPs", "params", "non-zero", "error before, %", "error, %", "increase, points"), NOT_RUN
+    )
+    blank |= {"CPU speed-up": NOT_RUN, "seeds": 0}
+    return {"method": method, "widths": widths, **published, **blank, **own}
+
+
+def judge(root: Path, scale: Scale) -> list[Row]:
+    """Every method against the same widths from scratch, paired over seeds and test images."""
+    rows = []
+    for widths in TABLE_WIDTHS:
+        for method in METHODS[:-1]:
+            pair = _correct(root, scale, method, widths)
+            if pair:
+                rows.append(_verdict(LABELS[method], widths, paired(*pair), len(pair[0])))
+    return rows
+
+
+def _verdict(method: str, widths: str, result: Comparison, seeds: int) -> Row:
+    return {
+        "method": method,
+        "widths": widths,
+        "seeds": seeds,
+        "error minus scratch, points": f"{result.difference:+.3f}",
+        "95 % interval": f"{result.low:+.3f} to {result.high:+.3f}",
+        "verdict": result.verdict,
+    }
+
+
+def _correct(
+    root: Path, scale: Scale, method: str, widths: str
+) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+    first, second = [], []
+    for seed in (*scale.seeds, *scale.extra_seeds):
+        files = [
+            root / to_widths("ssr_t1", seed, scale, m, widths).name / "measure" / "correct.pt"
+            for m in (method, "scratch")
+        ]
+        if all(file.is_file() for file in files):
+            one, two = (torch.load(file, weights_only=True) for file in files)
+            first.append(list(one.values())[-1].numpy())
+            second.append(list(two.values())[-1].numpy())
+    return (first, second) if first else None
+
+
+def write_figure3(root: Path, out: Path, scale: Scale) -> None:
+    """Error against compression for all methods, first seed: csv and plots."""
+    import pandas as pd
+
+    from prunekit.runs.plots import tradeoff
+
+    one = Scale(scale.seeds[:1], (), scale.overrides, scale.scratch_epochs)
+    base = metrics(root, dense("ssr_t1", scale.seeds[0], scale).name, "pretrain") or {}
+    points = []
+    for widths in (*FIGURE_WIDTHS, *TABLE_WIDTHS):
+        for method in METHODS:
+            row = cell(root, one, method, widths)
+            if row["mean error"] is not None:
+                points.append(
+                    {
+                        "method": row["method"],
+                        "widths": widths,
+                        "error": round(row["mean error"], 2),
+                        "flops": row["FLOPs"],
+                        "params": row["params"],
+                        "flops_ratio": round(base["macs_bias"] / row["FLOPs"], 2),
+                        "params_ratio": round(base["params"] / row["params"], 2),
+                    }
+                )
+    if not points:
+        raise ArtifactError("nothing was measured for figure 3; run without --only-collect")
+    write_csv(out / "ssr_f3.csv", points)
+    frame = pd.DataFrame(points).rename(columns={"flops_ratio": "macs_ratio"})
+    frame["top1"] = 100 - frame["error"]
+    for axis in ("macs", "params"):
+        tradeoff(frame, out / f"ssr_f3_{axis}.png", x=axis)
+    _show("figure 3: error against compression", list(points[0]), points)
+
+
+def write_figure5(root: Path, out: Path, scale: Scale) -> None:
+    """Filters left, loss and error per epoch: AULM, ADMM and SGD on l2,1; l2,0 against l2,1."""
+    import pandas as pd
+
+    from prunekit.runs.plots import convergence
+
+    runs = {job.name.rsplit("/", 1)[1]: job.name for job in figure5(scale)[1:]}
+    files = {label: root / name / "sparsify" / "metrics.csv" for label, name in runs.items()}
+    frames = {label: pd.read_csv(file) for label, file in files.items() if file.is_file()}
+    if not frames:
+        raise ArtifactError("nothing was measured for figures 5 and 6; run without --only-collect")
+    titles = {"l21": "AULM l2,1", "admm": "ADMM l2,1", "ssl": "SGD l2,1", "l20": "AULM l2,0"}
+    named = {titles[label]: frame for label, frame in frames.items()}
+    rows = [
+        {"run": label, **record}
+        for label, frame in named.items()
+        for record in frame.to_dict("records")
+    ]
+    write_csv(out / "ssr_f5_f6.csv", rows)
+    solvers = {k: v for k, v in named.items() if k.endswith("l2,1")}
+    penalties = {k: v for k, v in named.items() if k.startswith("AULM")}
+    convergence(solvers, out / "ssr_f5.png")
+    convergence(penalties, out / "ssr_f6.png")
+    say(f"wrote {out / 'ssr_f5.png'}, {out / 'ssr_f6.png'}, {out / 'ssr_f5_f6.csv'}")
+
+
+def write_lambda_groups(root: Path, out: Path, scale: Scale) -> None:
+    """What the published strengths leave of LeNet: rows per layer, error right after."""
+    rows = []
+    for job in lambda_groups(scale)[1:]:
+        found = metrics(root, job.name, "sparsify")
+        if found:
+            alive = [str(found[f"alive/{layer}"]) for layer in ("conv1", "conv2", "fc1")]
+            rows.append(
+                {
+                    "penalty": LABELS[job.name.split("/")[1].split("-")[0]],
+                    "group": job.name.rsplit("group", 1)[1],
+                    "rows left": "-".join(alive),
+                    "error, %": f"{100 - found['top1']:.2f}",
+                }
+            )
+    _refuse_empty(rows)
+    write_csv(out / "ssr_lambda.csv", rows)
+    write_text(out / "ssr_lambda.md", lambda file: file.write(_markdown(list(rows[0]), rows)))
+    _show("published lambda groups, as found", list(rows[0]), rows)
+
+
+def _refuse_empty(rows: Sequence[Row]) -> None:
+    if not rows or all(row.get("seeds") == 0 for row in rows):
+        raise ArtifactError("nothing was measured for this table; run without --only-collect")
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    lines = [columns, ["---"] * len(columns), *([_text(row[c]) for c in columns] for row in rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
+    table(title, columns, [[_text(row[column]) for column in columns] for row in rows])
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+__all__ = ["sparsified", "write_figure3", "write_figure5", "write_lambda_groups", "write_table1"]
