@@ -54,7 +54,8 @@ class Rows:
 
     def read(self) -> Tensor:
         """A detached copy, (groups, features)."""
-        return torch.cat([part.view(part.param.detach()) for part in self.slices], dim=1)
+        parts = [part.view(part.param.detach()) for part in self.slices]
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
 
     @torch.no_grad()
     def write(self, rows: Tensor) -> None:
