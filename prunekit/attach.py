@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
 from prunekit.graph.channels import ChannelGraph
 from prunekit.penalties.base import Penalty
-from prunekit.rows import Rows, unit_norms
+from prunekit.rows import Rows
 from prunekit.solvers.base import Solver, check_fit
-from prunekit.targets import Target, target_named
+from prunekit.targets import Target, target_named, unit_scores
 
 
 class Attached:
@@ -40,12 +39,7 @@ class Attached:
 
     def scores(self) -> dict[str, Tensor]:
         """The 2-norm of all rows of each unit, for every channel group that the target reaches."""
-        norms = unit_norms(self.blocks, self.solver.solution(), self.graph.count)
-        reached = torch.cat([block.units.cpu() for block in self.blocks]).unique()
-        units = {group.name: group.units.cpu() for group in self.graph.groups}
-        return {
-            name: norms[ids] for name, ids in units.items() if bool(torch.isin(ids, reached).all())
-        }
+        return unit_scores(self.graph, self.blocks, self.solver.solution())
 
     def metrics(self) -> dict[str, float]:
         """The penalty's value, rows left in all and per block, and what the solver adds."""

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunekit.checks import number
 from prunekit.errors import ConfigError, one_of
-from prunekit.rows import Rows, Slice
+from prunekit.rows import Rows, Slice, unit_norms
 
 if TYPE_CHECKING:
     from prunekit.graph.channels import ChannelGraph
@@ -211,3 +211,17 @@ def _span(units: Tensor) -> int:
     """How many neighbouring columns always belong together: the divisor of all runs of one id."""
     _, runs = units.unique_consecutive(return_counts=True)
     return gcd(*runs.tolist())
+
+
+def unit_scores(
+    graph: ChannelGraph, blocks: Sequence[Rows], matrices: Sequence[Tensor]
+) -> dict[str, Tensor]:
+    """The 2-norm of all rows of each unit, for every channel group that the blocks reach.
+
+    `matrices` are shaped like the blocks: the parameters, or a solver's solution, in which a zero
+    means that the unit is gone.
+    """
+    norms = unit_norms(blocks, matrices, graph.count)
+    reached = torch.cat([block.units.cpu() for block in blocks]).unique()
+    units = {group.name: group.units.cpu() for group in graph.groups}
+    return {name: norms[ids] for name, ids in units.items() if bool(torch.isin(ids, reached).all())}

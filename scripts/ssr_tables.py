@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,6 @@ from tables import (
     CRITERIA,
     FIGURE_WIDTHS,
     LABELS,
-    SPARSE,
     TABLE_WIDTHS,
     Scale,
     dense,
@@ -187,7 +185,6 @@ def _correct(
 def write_figure3(root: Path, out: Path, scale: Scale) -> None:
     """Error against compression for all methods, first seed: csv and plots."""
     import pandas as pd
-
     from prunekit.runs.plots import tradeoff
 
     one = Scale(scale.seeds[:1], (), scale.overrides, scale.scratch_epochs)
@@ -221,7 +218,6 @@ def write_figure3(root: Path, out: Path, scale: Scale) -> None:
 def write_figure5(root: Path, out: Path, scale: Scale) -> None:
     """Filters left, loss and error per epoch: AULM, ADMM and SGD on l2,1; l2,0 against l2,1."""
     import pandas as pd
-
     from prunekit.runs.plots import convergence
 
     runs = {job.name.rsplit("/", 1)[1]: job.name for job in figure5(scale)[1:]}

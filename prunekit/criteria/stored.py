@@ -35,25 +35,19 @@ class Stored(Criterion):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Raises ArtifactError when the file lacks a group of the network or differs in width."""
+        """The groups that were penalised; ArtifactError when the network has no such group."""
         if self.path is None:
             raise ConfigError("criterion.path is not set; give the scores.pt of a sparsify stage")
         stored = load_scores(self.path)
-        for group in graph.groups:
-            self._check(group.name, len(group.units), stored)
-        return {group.name: stored[group.name] for group in graph.groups}
-
-    def _check(self, name: str, width: int, stored: Scores) -> None:
-        if name not in stored:
-            raise ArtifactError(
-                f"{self.path} has no scores for {name}; it belongs to another network, "
-                "run sparsify for this one"
-            )
-        if len(stored[name]) != width:
-            raise ArtifactError(
-                f"{self.path} has {len(stored[name])} scores for {name}, which has {width} units; "
-                "it belongs to another network, run sparsify for this one"
-            )
+        widths = {group.name: len(group.units) for group in graph.groups}
+        for name, score in stored.items():
+            if widths.get(name) != len(score):
+                raise ArtifactError(
+                    f"{self.path} has {len(score)} scores for {name}, which has "
+                    f"{widths.get(name, 0)} units here; it belongs to another network, run "
+                    "sparsify for this one"
+                )
+        return stored
 
 
 def save_scores(path: str | Path, scores: Mapping[str, Tensor]) -> None:

@@ -15,10 +15,10 @@ from prunekit.checks import choice
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
 from prunekit.penalties import L1, Penalty
-from prunekit.rows import Rows, unit_norms
+from prunekit.rows import Rows
 from prunekit.solvers import Hold, Solver
 from prunekit.solvers.base import check_fit
-from prunekit.targets import Target
+from prunekit.targets import Target, unit_scores
 from prunekit.training import Schedule, fit
 
 History = list[dict[str, Any]]
@@ -62,7 +62,7 @@ class Problem(ABC):
 
     @abstractmethod
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
-        """Train the model in place; returns a score for every unit of every channel group.
+        """Train the model in place; returns a score for every unit that the penalty reached.
 
         A score is the 2-norm of all penalised rows of the unit in the solver's solution: zero
         means that the solver removed it.
@@ -103,7 +103,7 @@ class Joint(Problem):
             on_epoch=training.on_epoch,
         )
         solver.finish()
-        return scores(training.graph, blocks, solver.solution())
+        return unit_scores(training.graph, blocks, solver.solution())
 
     def _params(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Any]:
         if self.decay == "all":
@@ -137,7 +137,7 @@ class Layerwise(Problem):
             solutions.extend(solver.solution())
             if self.between is not None:
                 past = self._tune(training, past, blocks[: index + 1])
-        return scores(training.graph, blocks, solutions)
+        return unit_scores(training.graph, blocks, solutions)
 
     def _tune(self, training: Training, past: History, done: Sequence[Rows]) -> History:
         assert self.between is not None
@@ -165,14 +165,6 @@ class Layerwise(Problem):
             on_epoch=lambda rows: report([*past, *({"phase": name, **row} for row in rows)]),
         )
         return [*past, *({"phase": name, **row} for row in history)]
-
-
-def scores(
-    graph: ChannelGraph, blocks: Sequence[Rows], solutions: Sequence[Tensor]
-) -> dict[str, Tensor]:
-    """The solver's solution as one score per removable unit, group by group."""
-    norms = unit_norms(blocks, solutions, graph.count)
-    return {group.name: norms[group.units] for group in graph.groups}
 
 
 def _norms(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from prunekit.atomic import replacing
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.measure import Latency, LatencyTest, counted_macs, file_bytes, peak_memory
@@ -15,6 +16,7 @@ from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.parts import counts, load_data, load_source, quality
+from prunekit.training import predictions
 
 LABELS = {
     "pretrain": "dense",
@@ -49,6 +51,8 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     for row in rows:
         row.update(_ratios(rows[0], row))
     write_csv(stage.path / "comparison.csv", rows)
+    with replacing(stage.path / "correct.pt") as draft:
+        torch.save({label: _correct(one.model, data) for label, one in saved.items()}, draft)
     metrics = {key: value for key, value in rows[-1].items() if key != "network"}
     dense_row = {f"dense_{key}": rows[0].get(key) for key in ("top1", "params", "macs", "cpu_ms")}
     return Outcome({**metrics, **dense_row}, tuple(notes))
@@ -67,6 +71,12 @@ def _files(settings: Settings, stage: StageDir, runtime: Runtime) -> dict[str, P
         file = model_file(settings["source"])
         found = {"source" if load_source(file, runtime).edits else "dense": file, **found}
     return found or {"network": stage.source}
+
+
+def _correct(model: nn.Module, data: Data) -> torch.Tensor:
+    """Whether each test image is recognised, for comparisons that pair images."""
+    logits, labels = predictions(model, data.test, next(model.parameters()).device)
+    return (logits.argmax(dim=1) == labels).cpu()
 
 
 def _row(model: nn.Module, data: Data, file: Path) -> Metrics:
