@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import importlib
 import os
 import sys
@@ -96,16 +95,15 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
 
 def _task(stage: str) -> Callable[[Any], Any]:
     """The function that Hydra calls with the composed config, once a job."""
-    from prunekit.config import resolve
 
-    module = importlib.import_module("prunekit.stages.pipeline")
-    run = getattr(module, "run" if stage == "run" else "inspect" if stage == "inspect" else "one")
-
-    @functools.wraps(run)
     def task(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
-        return run(resolve(config), HydraConfig.get().runtime.output_dir)
+        from prunekit.config import resolve
+        from prunekit.stages import pipeline  # torch is imported here, after the settings composed
+
+        command = {"run": pipeline.run, "inspect": pipeline.inspect}.get(stage, pipeline.one)
+        return command(resolve(config), HydraConfig.get().runtime.output_dir)
 
     return task
 

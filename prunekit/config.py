@@ -59,8 +59,9 @@ def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
     )
     if unknown:
         key = unknown.group(1).split("@")[0]
-        return f"{key} is no setting of {command}; {one_of(key, _keys(command, argv))}"
-    return text
+        hint = one_of(key, _keys(command, argv))
+        return f"{key} is no setting of {command}; {hint} (prunekit {command} --help lists all)"
+    return text.split(" See https")[0]
 
 
 def warn_about_shadowed(argv: Sequence[str]) -> None:

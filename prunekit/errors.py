@@ -1,4 +1,4 @@
-"""Every error that prunekit raises on purpose: one line that names the value, the place, the way out."""
+"""Every error that prunekit raises on purpose: one line with the value, the place, the way out."""
 
 from __future__ import annotations
 
@@ -34,10 +34,16 @@ class TrainingError(PrunekitError):
     """Training broke down, for instance because the loss is no longer finite."""
 
 
+_LISTED = 16
+
+
 def one_of(value: object, accepted: Iterable[str]) -> str:
     """Say what would have been accepted in place of `value`, the nearest names first."""
-    names = sorted(accepted)
+    names = sorted(set(accepted))
     near = get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:
         return f"did you mean {' or '.join(near)}?"
-    return f"accepted: {', '.join(names)}" if names else "nothing is accepted here"
+    if not names:
+        return "nothing is accepted here"
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"accepted: {', '.join(names[:_LISTED])}{more}"

@@ -1,6 +1,6 @@
 """The stages of the pipeline, in order."""
 
-from prunekit.stages.base import Runtime, Stage, execute
+from prunekit.stages.base import Runtime, Settings, Stage, execute
 
 PRETRAIN = Stage("pretrain", ("seed", "model", "dataset", "schedule.pretrain", "weights"), False)
 SPARSIFY = Stage(
@@ -13,4 +13,4 @@ FINETUNE = Stage("finetune", ("seed", "dataset", "schedule.finetune", "keep_zero
 MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
 STAGES = {stage.name: stage for stage in (PRETRAIN, SPARSIFY, PRUNE, FINETUNE, MEASURE)}
 
-__all__ = ["STAGES", "Runtime", "Stage", "execute"]
+__all__ = ["STAGES", "Runtime", "Settings", "Stage", "execute"]
