@@ -1,0 +1,223 @@
+"""Figures of runs: convergence, error against compression, widths, filters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
+
+from prunekit.atomic import replacing
+from prunekit.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+# Okabe and Ito's palette without yellow, which is lost on white paper
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":")
+_STYLE = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+}
+
+
+def convergence(frames: Mapping[str, DataFrame], path: str | Path) -> None:
+    """Filters left, training loss and validation error by epoch, one line a run.
+
+    `frames` maps a label to the metrics.csv of a run (columns rows, train_loss, val_top1); a panel
+    appears where a run has its column.
+    """
+    panels = {
+        "rows": ("Filters left", lambda values: values),
+        "train_loss": ("Training loss", lambda values: values),
+        "val_top1": ("Validation error (%)", lambda values: 100 - values),
+    }
+    present = [key for key in panels if any(key in frame for frame in frames.values())]
+    if not present:
+        raise ArtifactError(
+            f"{path}: {', '.join(frames) or 'no run'} has none of the columns {', '.join(panels)}"
+        )
+    size = (3.4 * len(present), 3.2)
+    with _figure(path, size, (1, len(present))) as (figure, grid):
+        axes = grid[0]
+        for axis, key in zip(axes, present, strict=True):
+            title, change = panels[key]
+            for (label, frame), colour, line in zip(
+                frames.items(), cycle(_COLOURS), cycle(_LINES), strict=False
+            ):
+                if key in frame:
+                    shown = change(frame[key].astype(float))
+                    steps = np.arange(1, len(shown) + 1)
+                    axis.plot(steps, shown, line, color=colour, label=label, linewidth=1.8)
+            axis.set(xlabel="Epoch", ylabel=title)
+            axis.xaxis.get_major_locator().set_params(integer=True)
+        if "rows" in present:
+            axes[0].set_ylim(bottom=0)
+        _legend_above(figure, axes)
+
+
+def tradeoff(frame: DataFrame, path: str | Path, x: str = "macs") -> None:
+    """Test error against how many times fewer `x` (macs or params) there are, one line a method.
+
+    `frame` is a summary of runs, with the columns method, top1 and macs_ratio or params_ratio.
+    """
+    names = {"macs": "multiply-adds", "params": "parameters"}
+    if x not in names:
+        raise ArtifactError(f"x={x!r} is not plotted; accepted: {', '.join(names)}")
+    column = f"{x}_ratio"
+    known = [key in frame for key in (column, "top1")]
+    points = frame.dropna(subset=[column, "top1"]) if all(known) else frame.iloc[:0]
+    if points.empty:
+        raise ArtifactError(f"{path}: no run has both top1 and {column}; run measure first")
+    methods = (
+        points["method"].fillna("") if "method" in points else points["top1"].map(lambda _: "")
+    )
+    with _figure(path, (5.2, 3.8)) as (figure, grid):
+        axis = grid[0, 0]
+        for (label, group), colour, marker in zip(
+            points.groupby(methods, sort=False), cycle(_COLOURS), cycle(_MARKERS), strict=False
+        ):
+            group = group.sort_values(column)
+            errors = 100 - group["top1"].astype(float)
+            axis.plot(
+                *(group[column].astype(float), errors),
+                *(f"{marker}-",),
+                color=colour,
+                label=str(label) or "runs",
+                markersize=6,
+                linewidth=1.2,
+            )
+        axis.set(xlabel=f"Times fewer {names[x]} (dense / pruned)", ylabel="Test error (%)")
+        _spread_over_decades(axis, points[column].astype(float))
+        _legend_above(figure, [axis])
+
+
+def widths(before: Mapping[str, int], after: Mapping[str, int], path: str | Path) -> None:
+    """How many channels of each layer are left, as dark bars in front of light ones.
+
+    Both map layer names to counts; layers of `before` that `after` lacks count as whole.
+    """
+    names = list(before)
+    full = [before[name] for name in names]
+    left = [after.get(name, before[name]) for name in names]
+    rotate = len(names) > 8 or max(map(len, names)) > 9
+    with _figure(path, (max(4.5, 0.42 * len(names) + 1.5), 3.6)) as (figure, grid):
+        axis, places = grid[0, 0], np.arange(len(names))
+        axis.bar(places, full, color="#d0d0d0", width=0.75, label="dense")
+        axis.bar(places, left, color=_COLOURS[0], width=0.75, label="kept")
+        size = 8 if len(names) <= 20 else 6
+        for place, kept, whole in zip(places, left, full, strict=True):
+            axis.annotate(
+                f"{kept}" if rotate else f"{kept} of {whole}",
+                (place, whole),
+                xytext=(0, 2),
+                textcoords="offset points",
+                ha="center",
+                fontsize=size,
+            )
+        axis.set_xticks(places, names, rotation=90 if rotate else 0, fontsize=size + 1)
+        axis.set(ylabel="Channels", xlim=(-0.6, len(names) - 0.4))
+        axis.margins(y=0.12)
+        axis.grid(visible=False, axis="x")
+        _legend_above(figure, [axis])
+
+
+def filters(weight_before: Tensor, weight_after: Tensor, path: str | Path) -> None:
+    """The filters of a convolution before and after, strongest first, on one grey scale.
+
+    Weights have the shape (filters, inputs, height, width); of several inputs the mean is shown.
+    Filters that are exactly zero are drawn as empty frames.
+    """
+    tiles = [_tiles(weight) for weight in (weight_before, weight_after)]
+    limit = max(float(np.abs(part).max(initial=0.0)) for part in tiles)
+    if limit == 0:
+        raise ArtifactError(f"{path}: all filters are zero, there is nothing to draw")
+    across = min(10, max(len(part) for part in tiles))
+    heights = [-(-len(part) // across) for part in tiles]
+    size = (0.5 * across + 2.2, 0.5 * sum(heights) + 0.4)
+    with _figure(path, size, (sum(heights), across)) as (figure, grid):
+        axes = list(grid.flat)
+        cut = heights[0] * across
+        for part, places, title in zip(
+            tiles, (axes[:cut], axes[cut:]), ("Before", "After"), strict=True
+        ):
+            alive = sum(bool(tile.any()) for tile in part)
+            label = f"{title}\n{alive} filters"
+            places[0].set_ylabel(label, rotation=0, ha="right", va="center", labelpad=10)
+            for index, axis in enumerate(places):
+                _draw_tile(axis, part[index] if index < len(part) else None, limit)
+        scale = next(axis.images[0] for axis in axes if axis.images)
+        figure.colorbar(scale, ax=axes, label="Weight", shrink=0.8, aspect=30)
+
+
+@contextmanager
+def _figure(
+    path: str | Path, size: tuple[float, float], shape: tuple[int, int] = (1, 1)
+) -> Iterator[tuple[Figure, Any]]:
+    """A figure and its (rows, columns) axes; it is written to `path` and needs no display."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    place = Path(path)
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure, figure.subplots(*shape, squeeze=False)
+        with replacing(place) as draft:
+            figure.savefig(draft, format=place.suffix.lstrip(".") or "png", bbox_inches="tight")
+
+
+def _draw_tile(axis: Any, tile: np.ndarray | None, limit: float) -> None:
+    """One filter in a thin frame; an empty frame for zeros, nothing for None."""
+    axis.set(xticks=[], yticks=[])
+    axis.grid(visible=False)
+    axis.set_box_aspect(1)
+    for spine in axis.spines.values():
+        spine.set(visible=tile is not None, color="#999999", linewidth=0.5)
+    if tile is not None and tile.any():
+        axis.imshow(tile, cmap="gray", vmin=-limit, vmax=limit)
+
+
+def _legend_above(figure: Figure, axes: Sequence[Any]) -> None:
+    """One legend for all panels, above them, where it hides no data."""
+    labels: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
+    figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=3)
+
+
+def _spread_over_decades(axis: Any, ratios: Any) -> None:
+    """A logarithmic axis with plain numbers where the ratios differ by more than fivefold."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    if ratios.min() > 0 and ratios.max() / ratios.min() > 5:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_minor_locator(NullLocator())
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+
+
+def _tiles(weight: Tensor) -> np.ndarray:
+    """Filters as images (filters, height, width), the largest norm first."""
+    if weight.dim() != 4:
+        raise ArtifactError(
+            f"filters of shape {tuple(weight.shape)} are no images; give a convolution's weight"
+        )
+    order = weight.detach().flatten(1).norm(dim=1).argsort(descending=True, stable=True)
+    return weight.detach()[order].mean(dim=1).cpu().numpy()
