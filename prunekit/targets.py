@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import gcd
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +15,8 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunekit.checks import number
 from prunekit.errors import ConfigError, one_of
+from prunekit.graph.channels import ChannelGraph
 from prunekit.rows import Rows, Slice, unit_norms
-
-if TYPE_CHECKING:
-    from prunekit.graph.channels import ChannelGraph
 
 Layers = Mapping[str, float]
 
