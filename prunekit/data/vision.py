@@ -6,6 +6,7 @@ files.
 
 from __future__ import annotations
 
+import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -238,13 +239,14 @@ class SVHN(Vision):
 
     def _examples(self, part: str) -> Examples:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
 
         path = self.home / f"{part}_32x32.mat"
         try:
             content = loadmat(path)
             images = torch.from_numpy(content["X"].transpose(3, 2, 0, 1).copy())
             labels = torch.from_numpy(content["y"].astype(np.int64).reshape(-1) % 10)
-        except (ValueError, TypeError, KeyError, OSError) as error:
+        except (MatReadError, ValueError, TypeError, KeyError, OSError, zlib.error) as error:
             raise damaged(path, error) from error
         return _checked(images, labels, 10, path)
 

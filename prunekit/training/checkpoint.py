@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from prunekit.atomic import replacing
 from prunekit.errors import ArtifactError
 
 _KEYS = {"done", "history", "model", "optimizer", "solver"}
@@ -20,21 +19,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     `state` holds tensors, numbers, text, lists and dicts only.
     """
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    temporary = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ArtifactError(
-            f"{path} cannot be written: {error.strerror or error}; make room and repeat the command"
-        ) from error
+    with replacing(path) as draft:
+        torch.save(state, draft)
 
 
 def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:

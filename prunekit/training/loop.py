@@ -165,10 +165,10 @@ class _Run:
         if checkpoint is None or not checkpoint.exists():
             return [], False
         state = load_checkpoint(checkpoint, self.device)
-        if len(state["history"]) > self.schedule.epochs:
-            raise mismatched(
-                checkpoint, f"{len(state['history'])} epochs of {self.schedule.epochs}"
-            )
+        held = len(state["history"])
+        if held > self.schedule.epochs:
+            reason = f"it holds {held} epochs, this schedule has {self.schedule.epochs}"
+            raise mismatched(checkpoint, reason)
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,344 @@
+"""Data sets: files in, splits, augmentation, batches."""
+
+import gzip
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from prunekit.data import (
+    CIFAR10,
+    CIFAR100,
+    MNIST,
+    SVHN,
+    Digits,
+    FashionMNIST,
+    HorizontalFlip,
+    ImageFolder,
+    Normalize,
+    RandomCrop,
+    Synthetic,
+    TensorBatches,
+)
+from prunekit.data.base import stratified
+from prunekit.data.files import read_pickle
+from prunekit.errors import ConfigError, DataError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+NEUTRAL = Normalize((0.0,), (1.0,))
+
+
+def numbered(count, **options):
+    """Images of one pixel whose value is their index."""
+    images = torch.arange(count, dtype=torch.float32).reshape(count, 1, 1, 1)
+    return TensorBatches(images, torch.arange(count), NEUTRAL, **options)
+
+
+def test_in_order_keeps_the_smaller_last_batch():
+    batches = list(numbered(5).epoch(2, None))
+    assert [labels.tolist() for _, labels in batches] == [[0, 1], [2, 3], [4]]
+    assert [images.flatten().tolist() for images, _ in batches] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(5, [2, 2]), (6, [2, 2, 2]), (1, [1])])
+def test_shuffled_leaves_out_a_last_batch_of_one(count, sizes):
+    batches = numbered(count)
+    assert [len(labels) for _, labels in batches.epoch(2, 0)] == sizes
+    assert batches.steps(2) == len(sizes)
+
+
+def test_same_seed_same_batches_other_seed_other_batches():
+    images = torch.randint(0, 256, (64, 3, 8, 8), dtype=torch.uint8)
+    normalize = Normalize((0.5,) * 3, (0.5,) * 3)
+    batches = TensorBatches(images, torch.arange(64), normalize, (RandomCrop(2), HorizontalFlip()))
+    first, again, other = (list(batches.epoch(32, seed)) for seed in (7, 7, 8))
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0][0], other[0][0])
+
+
+def test_labels_stay_with_their_images():
+    for images, labels in numbered(10).epoch(4, 3):
+        assert torch.equal(images.flatten().long(), labels)
+
+
+def test_normalisation_by_hand():
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(3, 1, 1, 1)
+    mnist = TensorBatches(images, torch.zeros(3), Normalize((128 / 255,), (128 / 255,)))
+    found = next(mnist.epoch(3, None))[0].flatten()
+    torch.testing.assert_close(found, torch.tensor([-1.0, 0.0, 127 / 128]))
+
+
+def test_flip_mirrors_the_drawn_images_only():
+    images = torch.arange(4).reshape(2, 1, 1, 2)
+    flipped = HorizontalFlip().apply(images, torch.tensor([True, False]))
+    assert flipped.flatten().tolist() == [1, 0, 2, 3]
+
+
+def test_crop_by_hand():
+    images = torch.tensor([[1, 2], [3, 4]]).reshape(1, 1, 2, 2)
+    cut = RandomCrop(1).apply(images, torch.tensor([[0, 2]]))
+    assert cut.flatten().tolist() == [0, 0, 2, 0]
+
+
+def test_evaluation_data_is_never_augmented():
+    data = Synthetic(crop=3, flip=True).load()
+    assert data.train.augment and not data.val.augment and not data.test.augment
+
+
+def test_digits_split_is_stratified_disjoint_and_fixed():
+    data, other = Digits().load(), Digits(split_seed=1).load()
+    assert (data.train.size, data.val.size, data.test.size) == (1257, 180, 360)
+    assert (data.test.labels.bincount() - 36).abs().max() <= 1
+    assert torch.equal(data.test.images, other.test.images)
+    assert not torch.equal(data.val.images, other.val.images)
+    assert data.example.shape == (1, 1, 28, 28)
+
+
+def test_the_runs_seed_does_not_move_the_split():
+    assert torch.equal(Digits().load(seed=0).val.labels, Digits().load(seed=9).val.labels)
+
+
+def test_validation_may_be_empty_but_training_not():
+    assert Synthetic(val=0).load().val.size == 0
+    with pytest.raises(DataError, match=r"dataset.val=640 leaves none of 640 training examples"):
+        Synthetic(val=640).load()
+
+
+def test_synthetic_patterns_can_be_told_apart():
+    data = Synthetic(classes=3, train=60, test=30, val=6, noise=0.5).load()
+    means = torch.stack([data.train.images[data.train.labels == c].mean(0) for c in range(3)])
+    nearest = torch.cdist(data.test.images.flatten(1), means.flatten(1)).argmin(dim=1)
+    assert torch.equal(nearest, data.test.labels)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Digits(val=-1), "val=-1 must be at least 0"),
+        (lambda: Digits(val=2.5), "val=2.5 is not a whole number"),
+        (lambda: Digits(crop=1.5), "crop=1.5 is not a whole number"),
+        (lambda: Digits(mean=0.5), "mean=0.5 is not a list with a number per channel"),
+        (lambda: Digits(std=(0.0,)), r"std=\(0.0,\) need one number per channel, std above 0"),
+        (lambda: Digits(split_seed=-1), "split_seed=-1 must be at least 0"),
+        (lambda: Digits(image_size=0), "image_size=0 must be at least 1"),
+        (lambda: Synthetic(noise=-1), "noise=-1 must be at least 0"),
+        (lambda: Synthetic(classes=0), "classes=0 must be at least 1"),
+        (lambda: RandomCrop(0), "crop=0 must be at least 1"),
+        (lambda: HorizontalFlip(2), "chance=2 must be at most 1"),
+        (lambda: ImageFolder(root=".", workers=-1), "workers=-1 must be at least 0"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_mean_must_have_a_number_per_channel():
+    with pytest.raises(DataError, match=r"has 3 numbers, images have 1 channels"):
+        Digits(mean=(0.5,) * 3, std=(0.5,) * 3).load()
+
+
+@pytest.mark.parametrize("source", [MNIST, FashionMNIST, CIFAR10, CIFAR100, SVHN])
+def test_missing_folder_names_the_way_out(source, tmp_path):
+    with pytest.raises(DataError) as caught:
+        source(root=str(tmp_path)).load()
+    text = str(caught.value)
+    assert str(source(root=str(tmp_path)).home.resolve()) in text
+    assert "dataset.root=" in text and "dataset.download=true" in text
+
+
+def test_failed_download_says_where_files_go(tmp_path, monkeypatch):
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.CIFAR10", offline)
+    with pytest.raises(DataError, match=r"could not be downloaded: no route to host; put its"):
+        CIFAR10(root=str(tmp_path), download=True).load()
+
+
+def write_idx(path, array):
+    dims = b"".join(int(size).to_bytes(4, "big") for size in array.shape)
+    content = b"\0\0\x08" + bytes([array.ndim]) + dims + array.astype(np.uint8).tobytes()
+    path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+
+
+def mnist_files(root, packed):
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, count in (("train", 20), ("t10k", 10)):
+        images = np.arange(count * 4).reshape(count, 2, 2)
+        write_idx(raw / f"{part}-images-idx3-ubyte{packed}", images)
+        write_idx(raw / f"{part}-labels-idx1-ubyte{packed}", np.arange(count) % 10)
+    return raw
+
+
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_mnist_reads_plain_and_gzipped_files(tmp_path, packed):
+    mnist_files(tmp_path, packed)
+    data = MNIST(root=str(tmp_path), val=10).load()
+    assert (data.train.size, data.val.size, data.test.size) == (10, 10, 10)
+    assert data.test.images[1].flatten().tolist() == [4, 5, 6, 7]
+    assert data.val.labels.sort().values.tolist() == list(range(10))
+
+
+@pytest.mark.parametrize("content", [b"", b"\0\0\x08\x01\0\0\0\x09short", b"not idx at all"])
+def test_damaged_mnist_file_is_named(tmp_path, content):
+    path = mnist_files(tmp_path, "") / "t10k-labels-idx1-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"t10k-labels-idx1-ubyte is damaged"):
+        MNIST(root=str(tmp_path), val=0).load()
+
+
+def cifar_files(root, exact=True):
+    home = root / "cifar-10-batches-py"
+    home.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        content = {"data": np.zeros((10, 3072), np.uint8), "labels": list(range(10))}
+        content |= {"exact": [1, 0] * 5} if exact else {}
+        (home / name).write_bytes(pickle.dumps(content, protocol=2))
+    return home
+
+
+def test_cifar_subset_is_read_and_noted(tmp_path):
+    cifar_files(tmp_path)
+    data = CIFAR10(root=str(tmp_path), val=0.2, only_exact=True).load()
+    assert (data.train.size, data.val.size) == (40, 10)
+    assert data.test.labels.tolist() == [0, 2, 4, 6, 8]
+    assert data.notes[0].startswith("a subset of CIFAR-10: 50 training images of 50000, 10 test")
+    assert data.notes[1] == "tested on the 5 test images marked exact"
+
+
+def test_only_exact_needs_marks(tmp_path):
+    cifar_files(tmp_path, exact=False)
+    with pytest.raises(DataError, match=r"does not say which images are exact"):
+        CIFAR10(root=str(tmp_path), only_exact=True, val=0).load()
+
+
+def test_cifar_with_strange_labels_is_refused(tmp_path):
+    home = cifar_files(tmp_path)
+    content = {"data": np.zeros((2, 3072), np.uint8), "labels": [0, 10]}
+    (home / "test_batch").write_bytes(pickle.dumps(content))
+    with pytest.raises(DataError, match=r"test_batch is damaged.*labels are not all in 0 to 9"):
+        CIFAR10(root=str(tmp_path), val=0).load()
+    (home / "test_batch").write_bytes(pickle.dumps({"data": [1, 2]}))
+    with pytest.raises(DataError, match=r"test_batch is damaged"):
+        CIFAR10(root=str(tmp_path), val=0).load()
+
+
+def test_cifar100_reads_fine_labels(tmp_path):
+    home = tmp_path / "cifar-100-python"
+    home.mkdir()
+    for name in ("train", "test"):
+        content = {b"data": np.zeros((4, 3072), np.uint8), b"fine_labels": [0, 1, 98, 99]}
+        (home / name).write_bytes(pickle.dumps(content))
+    data = CIFAR100(root=str(tmp_path), val=0).load()
+    assert data.test.labels.tolist() == [0, 1, 98, 99]
+    assert data.classes == 100
+
+
+class Exploding:
+    """A pickle that would run a function when it is loaded."""
+
+    def __reduce__(self):
+        return (Path.touch, (Path("touched-by-a-pickle"),))
+
+
+def test_pickles_cannot_run_code(tmp_path):
+    path = tmp_path / "batch"
+    path.write_bytes(pickle.dumps({"data": Exploding()}))
+    with pytest.raises(DataError, match=r"has no place in a file of arrays"):
+        read_pickle(path)
+    assert not Path("touched-by-a-pickle").exists()
+
+
+def test_svhn_reads_matlab_files_and_adds_extra(tmp_path):
+    from scipy.io import savemat
+
+    for part in ("train", "extra", "test"):
+        images = np.zeros((32, 32, 3, 4), np.uint8)
+        images[5, 6, 1, 2] = 9
+        labels = np.array([[1], [2], [10], [9]])
+        savemat(tmp_path / f"{part}_32x32.mat", {"X": images, "y": labels})
+    data = SVHN(root=str(tmp_path), extra=True, val=0).load()
+    assert (data.train.size, data.test.size) == (8, 4)
+    assert data.test.labels.tolist() == [1, 2, 0, 9]
+    assert data.test.images[2, 1, 5, 6] == 9
+    (tmp_path / "test_32x32.mat").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"test_32x32.mat is damaged"):
+        SVHN(root=str(tmp_path), val=0).load()
+
+
+def picture_folders(root, parts=("train", "val"), classes=("cat", "dog"), count=4):
+    from PIL import Image
+
+    for part in parts:
+        for index, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for number in range(count):
+                image = Image.new("RGB", (20, 16), (100 * index, 10 * number, 0))
+                image.save(root / part / name / f"{number}.png")
+
+
+def test_image_folder_reads_splits_and_repeats(tmp_path):
+    picture_folders(tmp_path)
+    folder = ImageFolder(root=str(tmp_path), image_size=8, val=0.25, workers=0)
+    data = folder.load()
+    assert (data.train.size, data.val.size, data.test.size) == (6, 2, 8)
+    assert data.shape == (3, 8, 8) and data.classes == 2
+    assert sorted(label for _, label in data.val.samples) == [0, 1]
+    before = torch.get_rng_state()
+    first, again = (list(data.train.epoch(4, 5)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
+    assert [len(labels) for _, labels in first] == [4, 2]
+    assert next(data.test.epoch(8, None))[1].tolist() == [0] * 4 + [1] * 4
+
+
+def test_image_folder_batches_do_not_depend_on_workers(tmp_path):
+    picture_folders(tmp_path)
+    alone, helped = (
+        ImageFolder(root=str(tmp_path), image_size=8, workers=workers, val=0).load()
+        for workers in (0, 1)
+    )
+    for a, b in zip(alone.train.epoch(4, 1), helped.train.epoch(4, 1), strict=True):
+        assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
+
+
+def test_image_folder_errors_name_the_folder(tmp_path):
+    with pytest.raises(DataError, match=r"no folder .*train; set dataset.root=..."):
+        ImageFolder(root=str(tmp_path)).load()
+    (tmp_path / "train").mkdir()
+    with pytest.raises(DataError, match=r"holds no images in one folder per class"):
+        ImageFolder(root=str(tmp_path)).load()
+
+
+def test_image_folder_classes_must_agree(tmp_path):
+    picture_folders(tmp_path, parts=("train",))
+    picture_folders(tmp_path, parts=("test",), classes=("cat", "cow"))
+    with pytest.raises(DataError, match=r"class 'cow' is not in both train and test"):
+        ImageFolder(root=str(tmp_path)).load()
+
+
+def test_image_that_cannot_be_decoded_is_named(tmp_path):
+    picture_folders(tmp_path)
+    (tmp_path / "train" / "cat" / "0.png").write_bytes(b"no picture")
+    data = ImageFolder(root=str(tmp_path), image_size=8, val=0, workers=0).load()
+    with pytest.raises(DataError, match=r"0.png cannot be decoded"):
+        list(data.train.epoch(8, None))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no MNIST and CIFAR-10 beside the tree")
+def test_real_files():
+    mnist, cifar = (source(root=str(SHARED)).load() for source in (MNIST, CIFAR10))
+    assert (mnist.train.size, mnist.val.size, mnist.test.size) == (55000, 5000, 10000)
+    assert mnist.notes == ()
+    assert cifar.train.size + cifar.val.size == 10000
+    assert cifar.test.size == 2000 and cifar.shape == (3, 32, 32)
+
+
+def test_leftover_places_go_to_the_classes_cut_most():
+    labels = torch.tensor([0] * 5 + [1] * 4 + [2] * 1)
+    _, chosen = stratified(labels, 5, seed=0)
+    assert labels[chosen].bincount(minlength=3).tolist() == [3, 2, 0]

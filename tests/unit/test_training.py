@@ -1,0 +1,388 @@
+"""The training loop: order of a step, rates, exact resumption, evaluation, refusals."""
+
+import copy
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+from torch.optim import LBFGS, SGD, Adam
+
+from prunekit.data import Data, Normalize, Synthetic, TensorBatches
+from prunekit.errors import ArtifactError, ConfigError, DataError, TrainingError
+from prunekit.solvers.base import Solver
+from prunekit.training import (
+    Constant,
+    Cosine,
+    Schedule,
+    Steps,
+    evaluate,
+    fit,
+    mix,
+    predictions,
+)
+
+TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
+
+
+def network():
+    """A small network with batch norm and dropout."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(256, 3),
+    )
+
+
+def plan(epochs=3, optimizer=None, **options):
+    return Schedule(epochs, 16, optimizer or partial(SGD, lr=0.1, momentum=0.9), **options)
+
+
+class Recorder(Solver):
+    """Notes what it is called for; its state is how often it was called."""
+
+    def __init__(self, stop_after=None):
+        self.calls, self.count, self.stop_after = [], 0, stop_after
+
+    def before_step(self, optimizer):
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"]]
+        self.calls.append(("before", float(nn.utils.get_total_norm(grads))))
+
+    def after_step(self, optimizer):
+        self.count += 1
+        self.calls.append(("after", optimizer.param_groups[0]["lr"]))
+
+    def finish(self):
+        self.calls.append(("finish", None))
+
+    @property
+    def done(self):
+        return self.stop_after is not None and self.count >= self.stop_after
+
+    def metrics(self):
+        return {"count": self.count}
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+def same(first, second):
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def one_example(value=2.0):
+    """A data set of one example, x = `value` and label 0."""
+    x, y = torch.full((1, 1, 1, 1), value), torch.zeros(1, dtype=torch.long)
+    batches = TensorBatches(x, y, Normalize((0.0,), (1.0,)))
+    nothing = TensorBatches(x[:0], y[:0], Normalize((0.0,), (1.0,)))
+    return Data(batches, nothing, batches, 2, (1, 1, 1))
+
+
+def flat_linear():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 2, bias=False))
+    nn.init.zeros_(model[1].weight)
+    return model
+
+
+def test_one_step_by_hand():
+    model = flat_linear()
+    rows = fit(model, one_example(), Schedule(1, 1, partial(SGD, lr=0.5)))
+    # softmax is (1/2, 1/2), so the gradient is x * (-1/2, 1/2) = (-1, 1)
+    assert model[1].weight.flatten().tolist() == [0.5, -0.5]
+    assert rows[0]["train_loss"] == pytest.approx(0.693147, abs=1e-6)
+    assert rows[0]["epoch"] == 1 and rows[0]["lr"] == 0.5
+    assert "val_loss" not in rows[0]
+
+
+def test_clip_bounds_the_gradient_before_the_solver_sees_it():
+    model, solver = flat_linear(), Recorder()
+    fit(model, one_example(), Schedule(1, 1, partial(SGD, lr=1.0), clip=0.1), solver=solver)
+    assert [name for name, _ in solver.calls] == ["before", "after"]
+    assert solver.calls[0][1] == pytest.approx(0.1, rel=1e-4)
+
+
+def test_label_smoothing_reaches_the_loss():
+    plain, smooth = flat_linear(), flat_linear()
+    fit(plain, one_example(), Schedule(1, 1, partial(SGD, lr=0.5)))
+    fit(smooth, one_example(), Schedule(1, 1, partial(SGD, lr=0.5), label_smoothing=0.5))
+    assert smooth[1].weight.abs().max() == plain[1].weight.abs().max() / 2
+
+
+def test_rates_follow_the_decay_step_by_step():
+    solver = Recorder()
+    fit(network(), TOY.load(), plan(2, decay=Steps([0.5], 0.1)), solver=solver)
+    assert [rate for name, rate in solver.calls if name == "after"] == pytest.approx(
+        [0.1, 0.1, 0.1, 0.01, 0.01, 0.01]
+    )
+
+
+def test_groups_keep_their_own_rates_and_others_stay():
+    model = network()
+    before = copy.deepcopy(model)
+    groups = [{"params": model[0].parameters(), "lr": 0.0}, {"params": model[5].parameters()}]
+    fit(model, TOY.load(), plan(1, partial(SGD, lr=0.1)), params=groups)
+    assert torch.equal(model[0].weight, before[0].weight)
+    assert torch.equal(model[1].weight, before[1].weight)
+    assert not torch.equal(model[5].weight, before[5].weight)
+
+
+def test_frozen_modules_keep_their_statistics():
+    model = network()
+    fit(model, TOY.load(), plan(1), frozen=[model[1]])
+    assert model[1].running_mean.eq(0).all()
+    assert int(model[1].num_batches_tracked) == 0
+
+
+def test_own_loss_is_used():
+    def zero(model, x, y):
+        logits = model(x)
+        return logits.sum() * 0, logits
+
+    model = network()
+    before = copy.deepcopy(model[5].weight)
+    rows = fit(model, TOY.load(), plan(1), loss=zero)
+    assert rows[0]["train_loss"] == 0
+    assert torch.equal(model[5].weight, before)
+
+
+def test_training_learns_and_reports():
+    easy = Synthetic(classes=3, image_size=8, train=60, val=12, noise=0.5).load()
+    rows = fit(network(), easy, plan(5, partial(SGD, lr=0.05)))
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"] / 2
+    assert rows[-1]["val_top1"] > 60
+    assert set(rows[0]) == {"epoch", "lr", "train_loss", "train_top1", "val_loss", "val_top1"}
+
+
+def test_same_seed_same_weights_whatever_happened_before():
+    first, second, other = network(), network(), network()
+    fit(first, TOY.load(), plan(1), seed=3)
+    torch.rand(7)
+    fit(second, TOY.load(), plan(1), seed=3)
+    fit(other, TOY.load(), plan(1), seed=4)
+    assert same(first, second) and not same(first, other)
+
+
+def test_bfloat16_runs_under_autocast():
+    kinds = []
+
+    def noting(model, x, y):
+        logits = model(x)
+        kinds.append(logits.dtype)
+        return nn.functional.cross_entropy(logits.float(), y), logits
+
+    fit(network(), TOY.load(), plan(1, precision="bfloat16"), loss=noting)
+    assert set(kinds) == {torch.bfloat16}
+
+
+def test_no_epochs_is_no_training():
+    model = network()
+    assert fit(model, TOY.load(), plan(0)) == []
+    assert same(model, network())
+
+
+class Killed(Exception):
+    """Stands for a killed process."""
+
+
+def dies_at(call):
+    """A loss that raises when it is called for the `call`-th time."""
+    calls = []
+
+    def loss(model, x, y):
+        calls.append(1)
+        if len(calls) == call:
+            raise Killed
+        logits = model(x)
+        return nn.functional.cross_entropy(logits, y), logits
+
+    return loss
+
+
+@pytest.mark.parametrize("optimizer", [partial(SGD, lr=0.1, momentum=0.9), partial(Adam, lr=0.01)])
+@pytest.mark.parametrize("call", [1, 3, 4, 6, 9])  # three steps an epoch
+def test_killed_in_any_step_and_repeated_ends_the_same(tmp_path, optimizer, call):
+    data, schedule = TOY.load(), plan(3, optimizer, decay=Cosine(), clip=1.0)
+    whole = network()
+    expected = fit(whole, data, schedule, solver=Recorder(), checkpoint=tmp_path / "whole.pt")
+    path = tmp_path / "last.pt"
+    with pytest.raises(Killed):
+        fit(network(), data, schedule, solver=Recorder(), checkpoint=path, loss=dies_at(call))
+    again, solver = network(), Recorder()
+    assert fit(again, data, schedule, solver=solver, checkpoint=path) == expected
+    assert same(whole, again)
+    assert solver.count == 9
+
+
+def test_killed_between_epochs_and_repeated_ends_the_same(tmp_path):
+    whole, again, path = network(), network(), tmp_path / "last.pt"
+    fit(whole, TOY.load(), plan(3))
+
+    def die(history):
+        if len(history) == 2:
+            raise Killed
+
+    with pytest.raises(Killed):
+        fit(network(), TOY.load(), plan(3), checkpoint=path, on_epoch=die)
+    seen = []
+    fit(again, TOY.load(), plan(3), checkpoint=path, on_epoch=lambda rows: seen.append(len(rows)))
+    assert same(whole, again)
+    assert seen == [2, 3]  # the row that was lost with the process is reported again
+
+
+def test_finished_phase_returns_at_once(tmp_path):
+    model, again, path = network(), network(), tmp_path / "last.pt"
+    rows = fit(model, TOY.load(), plan(2), checkpoint=path)
+    assert fit(again, TOY.load(), plan(2), checkpoint=path, loss=dies_at(1)) == rows
+    assert same(model, again)
+
+
+def test_solver_that_is_done_ends_training_for_good(tmp_path):
+    path = tmp_path / "last.pt"
+    rows = fit(network(), TOY.load(), plan(5), solver=Recorder(stop_after=4), checkpoint=path)
+    assert [row["count"] for row in rows] == [3, 6]
+    again = fit(network(), TOY.load(), plan(5), solver=Recorder(), checkpoint=path)
+    assert again == rows
+
+
+def test_checkpoint_of_another_network_is_refused(tmp_path):
+    path = tmp_path / "last.pt"
+    fit(network(), TOY.load(), plan(1), checkpoint=path)
+    wider = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(ArtifactError, match=r"belongs to another training run.*; delete it"):
+        fit(wider, TOY.load(), plan(1), checkpoint=path)
+    with pytest.raises(ArtifactError, match=r"belongs to another training run"):
+        fit(network(), TOY.load(), plan(1), checkpoint=path, solver=Recorder())
+    with pytest.raises(ArtifactError, match=r"it holds 1 epochs, this schedule has 0"):
+        fit(network(), TOY.load(), plan(0), checkpoint=path)
+
+
+def test_infinite_loss_is_named_and_the_checkpoint_stays(tmp_path):
+    def breaks(model, x, y):
+        logits = model(x)
+        breaks.calls += 1
+        return logits.sum() * (float("nan") if breaks.calls == 5 else 0.0), logits
+
+    breaks.calls, path = 0, tmp_path / "last.pt"
+    with pytest.raises(TrainingError) as caught:
+        fit(network(), TOY.load(), plan(3), checkpoint=path, loss=breaks, label="sparsify")
+    assert str(caught.value) == (
+        "sparsify: the loss is nan in epoch 2, step 2, at learning rate 0.1; "
+        "lower the rate or set clip"
+    )
+    assert len(fit(network(), TOY.load(), plan(1), checkpoint=path)) == 1
+
+
+def test_infinite_weights_are_found_in_validation():
+    model = network()
+
+    def spoil(_, x, y):
+        logits = model(x)
+        if len(y) < 16:
+            with torch.no_grad():
+                model[5].bias.fill_(float("nan"))
+        return logits.sum() * 0, logits
+
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1, validation"):
+        fit(model, Synthetic(classes=3, image_size=8, train=50, val=10).load(), plan(1), loss=spoil)
+
+
+def answers(*labels):
+    """A model that reads its logits from the image, and data on which they are one-hot."""
+    images = torch.eye(6)[torch.tensor(labels)].reshape(-1, 6, 1, 1)
+    truth = torch.zeros(len(labels), dtype=torch.long)
+    return nn.Flatten(), TensorBatches(images, truth, Normalize((0.0,) * 6, (1.0,) * 6))
+
+
+def test_evaluate_by_hand():
+    model, batches = answers(0, 0, 1, 5)
+    found = evaluate(model, batches, "cpu", batch=3)
+    right = torch.tensor(5.0 + 2.718281828).log() - 1
+    wrong = torch.tensor(5.0 + 2.718281828).log()
+    assert found["top1"] == 50 and found["top5"] == 100
+    assert found["loss"] == pytest.approx(float((right + wrong) / 2), abs=1e-6)
+
+
+def test_predictions_are_in_order():
+    model, batches = answers(3, 1, 4, 1, 5)
+    logits, labels = predictions(model, batches, "cpu", batch=2)
+    assert logits.argmax(dim=1).tolist() == [3, 1, 4, 1, 5]
+    assert labels.tolist() == [0] * 5
+
+
+def test_evaluate_restores_every_mode():
+    model = network().train()
+    model[1].eval()
+    evaluate(model, TOY.load().test, "cpu")
+    assert model.training and not model[1].training and model[4].training
+
+
+def test_evaluate_needs_examples():
+    with pytest.raises(DataError, match=r"no examples to evaluate on; set dataset.val above 0"):
+        evaluate(flat_linear(), one_example().val, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("decay", "expected"),
+    [
+        (Constant(), [1, 1, 1, 1]),
+        (Steps([0.5, 0.75], 0.1), [1, 1, 0.1, 0.01]),
+        (Steps([1, 3], 0.5), [1, 0.5, 0.5, 0.25]),
+        (Cosine(), [1, 0.853553, 0.5, 0.146447]),
+        (Cosine(final=0.5), [1, 0.926777, 0.75, 0.573223]),
+        (Cosine(warmup=0.5), [0.01, 0.505, 1, 0.5]),
+    ],
+)
+def test_decays_by_hand(decay, expected):
+    found = [decay.factor(epoch, 4) for epoch in range(4)]
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: plan("abc"), "epochs='abc' is not a whole number"),
+        (lambda: plan(-1), "epochs=-1 must be at least 0"),
+        (lambda: Schedule(1, 0, partial(SGD, lr=1)), "batch=0 must be at least 1"),
+        (lambda: plan(clip=0), "clip=0 must be above 0"),
+        (lambda: plan(label_smoothing=1), "label_smoothing=1 must be below 1"),
+        (lambda: plan(precision="half"), "precision='half' is unknown; accepted: float32, bfloat"),
+        (lambda: plan(decay="cosine"), "decay='cosine' is no plan; use Constant, Steps or Cosine"),
+        (lambda: plan(1, partial(SGD, lr=-1)), "optimizer refuses its settings: .*learning rate"),
+        (lambda: plan(1, partial(SGD, lr="a")), "optimizer refuses its settings"),
+        (lambda: plan(1, SGD(network().parameters(), 1)), "optimizer refuses its settings"),
+        (lambda: plan(1, list), "makes no PyTorch optimizer; give a class of torch.optim with"),
+        (lambda: plan(1, LBFGS), "optimizer=LBFGS evaluates the loss by itself; use SGD or Adam"),
+        (lambda: Steps(0.5), "milestones=0.5 is not a list of epochs or fractions"),
+        (lambda: Steps([0]), "milestones=0 must be above 0"),
+        (lambda: Steps([0.5], 0), "by=0 must be above 0"),
+        (lambda: Cosine(warmup=1), "warmup=1 must be below 1"),
+        (lambda: Cosine(final=-1), "final=-1 must be at least 0"),
+    ],
+)
+def test_bad_schedules_are_refused_at_once(make, message):
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_mix_is_stable_and_tells_orders_apart():
+    assert mix(0, 1, 2) == 4727102316523150270
+    assert len({mix(a, b) for a in range(20) for b in range(20)}) == 400
+    assert 0 <= mix(-5) < 2**63
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_training_on_a_gpu_matches_the_cpu():
+    models = {device: network().to(device) for device in ("cpu", "cuda")}
+    models["cpu"][4].p = models["cuda"][4].p = 0.0  # dropout draws on the device
+    rows = {d: fit(m, TOY.load(d), plan(2), device=d) for d, m in models.items()}
+    assert rows["cpu"][-1]["train_loss"] == pytest.approx(rows["cuda"][-1]["train_loss"], rel=1e-3)
