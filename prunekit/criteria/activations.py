@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _BATCH = 32  # the result does not depend on it
 _RELUS = frozenset({"relu", "relu_", "relu6"})
 _KEEP_CHANNELS = _RELUS | {
+    "hardtanh",
     *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
     *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "clone", "contiguous"),
     *(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
@@ -115,7 +116,7 @@ class _NonZero(TorchFunctionMode):
             units = self._units_of((*args, *(kwargs or {}).values()), out)
             if units is not None:
                 self.labels[out] = units
-                if name in _RELUS:
+                if name in _RELUS or _is_relu6(name, args):
                     self._count(out, units)
         return out
 
@@ -131,6 +132,11 @@ class _NonZero(TorchFunctionMode):
         positive = (out != 0).transpose(0, 1).flatten(1).sum(1)
         self.nonzero.index_add_(0, units, positive.double().cpu())
         self.seen.index_add_(0, units, torch.full((len(units),), out.numel() / len(units)).double())
+
+
+def _is_relu6(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call is what nn.ReLU6 makes of itself, a hardtanh from 0 on."""
+    return name == "hardtanh" and len(args) > 1 and args[1] == 0
 
 
 @contextmanager

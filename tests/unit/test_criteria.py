@@ -1,0 +1,297 @@
+"""Scores against numbers made by hand, explicit loops and plain autograd."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prunekit.criteria import (
+    APoZ,
+    BatchNormScale,
+    L1Norm,
+    L2Norm,
+    Random,
+    Stored,
+    Taylor,
+    load_scores,
+    save_scores,
+)
+from prunekit.data import Data, Normalize, TensorBatches
+from prunekit.errors import ArtifactError, ConfigError
+from prunekit.graph import ChannelGraph
+
+
+class Net(nn.Module):
+    """conv1 - bn - relu - pool - conv2 - relu - mean - fc; how it applies ReLU is `act`."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.conv1 = nn.Conv2d(1, 3, 3)
+        self.bn1 = nn.BatchNorm2d(3)
+        self.conv2 = nn.Conv2d(3, 4, 3)
+        self.fc = nn.Linear(4, 5)
+        self.act = act
+
+    def forward(self, x):
+        x = F.max_pool2d(self.act(self.bn1(self.conv1(x))), 2)
+        return self.fc(self.act(self.conv2(x)).mean((2, 3)))
+
+
+class Residual(nn.Module):
+    """Two convolutions whose outputs are added; one ReLU module is called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn = nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.conv1, self.conv2 = nn.Conv2d(3, 2, 3, padding=1), nn.Conv2d(2, 3, 3, padding=1)
+        self.bn2 = nn.BatchNorm2d(3)
+        self.relu = nn.ReLU(inplace=True)
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = self.bn(self.stem(x))
+        x = x + self.bn2(self.conv2(self.relu(self.conv1(x))))
+        return self.fc(self.relu(x).mean((2, 3)))
+
+
+ACTS = {
+    "module": nn.ReLU(),
+    "in place": nn.ReLU(inplace=True),
+    "function": F.relu,
+    "torch": torch.relu,
+    "method": lambda x: x.relu(),
+    "relu6": nn.ReLU6(),  # the toy stays below 6
+    "method in place": lambda x: x.relu_(),
+}
+
+
+def toy_data(size=8, count=37):
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, 1, size, size, generator=generator)
+    labels = torch.randint(5, (count,), generator=generator)
+    batches = TensorBatches(images, labels, Normalize((0.5,), (0.25,)))
+    return Data(batches, batches, batches, 5, (1, size, size))
+
+
+def made(model, seed=0):
+    """The model with random weights and statistics, in evaluation mode, and its graph."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                low = 0.5 if name.endswith("var") else -0.7
+                value.copy_(low + 1.5 * torch.rand(value.shape, generator=generator))
+    return model, ChannelGraph.trace(model.eval(), torch.zeros(1, 1, 8, 8))
+
+
+def fake_graph(**outs):
+    """A graph of one group per module; the numbers are unit ids."""
+    outs = {name: torch.tensor(units) for name, units in outs.items()}
+    groups = tuple(
+        SimpleNamespace(name=name, units=units, producers=(name,)) for name, units in outs.items()
+    )
+    return SimpleNamespace(
+        groups=groups, outs=outs, count=1 + max(int(u.max()) for u in outs.values())
+    )
+
+
+def test_norms_of_filters_leave_the_bias_out():
+    model = nn.Sequential(nn.Conv2d(1, 2, (1, 2)))
+    model[0].weight.data = torch.tensor([3.0, -4.0, 0.0, 2.0]).reshape(2, 1, 1, 2)
+    model[0].bias.data.fill_(100.0)
+    graph = fake_graph(**{"0": [1, 2]})
+    assert L1Norm().scores(model, graph, None)["0"].tolist() == [7.0, 2.0]
+    assert L2Norm().scores(model, graph, None)["0"].tolist() == [5.0, 2.0]
+
+
+def test_norms_of_a_coupled_group_add_up_over_its_producers():
+    model, graph = made(Residual())
+    coupled = next(group for group in graph.groups if len(group.producers) == 2)
+    stem, second = model.stem.weight.flatten(1), model.conv2.weight.flatten(1)
+    both = torch.cat([stem, second], dim=1).double()
+    found = L1Norm().scores(model, graph, None)[coupled.name]
+    torch.testing.assert_close(found, both.abs().sum(1))
+    found = L2Norm().scores(model, graph, None)[coupled.name]
+    torch.testing.assert_close(found, both.norm(dim=1))
+
+
+def test_transposed_convolutions_have_their_outputs_in_dimension_one():
+    model = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2))
+    weight = model[0].weight.detach()
+    expected = [float(weight[2 * (o // 3) : 2 * (o // 3) + 2, o % 3].abs().sum()) for o in range(6)]
+    found = L1Norm().scores(model, fake_graph(**{"0": [1, 2, 3, 4, 5, 6]}), None)["0"]
+    torch.testing.assert_close(found, torch.tensor(expected).double())
+
+
+def test_random_depends_on_the_seed_alone():
+    graph = fake_graph(a=[1, 2, 3], b=[4, 5])
+    first, again = (Random(3).scores(nn.Identity(), graph, None) for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in ("a", "b"))
+    assert not torch.equal(first["a"], Random(4).scores(nn.Identity(), graph, None)["a"])
+
+
+def test_batch_norm_scale_is_the_mean_over_the_norms_that_carry_the_unit():
+    model, graph = made(Residual())
+    model.bn.weight.data = torch.tensor([1.0, -2.0, 0.0])
+    model.bn2.weight.data = torch.tensor([-3.0, 2.0, 0.0])
+    only = SimpleNamespace(
+        groups=tuple(group for group in graph.groups if len(group.producers) == 2),
+        outs=graph.outs,
+        count=graph.count,
+    )
+    (found,) = BatchNormScale().scores(model, only, None).values()
+    assert found.tolist() == [2.0, 2.0, 0.0]
+
+
+def test_batch_norm_scale_names_the_group_without_norm():
+    model, graph = made(Net(F.relu))
+    with pytest.raises(ConfigError, match="no norm layer with scales behind conv2"):
+        BatchNormScale().scores(model, graph, None)
+
+
+@pytest.mark.parametrize("act", ACTS)
+def test_apoz_is_the_share_of_non_zeros_before_pooling(act):
+    model, graph = made(Net(ACTS[act]))
+    data = toy_data()
+    found = APoZ(samples=21).scores(model, graph, data)
+    x = next(data.train.epoch(21, None))[0]
+    with torch.no_grad():
+        first = F.relu(model.bn1(model.conv1(x)))
+        second = F.relu(model.conv2(F.max_pool2d(first, 2)))
+    for name, out in (("conv1", first), ("conv2", second)):
+        for channel in range(out.shape[1]):
+            values = out[:, channel].flatten().tolist()
+            share = sum(value != 0 for value in values) / len(values)
+            assert found[name][channel] == pytest.approx(share, abs=1e-12)
+    assert 0 < found["conv1"].min() < found["conv1"].max() <= 1
+
+
+def test_apoz_follows_channels_through_additions_and_a_reused_relu():
+    model, graph = made(Residual())
+    data = toy_data()
+    found = APoZ(samples=37).scores(model, graph, data)
+    x = next(data.train.epoch(37, None))[0]
+    with torch.no_grad():
+        stem = model.bn(model.stem(x))
+        inner = F.relu(model.conv1(stem))
+        outer = F.relu(stem + model.bn2(model.conv2(inner)))
+    for name, out in (("conv1", inner), ("stem", outer)):
+        torch.testing.assert_close(found[name], (out > 0).double().mean((0, 2, 3)))
+
+
+def test_apoz_names_the_group_without_relu():
+    model, graph = made(Net(lambda x: x))
+    with pytest.raises(ConfigError, match="conv1 has no ReLU behind it"):
+        APoZ().scores(model, graph, toy_data())
+
+
+@pytest.mark.parametrize("act", ["function", "in place"])
+def test_taylor_is_the_mean_product_of_activation_and_gradient(act):
+    model, graph = made(Net(ACTS[act]))
+    data = toy_data()
+    model.train()
+    found = Taylor(samples=34).scores(model, graph, data)
+    assert model.training and model.bn1.training
+    assert all(param.grad is None for param in model.parameters())
+    model.eval()
+    total = {"conv1": torch.zeros(3), "conv2": torch.zeros(4)}
+    x, y = next(data.train.epoch(34, None))
+    for image, label in zip(x.split(1), y.split(1), strict=True):
+        first = model.conv1(image)
+        second = model.conv2(F.max_pool2d(F.relu(model.bn1(first)), 2))
+        loss = F.cross_entropy(model.fc(F.relu(second).mean((2, 3))), label)
+        for name, z in (("conv1", first), ("conv2", second)):
+            (grad,) = torch.autograd.grad(loss, z, retain_graph=True)
+            total[name] += (grad * z).mean((0, 2, 3)).abs().detach()
+    for name, value in total.items():
+        expected = (value / value.norm()).double()
+        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_taylor_adds_the_producers_of_a_unit_before_the_absolute_value():
+    model, graph = made(Residual())
+    data = toy_data()
+    found = Taylor(samples=3).scores(model, graph, data)
+    x, y = next(data.train.epoch(3, None))
+    total = torch.zeros(3)
+    for image, label in zip(x.split(1), y.split(1), strict=True):
+        stem = model.stem(image)
+        second = model.conv2(F.relu(model.conv1(model.bn(stem))))
+        out = F.relu(model.bn(stem) + model.bn2(second)).mean((2, 3))
+        loss = F.cross_entropy(model.fc(out), label)
+        grads = torch.autograd.grad(loss, (stem, second))
+        products = [(g * z).mean((0, 2, 3)) for g, z in zip(grads, (stem, second), strict=True)]
+        total += sum(products).abs().detach()
+    expected = (total / total.norm()).double()
+    torch.testing.assert_close(found["stem"], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_hooks_are_gone_afterwards():
+    model, graph = made(Net(F.relu))
+    data = toy_data()
+    APoZ(5).scores(model, graph, data), Taylor(5).scores(model, graph, data)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("criterion", [APoZ(), Taylor()])
+def test_criteria_on_activations_need_data(criterion):
+    model, graph = made(Net(F.relu))
+    with pytest.raises(ConfigError, match="give it a data set"):
+        criterion.scores(model, graph, None)
+
+
+@pytest.mark.parametrize("make", [lambda: APoZ(0), lambda: Taylor(1.5), lambda: Random(-1)])
+def test_settings_are_refused_at_construction(make):
+    with pytest.raises(ConfigError):
+        make()
+
+
+def test_scores_that_are_not_finite_name_the_group():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1))
+    model[0].weight.data[1] = math.nan
+    with pytest.raises(ConfigError, match="scores of 0 are not finite"):
+        L1Norm().scores(model, fake_graph(**{"0": [1, 2]}), None)
+
+
+def test_stored_scores_come_back_from_file_directory_and_run(tmp_path):
+    place = tmp_path / "sparsify" / "scores.pt"
+    graph = fake_graph(a=[1, 2], b=[3])
+    saved = {"a": torch.tensor([0.0, 2.5]), "b": torch.tensor([1.0])}
+    save_scores(place, saved)
+    for path in (place, place.parent, tmp_path):
+        found = Stored(path).scores(nn.Identity(), graph, None)
+        assert {name: score.tolist() for name, score in found.items()} == {"a": [0, 2.5], "b": [1]}
+    assert [file.name for file in place.parent.iterdir()] == ["scores.pt"]
+
+
+def test_stored_scores_may_leave_groups_out_but_not_belong_to_another_network(tmp_path):
+    save_scores(tmp_path / "scores.pt", {"a": torch.ones(2)})
+    assert set(Stored(tmp_path).scores(nn.Identity(), fake_graph(a=[1, 2], b=[3]), None)) == {"a"}
+    with pytest.raises(ArtifactError, match="has 2 scores for a, which has 3 units"):
+        Stored(tmp_path).scores(nn.Identity(), fake_graph(a=[1, 2, 3]), None)
+    with pytest.raises(ArtifactError, match="has 2 scores for a, which has 0 units"):
+        Stored(tmp_path).scores(nn.Identity(), fake_graph(b=[1, 2]), None)
+    with pytest.raises(ConfigError, match="path is not set"):
+        Stored().scores(nn.Identity(), fake_graph(a=[1]), None)
+
+
+def test_damaged_and_foreign_files_are_named(tmp_path):
+    file = tmp_path / "scores.pt"
+    with pytest.raises(ArtifactError, match="run sparsify first"):
+        load_scores(file)
+    file.write_bytes(b"nonsense")
+    with pytest.raises(ArtifactError, match="cannot be read as scores"):
+        load_scores(file)
+    torch.save({"weight": torch.ones(2)}, file)
+    with pytest.raises(ArtifactError, match="is no file of scores"):
+        load_scores(file)
+    torch.save({"format": "prunekit-scores-1", "scores": {"a": torch.tensor([math.inf])}}, file)
+    with pytest.raises(ArtifactError, match="scores of a are not finite"):
+        load_scores(file)
+    with pytest.raises(ArtifactError, match="not one per unit"):
+        save_scores(file, {"a": torch.ones(2, 2)})
