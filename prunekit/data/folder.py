@@ -115,11 +115,12 @@ class FolderBatches:
 
     def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.epoch`."""
-        for images, labels in self._loader(batch, seed):
-            yield (
-                images.to(self.device, non_blocking=True),
-                labels.to(self.device, non_blocking=True),
-            )
+        try:
+            for parts in self._loader(batch, seed):
+                images, labels = (part.to(self.device, non_blocking=True) for part in parts)
+                yield images, labels
+        except DataError as error:  # a worker process wraps it into its traceback
+            raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from error
 
     def _loader(self, batch: int, seed: int | None) -> DataLoader:
         order = list(range(self.size))

@@ -140,9 +140,7 @@ class CIFAR10(Vision):
     def parse(self) -> Raw:
         """Training and test images as bytes."""
         parts = [_cifar(self.home / name, "labels", 10) for name in _CIFAR10_FILES[:-1]]
-        train = Examples(
-            torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
-        )
+        train = _joined(parts)
         test = _cifar(self.home / _CIFAR10_FILES[-1], "labels", 10)
         notes = _size_notes(self.title, train, test)
         if self.only_exact:
@@ -219,10 +217,7 @@ class SVHN(Vision):
     def parse(self) -> Raw:
         """Training and test images as bytes; the digit 0 is class 0."""
         parts = [self._examples(part) for part in self._parts]
-        train = Examples(
-            torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
-        )
-        return Raw(train, self._examples("test"), classes=10)
+        return Raw(_joined(parts), self._examples("test"), classes=10)
 
     def fetches(self) -> list[Callable[[], object]]:
         """torchvision's downloads, one per file."""
@@ -267,6 +262,11 @@ def _checked(images: torch.Tensor, labels: torch.Tensor, classes: int, path: Pat
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise damaged(path, f"labels are not all in 0 to {classes - 1}")
     return Examples(images, labels)
+
+
+def _joined(parts: Sequence[Examples]) -> Examples:
+    images = torch.cat([part.images for part in parts])
+    return Examples(images, torch.cat([part.labels for part in parts]))
 
 
 def _size_notes(title: str, train: Examples, test: Examples) -> tuple[str, ...]:

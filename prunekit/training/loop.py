@@ -132,7 +132,7 @@ class _Run:
     def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """One step; the loss and the logits before it, detached."""
         half = self.schedule.precision == "bfloat16"
-        self.optimizer.zero_grad()
+        self.model.zero_grad()  # also what the optimizer does not train
         with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
             loss, logits = self.loss(self.model, x, y)
         loss.backward()

@@ -134,6 +134,20 @@ def test_groups_keep_their_own_rates_and_others_stay():
     assert not torch.equal(model[5].weight, before[5].weight)
 
 
+def test_gradients_of_untrained_parameters_do_not_pile_up():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1, bias=False), nn.Linear(1, 2, bias=False))
+    nn.init.ones_(model[1].weight)
+    nn.init.ones_(model[2].weight)
+
+    def first_logit(model, x, y):
+        logits = model(x)
+        return logits[:, 0].mean(), logits
+
+    groups = [{"params": model[2].parameters(), "lr": 0.0}]
+    fit(model, one_example(), plan(3), params=groups, loss=first_logit)
+    assert float(model[1].weight.grad) == 2.0
+
+
 def test_frozen_modules_keep_their_statistics():
     model = network()
     fit(model, TOY.load(), plan(1), frozen=[model[1]])
