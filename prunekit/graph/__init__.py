@@ -1,0 +1,5 @@
+"""Which channels of a network live and die together."""
+
+from prunekit.graph.channels import ChannelGraph, Group
+
+__all__ = ["ChannelGraph", "Group"]

@@ -1,0 +1,234 @@
+"""Which channels of a network hang together, found by running it on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import SurgeryError, TraceError, one_of
+from prunekit.graph import symbolic
+from prunekit.graph.labels import Discovery, Rehearsal, culprits
+from prunekit.graph.layers import CONSUMERS, channel_dim
+from prunekit.graph.partition import FIXED, Partition
+from prunekit.graph.values import values_in
+
+Example = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Units that stand side by side in the outputs of the same layers.
+
+    `units` are ids, in the channel order of the first producer, `name`. `producers` are all
+    convolutions and linear layers whose output channels belong to the units, in order of execution,
+    depthwise convolutions included.
+    """
+
+    name: str
+    units: Tensor
+    producers: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelGraph:
+    """The removable units of a network and where each of them sits.
+
+    `ins` and `outs` give the unit of every input and output channel of a layer, 0 where it cannot
+    be removed; layers that work per channel (norms, activations) have the same on both sides.
+    `shapes` are output shapes for one example. `uses` says at how many positions the weights of a
+    convolution or linear layer are applied to one example, over all its calls. `notes` say what was
+    frozen, and why. Unit ids run from 1 to `count` - 1.
+    """
+
+    groups: tuple[Group, ...]
+    ins: Mapping[str, Tensor]
+    outs: Mapping[str, Tensor]
+    shapes: Mapping[str, tuple[int, ...]]
+    uses: Mapping[str, int]
+    notes: tuple[str, ...]
+    count: int
+
+    @classmethod
+    def trace(cls, model: nn.Module, example: Example) -> ChannelGraph:
+        """Run `model` on labels, as it behaves in eval mode; the model itself is not touched.
+
+        Of `example` only shapes and types are used. Raises TraceError where torch.fx cannot follow
+        the forward or the example does not fit.
+        """
+        inputs = _shapes_of(example)
+        twin = symbolic.shapes_only(model)
+        with torch.no_grad():
+            first = Discovery(twin, symbolic.trace(twin, len(inputs)), inputs)
+            first.play()
+            _rehearse(first, inputs)
+        return _finish(first)
+
+    def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:
+        """Turn masks over the units of groups (True: remove) into one mask over unit ids."""
+        groups = {group.name: group for group in self.groups}
+        dropped = torch.zeros(self.count, dtype=torch.bool)
+        for name, mask in chosen.items():
+            if name not in groups:
+                raise SurgeryError(f"no group is called {name!r}; {one_of(name, groups)}")
+            units = groups[name].units
+            if mask.dtype != torch.bool or mask.shape != units.shape:
+                raise SurgeryError(
+                    f"the mask of group {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; "
+                    f"it must be torch.bool of shape ({len(units)},)"
+                )
+            dropped[units[mask.cpu()]] = True
+        return dropped
+
+    @contextmanager
+    def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
+        """Inside it, every layer of `model` sees zeros in place of dropped input channels."""
+        handles = [
+            _consumer(model, name).register_forward_pre_hook(_silence(drop.cpu()[units]))
+            for name, units in self.ins.items()
+            if bool(drop.cpu()[units].any()) and isinstance(_consumer(model, name), CONSUMERS)
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _shapes_of(example: Example) -> list[Tensor]:
+    tensors = [example] if isinstance(example, Tensor) else list(example)
+    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
+        raise TraceError("the example must be a tensor or a tuple of tensors")
+    batch = tensors[0].shape[:1]
+    return [
+        torch.empty_like(tensor[:1] if tensor.shape[:1] == batch else tensor, device="meta")
+        for tensor in tensors
+    ]
+
+
+def _rehearse(first: Discovery, inputs: list[Tensor]) -> None:
+    """Freeze what hinders narrowed versions of the network, until nothing does."""
+    seeds = iter(range(2**31))
+    clean = 0
+    while clean < 2:
+        roots = first.parts.roots()
+        run = Rehearsal(first, inputs, roots, _rehearsal_drop(first, roots, clean, next(seeds)))
+        run.play()
+        changed = False
+        for node in run.failed:
+            why = f"{symbolic.describe(node)} works for these sizes only"
+            for value in culprits([node], first.results):
+                owners = first.owners(value.labels)
+                if first.parts.freeze(value.labels):
+                    changed = True
+                    first.notes[f"{owners}: channels are frozen: {why}"] = None
+            values = values_in(first.results[node])
+            changed |= any([first.parts.freeze(value.labels) for value in values])
+        if run.failed and not changed:
+            raise TraceError(
+                f"{type(first.twin).__name__} cannot be narrowed: "
+                f"{symbolic.describe(run.failed[0])} depends on channel numbers in a way that "
+                "is not understood; take sizes from the shapes of the tensors at hand"
+            )
+        clean = 0 if run.failed else clean + 1
+
+
+def _rehearsal_drop(first: Discovery, roots: Tensor, first_units: int, seed: int) -> Tensor:
+    """Units to leave out in a rehearsal: the first of every layer, or half of all at random."""
+    drop = torch.zeros(len(roots), dtype=torch.bool)
+    if first_units == 0:
+        generator = torch.Generator().manual_seed(seed)
+        drop = torch.rand(len(roots), generator=generator) < 0.5
+    else:
+        for made in first.producers.values():
+            drop[roots[made[0]]] = True
+    drop[FIXED] = False
+    for result in first.results.values():
+        for value in values_in(result):
+            labels = roots[value.labels].flatten()
+            if bool(drop[labels].all()):  # nothing would be left of it
+                drop[labels[-1]] = False
+    return drop
+
+
+def _finish(first: Discovery) -> ChannelGraph:
+    """Number the units by group and channel."""
+    roots = first.parts.roots()
+    members = _groups(first, roots)
+    ids = torch.zeros(len(roots), dtype=torch.long)
+    units_of: dict[str, Tensor] = {}
+    count = 1
+    for name, units in members.items():
+        units_of[name] = torch.arange(count, count + len(units))
+        ids[units] = units_of[name]
+        count += len(units)
+    final = ids[roots]
+    ins = {name: final[labels] for name, labels in first.ins.items()}
+    outs = {name: final[labels] for name, labels in first.outs.items()}
+    producers = _producers(first, units_of, outs, count)
+    return ChannelGraph(
+        groups=tuple(Group(name, units_of[name], tuple(producers[name])) for name in members),
+        ins=ins,
+        outs=outs,
+        shapes=first.shapes,
+        uses=first.uses,
+        notes=tuple(first.notes),
+        count=count,
+    )
+
+
+def _groups(first: Discovery, roots: Tensor) -> dict[str, Tensor]:
+    """The units of every group; layers that make some of the same units share a group."""
+    units = {name: roots[made] for name, made in first.producers.items()}
+    maker = torch.zeros(len(roots), dtype=torch.long)
+    layers = Partition()
+    number = {name: layers.fresh(1) for name in units}
+    for name, labels in reversed(units.items()):
+        maker[labels] = number[name]
+    for name, labels in units.items():
+        layers.unite(maker[labels[labels != FIXED]], number[name])
+    home = layers.roots()
+    names = {int(number[name]): name for name in units}
+    found: dict[str, dict[int, None]] = {}
+    for name, labels in units.items():
+        mine = dict.fromkeys(labels[labels != FIXED].tolist())
+        found.setdefault(names[int(home[number[name]])], {}).update(mine)
+    return {name: torch.tensor([*units]) for name, units in found.items() if units}
+
+
+def _producers(
+    first: Discovery, units_of: Mapping[str, Tensor], outs: Mapping[str, Tensor], count: int
+) -> dict[str, list[str]]:
+    """The layers whose output channels belong to each group, in order of execution."""
+    home = torch.full((count,), -1)
+    for index, units in enumerate(units_of.values()):
+        home[units] = index
+    names = [*units_of]
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for layer in first.uses:
+        for index in set(home[outs[layer]].tolist()) - {-1}:
+            found[names[index]].append(layer)
+    return found
+
+
+def _consumer(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise SurgeryError(
+            f"the network has no layer {name!r}; trace the graph on the same network"
+        ) from error
+
+
+def _silence(dropped: Tensor) -> Any:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x, *others = args
+        dim = channel_dim(module, x.ndim)
+        kept = (~dropped).to(x).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+        return (x * kept, *others)
+
+    return hook

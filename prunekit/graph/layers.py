@@ -1,0 +1,116 @@
+"""How labels pass through the layers of torch.nn: a table from classes to rules."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from prunekit.graph import rules
+from prunekit.graph.calls import Call
+from prunekit.graph.rules import Rule
+from prunekit.graph.values import Value, resize, spread
+
+if TYPE_CHECKING:
+    from prunekit.graph.labels import Run
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONSUMERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+PER_CHANNEL = (*BATCH_NORMS, *INSTANCE_NORMS, nn.PReLU)
+
+
+def channel_dim(module: nn.Module, rank: int) -> int:
+    """The dimension of a layer's input of this rank that holds its input channels."""
+    if isinstance(module, nn.Linear):
+        return rank - 1
+    if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return rank - len(module.kernel_size) - 1
+    return 1
+
+
+def dense(run: Run, call: Call) -> Any:
+    """Convolutions and linear layers: channels end here and others begin."""
+    value, *others = call.values
+    dim = channel_dim(call.module, value.meta.ndim)
+    if others or set(value.varying) - {dim}:
+        return rules.unknown(run, call, "its input holds channels in more than one place")
+    if _computed_weight(call.module):
+        return rules.unknown(run, call, "its weight is computed; remove the parametrisation first")
+    meta, labels = run.layer(call, value.along(dim))
+    return Value(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
+
+
+def per_channel(run: Run, call: Call) -> Any:
+    """Normalisation and the like: parameters for every channel, which pass."""
+    value, *others = call.values
+    if others or value.meta.ndim < 2 or set(value.varying) - {1}:
+        return rules.unknown(run, call, "its input holds channels in more than one place")
+    if isinstance(call.module, nn.PReLU) and call.module.num_parameters == 1:
+        return Value(value.meta, value.labels)
+    run.norm(call, value.along(1))
+    return Value(value.meta, value.labels)
+
+
+def width_of(module: nn.Module) -> int:
+    """How many channels a layer holds parameters for."""
+    return module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
+
+
+def _computed_weight(module: nn.Module) -> bool:
+    plain = type(module)
+    base = next(cls for cls in CONSUMERS if isinstance(module, cls))
+    overridden = getattr(plain, "_conv_forward", None) is not getattr(base, "_conv_forward", None)
+    return overridden or "weight" not in module._parameters
+
+
+_POINTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU),
+    *(nn.Mish, nn.Sigmoid, nn.LogSigmoid, nn.Tanh, nn.Tanhshrink, nn.Hardtanh, nn.Hardsigmoid),
+    *(nn.Hardswish, nn.Hardshrink, nn.Softshrink, nn.Softplus, nn.Softsign, nn.Threshold),
+    *(nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    nn.FeatureAlphaDropout,
+)
+_SPATIAL = {
+    1: (nn.MaxPool1d, nn.AvgPool1d, nn.LPPool1d, nn.AdaptiveAvgPool1d, nn.AdaptiveMaxPool1d),
+    2: (nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
+    3: (nn.MaxPool3d, nn.AvgPool3d, nn.LPPool3d, nn.AdaptiveAvgPool3d, nn.AdaptiveMaxPool3d),
+}
+_SPATIAL_PADS = {
+    1: (nn.ReflectionPad1d, nn.ReplicationPad1d, nn.CircularPad1d),
+    2: (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d),
+    3: (nn.ReflectionPad3d, nn.ReplicationPad3d, nn.CircularPad3d),
+}
+_ZERO_PADS = (
+    *(nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d),
+    *(nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d),
+)
+
+LAYERS: dict[type[nn.Module], Rule] = {
+    **dict.fromkeys(CONSUMERS, dense),
+    **dict.fromkeys(PER_CHANNEL, per_channel),
+    **dict.fromkeys(_POINTWISE, rules.pointwise),
+    **{
+        layer: rules.spatial(rank)
+        for table in (_SPATIAL, _SPATIAL_PADS)
+        for rank, layers in table.items()
+        for layer in layers
+    },
+    **dict.fromkeys(_ZERO_PADS, rules.padded),
+    **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d), rules.spatial(None)),
+    **dict.fromkeys((nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle), rules.move),
+    nn.UpsamplingNearest2d: rules.spatial(None),
+    nn.Unflatten: rules.sized(2, "unflattened_size"),
+    nn.ChannelShuffle: rules.shuffle,
+    **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin), rules.normalise(None)),
+    **dict.fromkeys((nn.LayerNorm,), rules.layer_norm),
+}
+
+
+def rule_of(call: Call) -> Rule:
+    """The rule for a call, or `rules.unknown`; a subclass of a layer follows its base."""
+    if call.module is None:
+        return rules.RULES.get(call.name or "", rules.unknown)
+    return next((LAYERS[cls] for cls in type(call.module).__mro__ if cls in LAYERS), rules.unknown)

@@ -1,0 +1,131 @@
+"""A torch.fx graph of a copy that holds shapes only, and errors that point at the user's line."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import linecache
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from prunekit.errors import TraceError
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+
+
+class Tracer(fx.Tracer):
+    """Torch's tracer, which keeps every layer of torch.nn whole and remembers source lines."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Layers that inherit their forward from torch.nn are leaves, under whatever name."""
+        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            return False
+        return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make a node that knows the line of the user's code it comes from."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["line"] = _line_of_user()
+        return node
+
+
+def shapes_only(model: nn.Module) -> nn.Module:
+    """A copy of the model in eval mode on the meta device: no memory, no hooks, no numbers."""
+    tensors = [leaf for module in model.modules() for leaf in _tensors(module)]
+    if any(isinstance(leaf, nn.parameter.UninitializedTensorMixin) for leaf in tensors):
+        raise TraceError(f"{type(model).__name__} has lazy layers; run one batch through it first")
+    memo: dict[int, Any] = {id(leaf): _meta(leaf) for leaf in tensors}
+    try:
+        twin = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TraceError(
+            f"{type(model).__name__} cannot be copied: {_first_line(error)}; "
+            "keep objects that cannot be copied out of the module's attributes"
+        ) from error
+    for module in twin.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            hooks.clear()
+    return twin.eval()
+
+
+def trace(twin: nn.Module, inputs: int) -> fx.Graph:
+    """Trace the forward of `twin` with its first `inputs` arguments free and the rest at defaults.
+
+    Raises TraceError that names the line torch.fx stumbles over.
+    """
+    name = type(twin).__name__
+    parameters = list(inspect.signature(twin.forward).parameters.values())
+    single = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    missing = [p.name for p in single[inputs:] if p.default is p.empty]
+    if missing or (inputs > len(single) == len(parameters)):
+        raise TraceError(
+            f"{name}.forward takes ({', '.join(p.name for p in single)}), the example holds "
+            f"{inputs} tensor(s); give an example with one tensor for each argument"
+        )
+    tracer = Tracer()
+    rest = {p.name: p.default for p in single[inputs:]}
+    try:
+        return tracer.trace(twin, concrete_args=rest or None)
+    except Exception as error:
+        raise TraceError(
+            f"{name} cannot be traced{_place(error)}: {_first_line(error)}; move that code into a "
+            "function marked with torch.fx.wrap, or make it independent of the data"
+        ) from error
+
+
+def where(node: fx.Node) -> str:
+    """Where a node stands in the user's code, for messages."""
+    file, line = node.meta.get("line") or ("", 0)
+    return f"{Path(file).name}:{line}" if line else "forward"
+
+
+def describe(node: fx.Node) -> str:
+    """What a node calls and where, for messages."""
+    if node.op == "call_module":
+        return str(node.target)
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    return f"{target} at {where(node)}"
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    return [leaf for leaf in held if isinstance(leaf, Tensor)]
+
+
+def _meta(leaf: Tensor) -> Tensor:
+    empty = torch.empty_like(leaf, device="meta", requires_grad=False)
+    if isinstance(leaf, nn.Parameter):
+        return nn.Parameter(empty, requires_grad=leaf.requires_grad)
+    return empty
+
+
+def _is_torch(file: str) -> bool:
+    return file.startswith(_TORCH) or file == __file__ or file.startswith("<")
+
+
+def _line_of_user() -> tuple[str, int] | None:
+    frame = sys._getframe(2)
+    while frame is not None and _is_torch(frame.f_code.co_filename):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
+
+
+def _place(error: Exception) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    mine = [frame for frame in frames if not _is_torch(frame.filename)]
+    if not mine:
+        return ""
+    last = mine[-1]
+    code = linecache.getline(last.filename, last.lineno or 0).strip()
+    shown = f" ({code})" if code else ""
+    return f" at {Path(last.filename).name}:{last.lineno}{shown}"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
