@@ -108,15 +108,16 @@ class _NonZero(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if name == "fn":  # pooling with optional indices hides behind a dispatcher of this name
             name = "max_pool2d"
         if name in _KEEP_CHANNELS and isinstance(out, Tensor):
-            units = self._units_of((*args, *(kwargs or {}).values()), out)
+            units = self._units_of((*args, *kwargs.values()), out)
             if units is not None:
                 self.labels[out] = units
-                if name in _RELUS or _is_relu6(name, args):
+                if name in _RELUS or _is_relu6(name, kwargs):
                     self._count(out, units)
         return out
 
@@ -134,9 +135,9 @@ class _NonZero(TorchFunctionMode):
         self.seen.index_add_(0, units, torch.full((len(units),), out.numel() / len(units)).double())
 
 
-def _is_relu6(name: str, args: tuple[Any, ...]) -> bool:
+def _is_relu6(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a call is what nn.ReLU6 makes of itself, a hardtanh from 0 on."""
-    return name == "hardtanh" and len(args) > 1 and args[1] == 0
+    return name == "hardtanh" and kwargs.get("min_val") == 0
 
 
 @contextmanager
