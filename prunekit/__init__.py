@@ -1,3 +1,33 @@
 """prunekit makes convolutional networks smaller and faster."""
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "ChannelGraph": "graph",
+    "CostModel": "measure",
+    "Narrow": "surgery",
+    "attach": "attach",
+    "load_model": "surgery",
+    "save_model": "surgery",
+    "shrink": "attach",
+}
+_PACKAGES = ("criteria", "data", "models", "penalties", "selection", "solvers", "targets")
+
+__all__ = [*_HOMES, *_PACKAGES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: `prunekit --help` must not wait for torch."""
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f"prunekit.{_HOMES[name]}"), name)
+    elif name in _PACKAGES:
+        value = importlib.import_module(f"prunekit.{name}")
+    else:
+        raise AttributeError(f"module 'prunekit' has no attribute {name!r}")
+    globals()[name] = value
+    return value

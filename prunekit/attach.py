@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,9 +11,12 @@ from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
 from prunekit.graph.channels import ChannelGraph
+from prunekit.measure.cost import CostModel
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
+from prunekit.selection import Selection, Zeros
 from prunekit.solvers.base import Solver, check_fit
+from prunekit.surgery.edits import Narrow
 from prunekit.targets import Target, target_named, unit_scores
 
 
@@ -76,3 +81,20 @@ def attach(
     blocks = chosen.rows(model, graph)
     solver.bind(penalty, blocks)
     return Attached(graph, solver, blocks)
+
+
+def shrink(
+    model: nn.Module,
+    graph: ChannelGraph,
+    scores: Mapping[str, Tensor],
+    selection: Selection | None = None,
+) -> nn.Module:
+    """A physically smaller copy of a network; without a `selection`, units that score zero go.
+
+    The model keeps its parameters; an optimizer for the copy must be made anew.
+    """
+    chosen = (selection or Zeros()).choose(scores, graph, CostModel(model, graph))
+    narrow = copy.deepcopy(model)
+    drop = graph.drop({name: ~mask for name, mask in chosen.items()})
+    Narrow.of(graph, drop).apply(narrow)
+    return narrow

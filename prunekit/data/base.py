@@ -53,6 +53,11 @@ class Data:
 class Dataset(ABC):
     """The settings of a data set: a frozen dataclass whose fields are checked when it is made."""
 
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one example, known before anything is read."""
+
     @abstractmethod
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """Read the data, batches on `device`; `seed` is the run's. Raises DataError."""

@@ -25,6 +25,11 @@ class Digits(ImageTensors):
         super().__post_init__()
         integer("image_size", self.image_size, at_least=1)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One channel of `image_size` squared."""
+        return (1, self.image_size, self.image_size)
+
     def read(self) -> Raw:
         """Training and test digits as bytes."""
         from sklearn.datasets import load_digits  # takes a second, so only when it is needed

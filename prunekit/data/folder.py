@@ -43,6 +43,11 @@ class ImageFolder(Dataset):
         held_out("val", self.val)
         Normalize(self.mean, self.std)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Colour images of `image_size` squared."""
+        return (3, self.image_size, self.image_size)
+
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """List the files; the images are read when they are needed."""
         train, classes = self._listed("train")

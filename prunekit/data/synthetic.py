@@ -38,6 +38,11 @@ class Synthetic(ImageTensors):
             object.__setattr__(self, name, (neutral,) * self.channels)
         super().__post_init__()
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`channels` of `image_size` squared."""
+        return (self.channels, self.image_size, self.image_size)
+
     def read(self) -> Raw:
         """Draw the patterns and the images."""
         generator = torch.Generator().manual_seed(self.data_seed)

@@ -31,6 +31,12 @@ class Vision(ImageTensors):
     download: bool = False
     title: ClassVar[str]
     folder: ClassVar[str]
+    size: ClassVar[tuple[int, ...]] = (3, 32, 32)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels, height, width."""
+        return self.size
 
     def read(self) -> Raw:
         """Download where that is wanted and needed, then read; raises DataError."""
@@ -79,6 +85,7 @@ class MNIST(Vision):
     val: float = 5000
     title: ClassVar[str] = "MNIST"
     folder: ClassVar[str] = "MNIST/raw"
+    size: ClassVar[tuple[int, ...]] = (1, 28, 28)
 
     def present(self) -> bool:
         """Whether all four files are there, gzipped or not."""

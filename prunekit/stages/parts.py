@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from prunekit.build import build
 from prunekit.data import Data
+from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.runs.report import Metrics
@@ -29,6 +31,26 @@ def load_source(place: Path, runtime: Runtime) -> SavedModel:
 def load_data(settings: Mapping[str, Any], runtime: Runtime) -> Data:
     """The data set of the settings, on the device of the runtime."""
     return build(settings["dataset"], "dataset").load(runtime.device, settings["seed"])
+
+
+@torch.inference_mode()
+def check_fits(model: nn.Module, data: Data) -> None:
+    """Raise ConfigError when the network cannot take the images or has another class count."""
+    example = data.example.to(next(model.parameters()).device)
+    try:
+        classes = model.eval()(example).shape[-1]
+    except RuntimeError as error:
+        shape = tuple(data.shape)
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; choose "
+            "another model or dataset"
+        ) from error
+    if classes != data.classes:
+        raise ConfigError(
+            f"model.classes={classes}, but the dataset has {data.classes} classes; set "
+            f"model.classes={data.classes}"
+        )
 
 
 def counts(model: nn.Module, data: Data) -> Metrics:

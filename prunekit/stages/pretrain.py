@@ -6,7 +6,7 @@ from prunekit.build import build
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import counts, history_writer, load_data, quality
+from prunekit.stages.parts import check_fits, counts, history_writer, load_data, quality
 from prunekit.surgery import load_weights, save_model
 from prunekit.training import fit
 
@@ -16,6 +16,7 @@ def pretrain(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     model = build(settings["model"], "model").to(runtime.device)
     schedule = build(settings["schedule"]["pretrain"], "schedule.pretrain")
     data = load_data(settings, runtime)
+    check_fits(model, data)
     notes = list(data.notes)
     if settings["weights"] is not None:
         load_weights(model, settings["weights"])
