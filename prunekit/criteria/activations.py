@@ -175,9 +175,9 @@ class _Gates:
 
     @contextmanager
     def placed(self, model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
-        """While inside, every producer of a group gets a gate at each call."""
+        """While inside, every layer that makes units gets a gate at each call."""
         with ExitStack() as stack:
-            for name in dict.fromkeys(name for group in graph.groups for name in group.producers):
+            for name in _makers(graph):
                 handle = model.get_submodule(name).register_forward_hook(self._gate(name))
                 stack.callback(handle.remove)
             yield
@@ -202,6 +202,15 @@ class _Gates:
             return out * gate
 
         return hook
+
+
+def _makers(graph: ChannelGraph) -> list[str]:
+    """The producers that make their units from others.
+
+    A depthwise convolution only passes on the units it gets: its term would count them twice.
+    """
+    names = dict.fromkeys(name for group in graph.groups for name in group.producers)
+    return [name for name in names if not torch.equal(graph.ins[name], graph.outs[name])]
 
 
 def _examples(batches: Batches, samples: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:

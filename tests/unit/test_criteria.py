@@ -231,6 +231,21 @@ def test_taylor_adds_the_producers_of_a_unit_before_the_absolute_value():
     torch.testing.assert_close(found["stem"], expected, rtol=1e-4, atol=1e-6)
 
 
+def test_taylor_counts_units_once_that_a_depthwise_convolution_passes_on():
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Flatten()),
+        nn.Linear(3 * 16, 5),
+    )
+    model, graph = made(model)
+    data = toy_data()
+    (found,) = Taylor(samples=1).scores(model, graph, data).values()
+    x, y = next(data.train.epoch(1, None))
+    z = model[0](x)
+    (grad,) = torch.autograd.grad(F.cross_entropy(model[1:](z), y), z)
+    expected = (grad * z).mean((0, 2, 3)).abs().detach().double()
+    torch.testing.assert_close(found, expected / expected.norm(), rtol=1e-4, atol=1e-6)
+
+
 def test_hooks_are_gone_afterwards():
     model, graph = made(Net(F.relu))
     data = toy_data()
