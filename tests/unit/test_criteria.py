@@ -236,7 +236,14 @@ def test_taylor_counts_units_once_that_a_depthwise_convolution_passes_on():
         *(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Flatten()),
         nn.Linear(3 * 16, 5),
     )
-    model, graph = made(model)
+    model, _ = made(model)
+    units = torch.tensor([1, 2, 3])
+    graph = SimpleNamespace(
+        groups=(SimpleNamespace(name="0", units=units, producers=("0", "1")),),
+        ins={"0": torch.tensor([0]), "1": units},
+        outs={"0": units, "1": units},
+        count=4,
+    )
     data = toy_data()
     (found,) = Taylor(samples=1).scores(model, graph, data).values()
     x, y = next(data.train.epoch(1, None))
