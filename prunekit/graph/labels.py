@@ -143,7 +143,7 @@ class Discovery(Run):
         meta = call.on_meta()
         groups = getattr(module, "groups", 1)
         self._pass(self.ins, name, incoming)
-        if groups > 1:
+        if 1 < groups < len(incoming):  # all convolution groups keep the same channels
             self.parts.unite(incoming.reshape(groups, -1), incoming.reshape(groups, -1)[:1])
         width = meta.shape[channel_dim(module, meta.ndim)]
         if name not in self.outs:

@@ -1,0 +1,146 @@
+"""Multiply-adds and parameters of the network that would remain, without making it."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import SurgeryError
+from prunekit.graph import ChannelGraph
+
+
+class CostModel:
+    """Counts for any choice of dropped units, of convolutions and linear layers as they are called.
+
+    `drop` is a mask over unit ids, as `ChannelGraph.drop` returns it; None is the full network.
+    A multiply-add counts as one, for one example. Parameters are all that the network has.
+    """
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+        self._names = [*graph.ins]
+        self._modules = [_layer(model, name, graph) for name in self._names]
+        self._count = graph.count
+        sides = [graph.ins[name] for name in self._names]
+        sides += [graph.outs[name] for name in self._names]
+        self._units = torch.cat(sides) if sides else torch.zeros(0, dtype=torch.long)
+        lengths = torch.tensor([len(side) for side in sides], dtype=torch.long)
+        self._side = torch.arange(len(sides)).repeat_interleave(lengths)
+        self._groups = _column([getattr(module, "groups", 1) for module in self._modules])
+        self._depthwise = _column([_is_depthwise(module) for module in self._modules]).bool()
+        self._set_macs(graph)
+        self._set_params(model)
+
+    def macs(self, drop: Tensor | None = None) -> int:
+        """Multiply-adds of convolutions and linear layers."""
+        return int((self._area * self._uses * self._pairs(*self._kept(drop))).sum())
+
+    def macs_bias(self, drop: Tensor | None = None) -> int:
+        """Multiply-adds, and one addition for each output that has a bias."""
+        _, outs = self._kept(drop)
+        return self.macs(drop) + int((self._biased * outs).sum())
+
+    def params(self, drop: Tensor | None = None) -> int:
+        """Parameters of the whole network, shared ones once."""
+        return int(self._layer_params(*self._kept(drop)).sum()) + self._rest
+
+    def layer_table(self, drop: Tensor | None = None) -> list[dict[str, Any]]:
+        """One row for each layer with channels: name, kind, in, out, macs, params."""
+        ins, outs = self._kept(drop)
+        columns = {
+            "name": self._names,
+            "kind": [type(module).__name__ for module in self._modules],
+            "in": ins.tolist(),
+            "out": outs.tolist(),
+            "macs": (self._area * self._uses * self._pairs(ins, outs)).tolist(),
+            "params": self._layer_params(ins, outs).tolist(),
+        }
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def _kept(self, drop: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How many input and output channels every layer keeps."""
+        if drop is None:
+            drop = torch.zeros(self._count, dtype=torch.bool)
+        if drop.shape != (self._count,):
+            raise SurgeryError(
+                f"drop has shape {tuple(drop.shape)}, the graph has {self._count} unit ids"
+            )
+        kept = (~drop.cpu())[self._units].long()
+        counts = torch.zeros(2 * len(self._names), dtype=torch.long)
+        ins, outs = counts.index_add_(0, self._side, kept).view(2, -1)
+        return ins, outs
+
+    def _pairs(self, ins: Tensor, outs: Tensor) -> Tensor:
+        """Pairs of channels that a layer connects: groups of a depthwise layer vanish with them."""
+        return torch.where(self._depthwise, outs, ins * outs // self._groups)
+
+    def _layer_params(self, ins: Tensor, outs: Tensor) -> Tensor:
+        return self._area * self._own * self._pairs(ins, outs) + self._per_output * outs
+
+    def _set_macs(self, graph: ChannelGraph) -> None:
+        uses = [graph.uses.get(name, 0) for name in self._names]
+        shapes = [graph.shapes[name] for name in self._names]
+        self._uses = _column(uses)
+        self._area = _column([_area(module) for module in self._modules])
+        self._biased = _column(
+            [
+                _positions(module, shape, use) if use and module.bias is not None else 0
+                for module, shape, use in zip(self._modules, shapes, uses, strict=True)
+            ]
+        )
+
+    def _set_params(self, model: nn.Module) -> None:
+        """Which layer counts which parameters; shared ones belong to the layer that is first."""
+        seen: set[int] = set()
+        own, per_output = [], []
+        for module in self._modules:
+            fresh = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+            seen.update(map(id, fresh))
+            own.append(any(p is module.weight and _area(module) for p in fresh))
+            per_output.append(len(fresh) - own[-1])
+        self._own, self._per_output = _column(own), _column(per_output)
+        self._rest = sum(p.numel() for p in model.parameters() if id(p) not in seen)
+
+
+def _layer(model: nn.Module, name: str, graph: ChannelGraph) -> nn.Module:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError as error:
+        raise SurgeryError(
+            f"{type(model).__name__} has no layer {name!r}; trace the graph on this network"
+        ) from error
+    width = next(
+        getattr(module, side)
+        for side in ("out_channels", "out_features", "num_features", "num_parameters")
+        if hasattr(module, side)
+    )
+    if width != len(graph.outs[name]):
+        raise SurgeryError(
+            f"{name} has {width} output channels, the graph {len(graph.outs[name])}; "
+            "trace the graph on this network"
+        )
+    return module
+
+
+def _area(module: nn.Module) -> int:
+    """Entries of the weight for one pair of channels; 0 for layers without such a weight."""
+    if hasattr(module, "kernel_size"):
+        return prod(module.kernel_size)
+    return int(isinstance(module, nn.Linear))
+
+
+def _is_depthwise(module: nn.Module) -> bool:
+    return 1 < getattr(module, "groups", 1) == getattr(module, "in_channels", 0)
+
+
+def _positions(module: nn.Module, shape: tuple[int, ...], uses: int) -> int:
+    """Entries of one output channel, over all calls; a transposed layer is counted by inputs."""
+    if not getattr(module, "transposed", False):
+        return uses
+    return prod(shape) // module.out_channels
+
+
+def _column(numbers: list[int] | list[bool]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.long)

@@ -1,0 +1,187 @@
+"""Structural changes as values: they can be applied, stored in a file, and applied again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import ArtifactError, SurgeryError, one_of
+from prunekit.graph import ChannelGraph
+from prunekit.surgery.narrow import narrow
+
+
+class Edit(Protocol):
+    """A change of a network's structure; `kind` is its name in files."""
+
+    kind: ClassVar[str]
+
+    def apply(self, model: nn.Module) -> None:
+        """Change `model` in place; raises SurgeryError if the edit does not fit it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, numbers and strings, `{"edit": kind, ...}`."""
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Edit:
+        """The inverse of `to_dict`."""
+
+
+KINDS: dict[str, type[Edit]] = {}
+
+
+def register(edit: type[Edit]) -> type[Edit]:
+    """Make an edit known to model files, under its `kind`."""
+    KINDS[edit.kind] = edit
+    return edit
+
+
+def edit_from_dict(plain: Mapping[str, Any]) -> Edit:
+    """Rebuild an edit from `to_dict`; raises ArtifactError when its kind is unknown."""
+    kind = plain.get("edit")
+    if kind not in KINDS:
+        raise ArtifactError(f"edit {kind!r} is unknown; {one_of(kind, KINDS)}")
+    return KINDS[kind].from_dict(plain)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The channels that a layer keeps, by index (None: all), out of `widths` (inputs, outputs)."""
+
+    ins: tuple[int, ...] | None
+    outs: tuple[int, ...] | None
+    widths: tuple[int, int]
+
+
+@register
+@dataclass(frozen=True)
+class Narrow:
+    """Cut channels out of layers; layers that are not named keep all of theirs."""
+
+    keeps: Mapping[str, Keep]
+    kind: ClassVar[str] = "narrow"
+
+    @classmethod
+    def of(cls, graph: ChannelGraph, drop: Tensor) -> Narrow:
+        """Remove the units that are True in `drop`, wherever they sit.
+
+        Raises SurgeryError when a layer would lose all of its channels.
+        """
+        drop = drop.cpu()
+        if drop.dtype != torch.bool or drop.shape != (graph.count,):
+            raise SurgeryError(
+                f"drop is {drop.dtype} of shape {tuple(drop.shape)}; it must be torch.bool of "
+                f"shape ({graph.count},), as ChannelGraph.drop returns it"
+            )
+        if bool(drop[0]):
+            raise SurgeryError("drop[0] is set, but unit 0 is what cannot be removed")
+        _refuse_empty(graph, drop)
+        keeps = {}
+        for name, units in graph.ins.items():
+            ins, outs = _kept(units, drop), _kept(graph.outs[name], drop)
+            if ins is not None or outs is not None:
+                keeps[name] = Keep(ins, outs, (len(units), len(graph.outs[name])))
+        return cls(keeps)
+
+    def apply(self, model: nn.Module) -> None:
+        """Narrow the layers in place; nothing is changed if one of them does not fit."""
+        modules = {name: _find(model, name) for name in self.keeps}
+        for name, keep in self.keeps.items():
+            _check(name, modules[name], keep)
+        ties = _ties(model)
+        for name, keep in self.keeps.items():
+            try:
+                narrow(modules[name], keep.ins, keep.outs)
+            except SurgeryError as error:
+                raise SurgeryError(f"{name}: {error}") from error
+        _tie_again(ties)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For every layer its widths and the indices it keeps, left out where it keeps all."""
+        layers = {}
+        for name, keep in self.keeps.items():
+            sides = {"in": keep.ins, "out": keep.outs}
+            layers[name] = {side: list(kept) for side, kept in sides.items() if kept is not None}
+            layers[name]["widths"] = list(keep.widths)
+        return {"edit": self.kind, "layers": layers}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Narrow:
+        """The inverse of `to_dict`."""
+        try:
+            return cls({name: _keep(layer) for name, layer in plain["layers"].items()})
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ArtifactError(f"an edit of kind 'narrow' is damaged: {error!r}") from error
+
+
+def _keep(layer: Mapping[str, Any]) -> Keep:
+    sides = [tuple(map(int, layer[side])) if side in layer else None for side in ("in", "out")]
+    inner, outer = layer["widths"]
+    return Keep(*sides, (int(inner), int(outer)))
+
+
+def _kept(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
+    gone = drop[units]
+    return tuple((~gone).nonzero().flatten().tolist()) if bool(gone.any()) else None
+
+
+def _refuse_empty(graph: ChannelGraph, drop: Tensor) -> None:
+    for group in graph.groups:
+        for name in group.producers:
+            if bool(drop[graph.outs[name]].all()):
+                raise SurgeryError(
+                    f"group {group.name!r} would leave no output channel of {name!r} "
+                    f"({len(graph.outs[name])} before); keep at least one"
+                )
+    for name, units in graph.ins.items():
+        if bool(drop[units].all()):
+            raise SurgeryError(
+                f"{name!r} would be left without any of its {len(units)} input channels; "
+                "keep at least one"
+            )
+
+
+def _find(model: nn.Module, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise SurgeryError(
+            f"{type(model).__name__} has no layer {name!r}; the edit was made for another network"
+        ) from error
+
+
+def _check(name: str, module: nn.Module, keep: Keep) -> None:
+    pairs = (
+        ("in_channels", "out_channels"),
+        ("in_features", "out_features"),
+        ("num_features", "num_features"),
+        ("num_parameters", "num_parameters"),
+    )
+    for pair in pairs:
+        if hasattr(module, pair[0]):
+            found = tuple(getattr(module, side) for side in pair)
+            if found != keep.widths:
+                raise SurgeryError(
+                    f"{name} has {found[0]} input and {found[1]} output channels, the edit was "
+                    f"made for {keep.widths[0]} and {keep.widths[1]}"
+                )
+
+
+def _ties(model: nn.Module) -> list[tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:
+    """Parameters that are registered in more than one place, with these places."""
+    places: dict[int, tuple[nn.Parameter, list[tuple[nn.Module, str]]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), (parameter, []))[1].append((module, name))
+    return [entry for entry in places.values() if len(entry[1]) > 1]
+
+
+def _tie_again(ties: list[tuple[nn.Parameter, list[tuple[nn.Module, str]]]]) -> None:
+    for _, places in ties:
+        module, name = places[0]
+        for other, attribute in places[1:]:
+            setattr(other, attribute, getattr(module, name))

@@ -1,0 +1,127 @@
+"""Cutting channels out of one layer, in place; a layer of your own joins by registering here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import singledispatch
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import SurgeryError
+
+Indices = Sequence[int] | Tensor | None
+
+
+@singledispatch
+def narrow(module: nn.Module, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    """Keep these input and output channels of a layer, given by index (None: all).
+
+    The layer is changed in place and gets new parameters of the old type, on the old device, as
+    frozen as before. Register a function for a class with `@narrow.register`.
+    """
+    raise SurgeryError(
+        f"{type(module).__name__} cannot be narrowed; register a function for it with "
+        "prunekit.surgery.narrow.register"
+    )
+
+
+@narrow.register(nn.Conv1d)
+@narrow.register(nn.Conv2d)
+@narrow.register(nn.Conv3d)
+@narrow.register(nn.ConvTranspose1d)
+@narrow.register(nn.ConvTranspose2d)
+@narrow.register(nn.ConvTranspose3d)
+def _conv(module: nn.Conv2d, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    _convolution(module, keep_in, keep_out)
+
+
+@narrow.register
+def _linear(module: nn.Linear, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    _slice(module, "weight", 0, keep_out)
+    _slice(module, "weight", 1, keep_in)
+    _slice(module, "bias", 0, keep_out)
+    module.out_features, module.in_features = module.weight.shape
+
+
+@narrow.register(nn.BatchNorm1d)
+@narrow.register(nn.BatchNorm2d)
+@narrow.register(nn.BatchNorm3d)
+@narrow.register(nn.SyncBatchNorm)
+@narrow.register(nn.InstanceNorm1d)
+@narrow.register(nn.InstanceNorm2d)
+@narrow.register(nn.InstanceNorm3d)
+def _norm(module: nn.BatchNorm2d, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    keep = _either(keep_in, keep_out)
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _slice(module, name, 0, keep)
+    module.num_features = module.num_features if keep is None else len(keep)
+
+
+@narrow.register
+def _prelu(module: nn.PReLU, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    _slice(module, "weight", 0, _either(keep_in, keep_out))
+    module.num_parameters = len(module.weight)
+
+
+def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None:
+    """Narrow a weight (outer, inner / groups, ...): outer are outputs, or inputs if transposed."""
+    kept_in = _indices(keep_in, module.in_channels)
+    kept_out = _indices(keep_out, module.out_channels)
+    kept = (kept_in, kept_out) if module.transposed else (kept_out, kept_in)
+    widths = (module.in_channels, module.out_channels)
+    outer, inner = widths if module.transposed else widths[::-1]
+    if 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
+        _same_number(kept_out, widths[1] // module.groups, module.groups, among=kept_in)
+        module.groups = len(kept_in)
+        sliced = module.weight.detach()[kept[0].to(module.weight.device)]
+    else:
+        _same_number(kept[0], outer // module.groups, module.groups)
+        _same_number(kept[1], inner // module.groups, module.groups)
+        sliced = _grouped(module.weight.detach(), *kept, inner // module.groups, module.groups)
+    module.weight = nn.Parameter(sliced, requires_grad=module.weight.requires_grad)
+    module.in_channels, module.out_channels = len(kept_in), len(kept_out)
+    _slice(module, "bias", 0, keep_out)
+
+
+def _grouped(weight: Tensor, outer: Tensor, inner: Tensor, width: int, groups: int) -> Tensor:
+    rows = weight[outer.to(weight.device)].chunk(groups)
+    columns = (inner % width).to(weight.device).chunk(groups)
+    return torch.cat([row.index_select(1, c) for row, c in zip(rows, columns, strict=True)])
+
+
+def _same_number(kept: Tensor, width: int, groups: int, among: Tensor | None = None) -> None:
+    """Refuse when the groups (or those `among` all) keep different numbers of channels."""
+    counts = torch.bincount(kept // width, minlength=groups)
+    chosen = counts if among is None else counts[among]
+    if len(set(chosen.tolist())) != 1 or chosen.sum() != counts.sum():
+        raise SurgeryError(
+            f"its {groups} convolution groups would keep {counts.tolist()} channels; "
+            "keep the same number in each"
+        )
+
+
+def _slice(module: nn.Module, name: str, dim: int, keep: Indices) -> None:
+    old = getattr(module, name)
+    if old is None or keep is None:
+        return
+    kept = _indices(keep, old.shape[dim]).to(old.device)
+    new = old.detach().index_select(dim, kept)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    setattr(module, name, new)
+
+
+def _indices(keep: Indices, width: int) -> Tensor:
+    if keep is None:
+        return torch.arange(width)
+    kept = torch.as_tensor(keep, dtype=torch.long).cpu()
+    if len(kept) == 0:
+        raise SurgeryError(f"none of {width} channels would be left; keep at least one")
+    if int(kept.min()) < 0 or int(kept.max()) >= width:
+        raise SurgeryError(f"channel {int(kept.max())} does not exist, there are {width}")
+    return kept
+
+
+def _either(keep_in: Indices, keep_out: Indices) -> Indices:
+    return keep_in if keep_out is None else keep_out
