@@ -1,10 +1,12 @@
 """What a network costs: multiply-adds, parameters, latency, memory."""
 
+from prunekit.measure.cost import CostModel
 from prunekit.measure.flops import counted_macs
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
 
 __all__ = [
+    "CostModel",
     "Latency",
     "LatencyTest",
     "counted_macs",

@@ -237,14 +237,15 @@ def _run_row(run: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _dense(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of the dense network: from measure, else from the stage that trained it."""
+    """Figures of the dense network: from measure, what it lacks from the stage that trained it."""
     prefix = "dense_"
     measured = {
         key.removeprefix(prefix): value
         for key, value in done[-1].items()
         if key.startswith(prefix) and _number(value) is not None
     }
-    return measured or next((stage for stage in done if stage["stage"] == "pretrain"), {})
+    trained = next((stage for stage in done if stage["stage"] == "pretrain"), {})
+    return {**trained, **measured}
 
 
 def _number(value: object) -> float | None:

@@ -1,0 +1,173 @@
+"""Laws of selection on random chains of layers, and on real networks with the real cost model."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+
+from prunekit.errors import ConfigError
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.selection import Budgets, Global, MacsTarget, ParamsTarget, PerLayer, Zeros
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Layers in a row with in x out parameters; the multiply-adds of the first count threefold."""
+
+    widths: tuple[int, ...]
+
+    @property
+    def groups(self):
+        starts = [1, *itertools.accumulate(self.widths, initial=1)][1:]
+        return tuple(
+            SimpleNamespace(name=f"layer{i}", units=torch.arange(start, start + width))
+            for i, (start, width) in enumerate(zip(starts, self.widths, strict=False))
+        )
+
+    def drop(self, chosen):
+        return torch.cat([torch.zeros(1).bool(), *(chosen[group.name] for group in self.groups)])
+
+    def params(self, drop):
+        return self.cost(*(int((~drop[group.units]).sum()) for group in self.groups))[0]
+
+    def macs(self, drop):
+        return self.cost(*(int((~drop[group.units]).sum()) for group in self.groups))[1]
+
+    def cost(self, *widths):
+        edges = [a * b for a, b in itertools.pairwise((2, *widths, 3))]
+        return sum(edges), sum(edges) + 2 * edges[0]
+
+
+@st.composite
+def cases(draw, distinct=False):
+    """A chain and a score for every unit, without ties where asked."""
+    widths = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+    total = sum(widths)
+    numbers = st.integers(0, 6) if not distinct else st.integers(0, 10**6)
+    flat = draw(st.lists(numbers, min_size=total, max_size=total, unique=distinct))
+    parts = torch.tensor(flat, dtype=torch.float64).split(widths)
+    chain = Chain(widths)
+    return chain, {group.name: part for group, part in zip(chain.groups, parts, strict=True)}
+
+
+shares = st.floats(0.01, 1.0)
+
+
+def widths_of(masks):
+    return [int(mask.sum()) for mask in masks.values()]
+
+
+def chosen(selection, case):
+    chain, scores = case
+    try:
+        return selection.choose(scores, chain, chain)
+    except ConfigError:
+        assume(False)
+
+
+@pytest.mark.parametrize("kind", [PerLayer, Global, MacsTarget, ParamsTarget])
+@given(case=cases(), keeps=st.tuples(shares, shares))
+def test_more_kept_means_a_superset(kind, case, keeps):
+    less, more = (chosen(kind(keep), case) for keep in sorted(keeps))
+    assert all(bool((more[name] | ~less[name]).all()) for name in less)
+
+
+@pytest.mark.parametrize("kind", [PerLayer, Global, MacsTarget, ParamsTarget])
+@given(case=cases(), keep=shares, min_keep=st.integers(1, 3))
+def test_no_group_falls_below_min_keep(kind, case, keep, min_keep):
+    for mask in chosen(kind(keep, min_keep=min_keep), case).values():
+        assert mask.sum() >= min(min_keep, len(mask))
+
+
+@given(case=cases())
+def test_zeros_drops_nothing_that_scores(case):
+    for name, mask in chosen(Zeros(), case).items():
+        assert bool((mask | (case[1][name] == 0)).all())
+        assert mask.sum() == max(1, int((case[1][name] != 0).sum()))
+
+
+@given(case=cases(), keep=shares)
+def test_global_keeps_exactly_the_asked_count(case, keep):
+    total = sum(case[0].widths)
+    assert sum(widths_of(chosen(Global(keep), case))) == int(keep * total + 0.5)
+
+
+@given(case=cases(), keep=st.floats(0.01, 1.0))
+def test_global_keeps_the_highest_scores(case, keep):
+    masks = chosen(Global(keep, min_keep=0), case)
+    flat = torch.cat(list(case[1].values()))
+    kept = torch.cat(list(masks.values()))
+    if kept.any() and not kept.all():
+        assert flat[kept].min() >= flat[~kept].max()
+
+
+@given(case=cases(distinct=True), macs=shares, params=shares)
+def test_budgets_are_met_by_the_largest_network_of_the_sequence(case, macs, params):
+    chain, scores = case
+    full = chain.cost(*chain.widths)
+    fitting = []
+    for cut in (-1.0, *torch.cat(list(scores.values())).tolist()):
+        # every threshold, the best unit of each group always staying
+        widths = [max(1, int((score > cut).sum())) for score in scores.values()]
+        cost = chain.cost(*widths)
+        if cost[0] <= params * full[0] and cost[1] <= macs * full[1]:
+            fitting.append((sum(widths), widths))
+    try:
+        found = Budgets(macs=macs, params=params).choose(scores, chain, chain)
+    except ConfigError:
+        assert not fitting
+        return
+    assert widths_of(found) == max(fitting)[1]
+
+
+@given(case=cases(), keep=shares)
+def test_with_ties_too_one_unit_more_would_exceed(case, keep):
+    chain, scores = case
+    masks = chosen(MacsTarget(keep), case)
+    budget = keep * chain.cost(*chain.widths)[1] + 1e-6
+    assert chain.cost(*widths_of(masks))[1] <= budget
+    gone = [float(scores[name][~mask].max()) for name, mask in masks.items() if not mask.all()]
+    if gone:
+        best = max(gone)
+        more = [
+            width + (not mask.all() and float(scores[name][~mask].max()) == best)
+            for width, (name, mask) in zip(widths_of(masks), masks.items(), strict=True)
+        ]
+        assert chain.cost(*more)[1] > budget
+
+
+@pytest.mark.parametrize("kind", [PerLayer, Global, MacsTarget])
+@given(case=cases(distinct=True), keep=shares, order=st.randoms(use_true_random=False))
+def test_permuting_units_permutes_the_choice(kind, case, keep, order):
+    chain, scores = case
+    places = {name: list(range(len(score))) for name, score in scores.items()}
+    for place in places.values():
+        order.shuffle(place)
+    before = chosen(kind(keep), case)
+    after = chosen(kind(keep), (chain, {name: s[places[name]] for name, s in scores.items()}))
+    assert all(torch.equal(after[name], before[name][places[name]]) for name in scores)
+
+
+def test_the_real_cost_model_agrees_with_the_budget():
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)
+    )
+    graph = ChannelGraph.trace(model, torch.zeros(1, 1, 6, 6))
+    cost = CostModel(model, graph)
+    scores = {
+        group.name: torch.rand(len(group.units), generator=torch.Generator().manual_seed(i))
+        for i, group in enumerate(graph.groups)
+    }
+    for keep in (0.2, 0.5, 0.9, 3000):
+        masks = MacsTarget(keep).choose(scores, graph, cost)
+        first, second = (int(masks[name].sum()) for name in ("0", "2"))
+        budget = keep * 2688 if keep <= 1 else keep  # 6 * 9 * 16 + 8 * 54 * 4 + 96 = 2688 in full
+        assert first * 9 * 16 + second * first * 9 * 4 + second * 4 * 3 <= budget
