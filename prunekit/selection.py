@@ -114,6 +114,11 @@ class Widths(Selection):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.widths, Mapping):
+            raise ConfigError(
+                f"selection.widths={self.widths!r} does not map groups to counts; "
+                "give for instance {conv1: 2, fc1: 77}"
+            )
         for name, width in self.widths.items():
             integer(f"selection.widths.{name}", width, at_least=0)
             if width < self.min_keep:

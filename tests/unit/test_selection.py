@@ -205,6 +205,7 @@ def test_scores_that_do_not_fit_are_refused(scores, message):
         lambda: Zeros(min_keep=-1),
         lambda: Zeros(min_keep=0.2),
         lambda: Widths({"a": 1.5}),
+        lambda: Widths(None),
     ],
 )
 def test_settings_are_refused_at_construction(make):
