@@ -84,6 +84,19 @@ class ChannelGraph:
             dropped[units[mask.cpu()]] = True
         return dropped
 
+    def emptied(self, drop: Tensor) -> tuple[str, ...]:
+        """The layers that would lose all of their input or all of their output channels.
+
+        That can happen to a layer whose group keeps units, where a group spans several layers of
+        which each has only some of the units (branches that are concatenated, then added to).
+        """
+        drop = drop.cpu()
+        return tuple(
+            name
+            for name, units in self.ins.items()
+            if bool(drop[units].all()) or bool(drop[self.outs[name]].all())
+        )
+
     @contextmanager
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
         """Inside it, every layer of `model` sees zeros in place of dropped input channels."""

@@ -74,6 +74,10 @@ class Run(ABC):
             result = call.op(*call.args, **call.kwargs)
         return each(result, lambda tensor: fixed(tensor.to("meta")), Tensor)
 
+    def originals(self, call: Call) -> list[Value]:
+        """The values of a call as they are in the full network."""
+        return call.values
+
     def output(self, result: Any) -> Any:
         """What leaves the network."""
         return result
@@ -288,6 +292,10 @@ class Rehearsal(Run):
         name = str(call.node.target)
         self._check(self.first.ins[name], incoming)
         return self.first.results[call.node].meta, self._kept(self.first.outs[name])
+
+    def originals(self, call: Call) -> list[Value]:
+        """The values of the same call in the first pass."""
+        return self.first.calls[call.node].values
 
     def norm(self, call: Call, labels: Tensor) -> None:
         """The layer will have been narrowed to what is kept."""

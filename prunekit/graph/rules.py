@@ -33,28 +33,32 @@ def pointwise(run: Run, call: Call) -> Any:
     meta = call.on_meta()
     if not isinstance(meta, Tensor):
         return meta
-    (shape, labels), *others = aligned(call.values, meta.ndim)
-    for other_shape, other in others:
-        labels = _unite(run, call, (shape, labels), (other_shape, other))
-        shape = list(torch.broadcast_shapes(shape, other_shape))
-    return Value(meta, compress(labels))
+    now = aligned(call.values, meta.ndim)
+    full = aligned(run.originals(call), meta.ndim)
+    result = (*full[0], now[0][1])
+    for (shape, before), (_, labels) in zip(full[1:], now[1:], strict=True):
+        result = _unite(run, call, result, (shape, before, labels))
+    return Value(meta, compress(result[2]))
 
 
-def _unite(
-    run: Run, call: Call, a: tuple[list[int], Tensor], b: tuple[list[int], Tensor]
-) -> Tensor:
-    varying = [d for d in range(a[1].ndim) if a[1].shape[d] > 1 or b[1].shape[d] > 1]
-    a_spans, b_spans = (all(shape[d] > 1 for d in varying) for shape, _ in (a, b))
+Operand = tuple[list[int], Tensor, Tensor]  # shape and labels in the full network, labels now
+
+
+def _unite(run: Run, call: Call, a: Operand, b: Operand) -> Operand:
+    """Broadcasting is judged by the full network: a last channel left does not become a gate."""
+    shape = list(torch.broadcast_shapes(a[0], b[0]))
+    varying = [d for d in range(len(shape)) if a[1].shape[d] > 1 or b[1].shape[d] > 1]
+    a_spans, b_spans = (all(side[0][d] > 1 for d in varying) for side in (a, b))
     if a_spans and b_spans:
-        run.unite(a[1], b[1], call)
-        return torch.broadcast_tensors(a[1], b[1])[0]
-    for spans, one, other in ((a_spans, a[1], b[1]), (b_spans, b[1], a[1])):
-        if spans and other.numel() == 1:  # one entry for all channels stays as long as any of them
-            run.freeze(other, call, None)
-            return one
-    for labels in (a[1], b[1]):
-        run.freeze(labels, call, "it combines channels with other channels")
-    return torch.zeros_like(a[1])
+        run.unite(a[2], b[2], call)
+        return (shape, *(torch.broadcast_tensors(a[i], b[i])[0] for i in (1, 2)))
+    for spans, one, other in ((a_spans, a, b), (b_spans, b, a)):
+        if spans and other[1].numel() == 1:  # one entry for all channels stays with any of them
+            run.freeze(other[2], call, None)
+            return (shape, one[1], one[2])
+    for side in (a, b):
+        run.freeze(side[2], call, "it combines channels with other channels")
+    return (shape, *(torch.zeros_like(a[i]) for i in (1, 2)))
 
 
 def spatial(rank: int | None) -> Rule:

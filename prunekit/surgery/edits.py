@@ -129,19 +129,13 @@ def _kept(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
 
 
 def _refuse_empty(graph: ChannelGraph, drop: Tensor) -> None:
-    for group in graph.groups:
-        for name in group.producers:
-            if bool(drop[graph.outs[name]].all()):
-                raise SurgeryError(
-                    f"group {group.name!r} would leave no output channel of {name!r} "
-                    f"({len(graph.outs[name])} before); keep at least one"
-                )
-    for name, units in graph.ins.items():
-        if bool(drop[units].all()):
-            raise SurgeryError(
-                f"{name!r} would be left without any of its {len(units)} input channels; "
-                "keep at least one"
-            )
+    for name in graph.emptied(drop):
+        units = torch.cat([graph.ins[name], graph.outs[name]])
+        groups = [group.name for group in graph.groups if torch.isin(units, group.units).any()]
+        raise SurgeryError(
+            f"{name} would be left without channels (of {len(graph.ins[name])} inputs and "
+            f"{len(graph.outs[name])} outputs); keep more units of group {' or '.join(groups)}"
+        )
 
 
 def _find(model: nn.Module, name: str) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.atomic import replacing
 from prunekit.build import Settings, build, locate
 from prunekit.errors import ArtifactError, ConfigError, PrunekitError
 from prunekit.surgery.edits import Edit, edit_from_dict
@@ -38,7 +38,6 @@ def save_model(
     `arch` are the settings `prunekit.build` made the network from, `edits` all changes since, in
     order. `facts` are plain values or tensors to keep beside. Raises ArtifactError.
     """
-    path = Path(path)
     content = {
         "format": FORMAT,
         "arch": _plain(arch, "arch"),
@@ -46,7 +45,8 @@ def save_model(
         "weights": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         "facts": _plain(facts, "facts"),
     }
-    _write(path, content)
+    with replacing(Path(path)) as draft:
+        torch.save(content, draft)
 
 
 def load_model(path: str | Path, trust: Collection[str] = ()) -> SavedModel:
@@ -185,22 +185,6 @@ def _read(path: Path) -> Any:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:  # torch.load reports damage in a dozen ways
         raise ArtifactError(f"{path} is damaged or no file of torch; make it again") from error
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or next(iter(str(error).splitlines()), "")
-        raise ArtifactError(f"{path} cannot be written: {reason}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _plain(value: Any, where: str) -> Any:
