@@ -23,7 +23,14 @@ from tables import Job, Scale, figure3, figure5, lambda_groups, table1
 from prunekit.console import complain, say
 
 SCALES = {
-    "short": Scale((0, 1, 2), (3, 4), (), 0),
+    "short": Scale(
+        (0, 1, 2),
+        (3, 4),
+        (),
+        40,
+        ("schedule.finetune.epochs=5", "schedule.finetune.optimizer.lr=0.05"),
+        ("schedule.sparsify.epochs=12",),
+    ),
     "smoke": Scale(
         (0, 1), (), ("dataset=synthetic", "schedule=smoke", "latency.runs=5", "latency.batch=8"), 1
     ),

@@ -225,7 +225,12 @@ def write_figure5(root: Path, out: Path, scale: Scale) -> None:
     frames = {label: pd.read_csv(file) for label, file in files.items() if file.is_file()}
     if not frames:
         raise ArtifactError("nothing was measured for figures 5 and 6; run without --only-collect")
-    titles = {"l21": "AULM l2,1", "admm": "ADMM l2,1", "ssl": "SGD l2,1", "l20": "AULM l2,0"}
+    titles = {
+        "aulm-l21": "AULM l2,1",
+        "admm-l21": "ADMM l2,1",
+        "sgd-l21": "SGD l2,1",
+        "aulm-l20": "AULM l2,0",
+    }
     named = {titles[label]: frame for label, frame in frames.items()}
     rows = [
         {"run": label, **record}

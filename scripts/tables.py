@@ -33,12 +33,13 @@ class Scale:
     overrides: tuple[str, ...]
     scratch_epochs: int
     dense_tuning: tuple[str, ...] = ()
+    convergence: tuple[str, ...] = ()
 
 
 TAIL = ("prune", "finetune", "measure")
 EXPERIMENT = ("experiment=ssr_lenet_mnist",)
 TABLE_WIDTHS = ("3-11-108", "2-8-77")
-FIGURE_WIDTHS = ("8-25-250", "5-18-170", "4-12-120", "3-8-60", "2-7-57")
+FIGURE_WIDTHS = ("8-25-250", "4-12-120", "2-7-60")
 CRITERIA = ("random", "l1_norm", "apoz", "taylor")
 SPARSE = {
     "l21": ("regularizer=l21",),
@@ -104,22 +105,26 @@ def unstructured(table: str, seed: int, scale: Scale) -> list[Job]:
 
 
 def table1(scale: Scale) -> list[Job]:
-    """Every run of SSR's table I, the headline seeds first."""
+    """Every run of SSR's table I; the headline, which has more seeds, comes first."""
     jobs: list[Job] = []
     for seed in (*scale.seeds, *scale.extra_seeds):
-        headline = ("l21", "l20")
-        jobs.append(dense("ssr_t1", seed, scale))
-        methods = headline if seed in scale.extra_seeds else tuple(SPARSE)
-        jobs += [sparsified("ssr_t1", seed, scale, method) for method in methods]
-        pruned = (*methods, *(() if seed in scale.extra_seeds else CRITERIA), "scratch")
+        jobs += [dense("ssr_t1", seed, scale), *_method_jobs(seed, scale, ("l21", "l20"))]
+        jobs += [to_widths("ssr_t1", seed, scale, "scratch", widths) for widths in TABLE_WIDTHS]
+    for seed in scale.seeds:
         jobs += [
-            to_widths("ssr_t1", seed, scale, method, widths)
-            for method in pruned
-            for widths in TABLE_WIDTHS
+            *_method_jobs(seed, scale, ("ssl", *CRITERIA)),
+            *unstructured("ssr_t1", seed, scale),
         ]
-        if seed not in scale.extra_seeds:
-            jobs += unstructured("ssr_t1", seed, scale)
     return jobs
+
+
+def _method_jobs(seed: int, scale: Scale, methods: tuple[str, ...]) -> list[Job]:
+    sparse = [sparsified("ssr_t1", seed, scale, method) for method in methods if method in SPARSE]
+    return sparse + [
+        to_widths("ssr_t1", seed, scale, method, widths)
+        for widths in reversed(TABLE_WIDTHS)
+        for method in methods
+    ]
 
 
 def figure3(scale: Scale) -> list[Job]:
@@ -136,14 +141,22 @@ def figure3(scale: Scale) -> list[Job]:
 
 
 def figure5(scale: Scale) -> list[Job]:
-    """Convergence of AULM, ADMM and SGD on l2,1, and of l2,0: sparsification alone."""
+    """Convergence of AULM, ADMM and SGD on l2,1, and of AULM on l2,0: sparsification alone."""
     seed = scale.seeds[0]
     base = dense("ssr_t1", seed, scale)
-    admm = (*base.overrides, "regularizer=l21", "solver=admm")
+    settings = (*base.overrides, *scale.convergence)
+    curves = {
+        "aulm-l21": ("regularizer=l21", "solver=aulm"),
+        "admm-l21": ("regularizer=l21", "solver=admm"),
+        "sgd-l21": ("regularizer=l21", "solver=subgradient"),
+        "aulm-l20": ("regularizer=l20", "solver=aulm"),
+    }
     return [
         base,
-        *(sparsified("ssr_t1", seed, scale, method) for method in SPARSE),
-        Job(f"ssr_t1/seed{seed}/admm", admm, ("sparsify",), base.name),
+        *(
+            Job(f"ssr_f56/{name}", (*settings, *choice), ("sparsify",), base.name)
+            for name, choice in curves.items()
+        ),
     ]
 
 
