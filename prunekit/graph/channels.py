@@ -41,8 +41,9 @@ class ChannelGraph:
     `ins` and `outs` give the unit of every input and output channel of a layer, 0 where it cannot
     be removed; layers that work per channel (norms, activations) have the same on both sides.
     `shapes` are output shapes for one example. `uses` says at how many positions the weights of a
-    convolution or linear layer are applied to one example, over all its calls. `notes` say what was
-    frozen, and why. Unit ids run from 1 to `count` - 1.
+    convolution or linear layer are applied to one example, over all its calls; `fixed_macs` are the
+    multiply-adds of all other weights, as of `F.conv2d` in a forward. `notes` say what was frozen,
+    and why. Unit ids run from 1 to `count` - 1.
     """
 
     groups: tuple[Group, ...]
@@ -50,6 +51,7 @@ class ChannelGraph:
     outs: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
     uses: Mapping[str, int]
+    fixed_macs: int
     notes: tuple[str, ...]
     count: int
 
@@ -189,6 +191,7 @@ def _finish(first: Discovery) -> ChannelGraph:
         outs=outs,
         shapes=first.shapes,
         uses=first.uses,
+        fixed_macs=first.fixed_macs,
         notes=tuple(first.notes),
         count=count,
     )

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import PrunekitError, TraceError
-from prunekit.graph import rules
 from prunekit.graph.calls import Call
 from prunekit.graph.layers import (
     CONSUMERS,
     PER_CHANNEL,
     TRANSPOSED,
     channel_dim,
+    fixed_macs,
     rule_of,
     width_of,
 )
+from prunekit.graph.moves import MOVING
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.symbolic import describe
 from prunekit.graph.values import Value, compress, each, fixed, resize, values_in
@@ -100,6 +101,7 @@ class Discovery(Run):
         self.producers: dict[str, Tensor] = {}  # layers that made labels, with these labels
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.uses: dict[str, int] = {}
+        self.fixed_macs = 0
         self.calls: dict[fx.Node, Call] = {}
         self.notes: dict[str, None] = {}
         self._exposed: set[int] = set()
@@ -123,7 +125,10 @@ class Discovery(Run):
     def call(self, call: Call) -> Any:
         """Keep the call for the passes to come."""
         self.calls[call.node] = call
-        return super().call(call)
+        result = super().call(call)
+        if str(call.node.target) not in self.uses:
+            self.fixed_macs += fixed_macs(call, result)
+        return result
 
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
         """Merge classes; what meets a fixed channel is fixed from then on."""
@@ -269,11 +274,7 @@ class Rehearsal(Run):
 
     def call(self, call: Call) -> Any:
         """Only operations that move entries may depend on sizes that change."""
-        if (
-            call.values
-            and call.name not in rules.MOVING
-            and _differ(call, self.first.calls[call.node])
-        ):
+        if call.values and call.name not in MOVING and _differ(call, self.first.calls[call.node]):
             raise _Mismatch
         return super().call(call)
 

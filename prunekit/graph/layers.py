@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from prunekit.graph import rules
+from prunekit.graph import moves, rules
 from prunekit.graph.calls import Call
 from prunekit.graph.rules import Rule
 from prunekit.graph.values import Value, resize, spread
@@ -20,6 +21,9 @@ CONSUMERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 PER_CHANNEL = (*BATCH_NORMS, *INSTANCE_NORMS, nn.PReLU)
+
+
+RULES: dict[str, Rule] = {**rules.STILL, **moves.MOVING}
 
 
 def channel_dim(module: nn.Module, rank: int) -> int:
@@ -98,19 +102,33 @@ LAYERS: dict[type[nn.Module], Rule] = {
         for rank, layers in table.items()
         for layer in layers
     },
-    **dict.fromkeys(_ZERO_PADS, rules.padded),
+    **dict.fromkeys(_ZERO_PADS, moves.padded),
     **dict.fromkeys((nn.Upsample, nn.UpsamplingBilinear2d), rules.spatial(None)),
-    **dict.fromkeys((nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle), rules.move),
+    **dict.fromkeys((nn.Flatten, nn.PixelShuffle, nn.PixelUnshuffle), moves.move),
     nn.UpsamplingNearest2d: rules.spatial(None),
-    nn.Unflatten: rules.sized(2, "unflattened_size"),
-    nn.ChannelShuffle: rules.shuffle,
+    nn.Unflatten: moves.sized(2, "unflattened_size"),
+    nn.ChannelShuffle: moves.shuffle,
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin), rules.normalise(None)),
     **dict.fromkeys((nn.LayerNorm,), rules.layer_norm),
 }
 
 
+def fixed_macs(call: Call, result: Any) -> int:
+    """Multiply-adds of a convolution or linear layer that is no recorded layer; 0 for the rest."""
+    shared = r"(conv|conv_transpose)[123]d|linear"
+    if isinstance(call.module, CONSUMERS):
+        weight, transposed = call.module.weight, isinstance(call.module, TRANSPOSED)
+    elif re.fullmatch(shared, call.name or "") and isinstance(call.argument(1, "weight"), Value):
+        weight, transposed = call.argument(1, "weight").meta, "transpose" in call.name
+    else:
+        return 0
+    counted = call.values[0].meta if transposed else result.meta
+    dim = counted.ndim - (weight.ndim - 1)
+    return weight.numel() * counted.numel() // counted.shape[dim]
+
+
 def rule_of(call: Call) -> Rule:
     """The rule for a call, or `rules.unknown`; a subclass of a layer follows its base."""
     if call.module is None:
-        return rules.RULES.get(call.name or "", rules.unknown)
+        return RULES.get(call.name or "", rules.unknown)
     return next((LAYERS[cls] for cls in type(call.module).__mro__ if cls in LAYERS), rules.unknown)

@@ -35,7 +35,8 @@ class CostModel:
 
     def macs(self, drop: Tensor | None = None) -> int:
         """Multiply-adds of convolutions and linear layers."""
-        return int((self._area * self._uses * self._pairs(*self._kept(drop))).sum())
+        pairs = self._pairs(*self._kept(drop))
+        return int((self._area * self._uses * pairs).sum()) + self._fixed
 
     def macs_bias(self, drop: Tensor | None = None) -> int:
         """Multiply-adds, and one addition for each output that has a bias."""
@@ -80,6 +81,7 @@ class CostModel:
         return self._area * self._own * self._pairs(ins, outs) + self._per_output * outs
 
     def _set_macs(self, graph: ChannelGraph) -> None:
+        self._fixed = graph.fixed_macs
         uses = [graph.uses.get(name, 0) for name in self._names]
         shapes = [graph.shapes[name] for name in self._names]
         self._uses = _column(uses)
