@@ -25,7 +25,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise ArtifactError(f"{path} could not be written: {reason}; free space and run again") from error
+        raise ArtifactError(
+            f"{path} could not be written: {reason}; free space and run again"
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

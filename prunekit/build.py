@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -58,27 +59,46 @@ def _call(node: Settings, arguments: dict[str, Any], where: str) -> Any:
     try:
         return target(**arguments)
     except PrunekitError as error:
-        raise type(error)(f"{where}: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: {node['_target_']} refuses its arguments: {error}") from error
+        named = str(error).startswith(f"{where}.")
+        raise type(error)(str(error) if named else f"{where}: {error}") from error
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"{where}: {node['_target_']} refuses {_listed(arguments)}: {reason}"
+        ) from error
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    """Arguments as they would be written in a call, long ones cut."""
+    shown = [f"{key}={reprlib.repr(value)}" for key, value in arguments.items()]
+    return ", ".join(shown) or "a call without arguments"
 
 
 def _without_label(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Drop `name`, a label for people, unless the class wants it."""
-    if "name" in arguments and "name" not in inspect.signature(target).parameters:
-        arguments.pop("name")
-    return arguments
+    """Leave out `name`, a label for people, unless the class wants it."""
+    wanted = "name" in _signature(target).parameters
+    return {key: value for key, value in arguments.items() if wanted or key != "name"}
+
+
+def _signature(target: Callable[..., Any]) -> inspect.Signature:
+    """What the target takes; anything where Python cannot tell, as for some built-ins."""
+    try:
+        return inspect.signature(target)
+    except (TypeError, ValueError):
+        anything = inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)
+        return inspect.Signature([anything])
 
 
 def _check(
     target: Callable[..., Any], arguments: dict[str, Any], where: str, partial: bool
 ) -> None:
-    signature = inspect.signature(target)
+    signature = _signature(target)
     try:
         (signature.bind_partial if partial else signature.bind)(**arguments)
     except TypeError as error:
         unknown = [key for key in arguments if key not in signature.parameters]
         if unknown:
             hint = one_of(unknown[0], signature.parameters)
-            raise ConfigError(f"{where}.{unknown[0]} is not a setting of it; {hint}") from error
-        raise ConfigError(f"{where}: {error}") from error
+            owner = getattr(target, "__name__", target)
+            raise ConfigError(f"{where}.{unknown[0]} is no setting of {owner}; {hint}") from error
+        raise ConfigError(f"{where}: {getattr(target, '__name__', target)}: {error}") from error

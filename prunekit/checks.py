@@ -39,8 +39,8 @@ def integer(name: str, value: object, *, at_least: int | None = None) -> int:
     return int(number(name, value, at_least=at_least))
 
 
-def choice(name: str, value: object, accepted: tuple[str, ...]) -> str:
+def choice(name: str, value: object, accepted: tuple[object, ...]) -> str:
     """Return `value`, or raise ConfigError when it is none of the accepted words."""
     if value not in accepted:
-        raise ConfigError(f"{name}={value!r} is unknown; accepted: {', '.join(accepted)}")
+        raise ConfigError(f"{name}={value!r} is unknown; accepted: {', '.join(map(str, accepted))}")
     return str(value)

@@ -75,37 +75,73 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
     from prunekit.config import config_dir, explain, warn_about_shadowed
 
     warn_about_shadowed(argv)
-    task = _task(stage)
-    sys.argv = [f"prunekit {stage}", *sorted(argv, key=_is_override)]
     asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and exiting
+
+    def shown(error: Exception) -> str | None:
+        return None if asked_for_trace else explain(error, stage, argv)
+
+    failures: dict[str, str] = {}
+    sys.argv = [f"prunekit {stage}", *sorted(argv, key=_is_override)]
+    start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)
     try:
-        hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)(task)()
-    except PrunekitError:
-        raise
+        start(_task(stage, shown, failures))()
     except Exception as error:
-        message = explain(error, stage, argv)
-        if message is None or asked_for_trace:
+        message = shown(error)
+        if message is None:
             raise
         _fail(message)
     finally:
         if not asked_for_trace:
             os.environ.pop("HYDRA_FULL_ERROR", None)
+    if failures:
+        _fail(failures.get("") or f"{len(failures)} failed: {', '.join(failures)}")
 
 
-def _task(stage: str) -> Callable[[Any], Any]:
-    """The function that Hydra calls with the composed config, once a job."""
+def _task(
+    stage: str, shown: Callable[[Exception], str | None], failures: dict[str, str]
+) -> Callable[[Any], Any]:
+    """The function that Hydra calls with the composed config, once a job.
+
+    What the user can mend lands in `failures`, in a sweep by the job's directory, so that the
+    other jobs go on.
+    """
 
     def task(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
         from prunekit.config import resolve
-        from prunekit.stages import pipeline  # torch is imported here, after the settings composed
 
-        command = {"run": pipeline.run, "inspect": pipeline.inspect}.get(stage, pipeline.one)
-        return command(resolve(config), HydraConfig.get().runtime.output_dir)
+        place = HydraConfig.get().runtime.output_dir
+        try:
+            settings = resolve(config)
+            from prunekit.stages import pipeline  # torch is imported here, after that
+
+            command = {"run": pipeline.run, "inspect": pipeline.inspect}.get(stage, pipeline.one)
+            return command(settings, place)
+        except Exception as error:
+            message = shown(error)
+            if message is None:
+                raise
+        _note(failures, place, message)
+        return float("nan")
 
     return task
+
+
+def _note(failures: dict[str, str], place: str, message: str) -> None:
+    """Keep a job's error; in a sweep it is shown at once, since other jobs follow."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from prunekit.console import complain
+
+    if HydraConfig.get().mode is not RunMode.MULTIRUN:
+        failures[""] = message
+        return
+    job = os.path.relpath(os.path.dirname(place))
+    failures[job] = message
+    complain(f"prunekit: {job}: {message}")
 
 
 def _is_override(argument: str) -> bool:

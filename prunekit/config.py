@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from prunekit.console import complain
-from prunekit.errors import ConfigError, one_of
+from prunekit.errors import ConfigError, PrunekitError, one_of
 
 
 def config_dir() -> Path:
@@ -43,17 +43,44 @@ def groups(directory: Path | None = None) -> dict[str, list[str]]:
 
 
 def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
-    """One line for an error that Hydra raised while it composed, None for any other error."""
+    """One line for an error that the user can mend, None for any other error."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    if not isinstance(error, (HydraException, OmegaConfBaseException)):
-        return None
     text = " ".join(str(error).split())
+    if isinstance(error, PrunekitError):
+        return text
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror or text}"
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _refused(text, argv) or _composed(text, command, argv)
+    # Hydra takes model=3 for a number and says so in a ValueError of its own
+    return _refused(text, argv) if isinstance(error, ValueError) else None
+
+
+def _refused(text: str, argv: Sequence[str]) -> str | None:
+    """For a group choice that does not exist, or an override that cannot be read."""
     missing = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
     if missing:
         group, option = missing.groups()
         return f"{group}={option} is no choice; {one_of(option, groups().get(group, ()))}"
+    if "Config group override must be a string" in text:
+        known = groups()
+        for choice in argv:
+            group, _, option = choice.lstrip("+").partition("=")
+            if group in known and option not in known[group]:
+                return f"{choice} is no choice; {one_of(option, known[group])}"
+        return f"an override has no name in front of its '=': {' '.join(argv)}"
+    return None
+
+
+def _composed(text: str, command: str, argv: Sequence[str]) -> str:
+    """For a key that does not exist, and whatever else Hydra finds while it composes."""
+    broken = re.search(r"missing EQUAL at|no viable alternative|mismatched input", text)
+    if broken:
+        unread = next((a for a in argv if "=" not in a and not a.startswith(("-", "~"))), None)
+        place = f"{unread} has no value" if unread else f"{' '.join(argv)} cannot be read ({text})"
+        return f"{place}; write KEY=VALUE, and quote lists and mappings"
     unknown = re.search(r"Could not (?:override|append) '([^']+)'", text) or re.search(
         r"Key '([^']+)' is not in struct", text
     )

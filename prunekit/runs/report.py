@@ -37,8 +37,12 @@ class Report:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """The inverse of `to_dict`."""
-        return cls(**{**values, "notes": tuple(values.get("notes", ()))})
+        """The inverse of `to_dict`; TypeError or ValueError for values of another kind."""
+        report = cls(**{**values, "notes": tuple(values.get("notes", ()))})
+        for key, kind in (("stage", str), ("settings", Mapping), ("metrics", Mapping)):
+            if not isinstance(getattr(report, key), kind):
+                raise ValueError(f"{key} is a {type(getattr(report, key)).__name__}")
+        return report
 
 
 def environment() -> dict[str, str]:

@@ -51,12 +51,21 @@ class RunDir:
                 ) from error
             yield
 
-    def find_source(self, stage: str) -> Path | None:
-        """The model file of the nearest earlier stage that is finished, None where none is."""
-        for name in reversed(STAGES[: STAGES.index(stage)]):
-            if self.stage(name).finished:
-                return self.stage(name).path / "model.pt"
-        return None
+    def find_source(self, stage: str) -> Path:
+        """The model file of the nearest earlier stage; ArtifactError where it is not finished."""
+        earlier = STAGES[: STAGES.index(stage)]
+        for place in map(self.stage, reversed(earlier)):
+            if place.finished:
+                return place.path / "model.pt"
+            if place.started:
+                raise ArtifactError(
+                    f"{stage} would start from {place.path}, which is unfinished; run "
+                    f"{place.name} again to finish it, or give source=path/to/model.pt"
+                )
+        raise ArtifactError(
+            f"{stage} starts from a model and {self.path} holds none; run prunekit "
+            f"{' or '.join(earlier)} first, or give source=path/to/model.pt"
+        )
 
 
 class StageDir:
@@ -75,32 +84,45 @@ class StageDir:
         return (self.path / "report.json").is_file()
 
     @property
+    def started(self) -> bool:
+        """Whether there is any work in it: more than the settings it was asked for."""
+        return self.path.is_dir() and any(
+            file.name != "settings.json" and not file.name.startswith(".")
+            for file in self.path.iterdir()
+        )
+
+    @property
     def checkpoint(self) -> Path:
         """Where training saves its progress; multi-phase training adds suffixes."""
         return self.path / "last.pt"
 
     @property
     def source(self) -> Path:
-        """The model file that this stage starts from."""
+        """The model file that this stage starts from; ArtifactError where it has none."""
         if self._source is None:
-            raise ArtifactError(
-                f"{self.name} starts from a model and {self.run.path} holds none; run the stages "
-                "before it, or give source=path/to/model.pt"
-            )
+            raise ArtifactError(f"{self.path} was begun without a source")
         return self._source
 
     def begin(self, settings: Settings, source: Path | None, *, overwrite: bool = False) -> Status:
-        """Compare with what is on disk; raises ArtifactError that names the keys that differ."""
+        """Compare with what is on disk; raises ArtifactError that names the keys that differ.
+
+        A directory in which no work was done yet takes the new settings.
+        """
         identity = {**settings, "source": _identity(source)}
         self._settings, self._source = identity, source
-        recorded = self.path / "settings.json"
-        if overwrite:
-            shutil.rmtree(self.path, ignore_errors=True)
-        if not recorded.is_file():
-            write_json(recorded, identity)
+        self._refuse_itself(source)
+        if overwrite and self.path.exists():
+            shutil.rmtree(self.path)
+        for draft in self.path.glob(".*.part"):  # a process was killed while it wrote this
+            draft.unlink(missing_ok=True)
+        if not self.started:
+            write_json(self.path / "settings.json", identity)
             return Status.NEW
-        self._refuse_other(flat(read_json(recorded)), flat(identity))
-        return Status.DONE if self.finished else Status.RESUME
+        self._refuse_other(flat(self._recorded()), flat(identity))
+        if not self.finished:
+            return Status.RESUME
+        self._drop_progress()
+        return Status.DONE
 
     def complete(self, outcome: Outcome) -> Report:
         """Write the report, which marks the stage as finished, and drop the checkpoints."""
@@ -114,14 +136,25 @@ class StageDir:
             seconds=round(self._earlier() + time.monotonic() - self._started, 3),
         )
         write_json(self.path / "report.json", report.to_dict())
-        for file in self.path.glob("last*.pt"):
-            file.unlink()
-        (self.path / "seconds").unlink(missing_ok=True)
+        self._drop_progress()
         return report
 
     def report(self) -> Report:
-        """The report of a finished stage."""
-        return Report.from_dict(read_json(self.path / "report.json"))
+        """The report of a finished stage; ArtifactError when it is damaged or another's."""
+        file = self.path / "report.json"
+        values = read_json(file)
+        try:
+            report = Report.from_dict(values)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(
+                f"{file} is no report of a stage ({error}); delete it and run again"
+            ) from error
+        if report.stage != self.name:
+            raise ArtifactError(
+                f"{file} is the report of {report.stage!r}, not of {self.name}; delete it and "
+                "run again"
+            )
+        return report
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv, one row per epoch, and note the time spent so far."""
@@ -138,7 +171,27 @@ class StageDir:
 
     def _earlier(self) -> float:
         file = self.path / "seconds"
-        return float(read_json(file)["seconds"]) if file.is_file() else 0.0
+        return float(read_json(file).get("seconds", 0)) if file.is_file() else 0.0
+
+    def _drop_progress(self) -> None:
+        """Delete what only an unfinished stage needs."""
+        for file in (*self.path.glob("last*.pt"), *self.path.glob("seconds")):
+            file.unlink()
+
+    def _recorded(self) -> Settings:
+        try:
+            return read_json(self.path / "settings.json")
+        except ArtifactError as error:
+            raise ArtifactError(
+                f"{self.path} holds work, but {self.path / 'settings.json'}, which says how it was "
+                "made, is missing or damaged; choose name=..., or overwrite=true"
+            ) from error
+
+    def _refuse_itself(self, source: Path | None) -> None:
+        if source is not None and self.path.resolve() in source.resolve().parents:
+            raise ArtifactError(
+                f"source={source} lies in the directory that {self.name} writes to; choose name=..."
+            )
 
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -172,12 +225,19 @@ def model_file(place: str | Path) -> Path:
     for name in reversed(STAGES):
         if (path / name / "model.pt").is_file() and (path / name / "report.json").is_file():
             return path / name / "model.pt"
-    raise ArtifactError(f"source={place} is no model file, finished stage or finished run")
+    found = "is no model file, finished stage or finished run" if path.exists() else "is not there"
+    raise ArtifactError(f"source={place} {found}; give a model.pt, or finish that run first")
 
 
 def _identity(source: Path | None) -> str | None:
     """What a source is called and holds: a changed file is another source, a moved one is not."""
     if source is None:
         return None
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    try:
+        digest = hashlib.sha256(source.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise ArtifactError(
+            f"{source} cannot be read ({error.strerror}); run the stage that makes it with "
+            "overwrite=true"
+        ) from error
     return f"{source.parent.name}/{source.name} ({digest})"

@@ -62,7 +62,7 @@ def comparison(file: str | Path) -> None:
     try:
         with open(file, encoding="utf-8", newline="") as lines:
             rows = list(csv.DictReader(lines))
-    except OSError as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{file} cannot be read; run the measure stage again") from error
     if not rows:
         raise ArtifactError(f"{file} has no rows; run the measure stage again")

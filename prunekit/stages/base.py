@@ -114,6 +114,11 @@ def _identity(chosen: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:
-    if source is not None:
-        return model_file(source)
-    return run.find_source(stage.name) if stage.needs_source else None
+    if not stage.needs_source:
+        if source is not None:
+            raise ConfigError(
+                f"source={source}, but {stage.name} starts from no model of prunekit; give "
+                "weights=..., or start later: pipeline=[sparsify,prune,finetune,measure]"
+            )
+        return None
+    return model_file(source) if source is not None else run.find_source(stage.name)

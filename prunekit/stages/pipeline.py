@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from prunekit.build import build
+from prunekit.checks import choice, integer
 from prunekit.console import say, table
+from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, one_of
+from prunekit.measure import LatencyTest
+from prunekit.problems import Problem
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import RunDir
 from prunekit.runs.tables import comparison
+from prunekit.selection import Selection
 from prunekit.stages import STAGES, Runtime, Settings, execute
+from prunekit.training import Schedule
 
 
 def one(settings: Settings, directory: str) -> float:
@@ -58,21 +66,35 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
     """Build every object that the stages will need, so that a mistake shows before any work."""
     from prunekit.stages.sparsify import regularizer_of
 
-    for name in ("pretrain", "sparsify", "finetune"):
-        if name in names:
-            build(settings["schedule"][name], f"schedule.{name}")
-    nodes = {
-        "pretrain": ("model",),
-        "sparsify": ("order",),
-        "prune": ("criterion", "selection"),
-        "measure": ("latency",),
+    needed = {
+        "pretrain": {"schedule.pretrain": Schedule, "model": nn.Module},
+        "sparsify": {"schedule.sparsify": Schedule, "order": Problem},
+        "prune": {"criterion": Criterion, "selection": Selection},
+        "finetune": {"schedule.finetune": Schedule},
+        "measure": {"latency": LatencyTest},
     }
-    for node in (node for name in names for node in nodes.get(name, ())):
-        build(settings[node], node)
+    for key, kind in (pair for name in names for pair in needed[name].items()):
+        _build_as(kind, settings, key)
     if "sparsify" in names:
         regularizer_of(settings)
     build(settings["dataset"], "dataset")
-    build(settings["runtime"], "runtime")
+    _build_as(Runtime, settings, "runtime")
+    integer("seed", settings["seed"], at_least=0)
+    for flag in ("overwrite", "keep_zeros"):
+        choice(flag, settings[flag], (True, False))
+
+
+def _build_as(kind: type, settings: Settings, key: str) -> None:
+    """Build the node at a dotted key and see that it is of the kind."""
+    node: Any = settings
+    for part in key.split("."):
+        node = node[part]
+    built = build(node, key)
+    if not isinstance(built, kind):
+        raise ConfigError(
+            f"{key} describes a {type(built).__name__}, not a {kind.__name__}; give a _target_ "
+            "that makes one"
+        )
 
 
 def _announce(place: RunDir, report: Report, worked: bool) -> None:

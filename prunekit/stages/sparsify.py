@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from prunekit.build import build
 from prunekit.criteria import save_scores
+from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.problems import Regularizer, Training
 from prunekit.runs.report import Outcome
@@ -16,6 +19,8 @@ from prunekit.surgery import save_model
 def regularizer_of(settings: Settings) -> Regularizer:
     """Penalty, target and solver from the settings; raises ConfigError when they do not fit."""
     node = settings["regularizer"]
+    if not isinstance(node.get("penalty"), Mapping) or not isinstance(node.get("target"), Mapping):
+        raise ConfigError("regularizer has no penalty and target; choose regularizer=l21, say")
     return Regularizer(
         penalty=build(node["penalty"], "regularizer.penalty"),
         target=build(node["target"], "regularizer.target"),

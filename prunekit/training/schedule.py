@@ -106,7 +106,11 @@ class Schedule:
         try:
             made: Any = self.optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"optimizer refuses its settings: {error}") from error
+            given = getattr(self.optimizer, "keywords", {})
+            shown = ", ".join(f"{key}={value!r}" for key, value in given.items())
+            raise ConfigError(
+                f"optimizer refuses its settings: {error} ({shown or self.optimizer!r})"
+            ) from error
         if not isinstance(made, Optimizer):
             raise ConfigError(
                 f"optimizer={self.optimizer!r} makes no PyTorch optimizer; give a class of "
