@@ -159,7 +159,7 @@ def _fit(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
     ]
     if trouble:
         raise ArtifactError(
-            f"the weights in {path} belong to another network than this {type(model).__name__}: "
+            f"{path} holds the weights of another network than this {type(model).__name__}: "
             + "; ".join(trouble)
         )
     model.load_state_dict(weights)
