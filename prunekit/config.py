@@ -50,10 +50,10 @@ def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
     text = " ".join(str(error).split())
     if isinstance(error, PrunekitError):
         return text
-    if isinstance(error, OSError):
-        return f"{error.filename or 'a file'} cannot be used: {error.strerror or text}"
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _refused(text, argv) or _composed(text, command, argv)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror or text}"
     # Hydra takes model=3 for a number and says so in a ValueError of its own
     return _refused(text, argv) if isinstance(error, ValueError) else None
 

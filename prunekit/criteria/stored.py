@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,9 @@ def load_scores(path: str | Path) -> Scores:
     """Read what `save_scores` wrote; ArtifactError says what is wrong with any other file."""
     file = _find(Path(path))
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # about pickles that are no scores
+            warnings.simplefilter("ignore")
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the damage happens to trigger
         raise ArtifactError(f"{file} cannot be read as scores; run sparsify again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

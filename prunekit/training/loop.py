@@ -116,10 +116,10 @@ class _Run:
             seen += len(y)
             # on a GPU a look at the loss would wait for it, so there it is the epoch's end
             if loss.device.type == "cpu" and not math.isfinite(loss):
-                self._diverged(epoch, step, float(loss))
+                self._diverged(epoch, f"step {step + 1}", float(loss))
         for step, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
-                self._diverged(epoch, step, loss)
+                self._diverged(epoch, f"step {step + 1}", loss)
         top1 = 100 * int(hits) / seen
         lr = self.optimizer.param_groups[0]["lr"]
         return {
@@ -152,12 +152,14 @@ class _Run:
             group["lr"] = rate * factor
 
     def validate(self, batches: Batches, epoch: int) -> Row:
-        """Loss and accuracy on the validation set, nothing where there is none."""
+        """Loss and accuracy on the validation set; where there is none, weights must be finite."""
         if not batches.size:
+            if not all(bool(param.isfinite().all()) for param in self.trained):
+                self._diverged(epoch, "after its last step", math.nan)
             return {}
         found = evaluate(self.model, batches, self.device, max(256, self.schedule.batch))
         if not math.isfinite(found["loss"]):
-            self._diverged(epoch, None, found["loss"])
+            self._diverged(epoch, "validation", found["loss"])
         return {"val_loss": found["loss"], "val_top1": found["top1"]}
 
     def resume(self, checkpoint: Path | None) -> tuple[list[Row], bool]:
@@ -187,8 +189,7 @@ class _Run:
         state["solver"] = self.solver.state_dict() if self.solver else {}
         save_checkpoint(checkpoint, state)
 
-    def _diverged(self, epoch: int, step: int | None, loss: float) -> None:
-        place = "validation" if step is None else f"step {step + 1}"
+    def _diverged(self, epoch: int, place: str, loss: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
         raise TrainingError(
             f"{self.label}: the loss is {loss} in epoch {epoch + 1}, {place}, at learning rate "

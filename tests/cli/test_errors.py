@@ -1,0 +1,356 @@
+"""Bad input: one line that names value, place and way out; nothing is lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.models import LeNet5, resnet20
+from prunekit.surgery import save_model
+
+SMOKE = (
+    "dataset=synthetic",
+    "schedule=smoke",
+    "runtime.device=cpu",
+    "runtime.threads=1",
+    "latency.runs=5",
+    "latency.warmup=1",
+)
+
+
+def refused(result, *parts: str) -> str:
+    """Check that a command failed with one line, which holds the parts."""
+    lines = result.err.splitlines()
+    assert result.code not in (0, None), result.out
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("prunekit: ")
+    for part in parts:
+        assert part in lines[0]
+    return lines[0]
+
+
+def snapshot(place: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with its time of change and its content."""
+    return {
+        str(file.relative_to(place)): (file.stat().st_mtime_ns, file.read_bytes())
+        for file in sorted(place.rglob("*"))
+        if file.is_file()
+    }
+
+
+TYPOS = [
+    ("modle=lenet5", "modle", "did you mean model"),
+    ("model=lenet55", "model=lenet55", "lenet5"),
+    ("model=3", "model=3", "lenet5"),
+    ("solver=aulmm", "solver=aulmm", "aulm"),
+    ("criterion=foo", "criterion=foo", "apoz"),
+    ("regularizer.lamda=1", "regularizer.lamda", "regularizer.lam"),
+    ("schedule.finetune.optimizer.momentm=0.9", "optimizer.momentm", "optimizer.momentum"),
+    ("+schedule.finetune.optimizer.momentm=0.9", "schedule.finetune.optimizer.momentm", "momentum"),
+    ("pipeline=[prin]", "'prin'", "prune"),
+    ("foo", "foo has no value", "KEY=VALUE"),
+    ("=3", "no name in front", "=3"),
+]
+VALUES = [
+    ("regularizer.lam=-1", "regularizer", "lam=-1", "at least 0"),
+    ("regularizer.lam=abc", "regularizer", "lam='abc'", "number"),
+    ("regularizer.lam=nan", "regularizer", "lam=nan", "finite"),
+    ("schedule.sparsify.epochs=abc", "schedule.sparsify", "epochs='abc'", "whole number"),
+    ("schedule.sparsify.epochs=-1", "schedule.sparsify", "epochs=-1", "at least 0"),
+    ("schedule.sparsify=3", "schedule.sparsify", "int", "_target_"),
+    ("schedule.finetune.optimizer.lr=-1", "schedule.finetune", "lr=-1"),
+    ("schedule.finetune.optimizer.lr=abc", "schedule.finetune", "lr='abc'"),
+    ("schedule.finetune.optimizer._target_=torch.optim.SDG", "torch.optim.SDG", "dotted path"),
+    ("model.classes=abc", "model", "classes='abc'"),
+    ("selection=macs selection.keep=-1", "selection.keep=-1", "above 0"),
+    ("order.norms=x", "order", "norms='x'", "live, frozen"),
+    ("seed=abc", "seed='abc'", "whole number"),
+    ("runtime.device=tpu", "runtime.device='tpu'", "cpu, cuda"),
+    ("runtime.threads=-1", "runtime.threads=-1", "at least 0"),
+    ("overwrite=maybe", "overwrite='maybe'", "True, False"),
+    ("keep_zeros=3", "keep_zeros=3", "True, False"),
+    ("dataset.val=1.5", "dataset", "val=1.5", "whole number"),
+    ("solver.rho=0", "solver", "rho=0", "above 0"),
+    ("regularizer=l20 solver=subgradient", "Subgradient", "L0", "choose another solver"),
+]
+
+
+@pytest.mark.parametrize(("override", "parts"), [(o, p) for o, *p in TYPOS + VALUES])
+def test_a_wrong_setting_is_named_before_any_work(cli, tmp_path, override, parts):
+    """The data set is absent too, but the setting is refused before anything is read."""
+    absent = () if "dataset" in override else ("dataset=mnist",)
+    refused(cli("run", *absent, *override.split()), *parts)
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_an_unknown_command_names_the_known_ones(cli):
+    found = cli("prun", smoke=False)
+    assert "prune" in refused(found, "'prun'")
+    assert found.code == 2
+
+
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "svhn", "image_folder"])
+def test_missing_data_say_what_to_set(cli, dataset):
+    refused(
+        cli("pretrain", f"dataset={dataset}", "dataset.root=nowhere"), "nowhere", "dataset.root="
+    )
+
+
+def test_a_model_that_does_not_fit_the_data(cli):
+    refused(cli("run", "model.classes=7"), "model.classes=7", "10 classes", "model.classes=10")
+    refused(cli("run", "model=resnet20"), "ResNet", "(1, 28, 28)", "another model or dataset")
+
+
+def test_a_missing_source_or_checkpoint(cli):
+    refused(cli("prune", "source=nowhere/model.pt"), "nowhere/model.pt", "give a model.pt")
+    refused(cli("pretrain", "weights=nowhere.th"), "nowhere.th", "does not exist")
+    refused(cli("run", "source=nowhere"), "source=nowhere", "pipeline=")
+
+
+def test_a_failed_try_does_not_bind_the_next(cli):
+    """The message says what to change; the changed command must not be refused for the change."""
+    refused(cli("pretrain", "weights=nowhere.th"))
+    assert cli("pretrain").code == 0
+
+
+def test_a_stage_without_its_predecessor(cli):
+    refused(cli("prune"), "prune", "holds none", "prunekit pretrain or sparsify", "source=")
+    assert cli("pretrain").code == 0
+    assert cli("prune", "criterion=l1_norm", "selection=per_layer").code == 0
+
+
+def test_a_stage_does_not_skip_an_unfinished_predecessor(cli, tmp_path):
+    assert cli("pretrain", "name=a").code == 0
+    (tmp_path / "outputs/a/sparsify").mkdir()
+    (tmp_path / "outputs/a/sparsify/last.pt").write_bytes(b"")
+    refused(cli("prune", "name=a", "criterion=l1_norm"), "a/sparsify", "unfinished", "run sparsify")
+
+
+def test_a_source_inside_its_own_stage_survives_overwrite(cli, tmp_path, finished):
+    shutil.copytree(finished / "outputs", tmp_path / "outputs")
+    before = snapshot(tmp_path / "outputs")
+    source = "source=outputs/whole/finetune"
+    refused(cli("finetune", "name=whole", source, "overwrite=true"), source, "choose name=")
+    assert snapshot(tmp_path / "outputs") == before
+
+
+def test_other_settings_are_refused_and_change_nothing(cli, tmp_path, finished):
+    shutil.copytree(finished / "outputs", tmp_path / "outputs")
+    before = snapshot(tmp_path / "outputs")
+    changed = ("name=whole", "schedule.pretrain.batch=32", "seed=3")
+    refused(
+        cli("run", *changed),
+        "outputs/whole/pretrain",
+        "seed was 0, now 3",
+        "schedule.pretrain.batch was 64, now 32",
+        "name=",
+        "overwrite=true",
+    )
+    assert snapshot(tmp_path / "outputs") == before
+
+
+def test_an_unreachable_budget(cli, tmp_path, finished):
+    source = f"source={finished / 'outputs/whole/pretrain'}"
+    budget = ("criterion=l1_norm", "selection=macs", "selection.keep=1000")
+    refused(cli("prune", source, *budget), "selection.keep=1000", "16026", "min_keep")
+    assert not list(tmp_path.rglob("model.pt"))
+    assert cli("prune", source, *budget, "selection.keep=16026").code == 0
+
+
+class TestFiles:
+    """Files that are damaged, foreign, or meant to harm."""
+
+    def test_a_checkpoint_of_another_network(self, cli, tmp_path):
+        torch.save(resnet20().state_dict(), tmp_path / "other.th")
+        refused(cli("pretrain", "weights=other.th"), "other.th", "another network", "LeNet5")
+
+    def test_scores_of_another_network(self, cli, tmp_path, finished):
+        arch = {"_target_": "prunekit.models.LeNet5", "widths": [4, 5, 6]}
+        save_model(tmp_path / "small.pt", LeNet5(widths=(4, 5, 6)), arch)
+        scores = finished / "outputs/whole/sparsify/scores.pt"
+        found = cli("prune", "source=small.pt", f"criterion.path={scores}")
+        refused(found, "scores.pt", "20 scores for conv1", "another network")
+
+    @pytest.mark.parametrize("damage", ["truncated", "text", "empty", "foreign"])
+    @pytest.mark.parametrize("key", ["weights", "source", "criterion.path"])
+    def test_damaged_files(self, cli, tmp_path, finished, key, damage):
+        run = finished / "outputs/whole"
+        good = run / ("sparsify/scores.pt" if key == "criterion.path" else "pretrain/model.pt")
+        bad = tmp_path / "bad.pt"
+        if damage == "foreign":
+            torch.save({"numbers": [1, 2]}, bad)
+        else:
+            content = {"text": b"hello", "empty": b""}
+            bad.write_bytes(content.get(damage, good.read_bytes()[:3000]))
+        source = () if key != "criterion.path" else (f"source={run / 'sparsify'}",)
+        stage = "pretrain" if key == "weights" else "prune"
+        refused(cli(stage, f"{key}=bad.pt", *source), "bad.pt")
+
+    @pytest.mark.parametrize("key", ["weights", "source", "criterion.path", "last.pt"])
+    def test_a_pickle_that_wants_to_run_code(self, cli, tmp_path, finished, key):
+        marker = tmp_path / "executed"
+        torch.save(Bomb(str(marker)), tmp_path / "bomb.pt")
+        (tmp_path / "raw.pt").write_bytes(pickle.dumps(Bomb(str(marker))))
+        for file in ("bomb.pt", "raw.pt"):
+            refused(self._feed(cli, tmp_path, finished, key, file))
+            assert not marker.exists()
+
+    def _feed(self, cli, tmp_path, finished, key, file):
+        if key == "weights":
+            return cli("pretrain", f"weights={file}")
+        if key == "source":
+            return cli("prune", f"source={file}")
+        if key == "criterion.path":
+            source = finished / "outputs/whole/sparsify"
+            return cli("prune", f"source={source}", f"criterion.path={file}")
+        stage = tmp_path / "outputs/planted/pretrain"
+        if not stage.exists():
+            stage.mkdir(parents=True)
+            shutil.copy(finished / "outputs/whole/pretrain/settings.json", stage)
+        shutil.copy(file, stage / "last.pt")
+        return cli("pretrain", "name=planted")
+
+    @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b'{"stage": "prune"}', b"{}"])
+    def test_a_damaged_report(self, cli, tmp_path, finished, content):
+        shutil.copytree(finished / "outputs", tmp_path / "outputs")
+        report = tmp_path / "outputs/whole/pretrain/report.json"
+        report.write_bytes(content)
+        refused(cli("run", "name=whole"), str(report), "delete it and run again")
+
+    @pytest.mark.parametrize("content", [b"{", b"[]", None])
+    def test_damaged_settings(self, cli, tmp_path, finished, content):
+        shutil.copytree(finished / "outputs", tmp_path / "outputs")
+        recorded = tmp_path / "outputs/whole/pretrain/settings.json"
+        recorded.unlink()
+        if content is not None:
+            recorded.write_bytes(content)
+        before = snapshot(tmp_path / "outputs")
+        refused(cli("pretrain", "name=whole"), "settings.json", "overwrite=true")
+        assert snapshot(tmp_path / "outputs") == before
+        assert cli("pretrain", "name=whole", "overwrite=true").code == 0
+
+    def test_a_truncated_checkpoint_of_training(self, cli, tmp_path):
+        assert cli("pretrain", "name=a").code == 0
+        stage = tmp_path / "outputs/a/pretrain"
+        (stage / "report.json").unlink()
+        (stage / "last.pt").write_bytes((stage / "model.pt").read_bytes()[:2000])
+        refused(cli("pretrain", "name=a"), str(stage / "last.pt"), "delete it to start over")
+        (stage / "last.pt").unlink()
+        assert cli("pretrain", "name=a").code == 0
+
+    def test_a_stage_whose_model_is_gone(self, cli, tmp_path, finished):
+        shutil.copytree(finished / "outputs", tmp_path / "outputs")
+        (tmp_path / "outputs/whole/pretrain/model.pt").unlink()
+        refused(cli("sparsify", "name=whole"), "pretrain/model.pt", "overwrite=true")
+
+
+class Bomb:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, marker: str) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+class TestTraining:
+    """Training that cannot go on."""
+
+    def test_a_loss_that_is_not_finite_stops_at_the_last_good_epoch(self, cli, tmp_path):
+        """The rate rises a billionfold after the first epoch."""
+        steps = "{_target_: prunekit.training.Steps, milestones: [1], by: 1e30}"
+        blown = ("name=a", "schedule.pretrain.epochs=3", f"schedule.pretrain.decay={steps}")
+        # the keys of the schedule's own decay are merged in, so they are taken out
+        gone = ("~schedule.pretrain.decay", f"+schedule.pretrain.decay={steps}")
+        found = cli("pretrain", *blown[:2], *gone)
+        refused(found, "loss is", "epoch 2", "learning rate 5e+28", "lower the rate or set clip")
+        kept = torch.load(tmp_path / "outputs/a/pretrain/last.pt", weights_only=True)
+        assert len(kept["history"]) == 1
+        assert all(tensor.isfinite().all() for tensor in kept["model"].values())
+        assert not (tmp_path / "outputs/a/pretrain/report.json").exists()
+
+    def test_without_validation_data_too(self, cli, tmp_path):
+        rate = "schedule.pretrain.optimizer.lr=1e30"
+        refused(
+            cli("pretrain", "dataset.val=0", "dataset.train=64", rate), "loss is nan", "epoch 1"
+        )
+        assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_one_bad_job_of_a_sweep_does_not_stop_the_others(cli, tmp_path):
+    rates = "schedule.pretrain.optimizer.lr=-1,0.01,1e30"
+    found = cli("run", "-m", "name=sweep", "pipeline=[pretrain]", rates)
+    assert found.code == 1
+    *failures, last = found.err.splitlines()
+    assert len(failures) == 2 and all(line.startswith("prunekit: ") for line in failures)
+    assert "lr=-1" in failures[0] and "Invalid learning rate" in failures[0]
+    assert "lr=1e+30" in failures[1] and "loss is" in failures[1]
+    assert "2 failed" in last and "lr=-1" in last and "lr=1e+30" in last and "0.01" not in last
+    assert [file.parents[1].name for file in tmp_path.rglob("report.json")] == [
+        path.name for path in (tmp_path / "outputs/sweep").iterdir() if "lr=0.01" in path.name
+    ]
+
+
+def command(*overrides: str) -> list[str]:
+    return [sys.executable, "-m", "prunekit", *overrides[:1], *SMOKE, *overrides[1:]]
+
+
+def test_two_processes_on_one_run_directory(tmp_path):
+    """The second says so and leaves; the first, paused meanwhile, finishes."""
+    line = command("pretrain", "name=a", "schedule.pretrain.epochs=12")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    first = subprocess.Popen(line, cwd=tmp_path, **pipes)
+    try:
+        deadline = time.monotonic() + 120
+        while not (tmp_path / "outputs/a/pretrain/last.pt").exists():
+            assert first.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        second = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+        first.send_signal(signal.SIGCONT)
+        out, _ = first.communicate(timeout=120)
+    finally:
+        first.kill()
+        first.wait()
+    assert second.returncode == 1
+    assert len(second.stderr.splitlines()) == 1
+    assert "outputs/a" in second.stderr and "another process" in second.stderr
+    assert first.returncode == 0 and "pretrain" in out
+    rows = (tmp_path / "outputs/a/pretrain/metrics.csv").read_text().splitlines()
+    assert len(rows) == 13
+
+
+@pytest.mark.parametrize("size", [100, 200_000, 2_000_000])
+def test_a_full_disk_leaves_no_half_file(cli, tmp_path, size):
+    """Settings, checkpoint and model are cut off in turn; then the same command continues."""
+    script = (
+        "import resource, signal, sys; from prunekit.cli import main; "
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size})); main(sys.argv[1:])"
+    )
+    line = [sys.executable, "-c", script, "pretrain", *SMOKE, "name=a"]
+    found = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert found.returncode == 1, found.stderr
+    assert len(found.stderr.splitlines()) == 1, found.stderr
+    assert "could not be written" in found.stderr and "free space" in found.stderr
+    stage = tmp_path / "outputs/a/pretrain"
+    for file in stage.iterdir():
+        assert file.name == "settings.json"
+        json.loads(file.read_text())
+    assert cli("pretrain", "name=a").code == 0
+
+
+def test_a_place_that_cannot_be_written(cli, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    refused(cli("pretrain", "root=file"), "file/", "Not a directory")
