@@ -136,8 +136,8 @@ class Discovery(Run):
         caught = (a == FIXED) != (b == FIXED)
         if bool(caught.any()):
             names = self.owners(torch.maximum(a, b)[caught])
-            note = f"{names}: channels are frozen by {call.title}: it meets what cannot be removed"
-            self.notes[note] = None
+            some, why = int(caught.sum()), "they meet what cannot be removed"
+            self.notes[f"{names}: {some} channels are frozen by {call.title}: {why}"] = None
         self.parts.unite(a, b)
 
     def freeze(self, labels: Tensor, call: Call, why: str | None) -> None:

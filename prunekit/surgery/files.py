@@ -84,7 +84,13 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
             break
     if not _is_state_dict(content):
         raise ArtifactError(f"{path} holds no state dict: {_what(content)}")
-    _fit(model, {name.removeprefix("module."): value for name, value in content.items()}, path)
+    counters = {  # checkpoints from before torch 0.4.1 lack them, and nothing depends on them
+        name: value
+        for name, value in model.state_dict().items()
+        if name.endswith("num_batches_tracked")
+    }
+    weights = {name.removeprefix("module."): value for name, value in content.items()}
+    _fit(model, counters | weights, path)
 
 
 def _rebuild(
