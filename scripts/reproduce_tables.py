@@ -27,7 +27,7 @@ SCALES = {
         (0, 1, 2),
         (3, 4),
         (),
-        40,
+        32,
         ("schedule.finetune.epochs=5", "schedule.finetune.optimizer.lr=0.05"),
         ("schedule.sparsify.epochs=12",),
     ),

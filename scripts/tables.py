@@ -88,11 +88,13 @@ def to_widths(table: str, seed: int, scale: Scale, method: str, widths: str) -> 
         settings = (*base.overrides, f"criterion={method}", widths_setting(widths))
         return Job(name, settings, TAIL, base.name)
     if method == "scratch":
+        recipe = tuple(
+            f"schedule.pretrain.{key}=${{schedule.finetune.{key}}}"
+            for key in ("batch", "optimizer", "decay")
+        )
         epochs = f"schedule.pretrain.epochs={scale.scratch_epochs}"
-        recipe = "schedule.pretrain.batch=${schedule.finetune.batch}"
-        rate = "schedule.pretrain.optimizer.lr=${schedule.finetune.optimizer.lr}"
         small = widths_setting(widths, "model.widths")
-        return Job(name, (*base.overrides, small, recipe, rate, epochs), ("pretrain", "measure"))
+        return Job(name, (*base.overrides, small, *recipe, epochs), ("pretrain", "measure"))
     parent = sparsified(table, seed, scale, method)
     return Job(name, (*parent.overrides, widths_setting(widths)), TAIL, parent.name)
 

@@ -33,7 +33,7 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """
     timing: LatencyTest = build(settings["latency"], "latency")
     data = load_data(settings, runtime)
-    files = _files(settings, stage, runtime)
+    files = _files(settings, stage)
     saved = {label: load_source(file, runtime) for label, file in files.items()}
     models = {label: one.model for label, one in saved.items()}
     rows = [
@@ -58,8 +58,8 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     return Outcome({**metrics, **dense_row}, tuple(notes))
 
 
-def _files(settings: Settings, stage: StageDir, runtime: Runtime) -> dict[str, Path]:
-    """Label to model file: the finished stages of this run, and the source where it is dense."""
+def _files(settings: Settings, stage: StageDir) -> dict[str, Path]:
+    """Label to model file: the finished stages of this run, and the source it came from."""
     found = {
         label: stage.run.stage(name).path / "model.pt"
         for name, label in LABELS.items()
@@ -68,8 +68,7 @@ def _files(settings: Settings, stage: StageDir, runtime: Runtime) -> dict[str, P
     if "pruned" in found:
         found.pop("sparsified", None)
     if settings["source"] is not None and "dense" not in found:
-        file = model_file(settings["source"])
-        found = {"source" if load_source(file, runtime).edits else "dense": file, **found}
+        found = {"source": model_file(settings["source"]), **found}
     return found or {"network": stage.source}
 
 
