@@ -1,0 +1,85 @@
+"""What a selection is, and what all of them do alike: check scores, take the best units."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import integer
+from prunekit.errors import ConfigError, one_of
+
+if TYPE_CHECKING:
+    from prunekit.graph import ChannelGraph
+    from prunekit.measure import CostModel
+
+Masks = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Selection(ABC):
+    """Decides which units of a network stay.
+
+    A group never has fewer than `min_keep` units (all of them, if it is smaller), so it is never
+    emptied unless `min_keep` is 0.
+    """
+
+    _: KW_ONLY
+    min_keep: int = 1
+
+    def __post_init__(self) -> None:
+        integer("selection.min_keep", self.min_keep, at_least=0)
+
+    @abstractmethod
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+        """Group name -> bool mask over its units, True = keep, for every group of the graph."""
+
+    def _floor(self, width: int) -> int:
+        return min(self.min_keep, width)
+
+
+def best(score: Tensor, count: int) -> Tensor:
+    """A mask of the `count` largest entries; of equal ones the earlier are taken."""
+    mask = torch.zeros(len(score), dtype=torch.bool)
+    mask[score.argsort(descending=True, stable=True)[:count]] = True
+    return mask
+
+
+def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
+    """The scores as double vectors on the CPU, in the order of the graph's groups.
+
+    Raises ConfigError for unknown groups, wrong lengths, numbers not finite, or no scores at all.
+    """
+    widths = {group.name: len(group.units) for group in graph.groups}
+    for name, score in scores.items():
+        if name not in widths:
+            raise ConfigError(f"scores: no group {name!r}; {one_of(name, widths)}")
+        if score.shape != (widths[name],):
+            raise ConfigError(
+                f"scores: {name} has {widths[name]} units, its scores have shape "
+                f"{tuple(score.shape)}; score the network that is pruned"
+            )
+        if not bool(score.isfinite().all()):
+            raise ConfigError(f"scores: those of {name} are not finite; check the source model")
+    if not scores:
+        raise ConfigError("there are no scores, so nothing to select; check the network's groups")
+    return {name: scores[name].detach().double().cpu() for name in widths if name in scores}
+
+
+def untouched(scores: Mapping[str, Tensor], graph: ChannelGraph) -> Masks:
+    """Whole masks for the groups that have no scores."""
+    return {g.name: whole(len(g.units)) for g in graph.groups if g.name not in scores}
+
+
+def whole(width: int) -> Tensor:
+    """A mask that keeps all."""
+    return torch.ones(width, dtype=torch.bool)
+
+
+def share(kept: float, total: int) -> int:
+    """A share of a count, to the nearest whole; halves go up."""
+    return int(kept * total + 0.5)
