@@ -4,7 +4,7 @@ Every selection keeps the best-scored units of a group; of equal scores the earl
 Groups without scores stay whole. Every setting says what is kept, never what goes.
 """
 
-from prunekit.selection.base import Masks, Selection, best, checked, untouched
+from prunekit.selection.base import Masks, Selection, best, checked, protected, untouched
 from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise
 from prunekit.selection.ranked import Budgets, Global, MacsTarget, ParamsTarget, Ranking, fewest
 from prunekit.selection.shares import LikeRun, PerLayer, Widths, Zeros, read_plan
@@ -27,6 +27,7 @@ __all__ = [
     "best",
     "checked",
     "fewest",
+    "protected",
     "read_plan",
     "untouched",
 ]

@@ -24,8 +24,8 @@ Masks = dict[str, Tensor]
 class Selection(ABC):
     """Decides which units of a network stay.
 
-    A group never has fewer than `min_keep` units (all of them, if it is smaller), so it is never
-    emptied unless `min_keep` is 0.
+    A group never has fewer than `min_keep` units (all of them, if it is smaller), and every layer
+    keeps an input and an output channel, unless `min_keep` is 0; see `protected`.
     """
 
     _: KW_ONLY
@@ -38,15 +38,42 @@ class Selection(ABC):
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Group name -> bool mask over its units, True = keep, for every group of the graph."""
 
-    def _floor(self, width: int) -> int:
-        return min(self.min_keep, width)
 
+def best(score: Tensor, count: int, first: Tensor | None = None) -> Tensor:
+    """A mask of the `count` largest entries, those in the mask `first` before all others.
 
-def best(score: Tensor, count: int) -> Tensor:
-    """A mask of the `count` largest entries; of equal ones the earlier are taken."""
+    Of equal ones the earlier are taken.
+    """
+    order = score.argsort(descending=True, stable=True)
+    if first is not None:
+        order = order[first[order].argsort(descending=True, stable=True)]
     mask = torch.zeros(len(score), dtype=torch.bool)
-    mask[score.argsort(descending=True, stable=True)[:count]] = True
+    mask[order[:count]] = True
     return mask
+
+
+def protected(scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int) -> Masks:
+    """Which units stay, however little is asked: what keeps every group and every layer alive.
+
+    They are the best `min_keep` units of each group, and the best unit on each side of a layer:
+    a group may span layers that have only some of its units each. With `min_keep` 0, none.
+    """
+    if min_keep == 0:
+        return {name: torch.zeros(len(score), dtype=torch.bool) for name, score in scores.items()}
+    groups = [group for group in graph.groups if group.name in scores]
+    worth = torch.full((graph.count,), torch.inf, dtype=torch.float64)  # unscored units stay anyway
+    for group in groups:
+        worth[group.units] = scores[group.name]
+    stays = torch.zeros(graph.count, dtype=torch.bool)
+    for units in _sides(graph):
+        stays[units[best(worth[units], 1)]] = True
+    return {g.name: stays[g.units] | best(scores[g.name], min_keep) for g in groups}
+
+
+def _sides(graph: ChannelGraph) -> list[Tensor]:
+    """The distinct sets of units that layers have as inputs or as outputs, sorted."""
+    sides = [units.unique() for units in (*graph.ins.values(), *graph.outs.values())]
+    return [*{tuple(units.tolist()): units for units in sides}.values()]
 
 
 def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:

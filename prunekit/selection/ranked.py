@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from prunekit.checks import number
+from prunekit.checks import instance, number
 from prunekit.errors import ConfigError
-from prunekit.selection.base import Masks, Selection, best, checked, share, untouched, whole
+from prunekit.selection.base import Masks, Selection, checked, protected, share, untouched, whole
 from prunekit.selection.normalise import Normalise
 
 if TYPE_CHECKING:
@@ -27,10 +27,16 @@ class _Ranked(Selection):
     _: KW_ONLY
     normalise: Normalise | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.normalise is not None:
+            instance("selection.normalise", self.normalise, Normalise)
+
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """One threshold over all groups, apart from the units that `min_keep` protects."""
+        """One threshold over all groups, apart from the units that are protected."""
         known = checked(scores, graph)
-        ranking = Ranking(self.normalise(known) if self.normalise else known, self.min_keep)
+        known = self.normalise(known) if self.normalise else known
+        ranking = Ranking(known, protected(known, graph, self.min_keep))
         whole = untouched(scores, graph)
 
         def drop(removed: int) -> Tensor:
@@ -114,13 +120,13 @@ class Budgets(_Ranked):
 class Ranking:
     """All scored units from the one that goes first to the last, less those that are protected.
 
-    In each group the best `min_keep` units are protected. Lowest score first; of equal scores the
-    later unit goes first. `total` counts all scored units, `removable` those that may go.
+    Lowest score first; of equal scores the later unit goes first. `total` counts all scored units,
+    `removable` those that may go, which are not in the masks `stays`.
     """
 
-    def __init__(self, scores: Mapping[str, Tensor], min_keep: int) -> None:
+    def __init__(self, scores: Mapping[str, Tensor], stays: Mapping[str, Tensor]) -> None:
         self._widths = {name: len(score) for name, score in scores.items()}
-        free = torch.cat([~best(s, min(min_keep, len(s))) for s in scores.values()])
+        free = ~torch.cat([stays[name] for name in scores])
         order = torch.cat(list(scores.values())).argsort(descending=True, stable=True).flip(0)
         self._order = order[free[order]]
         self.total, self.removable = len(order), len(self._order)

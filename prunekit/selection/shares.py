@@ -12,7 +12,16 @@ from torch import Tensor
 
 from prunekit.checks import integer, number
 from prunekit.errors import ArtifactError, ConfigError, one_of
-from prunekit.selection.base import Masks, Selection, best, checked, share, untouched, whole
+from prunekit.selection.base import (
+    Masks,
+    Selection,
+    best,
+    checked,
+    protected,
+    share,
+    untouched,
+    whole,
+)
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -24,11 +33,11 @@ class Zeros(Selection):
     """Drops the units whose score is exactly zero, as solvers with a proximal map leave them."""
 
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """An all-zero group keeps its first `min_keep` units."""
-        return {
-            name: best(score, max(int((score != 0).sum()), self._floor(len(score))))
-            for name, score in checked(scores, graph).items()
-        } | untouched(scores, graph)
+        """Of a group that is all zero, the first units stay in place of the best."""
+        scores = checked(scores, graph)
+        stays = protected(scores, graph, self.min_keep)
+        masks = {name: (score != 0) | stays[name] for name, score in scores.items()}
+        return masks | untouched(scores, graph)
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,16 @@ class PerLayer(Selection):
         number("selection.keep", self.keep, above=0, at_most=1)
 
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Halves are rounded up."""
-        return {
-            name: best(score, max(share(self.keep, len(score)), self._floor(len(score))))
-            for name, score in checked(scores, graph).items()
-        } | untouched(scores, graph)
+        """Halves are rounded up; a group with more protected units keeps those."""
+        scores = checked(scores, graph)
+        stays = protected(scores, graph, self.min_keep)
+        masks = {
+            name: best(
+                score, max(share(self.keep, len(score)), int(stays[name].sum())), stays[name]
+            )
+            for name, score in scores.items()
+        }
+        return masks | untouched(scores, graph)
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,20 @@ class Widths(Selection):
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Raises ConfigError for a group that the network or the scores lack, or a wider width."""
         scores = checked(scores, graph)
+        self._check(scores)
+        shrunk = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
         masks = {group.name: whole(len(group.units)) for group in graph.groups}
+        for name, stays in protected(shrunk, graph, self.min_keep).items():
+            width, least = self.widths[name], int(stays.sum())
+            if width < least:
+                raise ConfigError(
+                    f"selection.widths.{name}={width} would leave a layer of the group without "
+                    f"channels: these scores ask for {least}; give {least} or more"
+                )
+            masks[name] = best(scores[name], width, stays)
+        return masks
+
+    def _check(self, scores: Mapping[str, Tensor]) -> None:
         for name, width in self.widths.items():
             if name not in scores:
                 raise ConfigError(
@@ -83,8 +110,6 @@ class Widths(Selection):
                 raise ConfigError(
                     f"selection.widths.{name}={width} is too many, it has {len(scores[name])} units"
                 )
-            masks[name] = best(scores[name], width)
-        return masks
 
 
 @dataclass(frozen=True)

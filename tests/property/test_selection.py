@@ -6,16 +6,29 @@ import itertools
 from dataclasses import dataclass
 from types import SimpleNamespace
 
+import networks
 import pytest
 import torch
-from hypothesis import assume, given
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.selection import Budgets, Global, MacsTarget, ParamsTarget, PerLayer, Zeros
+from prunekit.selection import (
+    Budgets,
+    Global,
+    MacsTarget,
+    MaxNorm,
+    ParamsTarget,
+    PerLayer,
+    Ranking,
+    Widths,
+    Zeros,
+    protected,
+)
+from prunekit.surgery import Narrow
 
 
 @dataclass(frozen=True)
@@ -31,6 +44,18 @@ class Chain:
             SimpleNamespace(name=f"layer{i}", units=torch.arange(start, start + width))
             for i, (start, width) in enumerate(zip(starts, self.widths, strict=False))
         )
+
+    @property
+    def count(self):
+        return 1 + sum(self.widths)
+
+    @property
+    def outs(self):
+        return {group.name: group.units for group in self.groups}
+
+    @property
+    def ins(self):
+        return {"layer0": torch.zeros(2).long(), **self.outs, "last": self.groups[-1].units}
 
     def drop(self, chosen):
         return torch.cat([torch.zeros(1).bool(), *(chosen[group.name] for group in self.groups)])
@@ -171,3 +196,81 @@ def test_the_real_cost_model_agrees_with_the_budget():
         first, second = (int(masks[name].sum()) for name in ("0", "2"))
         budget = keep * 2688 if keep <= 1 else keep  # 6 * 9 * 16 + 8 * 54 * 4 + 96 = 2688 in full
         assert first * 9 * 16 + second * first * 9 * 4 + second * 4 * 3 <= budget
+
+
+ADDED_TO = {"blocks": [["Branches", 8], ["Residual", 8]], "pooled": True, "seed": 0}
+
+
+def random_scores(graph, seed):
+    """Few values, so that there are ties and zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        group.name: torch.randint(6, (len(group.units),), generator=generator).double()
+        for group in graph.groups
+    }
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda keep: Zeros(),
+        PerLayer,
+        Global,
+        lambda keep: Global(keep, normalise=MaxNorm()),
+        MacsTarget,
+        lambda keep: Budgets(macs=keep, params=keep),
+    ],
+    ids=["zeros", "per_layer", "global", "normalised", "macs", "budgets"],
+)
+@settings(max_examples=15, deadline=None)
+@given(chosen=networks.settings(), seed=st.integers(0, 99), keep=st.floats(0.05, 0.7))
+@example(chosen=ADDED_TO, seed=0, keep=0.3)
+def test_no_layer_is_emptied(make, chosen, seed, keep):
+    net = networks.Network(**chosen)
+    graph = ChannelGraph.trace(net, net.example)
+    try:
+        masks = make(keep).choose(random_scores(graph, seed), graph, CostModel(net, graph))
+    except ConfigError as error:
+        assert "cannot be reached" in str(error)
+        return
+    narrows(net, graph, masks)
+
+
+@settings(max_examples=40, deadline=None)
+@given(chosen=networks.settings(), seed=st.integers(0, 99))
+@example(chosen=ADDED_TO, seed=0)
+def test_what_is_protected_is_enough_and_can_be_asked_for(chosen, seed):
+    net = networks.Network(**chosen)
+    graph = ChannelGraph.trace(net, net.example)
+    scores = random_scores(graph, seed)
+    stays = protected(scores, graph, 1)
+    ranking = Ranking(scores, stays)
+    least = ranking.masks(ranking.removable)
+    assert all(torch.equal(least[name], stays[name]) for name in scores)
+    widths = {name: int(mask.sum()) for name, mask in stays.items()}
+    same = Widths(widths).choose(scores, graph, CostModel(net, graph))
+    assert widths == {name: int(mask.sum()) for name, mask in same.items()}
+    narrows(net, graph, least)
+
+
+def narrows(net, graph, masks):
+    """Nothing is emptied, and what is left runs."""
+    drop = graph.drop({name: ~mask for name, mask in masks.items()})
+    assert graph.emptied(drop) == ()
+    Narrow.of(graph, drop).apply(net)
+    assert net(net.example).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [PerLayer, Global, MacsTarget])
+@settings(max_examples=15, deadline=None)
+@given(chosen=networks.settings(), seed=st.integers(0, 99), keeps=st.tuples(shares, shares))
+@example(chosen=ADDED_TO, seed=0, keeps=(0.3, 0.5))
+def test_on_networks_too_more_kept_means_a_superset(kind, chosen, seed, keeps):
+    net = networks.Network(**chosen)
+    graph = ChannelGraph.trace(net, net.example)
+    scores, cost = random_scores(graph, seed), CostModel(net, graph)
+    try:
+        less, more = (kind(keep).choose(scores, graph, cost) for keep in sorted(keeps))
+    except ConfigError:
+        return
+    assert all(bool((more[name] | ~less[name]).all()) for name in scores)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
@@ -40,8 +40,21 @@ class Chain:
             start += width
         return tuple(groups)
 
+    @property
+    def count(self):
+        return 1 + sum(self.widths.values())
+
+    @property
+    def outs(self):
+        return {group.name: group.units for group in self.groups}
+
+    @property
+    def ins(self):
+        before = [torch.zeros(1).long(), *self.outs.values()]
+        return dict(zip(self.widths, before, strict=False))
+
     def drop(self, chosen):
-        vector = torch.zeros(1 + sum(self.widths.values()), dtype=torch.bool)
+        vector = torch.zeros(self.count, dtype=torch.bool)
         for group in self.groups:
             if group.name in chosen:
                 vector[group.units] = chosen[group.name]
@@ -143,6 +156,29 @@ def test_widths_and_their_mistakes():
     with pytest.raises(ConfigError, match=r"a=0 is below selection\.min_keep=1"):
         Widths({"a": 0})
     assert choose(Widths({"a": 0}, min_keep=0))["a"] == []
+
+
+def test_a_layer_that_has_part_of_a_group_keeps_its_best_unit():
+    """Branches beside each other, added to: one group of four; `one` and `two` make two each."""
+    units = torch.arange(1, 5)
+    branched = SimpleNamespace(
+        groups=(SimpleNamespace(name="sum", units=units, producers=("sum", "one", "two")),),
+        count=5,
+        ins={"sum": torch.zeros(1).long(), "one": torch.zeros(1).long(), "last": units},
+        outs={"sum": units, "one": units[:2], "two": units[2:], "last": torch.zeros(1).long()},
+        drop=lambda chosen: torch.cat([torch.zeros(1).bool(), chosen["sum"]]),
+        macs=lambda drop: int((~drop).sum()) - 1,
+    )
+    scores = {"sum": torch.tensor([9.0, 8.0, 1.0, 2.0])}
+    for selection in (PerLayer(0.5), Global(0.5), MacsTarget(2), Widths({"sum": 2})):
+        assert choose(selection, scores, branched) == {"sum": [0, 3]}
+        assert choose(replace(selection, min_keep=0), scores, branched) == {"sum": [0, 1]}
+    assert choose(PerLayer(0.01), scores, branched) == {"sum": [0, 3]}
+    assert choose(Zeros(), {"sum": torch.tensor([0.0, 8, 0, 0])}, branched) == {"sum": [1, 2]}
+    with pytest.raises(ConfigError, match=r"selection\.widths\.sum=1 .* give 2 or more"):
+        choose(Widths({"sum": 1}), scores, branched)
+    with pytest.raises(ConfigError, match=r"keep=0.25 cannot be reached.* least 0.5"):
+        choose(Global(0.25), scores, branched)
 
 
 def write_plan(place, **kept):
