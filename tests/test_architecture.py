@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "checks", "build", "console", "atomic", "config"},
-    {"rows", "penalties", "graph", "models", "data"},
+    {"rows", "modes", "penalties", "graph", "models", "data"},
     {"targets", "solvers", "surgery", "measure"},
     {"training", "criteria", "selection"},
     {"problems", "runs", "attach"},

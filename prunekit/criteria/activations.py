@@ -14,8 +14,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.checks import integer
-from prunekit.criteria.base import Criterion, Scores, by_group, evaluating
+from prunekit.criteria.base import Criterion, Scores, by_group
 from prunekit.errors import ConfigError
+from prunekit.modes import evaluating
 
 if TYPE_CHECKING:
     from prunekit.data import Batches, Data

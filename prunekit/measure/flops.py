@@ -8,6 +8,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from prunekit.modes import evaluating
+
 _COUNTED = ("conv", "linear", "addmm")
 
 
@@ -27,13 +29,8 @@ def _analysis(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> dict[st
         from fvcore.nn import FlopCountAnalysis
 
         logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
-        modes = [(module, module.training) for module in model.modules()]
-        try:
-            with torch.no_grad():
-                analysis = FlopCountAnalysis(model.eval(), example)
-                analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-                analysis.tracer_warnings("none")
-                return dict(analysis.by_operator())
-        finally:
-            for module, training in modes:
-                module.training = training
+        with evaluating(model), torch.no_grad():
+            analysis = FlopCountAnalysis(model, example)
+            analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+            analysis.tracer_warnings("none")
+            return dict(analysis.by_operator())

@@ -14,6 +14,7 @@ from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.modes import evaluating
 from prunekit.runs.report import Metrics
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime
@@ -38,7 +39,8 @@ def check_fits(model: nn.Module, data: Data) -> None:
     """Raise ConfigError when the network cannot take the images or has another class count."""
     example = data.example.to(next(model.parameters()).device)
     try:
-        classes = model.eval()(example).shape[-1]
+        with evaluating(model):
+            classes = model(example).shape[-1]
     except RuntimeError as error:
         shape = tuple(data.shape)
         reason = str(error).splitlines()[0]

@@ -17,6 +17,7 @@ from prunekit.data import Data
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.modes import evaluating
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
@@ -69,9 +70,10 @@ def surgery_error(
     Relative to the largest logit; raises SurgeryError above the tolerance.
     """
     batch, _ = next(iter(data.test.epoch(64, None)))
-    with graph.silencer(model.eval(), drop):
-        expected = model(batch)
-    found = narrow.eval()(batch)
+    with evaluating(model, narrow):
+        found = narrow(batch)
+        with graph.silencer(model, drop):
+            expected = model(batch)
     error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
     if not error <= TOLERANCE:
         raise SurgeryError(

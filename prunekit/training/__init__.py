@@ -1,6 +1,6 @@
 """Training: a schedule, the loop, checkpoints, evaluation."""
 
-from prunekit.training.evaluate import evaluate, evaluating, predictions
+from prunekit.training.evaluate import evaluate, predictions
 from prunekit.training.loop import CrossEntropy, fit
 from prunekit.training.schedule import Constant, Cosine, Schedule, Steps
 from prunekit.training.seed import mix, seed_everything
@@ -12,7 +12,6 @@ __all__ = [
     "Schedule",
     "Steps",
     "evaluate",
-    "evaluating",
     "fit",
     "mix",
     "predictions",

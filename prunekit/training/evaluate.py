@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,6 +9,7 @@ from torch.nn import functional as F
 from prunekit.console import track
 from prunekit.data import Batches
 from prunekit.errors import DataError
+from prunekit.modes import evaluating
 
 
 def evaluate(
@@ -45,18 +43,6 @@ def predictions(
             found.append((model(inputs).float(), labels))
     logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     return logits, labels
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode, and back into the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def placed(inputs: Tensor, device: torch.device | str) -> Tensor:
