@@ -39,6 +39,15 @@ def integer(name: str, value: object, *, at_least: int | None = None) -> int:
     return int(number(name, value, at_least=at_least))
 
 
+def instance(name: str, value: object, kind: type) -> None:
+    """Raise ConfigError when `value` is no object of the class that belongs there."""
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{name}={value!r} is a {type(value).__name__}, not a {kind.__name__}; give a _target_ "
+            "that makes one"
+        )
+
+
 def choice(name: str, value: object, accepted: tuple[object, ...]) -> str:
     """Return `value`, or raise ConfigError when it is none of the accepted words."""
     if value not in accepted:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 T = TypeVar("T")
 _LINE_EVERY = 20.0  # seconds between plain progress lines where there is no terminal
+_BAR_AFTER = 1.0  # seconds before a bar appears: what is over sooner would only flicker
 
 
 def say(line: str) -> None:
@@ -27,23 +31,50 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; the first column is left-aligned, numbers are right-aligned."""
-    from rich import box
+    """Print a table; the first column is left-aligned, numbers are right-aligned.
+
+    Nothing is ever cut: a table wider than the terminal is turned, rows for columns, if it fits
+    then, and broken by the terminal otherwise.
+    """
     from rich.console import Console
+
+    lines = [tuple(columns), *map(tuple, rows)]
+    shown, turned = _grid(title, lines), _grid(title, list(zip(*lines, strict=True)))
+    console = Console()
+    wide = Console(width=400)
+    whole = wide.measure(shown).maximum
+    if console.is_terminal and whole > console.width >= wide.measure(turned).maximum:
+        shown = turned
+    Console(width=max(whole, console.width)).print(shown, crop=False)
+
+
+def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    from rich import box
     from rich.table import Table
 
-    shown = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    for index, column in enumerate(columns):
-        shown.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        shown.add_row(*row)
-    console = Console()
-    if not console.is_terminal:  # a pipe or a file: never cut a table to 80 columns
-        console = Console(width=400)
-    console.print(shown, crop=False)
+    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for index, column in enumerate(lines[0]):
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for line in lines[1:]:
+        grid.add_row(*line)
+    return grid
 
 
 def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """The items; a bar appears when they take long."""
+    stream = iter(items)
+    start, done = time.monotonic(), 0
+    while time.monotonic() - start < _BAR_AFTER:
+        try:
+            item = next(stream)
+        except StopIteration:
+            return
+        yield item
+        done += 1
+    yield from _drawn(stream, label, total, done)
+
+
+def _drawn(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -57,7 +88,7 @@ def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bar:
-        yield from bar.track(items, total=total, description=label)
+        yield from bar.track(items, total=total, completed=done, description=label)
 
 
 def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:

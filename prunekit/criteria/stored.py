@@ -33,6 +33,10 @@ class Stored(Criterion):
 
     path: str | Path | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str | Path | None):
+            raise ConfigError(f"criterion.path={self.path!r} is no path; quote it if it is one")
+
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.checks import choice
+from prunekit.checks import choice, instance
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
 from prunekit.penalties import L1, Penalty
@@ -34,6 +34,9 @@ class Regularizer:
     solver: Solver
 
     def __post_init__(self) -> None:
+        instance("regularizer.penalty", self.penalty, Penalty)
+        instance("regularizer.target", self.target, Target)
+        instance("solver", self.solver, Solver)
         check_fit(self.solver, self.penalty)
 
     def bound(self, blocks: Sequence[Rows]) -> Solver:
@@ -124,6 +127,10 @@ class Layerwise(Problem):
     """
 
     between: Schedule | None = None
+
+    def __post_init__(self) -> None:
+        if self.between is not None:
+            instance("order.between", self.between, Schedule)
 
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
         """Train layer by layer; see Problem."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,7 @@ def _announce(place: RunDir, report: Report, worked: bool) -> None:
     took = f"{report.seconds:.1f} s" if worked else "finished before"
     say(
         f"{report.stage:<9} top-1 {metrics['top1']:6.2f} %  {metrics['params']:>12,} parameters  "
-        f"{metrics['macs']:>14,} MACs  {took}  -> {place.path / report.stage}"
+        f"{metrics['macs']:>14,} MACs  {took}  -> {os.path.relpath(place.path / report.stage)}"
     )
     for note in report.notes if worked else ():
         say(f"          note: {note}")
