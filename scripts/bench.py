@@ -167,6 +167,9 @@ class _Fixed:
     def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         return iter([(self.x, self.y)] * self.count)
 
+    def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.epoch(batch, None)
+
 
 def data_path(rounds: int) -> Row:
     """An epoch of augmented tensors against a DataLoader over the same augmentations."""

@@ -37,8 +37,8 @@ _KEEP_CHANNELS = _RELUS | {
 class APoZ(Criterion):
     """The share of a unit's activations that are not zero after ReLU (Hu et al. 2016).
 
-    APoZ itself is the share of zeros; the score is one minus it. Measured before pooling on the
-    first `samples` training examples, not augmented, in evaluation mode. ReLUs are caught whether
+    APoZ itself is the share of zeros; the score is one minus it. Measured before pooling on
+    `samples` training examples, not augmented, in evaluation mode. ReLUs are caught whether
     they are modules, functions or methods; a unit that meets several counts them all.
     """
 
@@ -67,7 +67,7 @@ class Taylor(Criterion):
     """The first-order change of the loss when a unit goes (Molchanov et al. 2017, eq. 8).
 
     For each example: abs(mean over positions of dC/dz * z), z the output of the producing layer,
-    C the cross-entropy; averaged over the first `samples` training examples and scaled to
+    C the cross-entropy; averaged over `samples` training examples and scaled to
     Euclidean norm one within each group, so that groups compare. Units made by several layers
     vanish in all of them at once, so their terms are added before the absolute value.
     """
@@ -215,13 +215,9 @@ def _makers(graph: ChannelGraph) -> list[str]:
 
 
 def _examples(batches: Batches, samples: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `samples` examples in the set's own order, not augmented, on `device`."""
-    left = samples
-    for x, y in batches.epoch(min(samples, _BATCH), None):
-        yield x[:left].to(device), y[:left].to(device)
-        left -= len(x)
-        if left <= 0:
-            return
+    """A fixed random mixture of `samples` examples, not augmented, on `device`."""
+    for x, y in batches.sample(samples, _BATCH):
+        yield x.to(device), y.to(device)
 
 
 def _data(data: Data | None, criterion: str) -> Data:

@@ -32,6 +32,12 @@ class Batches(Protocol):
         which batch norm could not take.
         """
 
+    def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """At most `count` examples, unchanged, `batch` at a time, the same ones at every call.
+
+        A random mixture, whatever the order of the set: files often come class by class.
+        """
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -67,6 +73,11 @@ def shuffled_steps(size: int, batch: int) -> int:
     """How many batches `size` examples make when a last batch of one is left out."""
     full, rest = divmod(size, batch)
     return full + (rest > 1 or (rest == 1 and full == 0))
+
+
+def sampled(size: int, count: int) -> Tensor:
+    """The indices of `count` of `size` examples, drawn at random, but always the same."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:count]
 
 
 def held_out(name: str, value: object) -> float:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from prunekit.checks import integer
-from prunekit.data.base import Data, Dataset, held_out, shuffled_steps, stratified
+from prunekit.data.base import Data, Dataset, held_out, sampled, shuffled_steps, stratified
 from prunekit.data.tensors import Normalize
 from prunekit.errors import DataError
 
@@ -120,22 +120,30 @@ class FolderBatches:
 
     def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.epoch`."""
+        order = torch.arange(self.size)
+        if seed is not None:
+            order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
+            order = order[: self.steps(batch) * batch]
+        return self._decoded(order, batch, seed)
+
+    def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels; see `Batches.sample`."""
+        return self._decoded(sampled(self.size, count), batch, None)
+
+    def _decoded(
+        self, order: Tensor, batch: int, seed: int | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         try:
-            for parts in self._loader(batch, seed):
+            for parts in self._loader(order, batch, seed):
                 images, labels = (part.to(self.device, non_blocking=True) for part in parts)
                 yield images, labels
         except DataError as error:  # a worker process wraps it into its traceback
             raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from error
 
-    def _loader(self, batch: int, seed: int | None) -> DataLoader:
-        order = list(range(self.size))
-        if seed is not None:
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.randperm(self.size, generator=generator).tolist()
-            order = order[: self.steps(batch) * batch]
+    def _loader(self, order: Tensor, batch: int, seed: int | None) -> DataLoader:
         transform = self.settings.plain() if seed is None else self.settings.augmenting()
         return DataLoader(
-            _Decoded([self.samples[i] for i in order], transform, seed),
+            _Decoded([self.samples[i] for i in order.tolist()], transform, seed),
             batch,
             num_workers=self.settings.workers,
             pin_memory=self.device.type == "cuda",

@@ -12,7 +12,15 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from prunekit.checks import integer, number
-from prunekit.data.base import Data, Dataset, held_out, shuffled_steps, stratified, triple
+from prunekit.data.base import (
+    Data,
+    Dataset,
+    held_out,
+    sampled,
+    shuffled_steps,
+    stratified,
+    triple,
+)
 from prunekit.errors import ConfigError, DataError
 
 
@@ -121,6 +129,12 @@ class TensorBatches:
     def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.epoch`."""
         return self._in_order(batch) if seed is None else self._shuffled(batch, seed)
+
+    def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels; see `Batches.sample`."""
+        for part in sampled(self.size, count).to(self.labels.device).split(batch):
+            if len(part):
+                yield self._normalized(self.images[part]), self.labels[part]
 
     def _in_order(self, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         for images, labels in zip(self.images.split(batch), self.labels.split(batch), strict=True):

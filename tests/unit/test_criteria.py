@@ -159,7 +159,7 @@ def test_apoz_is_the_share_of_non_zeros_before_pooling(act):
     model, graph = made(Net(ACTS[act]))
     data = toy_data()
     found = APoZ(samples=21).scores(model, graph, data)
-    x = next(data.train.epoch(21, None))[0]
+    x = next(data.train.sample(21, 21))[0]
     with torch.no_grad():
         first = F.relu(model.bn1(model.conv1(x)))
         second = F.relu(model.conv2(F.max_pool2d(first, 2)))
@@ -175,7 +175,7 @@ def test_apoz_follows_channels_through_additions_and_a_reused_relu():
     model, graph = made(Residual())
     data = toy_data()
     found = APoZ(samples=37).scores(model, graph, data)
-    x = next(data.train.epoch(37, None))[0]
+    x = next(data.train.sample(37, 37))[0]
     with torch.no_grad():
         stem = model.bn(model.stem(x))
         inner = F.relu(model.conv1(stem))
@@ -200,7 +200,7 @@ def test_taylor_is_the_mean_product_of_activation_and_gradient(act):
     assert all(param.grad is None for param in model.parameters())
     model.eval()
     total = {"conv1": torch.zeros(3), "conv2": torch.zeros(4)}
-    x, y = next(data.train.epoch(34, None))
+    x, y = next(data.train.sample(34, 34))
     for image, label in zip(x.split(1), y.split(1), strict=True):
         first = model.conv1(image)
         second = model.conv2(F.max_pool2d(F.relu(model.bn1(first)), 2))
@@ -217,7 +217,7 @@ def test_taylor_adds_the_producers_of_a_unit_before_the_absolute_value():
     model, graph = made(Residual())
     data = toy_data()
     found = Taylor(samples=3).scores(model, graph, data)
-    x, y = next(data.train.epoch(3, None))
+    x, y = next(data.train.sample(3, 3))
     total = torch.zeros(3)
     for image, label in zip(x.split(1), y.split(1), strict=True):
         stem = model.stem(image)
@@ -246,7 +246,7 @@ def test_taylor_counts_units_once_that_a_depthwise_convolution_passes_on():
     )
     data = toy_data()
     (found,) = Taylor(samples=1).scores(model, graph, data).values()
-    x, y = next(data.train.epoch(1, None))
+    x, y = next(data.train.sample(1, 1))
     z = model[0](x)
     (grad,) = torch.autograd.grad(F.cross_entropy(model[1:](z), y), z)
     expected = (grad * z).mean((0, 2, 3)).abs().detach().double()

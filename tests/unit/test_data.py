@@ -59,8 +59,19 @@ def test_same_seed_same_batches_other_seed_other_batches():
 
 
 def test_labels_stay_with_their_images():
-    for images, labels in numbered(10).epoch(4, 3):
+    for images, labels in (*numbered(10).epoch(4, 3), *numbered(10).sample(10, 4)):
         assert torch.equal(images.flatten().long(), labels)
+
+
+def test_a_sample_is_a_fixed_mixture_of_unchanged_examples():
+    batches = numbered(40, augment=(RandomCrop(1), HorizontalFlip()))
+    first, again, longer = (list(batches.sample(count, 4)) for count in (10, 10, 90))
+    assert [len(labels) for _, labels in first] == [4, 4, 2]
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(first, again, strict=True))
+    chosen, all_of_them = (torch.cat([y for _, y in part]) for part in (first, longer))
+    assert torch.equal(all_of_them[:10], chosen) and all_of_them.unique().tolist() == [*range(40)]
+    assert chosen.max() >= 20 and chosen.min() < 20  # from both halves
+    assert torch.cat([images for images, _ in first]).flatten().tolist() == chosen.tolist()
 
 
 def test_normalisation_by_hand():
@@ -294,6 +305,16 @@ def test_image_folder_reads_splits_and_repeats(tmp_path):
     assert all(torch.equal(a[0], b[0]) for a, b in zip(first, again, strict=True))
     assert [len(labels) for _, labels in first] == [4, 2]
     assert next(data.test.epoch(8, None))[1].tolist() == [0] * 4 + [1] * 4
+
+
+def test_image_folder_samples_both_classes_without_augmenting(tmp_path):
+    picture_folders(tmp_path, count=16)
+    folder = ImageFolder(root=str(tmp_path), image_size=8, val=0, workers=0)
+    train = folder.load().train
+    pairs = [pair for x, y in train.sample(8, 3) for pair in zip(x, y.tolist(), strict=True)]
+    assert len(pairs) == 8 and {label for _, label in pairs} == {0, 1}
+    plain = [image for images, _ in train.epoch(32, None) for image in images]
+    assert all(any(torch.equal(image, other) for other in plain) for image, _ in pairs)
 
 
 def test_image_folder_batches_do_not_depend_on_workers(tmp_path):
