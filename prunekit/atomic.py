@@ -16,7 +16,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises ArtifactError when the disk refuses (full, read-only); what was there before stays.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # torch writes the stem of a file into it: the process goes into the suffix, for equal bytes
+    draft = path.with_name(f".{path.name}.part{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield draft

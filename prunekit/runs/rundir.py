@@ -113,7 +113,7 @@ class StageDir:
         self._refuse_itself(source)
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
-        for draft in self.path.glob(".*.part"):  # a process was killed while it wrote this
+        for draft in self.path.glob(".*.part*"):  # a process was killed while it wrote this
             draft.unlink(missing_ok=True)
         if not self.started:
             write_json(self.path / "settings.json", identity)

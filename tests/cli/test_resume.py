@@ -1,0 +1,246 @@
+"""A run that is killed and started again ends with the same numbers, bit for bit."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+TINY = (
+    "dataset=synthetic",
+    "dataset.train=200",
+    "dataset.val=40",
+    "dataset.test=60",
+    "dataset.crop=2",
+    "model.widths=[6,8,20]",
+    "schedule=smoke",
+    *(f"schedule.{stage}.epochs=3" for stage in ("pretrain", "sparsify", "finetune")),
+    *(f"schedule.{stage}.batch=32" for stage in ("pretrain", "sparsify", "finetune")),
+    "runtime.device=cpu",
+    "runtime.threads=1",
+    "latency.runs=5",
+    "latency.warmup=1",
+    "latency.seconds=0.5",
+    "selection=per_layer",
+)
+BETWEEN = (
+    "{_target_: prunekit.training.Schedule, epochs: 1, batch: 32, "
+    "optimizer: {_target_: torch.optim.SGD, _partial_: true, lr: 0.01, momentum: 0.9}}"
+)
+# five steps an epoch and updates every four: an epoch ends in the middle of the inner loop
+RUNS = {
+    "aulm": ("regularizer.lam=0.02", "solver=aulm", "solver.inner=4"),
+    "layerwise": ("solver=admm", "solver.inner=3", "order=layerwise", f"order.between={BETWEEN}"),
+    "proximal": (
+        *("model=resnet20", "dataset.channels=3", "dataset.image_size=8", "~model.widths"),
+        *("regularizer=slim_l1", "solver=proximal", "order.norms=frozen"),
+    ),
+}
+TIMES = ("_ms", "seconds", "speedup", "memory")
+
+
+class Driver:
+    """The process that forks, kills and reports."""
+
+    def __init__(self, place: Path) -> None:
+        script = Path(__file__).with_name("killing.py")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        self.process = subprocess.Popen([sys.executable, str(script)], cwd=place, **pipes)
+        self.place = place
+
+    def attempt(self, name: str, kind: str, **limit: float) -> tuple[int, float]:
+        """Start the run `name` and let it live as long as `limit` says."""
+        overrides = [*TINY, *RUNS[kind]]
+        gone = [key[1:] for key in overrides if key.startswith("~")]
+        kept = [key for key in overrides if key.split("=")[0] not in gone and key[0] != "~"]
+        job = {"argv": ["run", *kept, f"name={name}"], **limit}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        code, seconds = json.loads(self.process.stdout.readline())
+        assert code in (0, -9)
+        return code, seconds
+
+    def result(self, name: str) -> dict[str, object]:
+        return result(self.place / "outputs" / name)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    """One process for all tests here; each kind of run is done once without interruption."""
+    found = Driver(tmp_path_factory.mktemp("killed"))
+    found.seconds = {}
+    yield found
+    found.process.stdin.close()
+    found.process.wait(timeout=60)
+
+
+def reference(driver: Driver, kind: str) -> tuple[dict[str, object], float]:
+    """What the run gives when nobody kills it, and how long it takes."""
+    if kind not in driver.seconds:
+        code, driver.seconds[kind] = driver.attempt(f"whole-{kind}", kind)
+        assert code == 0
+    return driver.result(f"whole-{kind}"), driver.seconds[kind]
+
+
+def result(run: Path) -> dict[str, object]:
+    """All numbers of a run except those that a clock gave."""
+    found: dict[str, object] = {}
+    for file in sorted(path for path in run.rglob("*") if path.is_file()):
+        key = str(file.relative_to(run))
+        if file.suffix == ".pt":
+            found[key] = plain(torch.load(file, weights_only=True))
+        elif file.suffix == ".csv":
+            with open(file, newline="") as lines:
+                found[key] = [timeless(row) for row in csv.DictReader(lines)]
+        elif file.name == "report.json":
+            report = json.loads(file.read_text())
+            found[key] = {
+                part: timeless(report[part]) if part == "metrics" else report[part]
+                for part in ("metrics", "notes", "settings", "source")
+            }
+        else:
+            found[key] = file.read_bytes()
+    return found
+
+
+def timeless(row: dict[str, object]) -> dict[str, object]:
+    return {key: value for key, value in row.items() if not any(mark in key for mark in TIMES)}
+
+
+def plain(node: object) -> object:
+    """Tensors as their type, shape and bytes."""
+    if isinstance(node, torch.Tensor):
+        return str(node.dtype), tuple(node.shape), node.contiguous().numpy().tobytes()
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    return [plain(value) for value in node] if isinstance(node, (list, tuple)) else node
+
+
+def same(found: dict[str, object], expected: dict[str, object]) -> None:
+    assert set(found) == set(expected)
+    assert [key for key in expected if found[key] != expected[key]] == []
+
+
+def test_the_reference_is_not_trivial(driver):
+    """Comparing would find a difference if there were one."""
+    expected, _ = reference(driver, "aulm")
+    assert {"pretrain/model.pt", "sparsify/scores.pt", "prune/plan.json"} <= set(expected)
+    assert len(expected["sparsify/metrics.csv"]) == 3
+    assert "last.pt" not in "".join(expected)
+    dense, tuned = (expected[f"{stage}/report.json"]["metrics"] for stage in ("prune", "finetune"))
+    assert dense["loss"] != tuned["loss"] and {"top1", "macs", "nonzero"} <= set(dense)
+
+
+def kill_after_files(driver: Driver, kind: str, limits: tuple[int, ...]) -> None:
+    """One run, killed right after so many files, in turn, until it is finished."""
+    expected, _ = reference(driver, kind)
+    name = f"files-{kind}-{len(limits)}"
+    for tries in range(200):
+        if driver.attempt(name, kind, writes=limits[tries % len(limits)])[0] == 0:
+            break
+    assert 2 < tries < 199
+    same(driver.result(name), expected)
+
+
+@pytest.mark.parametrize("kind", ["aulm", "layerwise"])
+def test_killed_after_every_few_files(driver, kind):
+    kill_after_files(driver, kind, (9, 14, 11))
+
+
+def kill_at_random(driver: Driver, kind: str, points: int, seed: int) -> None:
+    """Kill fresh runs once each, at times drawn over the whole duration, and let them finish."""
+    expected, seconds = reference(driver, kind)
+    draw = random.Random(seed)
+    killed = 0
+    for point in range(points):
+        name = f"random-{kind}-{seed}-{point}"
+        limit = seconds * (point + draw.random()) / points
+        code, _ = driver.attempt(name, kind, seconds=limit)
+        killed += code == -9
+        assert driver.attempt(name, kind)[0] == 0
+        same(driver.result(name), expected)
+    assert killed >= points // 2
+
+
+def test_killed_at_three_random_points(driver):
+    kill_at_random(driver, "aulm", 3, seed=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RUNS)
+def test_killed_at_twenty_random_points(driver, kind):
+    kill_at_random(driver, kind, 20, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RUNS)
+def test_killed_after_every_file(driver, kind):
+    """The last files of a stage are written again by the next process, which so needs four."""
+    kill_after_files(driver, kind, (1, 2, 3, 4))
+
+
+def stamps(place: Path) -> dict[str, int]:
+    return {str(file): file.stat().st_mtime_ns for file in place.rglob("*") if file.is_file()}
+
+
+def test_a_finished_run_is_only_shown_again(cli):
+    """No file is touched and the same table is printed, also with other threads."""
+    line = ("run", "name=a")
+    first = cli(*line)
+    assert first.code == 0, first.err
+    before = stamps(Path("outputs"))
+    for extra in ((), ("runtime.threads=2",), ("runtime=cpu",), ("overwrite=false",)):
+        again = cli(*line, *extra)
+        assert again.code == 0, again.err
+        assert stamps(Path("outputs")) == before
+        assert again.out.count("finished before") == 5
+        assert table(again.out) == table(first.out)
+
+
+def table(out: str) -> list[str]:
+    lines = out.splitlines()
+    return lines[lines.index(next(line for line in lines if "dense and narrow" in line)) :]
+
+
+def test_overwrite_starts_anew(cli):
+    assert cli("pretrain", "name=a").code == 0
+    before = stamps(Path("outputs"))
+    found = cli("pretrain", "name=a", "seed=1", "overwrite=true")
+    assert found.code == 0 and "finished before" not in found.out
+    after = stamps(Path("outputs"))
+    report = next(key for key in before if key.endswith("report.json"))
+    assert after[report] > before[report]
+    assert json.loads(Path(report).read_text())["settings"]["seed"] == 1
+
+
+def test_moved_data_are_the_same_data(cli, tmp_path):
+    """The place of the images is no part of what a run is."""
+    first = images(tmp_path / "here")
+    line = ("pretrain", "name=a", "dataset=image_folder", "dataset.image_size=16", "model=resnet20")
+    settings = ("model.classes=2", "dataset.workers=0", "dataset.val=0.25")
+    assert cli(*line, *settings, f"dataset.root={first}").code == 0
+    before = stamps(Path("outputs"))
+    first.rename(tmp_path / "there")
+    again = cli(*line, *settings, "dataset.root=there")
+    assert again.code == 0, again.err
+    assert "finished before" in again.out and stamps(Path("outputs")) == before
+
+
+def images(root: Path) -> Path:
+    from PIL import Image
+
+    for split in ("train", "test"):
+        for label, shade in (("dark", 10), ("light", 240)):
+            folder = root / split / label
+            folder.mkdir(parents=True)
+            for index in range(4):
+                Image.new("RGB", (32, 32), (shade, shade, shade + index)).save(
+                    folder / f"{index}.png"
+                )
+    return root

@@ -1,0 +1,76 @@
+"""One run directory per job of a sweep, named after what differs."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from prunekit.config import config_dir
+
+SWEEP = (
+    *("run", "-m", "name=sweep", "dataset.train=96", "dataset.val=32", "dataset.test=40"),
+    *("model.widths=[4,6,12]", "solver=proximal", "selection=per_layer"),
+)
+
+
+def reports(root: Path) -> dict[str, dict]:
+    """The last report of every job, by the name of its directory."""
+    files = sorted(root.glob("sweep/*/measure/report.json"))
+    return {file.parents[1].name: json.loads(file.read_text()) for file in files}
+
+
+@pytest.fixture
+def swept(cli, tmp_path):
+    found = cli(*SWEEP, "regularizer.lam=0.01,0.5")
+    assert found.code == 0, found.err
+    return tmp_path / "outputs"
+
+
+def test_one_directory_per_value_and_a_table_of_all(cli, swept):
+    names = list(reports(swept))
+    assert len(names) == 2 and [n.count("regularizer.lam=0.01") for n in names] == [1, 0]
+    assert all("selection=per_layer" in name for name in names)
+    assert not any(key in name for name in names for key in ("name=", "runtime", "root="))
+    for name, lam in zip(names, (0.01, 0.5), strict=True):
+        settings = json.loads((swept / "sweep" / name / "sparsify" / "settings.json").read_text())
+        assert settings["regularizer"]["penalty"]["lam"] == lam
+    # nothing but runs: no files of Hydra's
+    assert {file.name for file in (swept / "sweep").iterdir()} == set(names)
+    assert not list(swept.rglob("*.yaml"))
+
+    before = {file: file.stat().st_mtime_ns for file in swept.rglob("*") if file.is_file()}
+    again = cli(*SWEEP, "regularizer.lam=0.01,0.5", "runtime.threads=2")
+    assert again.code == 0 and again.out.count("finished before") == 10
+    assert {f: f.stat().st_mtime_ns for f in swept.rglob("*") if f.is_file()} == before
+
+    found = cli("report", "outputs/sweep", "--out", "all.csv", "--out", "all.md", smoke=False)
+    assert found.code == 0, found.err
+    with open("all.csv", newline="") as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert set(rows) == set(names)
+    for name, report in reports(swept).items():
+        assert float(rows[name]["top1"]) == report["metrics"]["top1"]
+        assert name in found.out and name in Path("all.md").read_text()
+
+
+def test_a_job_may_be_finished_alone(cli, tmp_path):
+    """`hydra.run.dir` is what a single command writes to, `root` and `name` are its parts."""
+    assert cli("pretrain", "name=x/y", "root=elsewhere").code == 0
+    assert (tmp_path / "elsewhere/x/y/pretrain/report.json").is_file()
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.parametrize("key", ["runtime.threads", "dataset.root", "overwrite", "runtime.device"])
+def test_what_is_no_part_of_a_run_is_no_part_of_its_path(key):
+    assert key in (config_dir() / "config.yaml").read_text().split("exclude_keys:")[1]
+
+
+def test_a_sweep_over_seeds_and_choices(cli, tmp_path):
+    line = ("pretrain", "-m", "name=s", "seed=1,2", "model=lenet5,lenet5_caffe")
+    assert cli(*line, "dataset.train=64", "dataset.val=0").code == 0
+    found = sorted(file.parents[1].name for file in tmp_path.rglob("report.json"))
+    assert len(found) == 4 and len({name.split("seed=")[1] for name in found}) == 2
+    assert sum("lenet5_caffe" in name for name in found) == 2

@@ -1,0 +1,73 @@
+"""What people read when a setting is wrong, and how composed settings become plain ones."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+
+from prunekit import errors
+from prunekit.checks import choice, integer, number
+from prunekit.config import config_dir, explain, groups, resolve
+from prunekit.errors import ConfigError, PrunekitError, one_of
+
+
+def test_every_error_is_one_kind():
+    kinds = [
+        kind
+        for kind in vars(errors).values()
+        if getattr(kind, "__module__", "") == errors.__name__ and isinstance(kind, type)
+    ]
+    assert len(kinds) > 5
+    assert all(issubclass(kind, PrunekitError) for kind in kinds)
+
+
+def test_one_of_names_the_nearest_or_all():
+    assert one_of("aulmm", ["aulm", "proximal"]) == "did you mean aulm?"
+    assert one_of("zzz", ["b", "a"]) == "accepted: a, b"
+    assert one_of("zzz", []) == "nothing is accepted here"
+    assert one_of("zzz", map("x{}".format, range(30))).endswith("and 14 more")
+
+
+@pytest.mark.parametrize("value", ["1", None, True, float("nan"), float("inf"), [1]])
+def test_number_refuses_what_is_none(value):
+    with pytest.raises(ConfigError, match="lam="):
+        number("lam", value)
+
+
+def test_number_and_integer_keep_their_bounds():
+    assert number("a", 0, at_least=0) == 0 and number("a", 1.0, at_most=1) == 1
+    for bound in ({"above": 1}, {"below": 1}, {"at_least": 1.5}, {"at_most": 0.5}):
+        with pytest.raises(ConfigError, match=r"a=1 must be"):
+            number("a", 1, **bound)
+    for value in (1.5, "1", True, None):
+        with pytest.raises(ConfigError, match="whole number"):
+            integer("a", value)
+    with pytest.raises(ConfigError, match="'c' is unknown; accepted: a, b"):
+        choice("a", "c", ("a", "b"))
+
+
+def test_resolve_follows_interpolations_and_names_what_is_missing():
+    config = OmegaConf.create({"a": 1, "b": {"c": "${a}", "d": ["${b.c}"]}})
+    found = resolve(config)
+    assert found == {"a": 1, "b": {"c": 1, "d": [1]}}
+    assert type(found["b"]) is dict and type(found["b"]["d"]) is list
+    for broken in ({"a": "???"}, {"a": "${nowhere}"}):
+        with pytest.raises(ConfigError) as caught:
+            resolve(OmegaConf.create(broken))
+        assert "\n" not in str(caught.value)
+
+
+def test_groups_are_the_folders():
+    found = groups()
+    assert {"model", "dataset", "regularizer", "solver", "selection"} <= set(found)
+    assert "hydra" not in found
+    assert "lenet5" in found["model"]
+    assert (config_dir() / "config.yaml").is_file()
+
+
+def test_explain_leaves_bugs_alone_and_joins_lines():
+    for bug in (KeyError("x"), RuntimeError("x"), ValueError("x"), TypeError("x")):
+        assert explain(bug, "run", []) is None
+    assert explain(ConfigError("two\nlines"), "run", []) == "two lines"
+    error = PermissionError(13, "Permission denied", "outputs/a")
+    assert explain(error, "run", []) == "outputs/a cannot be used: Permission denied"

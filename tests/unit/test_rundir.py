@@ -1,0 +1,141 @@
+"""A stage directory is compared, skipped, resumed or refused, and never half written."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from prunekit.atomic import replacing
+from prunekit.errors import ArtifactError
+from prunekit.runs.report import Outcome, Report
+from prunekit.runs.rundir import RunDir, Status, flat, model_file
+
+SETTINGS = {"seed": 0, "model": {"_target_": "x.Net", "widths": [1, 2]}}
+
+
+@pytest.fixture
+def run(tmp_path):
+    return RunDir(tmp_path / "run")
+
+
+def finish(run, name, settings=SETTINGS, source=None):
+    stage = run.stage(name)
+    assert stage.begin(settings, source) is Status.NEW
+    (stage.path / "model.pt").write_bytes(name.encode())
+    stage.complete(Outcome({"top1": 1.0}, ("a note",)))
+    return stage
+
+
+def test_new_then_resumed_then_done(run):
+    stage = run.stage("pretrain")
+    assert stage.begin(SETTINGS, None) is Status.NEW
+    stage.checkpoint.write_bytes(b"progress")
+    assert run.stage("pretrain").begin(SETTINGS, None) is Status.RESUME
+    assert not stage.finished
+    report = stage.complete(Outcome({"top1": 1.0}))
+    again = run.stage("pretrain")
+    assert again.begin(SETTINGS, None) is Status.DONE
+    assert again.report() == Report.from_dict(report.to_dict())
+    assert {file.name for file in stage.path.iterdir()} == {"settings.json", "report.json"}
+
+
+def test_other_settings_are_refused_with_both_values(run):
+    finish(run, "pretrain")
+    other = {"seed": 1, "model": {"_target_": "x.Net", "widths": [1, 3]}}
+    with pytest.raises(ArtifactError) as caught:
+        run.stage("pretrain").begin(other, None)
+    for part in ("seed was 0, now 1", "model.widths was [1, 2], now [1, 3]", "overwrite=true"):
+        assert part in str(caught.value)
+
+
+def test_settings_count_only_once_there_is_work(run):
+    run.stage("pretrain").begin(SETTINGS, None)
+    other = {**SETTINGS, "seed": 1}
+    assert run.stage("pretrain").begin(other, None) is Status.NEW
+    assert json.loads((run.path / "pretrain/settings.json").read_text())["seed"] == 1
+
+
+def test_overwrite_deletes_and_starts_anew(run):
+    stage = finish(run, "pretrain")
+    assert stage.begin({**SETTINGS, "seed": 1}, None, overwrite=True) is Status.NEW
+    assert {file.name for file in stage.path.iterdir()} == {"settings.json"}
+
+
+def test_a_source_is_known_by_its_content_not_by_its_place(run, tmp_path):
+    source = finish(run, "pretrain").path / "model.pt"
+    finish(run, "sparsify", source=source)
+    moved = RunDir(run.path.rename(tmp_path / "moved"))
+    source = moved.find_source("sparsify")
+    assert moved.stage("sparsify").begin(SETTINGS, source) is Status.DONE
+    source.write_bytes(b"changed")
+    with pytest.raises(ArtifactError, match=r"source was pretrain/model\.pt"):
+        moved.stage("sparsify").begin(SETTINGS, source)
+
+
+def test_the_nearest_finished_stage_is_the_source(run):
+    with pytest.raises(ArtifactError, match="prune starts from a model"):
+        run.find_source("prune")
+    finish(run, "pretrain")
+    assert run.find_source("prune") == run.path / "pretrain/model.pt"
+    run.stage("sparsify").begin(SETTINGS, None)  # asked for, but nothing was done
+    assert run.find_source("prune") == run.path / "pretrain/model.pt"
+    run.stage("sparsify").checkpoint.write_bytes(b"progress")
+    with pytest.raises(ArtifactError, match="unfinished; run sparsify again"):
+        run.find_source("prune")
+
+
+def test_leftovers_of_killed_processes_go(run):
+    stage = finish(run, "pretrain")
+    for name in (".model.pt.part1", "last.pt", "last-0-conv1.pt", "seconds"):
+        (stage.path / name).write_bytes(b"{}")
+    assert stage.begin(SETTINGS, None) is Status.DONE
+    names = {file.name for file in stage.path.iterdir()}
+    assert names == {"settings.json", "model.pt", "report.json"}
+
+
+def test_one_process_at_a_time(run):
+    refused = pytest.raises(ArtifactError, match="another process is working on")
+    with run.lock(), refused, run.lock():
+        pass
+    with run.lock():
+        pass
+
+
+def test_model_file_of_a_file_a_stage_and_a_run(run, tmp_path):
+    finish(run, "pretrain")
+    stage = finish(run, "sparsify")
+    file = stage.path / "model.pt"
+    assert model_file(file) == model_file(stage.path) == model_file(run.path) == file
+    (tmp_path / "empty").mkdir()
+    for place in ("empty", "nowhere"):
+        with pytest.raises(ArtifactError, match=f"source=.*{place}.*give a model.pt"):
+            model_file(tmp_path / place)
+
+
+def test_time_adds_up_over_interruptions(run):
+    stage = run.stage("pretrain")
+    stage.begin(SETTINGS, None)
+    (stage.path / "seconds").write_text('{"seconds": 100}')
+    stage.note_time()
+    assert 100 <= run.stage("pretrain").complete(Outcome({"top1": 1.0})).seconds < 110
+
+
+def test_flat_keeps_lists_and_empty_mappings():
+    node = {"a": {"b": {"c": (1, 2)}, "d": {}}, "e": None}
+    assert flat(node) == {"a.b.c": [1, 2], "a.d": {}, "e": None}
+
+
+def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("old")
+    for error in (OSError(28, "No space left on device"), RuntimeError("no space\nmore")):
+        with pytest.raises(ArtifactError, match="could not be written"), replacing(file) as draft:
+            draft.write_text("half")
+            raise error
+        assert file.read_text() == "old"
+        assert list(tmp_path.iterdir()) == [file]
+    with replacing(file) as draft:
+        draft.write_text("new")
+    assert file.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [file]
