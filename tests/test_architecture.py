@@ -12,7 +12,7 @@ PACKAGE = ROOT / "prunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "checks", "build", "console", "atomic", "config"},
+    {"errors", "checks", "build", "console", "atomic", "torchfile", "config"},
     {"rows", "modes", "penalties", "graph", "models", "data"},
     {"targets", "solvers", "surgery", "measure"},
     {"training", "criteria", "selection"},
@@ -56,7 +56,9 @@ def imports(file: Path) -> list[tuple[str, bool]]:
     found: list[tuple[str, bool]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found.append((node.module, id(node) in typing_only))
+            whole = node.module == "prunekit"
+            names = [f"prunekit.{alias.name}" for alias in node.names] if whole else [node.module]
+            found.extend((name, id(node) in typing_only) for name in names if "__" not in name)
         elif isinstance(node, ast.Import):
             found.extend((alias.name, id(node) in typing_only) for alias in node.names)
     return found

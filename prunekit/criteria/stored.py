@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
-from prunekit.atomic import replacing
 from prunekit.criteria.base import Criterion, Scores
 from prunekit.errors import ArtifactError, ConfigError
+from prunekit.torchfile import read_torch, write_torch
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -59,19 +57,13 @@ def save_scores(path: str | Path, scores: Mapping[str, Tensor]) -> None:
     """Write scores to a file at once or not at all; refuses numbers that are not finite."""
     tensors = {name: score.detach().cpu().clone() for name, score in scores.items()}
     _check_values(Path(path), tensors)
-    with replacing(Path(path)) as draft:
-        torch.save({"format": FORMAT, "scores": tensors}, draft)
+    write_torch(Path(path), {"format": FORMAT, "scores": tensors})
 
 
 def load_scores(path: str | Path) -> Scores:
     """Read what `save_scores` wrote; ArtifactError says what is wrong with any other file."""
     file = _find(Path(path))
-    try:
-        with warnings.catch_warnings():  # about pickles that are no scores
-            warnings.simplefilter("ignore")
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the damage happens to trigger
-        raise ArtifactError(f"{file} cannot be read as scores; run sparsify again") from error
+    content = read_torch(file, mend="run sparsify again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(f"{file} is no file of scores ({FORMAT}); give the one of sparsify")
     scores = content.get("scores")

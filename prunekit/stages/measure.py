@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from prunekit.atomic import replacing
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.measure import Latency, LatencyTest, counted_macs, file_bytes, peak_memory
@@ -16,6 +15,7 @@ from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.parts import counts, load_data, load_source, quality
+from prunekit.torchfile import write_torch
 from prunekit.training import predictions
 
 LABELS = {
@@ -51,8 +51,8 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     for row in rows:
         row.update(_ratios(rows[0], row))
     write_csv(stage.path / "comparison.csv", rows)
-    with replacing(stage.path / "correct.pt") as draft:
-        torch.save({label: _correct(one.model, data) for label, one in saved.items()}, draft)
+    correct = {label: _correct(one.model, data) for label, one in saved.items()}
+    write_torch(stage.path / "correct.pt", correct)
     metrics = {key: value for key, value in rows[-1].items() if key != "network"}
     dense_row = {f"dense_{key}": rows[0].get(key) for key in ("top1", "params", "macs", "cpu_ms")}
     return Outcome({**metrics, **dense_row}, tuple(notes))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.atomic import replacing
 from prunekit.build import Settings, build, locate
 from prunekit.errors import ArtifactError, ConfigError, PrunekitError
 from prunekit.surgery.edits import Edit, edit_from_dict
+from prunekit.torchfile import read_torch, write_torch
 
 FORMAT = "prunekit-model-1"
 _OURS = ("prunekit.", "torchvision.models.")
@@ -46,8 +44,7 @@ def save_model(
         "weights": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
         "facts": _plain(facts, "facts"),
     }
-    with replacing(Path(path)) as draft:
-        torch.save(content, draft)
+    write_torch(Path(path), content)
 
 
 def load_model(path: str | Path, trust: Collection[str] = ()) -> SavedModel:
@@ -57,7 +54,7 @@ def load_model(path: str | Path, trust: Collection[str] = ()) -> SavedModel:
     paths of classes or of packages). Raises ArtifactError.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_torch(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(f"{path} is not a prunekit model file: {_what(content)}")
     try:
@@ -77,7 +74,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     taken off. Raises ArtifactError.
     """
     path = Path(path)
-    content = _read(path)
+    content = read_torch(path, mend="save its state dict alone")
     for key in ("state_dict", "model", "weights"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
@@ -175,25 +172,6 @@ def _fit(model: nn.Module, weights: Mapping[str, Tensor], path: Path) -> None:
 def _some(what: str, names: list[str]) -> list[str]:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [f"{what}: {', '.join(names[:3])}{more}"] if names else []
-
-
-def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise ArtifactError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
-    try:
-        with warnings.catch_warnings():  # about pickles that torch did not write
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "Unsupported" in str(error) or "GLOBAL" in str(error):
-            raise ArtifactError(
-                f"{path} is not loaded, since it could run code; save a state dict instead"
-            ) from error
-        raise ArtifactError(f"{path} is damaged or no file of torch; make it again") from error
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch.load reports damage in a dozen ways
-        raise ArtifactError(f"{path} is damaged or no file of torch; make it again") from error
 
 
 def _plain(value: Any, where: str) -> Any:

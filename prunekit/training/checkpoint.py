@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunekit.atomic import replacing
 from prunekit.errors import ArtifactError
+from prunekit.torchfile import read_torch, write_torch
 
 _KEYS = {"done", "history", "model", "optimizer", "solver"}
 
@@ -20,20 +18,12 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
     `state` holds tensors, numbers, text, lists and dicts only.
     """
-    with replacing(path) as draft:
-        torch.save(state, draft)
+    write_torch(path, state)
 
 
 def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
     """What `save_checkpoint` wrote, tensors on `device`; runs no code from the file."""
-    try:
-        with warnings.catch_warnings():  # about pickles that are no checkpoint of ours
-            warnings.simplefilter("ignore")
-            state = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise _foreign(path, "it is damaged or no checkpoint") from error
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+    state = read_torch(path, device, mend="delete it to start over")
     if not isinstance(state, dict) or set(state) != _KEYS:
         raise _foreign(path, "it is no training checkpoint")
     return state

@@ -112,7 +112,7 @@ def test_a_pickle_cannot_run_code(dump, path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path.parent.mkdir()
     dump({"format": "prunekit-model-1", "arch": Evil()}, path)
-    assert refused(path) == "is not loaded, since it could run code; save a state dict instead"
+    assert refused(path) == "is not loaded, since it could run code; make it again"
     assert not (tmp_path / "evil").exists()
 
 
@@ -130,7 +130,7 @@ def test_a_whole_pickled_network_is_not_loaded(path):
         "prunekit.build.locate",
         "prunekit.surgery.save_model",
         "prunekit.surgery.files.Path",
-        "prunekit.surgery.files.replacing",
+        "prunekit.surgery.files.write_torch",
         "torchvision.models._api.load_state_dict_from_url",
         "torchvision.modelsx.net",
         "networks.Network",
@@ -196,7 +196,7 @@ def test_weights_of_another_network(net, path):
     )
     assert message({"epoch": 1}) == f"{path} holds no state dict: it holds epoch"
     write(path, Evil())
-    with pytest.raises(ArtifactError, match="since it could run code"):
+    with pytest.raises(ArtifactError, match="since it could run code; save its state dict alone"):
         load_weights(net, path)
 
 
