@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -123,6 +124,9 @@ def _task(
             message = shown(error)
             if message is None:
                 raise
+        finally:
+            with contextlib.suppress(OSError):  # Hydra makes it, whether it will be used or not
+                os.removedirs(os.path.relpath(place))
         _note(failures, place, message)
         return float("nan")
 

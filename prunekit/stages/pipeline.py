@@ -119,7 +119,6 @@ def inspect(settings: Settings, directory: str) -> None:
     from prunekit.selection import PerLayer
     from prunekit.stages.parts import load_source
 
-    Path(directory).rmdir()
     runtime: Runtime = build(settings["runtime"], "runtime")
     runtime.apply(settings["seed"])
     if settings["source"] is not None:
