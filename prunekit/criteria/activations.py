@@ -34,18 +34,21 @@ _KEEP_CHANNELS = _RELUS | {
 
 
 @dataclass(frozen=True)
-class APoZ(Criterion):
+class _OnExamples(Criterion):
+    samples: int = 1000
+
+    def __post_init__(self) -> None:
+        integer("samples", self.samples, at_least=1)
+
+
+@dataclass(frozen=True)
+class APoZ(_OnExamples):
     """The share of a unit's activations that are not zero after ReLU (Hu et al. 2016).
 
     APoZ itself is the share of zeros; the score is one minus it. Measured before pooling on
     `samples` training examples, not augmented, in evaluation mode. ReLUs are caught whether
     they are modules, functions or methods; a unit that meets several counts them all.
     """
-
-    samples: int = 1000
-
-    def __post_init__(self) -> None:
-        integer("samples", self.samples, at_least=1)
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
@@ -63,7 +66,7 @@ class APoZ(Criterion):
 
 
 @dataclass(frozen=True)
-class Taylor(Criterion):
+class Taylor(_OnExamples):
     """The first-order change of the loss when a unit goes (Molchanov et al. 2017, eq. 8).
 
     For each example: abs(mean over positions of dC/dz * z), z the output of the producing layer,
@@ -71,11 +74,6 @@ class Taylor(Criterion):
     Euclidean norm one within each group, so that groups compare. Units made by several layers
     vanish in all of them at once, so their terms are added before the absolute value.
     """
-
-    samples: int = 1000
-
-    def __post_init__(self) -> None:
-        integer("samples", self.samples, at_least=1)
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from prunekit.checks import integer
 from prunekit.criteria.base import Criterion, Scores, by_group, unit_sums
 from prunekit.errors import ConfigError
+from prunekit.graph.layers import TRANSPOSED, layer_named
 
 if TYPE_CHECKING:
     from prunekit.data import Data
     from prunekit.graph import ChannelGraph
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 @dataclass(frozen=True)
@@ -89,13 +88,13 @@ class BatchNormScale(Criterion):
 def _filters(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
     """The weights of every producer, one row per output channel."""
     names = dict.fromkeys(name for group in graph.groups for name in group.producers)
-    return {name: filter_rows(model.get_submodule(name)) for name in names}
+    return {name: filter_rows(layer_named(model, name)) for name in names}
 
 
 def filter_rows(module: nn.Module) -> Tensor:
     """The weights of a convolution or linear layer in double precision, one row per output."""
     weight = module.weight.detach().double()
-    if isinstance(module, _TRANSPOSED):  # (in, out / groups, ...): outputs lie in dimension 1
+    if isinstance(module, TRANSPOSED):  # (in, out / groups, ...): outputs lie in dimension 1
         parts = weight.reshape(module.groups, -1, *weight.shape[1:])
         return parts.transpose(1, 2).flatten(0, 1).flatten(1)
     return weight.flatten(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import SurgeryError, TraceError, one_of
 from prunekit.graph import symbolic
 from prunekit.graph.labels import Discovery, Rehearsal, culprits
-from prunekit.graph.layers import CONSUMERS, channel_dim
+from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.values import values_in
 
@@ -103,9 +103,9 @@ class ChannelGraph:
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
         """Inside it, every layer of `model` sees zeros in place of dropped input channels."""
         handles = [
-            _consumer(model, name).register_forward_pre_hook(_silence(drop.cpu()[units]))
+            layer_named(model, name).register_forward_pre_hook(_silence(drop.cpu()[units]))
             for name, units in self.ins.items()
-            if bool(drop.cpu()[units].any()) and isinstance(_consumer(model, name), CONSUMERS)
+            if bool(drop.cpu()[units].any()) and isinstance(layer_named(model, name), CONSUMERS)
         ]
         try:
             yield
@@ -229,15 +229,6 @@ def _producers(
         for index in set(home[outs[layer]].tolist()) - {-1}:
             found[names[index]].append(layer)
     return found
-
-
-def _consumer(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise SurgeryError(
-            f"the network has no layer {name!r}; trace the graph on the same network"
-        ) from error
 
 
 def _silence(dropped: Tensor) -> Any:

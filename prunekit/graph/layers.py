@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from prunekit.errors import SurgeryError
 from prunekit.graph import moves, rules
 from prunekit.graph.calls import Call
 from prunekit.graph.rules import Rule
@@ -24,6 +25,16 @@ PER_CHANNEL = (*BATCH_NORMS, *INSTANCE_NORMS, nn.PReLU)
 
 
 RULES: dict[str, Rule] = {**rules.STILL, **moves.MOVING}
+
+
+def layer_named(
+    model: nn.Module, name: str, mend: str = "trace the graph on this network"
+) -> nn.Module:
+    """The module of that name; SurgeryError when `model` is not the network it was found in."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise SurgeryError(f"{type(model).__name__} has no layer {name!r}; {mend}") from error
 
 
 def channel_dim(module: nn.Module, rank: int) -> int:

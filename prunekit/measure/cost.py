@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
+from prunekit.graph.layers import layer_named
 
 
 class CostModel:
@@ -107,12 +108,7 @@ class CostModel:
 
 
 def _layer(model: nn.Module, name: str, graph: ChannelGraph) -> nn.Module:
-    try:
-        module = model.get_submodule(name)
-    except AttributeError as error:
-        raise SurgeryError(
-            f"{type(model).__name__} has no layer {name!r}; trace the graph on this network"
-        ) from error
+    module = layer_named(model, name)
     width = next(
         getattr(module, side)
         for side in ("out_channels", "out_features", "num_features", "num_parameters")

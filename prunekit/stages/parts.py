@@ -13,7 +13,7 @@ from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel
+from prunekit.measure import CostModel, nonzero_params
 from prunekit.modes import evaluating
 from prunekit.runs.report import Metrics
 from prunekit.runs.rundir import StageDir
@@ -60,7 +60,7 @@ def counts(model: nn.Module, data: Data) -> Metrics:
     graph = ChannelGraph.trace(model, data.example.to(next(model.parameters()).device))
     return {
         "params": sum(param.numel() for param in model.parameters()),
-        "nonzero": sum(int(param.count_nonzero()) for param in model.parameters()),
+        "nonzero": nonzero_params(model),
         "macs": CostModel(model, graph).macs(),
         "macs_bias": CostModel(model, graph).macs_bias(),
     }

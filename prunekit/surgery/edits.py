@@ -11,7 +11,10 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
+from prunekit.graph.layers import layer_named
 from prunekit.surgery.narrow import narrow
+
+_FOREIGN = "the edit was made for another network"
 
 
 class Edit(Protocol):
@@ -88,7 +91,7 @@ class Narrow:
 
     def apply(self, model: nn.Module) -> None:
         """Narrow the layers in place; nothing is changed if one of them does not fit."""
-        modules = {name: _find(model, name) for name in self.keeps}
+        modules = {name: layer_named(model, name, _FOREIGN) for name in self.keeps}
         for name, keep in self.keeps.items():
             _check(name, modules[name], keep)
         ties = _ties(model)
@@ -136,15 +139,6 @@ def _refuse_empty(graph: ChannelGraph, drop: Tensor) -> None:
             f"{name} would be left without channels (of {len(graph.ins[name])} inputs and "
             f"{len(graph.outs[name])} outputs); keep more units of group {' or '.join(groups)}"
         )
-
-
-def _find(model: nn.Module, name: str) -> nn.Module:
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        raise SurgeryError(
-            f"{type(model).__name__} has no layer {name!r}; the edit was made for another network"
-        ) from error
 
 
 def _check(name: str, module: nn.Module, keep: Keep) -> None:

@@ -341,7 +341,7 @@ def test_masks_are_checked():
         graph.drop({"frist": torch.zeros(8, dtype=torch.bool)})
     with pytest.raises(SurgeryError, match=r"must be torch.bool of shape \(8,\)"):
         graph.drop({"first": torch.zeros(7, dtype=torch.bool)})
-    with pytest.raises(SurgeryError, match="has no layer 'bn'; trace the graph on the same"):
+    with pytest.raises(SurgeryError, match="has no layer 'bn'; trace the graph on this"):
         drop = graph.drop({"first": torch.ones(8, dtype=torch.bool)})
         with graph.silencer(nn.Linear(2, 2), drop):
             pass
