@@ -4,6 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 TABLE ?= ssr_t1
 SCALE ?= short
+DATA ?= data
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-all lint bench reproduce-tables clean
@@ -35,8 +36,8 @@ lint: $(STAMP)  ## style and formatting
 bench: $(STAMP)  ## speed, as ratios inside one run
 	$(BIN)/python scripts/bench.py
 
-reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ssr_f3|ssr_f56|ssr_headline SCALE=smoke|short
-	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --root outputs
+reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ssr_f3|ssr_f56|ssr_lambda SCALE=smoke|short DATA=folder
+	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --data $(DATA)
 
 clean:  ## remove the environment, caches and builds; outputs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
