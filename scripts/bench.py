@@ -1,6 +1,6 @@
 """Speed as ratios inside one run: both sides of every ratio are timed in alternation.
 
-    python scripts/bench.py [--steps 12] [--rounds 5] [--csv FILE]
+    python scripts/bench.py [--steps 2] [--rounds 4] [--csv FILE]
 
 Median over rounds; a step is forward, backward and update of ResNet-20 on a batch of 128.
 """
@@ -58,8 +58,8 @@ Row = dict[str, str | float]
 def main() -> int:
     """Print every ratio with its bound; exit code 1 when one is missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=8, help="steps per round and side")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="steps per round and side")
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--csv", type=Path, help="write the rows to this file")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
