@@ -21,6 +21,7 @@ import ssr_tables
 from tables import Job, Scale, figure3, figure5, lambda_groups, table1
 
 from prunekit.console import complain, say
+from prunekit.errors import PrunekitError
 
 SCALES = {
     "short": Scale(
@@ -30,6 +31,7 @@ SCALES = {
         32,
         ("schedule.finetune.epochs=5", "schedule.finetune.optimizer.lr=0.05"),
         ("schedule.sparsify.epochs=12",),
+        ("schedule.sparsify.epochs=3",),
     ),
     "smoke": Scale(
         (0, 1), (), ("dataset=synthetic", "schedule=smoke", "latency.runs=5", "latency.batch=8"), 1
@@ -57,9 +59,13 @@ def main() -> int:
     shared = [] if arguments.scale == "smoke" else [f"dataset.root={arguments.data}"]
     failed = [] if arguments.only_collect else run_all(jobs, arguments, shared)
     root = Path(arguments.root)
-    WRITE[arguments.table](root, Path(arguments.out or root / "tables"), scale)
     for name in failed:
         complain(f"failed: {name}; see {root / 'logs' / name.replace('/', '-')}.log")
+    try:
+        WRITE[arguments.table](root, Path(arguments.out or root / "tables"), scale)
+    except PrunekitError as error:
+        complain(str(error))
+        return 1
     return 1 if failed else 0
 
 

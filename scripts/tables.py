@@ -34,12 +34,13 @@ class Scale:
     scratch_epochs: int
     dense_tuning: tuple[str, ...] = ()
     convergence: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
 
 TAIL = ("prune", "finetune", "measure")
 EXPERIMENT = ("experiment=ssr_lenet_mnist",)
 TABLE_WIDTHS = ("3-11-108", "2-8-77")
-FIGURE_WIDTHS = ("8-25-250", "4-12-120", "2-7-60")
+FIGURE_WIDTHS = ("2-7-60", "4-12-120")
 CRITERIA = ("random", "l1_norm", "apoz", "taylor")
 SPARSE = {
     "l21": ("regularizer=l21",),
@@ -166,7 +167,7 @@ def lambda_groups(scale: Scale) -> list[Job]:
     """The published strengths per layer, run as they are and pruned at exact zeros."""
     seed = scale.seeds[0]
     base = dense("ssr_t1", seed, scale)
-    shared = (f"seed={seed}", *scale.overrides)
+    shared = (f"seed={seed}", *scale.overrides, *scale.groups)
     return [
         base,
         *(
