@@ -100,5 +100,8 @@ def _check(
         if unknown:
             hint = one_of(unknown[0], signature.parameters)
             owner = getattr(target, "__name__", target)
-            raise ConfigError(f"{where}.{unknown[0]} is no setting of {owner}; {hint}") from error
+            raise ConfigError(
+                f"{where}.{unknown[0]} is no setting of {owner}; {hint} (where something else set "
+                f"it, ~{where}.{unknown[0]} takes it out)"
+            ) from error
         raise ConfigError(f"{where}: {getattr(target, '__name__', target)}: {error}") from error
