@@ -22,6 +22,7 @@ from tables import Job, Scale, figure3, figure5, lambda_groups, table1
 
 from prunekit.console import complain, say
 from prunekit.errors import PrunekitError
+from prunekit.runs.files import read_json, write_json
 
 SCALES = {
     "short": Scale(
@@ -110,11 +111,24 @@ def run_one(job: Job, root: str, shared: list[str]) -> int:
     """One `prunekit run` in a process of its own, single-threaded, its output in a log."""
     log = Path(root) / "logs" / f"{job.name.replace('/', '-')}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "prunekit", "run", *job.command(root)]
+    arguments = [*job.command(root), "runtime.threads=1", *shared]
+    receipt = log.with_suffix(".json")
+    if is_finished(job, Path(root), receipt, arguments):
+        return 0
     with log.open("w") as file:
-        return subprocess.run(
-            [*command, "runtime.threads=1", *shared], stdout=file, stderr=subprocess.STDOUT
-        ).returncode
+        command = [sys.executable, "-m", "prunekit", "run", *arguments]
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    if code == 0:
+        write_json(receipt, {"arguments": arguments})
+    return code
+
+
+def is_finished(job: Job, root: Path, receipt: Path, arguments: list[str]) -> bool:
+    """Whether the same command has succeeded before; asking prunekit takes seconds a job."""
+    reports = [root / job.name / stage / "report.json" for stage in job.stages]
+    if not receipt.is_file() or not all(report.is_file() for report in reports):
+        return False
+    return read_json(receipt).get("arguments") == arguments
 
 
 if __name__ == "__main__":
