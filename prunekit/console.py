@@ -41,11 +41,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     lines = [tuple(columns), *map(tuple, rows)]
     shown, turned = _grid(title, lines), _grid(title, list(zip(*lines, strict=True)))
     console = Console()
-    wide = Console(width=400)
+    wide = Console(width=400, height=100)
     whole = wide.measure(shown).maximum
     if console.is_terminal and whole > console.width >= wide.measure(turned).maximum:
         shown = turned
-    Console(width=max(whole, console.width)).print(shown, crop=False)
+    Console(width=max(whole, console.width), height=100).print(shown, crop=False)
 
 
 def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from cli.conftest import call
+from omegaconf import OmegaConf
 
-from prunekit.config import groups
+from prunekit.config import config_dir, groups
 from prunekit.models import LeNet5
 from prunekit.surgery import load_model
 
@@ -362,9 +363,16 @@ class TestPrune:
             "like_run": kept == plan(whole),
         }[name]
 
-    def test_no_criterion_or_selection_is_left_out(self):
-        assert set(CRITERIA) == set(groups()["criterion"])
-        assert set(SELECTIONS) == set(groups()["selection"])
+    @pytest.mark.parametrize(
+        ("group", "cases"), [("criterion", CRITERIA), ("selection", SELECTIONS)]
+    )
+    def test_no_criterion_or_selection_is_left_out(self, group, cases):
+        """Files with numbers for one network share their class with a file tested above."""
+        made = {
+            name: OmegaConf.load(config_dir() / group / f"{name}.yaml")["_target_"]
+            for name in groups()[group]
+        }
+        assert {made[name] for name in cases} == set(made.values())
 
     def test_units_at_zero_go_and_nothing_else(self, go, place, whole):
         """Dropping zeros changes no prediction."""
