@@ -11,10 +11,10 @@ _HOMES = {
     "ChannelGraph": "graph",
     "CostModel": "measure",
     "Narrow": "surgery",
-    "attach": "attach",
+    "attach": "attachment",
     "load_model": "surgery",
     "save_model": "surgery",
-    "shrink": "attach",
+    "shrink": "attachment",
 }
 _PACKAGES = ("criteria", "data", "models", "penalties", "selection", "solvers", "targets")
 

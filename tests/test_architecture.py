@@ -16,7 +16,7 @@ LAYERS = (
     {"rows", "modes", "penalties", "graph", "models", "data"},
     {"targets", "solvers", "surgery", "measure"},
     {"training", "criteria", "selection"},
-    {"problems", "runs", "attach"},
+    {"problems", "runs", "attachment"},
     {"stages"},
     {"cli"},
     {"__main__"},

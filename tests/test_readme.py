@@ -10,6 +10,7 @@ import pytest
 import torch
 from cli.conftest import call
 
+import prunekit
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 
@@ -106,3 +107,9 @@ def test_every_make_target_exists():
 def test_links_lead_somewhere():
     for link in re.findall(r"\]\(([^)]+)\)", README):
         assert link.startswith("http") or (ROOT / link).exists(), link
+
+
+def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
+    """Importing a module puts it on the package, over a function that has its name."""
+    modules = {file.stem for file in (ROOT / "prunekit").glob("*.py")}
+    assert not modules & set(prunekit._HOMES)

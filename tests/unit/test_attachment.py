@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.attach import Attached, attach
+from prunekit.attachment import Attached, attach
 from prunekit.errors import ConfigError
 from prunekit.penalties import L0, L1
 from prunekit.solvers import AULM, Proximal, Subgradient
