@@ -32,7 +32,7 @@ SCALES = {
         32,
         ("schedule.finetune.epochs=5", "schedule.finetune.optimizer.lr=0.05"),
         ("schedule.sparsify.epochs=12",),
-        ("schedule.sparsify.epochs=3",),
+        ("schedule.sparsify.epochs=2",),
     ),
     "smoke": Scale(
         (0, 1), (), ("dataset=synthetic", "schedule=smoke", "latency.runs=5", "latency.batch=8"), 1
