@@ -40,7 +40,7 @@ class Scale:
 TAIL = ("prune", "finetune", "measure")
 EXPERIMENT = ("experiment=ssr_lenet_mnist",)
 TABLE_WIDTHS = ("3-11-108", "2-8-77")
-FIGURE_WIDTHS = ("2-7-60", "4-12-120")
+FIGURE_WIDTHS = ("1-12-40", "4-12-120")
 CRITERIA = ("random", "l1_norm", "apoz", "taylor")
 SPARSE = {
     "l21": ("regularizer=l21",),
