@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette without yellow, which is lost on white paper
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+# as many markers as share no divisor with the colours: no pair comes twice among 56 lines
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _LINES = ("-", "--", "-.", ":")
 _STYLE = {
     "font.size": 10,
