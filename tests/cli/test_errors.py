@@ -14,18 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from cli.conftest import SMOKE
 
 from prunekit.models import LeNet5, resnet20
 from prunekit.surgery import save_model
-
-SMOKE = (
-    "dataset=synthetic",
-    "schedule=smoke",
-    "runtime.device=cpu",
-    "runtime.threads=1",
-    "latency.runs=5",
-    "latency.warmup=1",
-)
 
 
 def refused(result, *parts: str) -> str:
