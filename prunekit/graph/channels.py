@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError, TraceError, one_of
 from prunekit.graph import symbolic
-from prunekit.graph.labels import Discovery, Rehearsal, culprits
+from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named
 from prunekit.graph.partition import FIXED, Partition
-from prunekit.graph.values import values_in
+from prunekit.graph.rehearsal import rehearse
 
 Example = Tensor | tuple[Tensor, ...]
 
@@ -42,8 +42,9 @@ class ChannelGraph:
     be removed; layers that work per channel (norms, activations) have the same on both sides.
     `shapes` are output shapes for one example. `uses` says at how many positions the weights of a
     convolution or linear layer are applied to one example, over all its calls; `fixed_macs` are the
-    multiply-adds of all other weights, as of `F.conv2d` in a forward. `notes` say what was frozen,
-    and why. Unit ids run from 1 to `count` - 1.
+    multiply-adds of all other weights, as of `F.conv2d` in a forward. `tensors` are parameters and
+    buffers that a forward uses by itself, with a vector of units, or None, for each dimension.
+    `notes` say what was frozen, and why. Unit ids run from 1 to `count` - 1.
     """
 
     groups: tuple[Group, ...]
@@ -51,6 +52,7 @@ class ChannelGraph:
     outs: Mapping[str, Tensor]
     shapes: Mapping[str, tuple[int, ...]]
     uses: Mapping[str, int]
+    tensors: Mapping[str, tuple[Tensor | None, ...]]
     fixed_macs: int
     notes: tuple[str, ...]
     count: int
@@ -65,9 +67,9 @@ class ChannelGraph:
         inputs = _shapes_of(example)
         twin = symbolic.shapes_only(model)
         with torch.no_grad():
-            first = Discovery(twin, symbolic.trace(twin, len(inputs)), inputs)
+            first = Discovery(twin, symbolic.graphs(twin, len(inputs)), inputs)
             first.play()
-            _rehearse(first, inputs)
+            rehearse(first)
         return _finish(first)
 
     def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:
@@ -125,51 +127,6 @@ def _shapes_of(example: Example) -> list[Tensor]:
     ]
 
 
-def _rehearse(first: Discovery, inputs: list[Tensor]) -> None:
-    """Freeze what hinders narrowed versions of the network, until nothing does."""
-    seeds = iter(range(2**31))
-    clean = 0
-    while clean < 2:
-        roots = first.parts.roots()
-        run = Rehearsal(first, inputs, roots, _rehearsal_drop(first, roots, clean, next(seeds)))
-        run.play()
-        changed = False
-        for node in run.failed:
-            why = f"{symbolic.describe(node)} works for these sizes only"
-            for value in culprits([node], first.results):
-                owners = first.owners(value.labels)
-                if first.parts.freeze(value.labels):
-                    changed = True
-                    first.notes[f"{owners}: channels are frozen: {why}"] = None
-            values = values_in(first.results[node])
-            changed |= any([first.parts.freeze(value.labels) for value in values])
-        if run.failed and not changed:
-            raise TraceError(
-                f"{type(first.twin).__name__} cannot be narrowed: "
-                f"{symbolic.describe(run.failed[0])} depends on channel numbers in a way that "
-                "is not understood; take sizes from the shapes of the tensors at hand"
-            )
-        clean = 0 if run.failed else clean + 1
-
-
-def _rehearsal_drop(first: Discovery, roots: Tensor, first_units: int, seed: int) -> Tensor:
-    """Units to leave out in a rehearsal: the first of every layer, or half of all at random."""
-    drop = torch.zeros(len(roots), dtype=torch.bool)
-    if first_units == 0:
-        generator = torch.Generator().manual_seed(seed)
-        drop = torch.rand(len(roots), generator=generator) < 0.5
-    else:
-        for made in first.producers.values():
-            drop[roots[made[0]]] = True
-    drop[FIXED] = False
-    for result in first.results.values():
-        for value in values_in(result):
-            labels = roots[value.labels].flatten()
-            if bool(drop[labels].all()):  # nothing would be left of it
-                drop[labels[-1]] = False
-    return drop
-
-
 def _finish(first: Discovery) -> ChannelGraph:
     """Number the units by group and channel."""
     roots = first.parts.roots()
@@ -191,10 +148,21 @@ def _finish(first: Discovery) -> ChannelGraph:
         outs=outs,
         shapes=first.shapes,
         uses=first.uses,
+        tensors=_tensors(first, final),
         fixed_macs=first.fixed_macs,
         notes=tuple(first.notes),
         count=count,
     )
+
+
+def _tensors(first: Discovery, final: Tensor) -> dict[str, tuple[Tensor | None, ...]]:
+    """The units of parameters that the forward uses by itself, where there are any."""
+    found = {}
+    for path, sides in first.held.items():
+        units = {dim: final[labels] for dim, labels in sides.items()}
+        if any(bool(side.any()) for side in units.values()):
+            found[path] = tuple(units.get(dim) for dim in range(first.ranks[path]))
+    return found
 
 
 def _groups(first: Discovery, roots: Tensor) -> dict[str, Tensor]:

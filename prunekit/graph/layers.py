@@ -106,7 +106,7 @@ _ZERO_PADS = (
 LAYERS: dict[type[nn.Module], Rule] = {
     **dict.fromkeys(CONSUMERS, dense),
     **dict.fromkeys(PER_CHANNEL, per_channel),
-    **dict.fromkeys(_POINTWISE, rules.pointwise),
+    **dict.fromkeys(_POINTWISE, rules.activation),
     **{
         layer: rules.spatial(rank)
         for table in (_SPATIAL, _SPATIAL_PADS)
@@ -140,6 +140,8 @@ def fixed_macs(call: Call, result: Any) -> int:
 
 def rule_of(call: Call) -> Rule:
     """The rule for a call, or `rules.unknown`; a subclass of a layer follows its base."""
+    if isinstance(call.op, type) and issubclass(call.op, tuple | dict):
+        return rules.structure
     if call.module is None:
         return RULES.get(call.name or "", rules.unknown)
     return next((LAYERS[cls] for cls in type(call.module).__mro__ if cls in LAYERS), rules.unknown)

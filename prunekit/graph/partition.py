@@ -23,27 +23,31 @@ class Partition:
         self._parent.extend(range(start, start + count))
         return torch.arange(start, start + count)
 
-    def unite(self, a: Tensor, b: Tensor) -> None:
-        """Merge the classes of `a[i]` and `b[i]`, after broadcasting."""
+    def unite(self, a: Tensor, b: Tensor) -> list[int]:
+        """Merge the classes of `a[i]` and `b[i]`, after broadcasting; returns ids fixed by that."""
+        if a is b:
+            return []
         a, b = torch.broadcast_tensors(a, b)
         differ = a != b
+        lost = []
         for left, right in zip(a[differ].tolist(), b[differ].tolist(), strict=True):
-            self._merge(self._root(left), self._root(right))
+            one, other = self._root(left), self._root(right)
+            if one != other:
+                self._parent[max(one, other)] = min(one, other)
+                if FIXED in (one, other):
+                    lost.append(right if one == FIXED else left)
+        return lost
 
-    def freeze(self, ids: Tensor) -> bool:
-        """Merge the classes of `ids` into the class of 0, and say whether that changed anything."""
-        roots = {self._root(one) for one in set(ids.flatten().tolist())} - {FIXED}
-        for root in roots:
-            self._parent[root] = FIXED
-        return bool(roots)
+    def freeze(self, ids: Tensor) -> list[int]:
+        """Merge the classes of `ids` into the class of 0; returns those that were not in it."""
+        lost = [one for one in set(ids.flatten().tolist()) if self._root(one) != FIXED]
+        for one in lost:
+            self._parent[self._root(one)] = FIXED
+        return lost
 
     def roots(self) -> Tensor:
         """The smallest id of its class, for every id."""
         return torch.tensor([self._root(one) for one in range(len(self._parent))])
-
-    def _merge(self, a: int, b: int) -> None:
-        if a != b:
-            self._parent[max(a, b)] = min(a, b)
 
     def _root(self, one: int) -> int:
         parent = self._parent

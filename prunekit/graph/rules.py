@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
 from prunekit.graph.values import Value, aligned, compress, each, fixed
@@ -28,9 +28,16 @@ def unknown(run: Run, call: Call, why: str = "it is not known what it does to ch
     return each(call.on_meta(), fixed, Tensor)
 
 
+def activation(run: Run, call: Call) -> Any:
+    """One tensor in, the same shape and type out: nothing needs to be computed."""
+    value, *others = call.values
+    return pointwise(run, call) if others else value
+
+
 def pointwise(run: Run, call: Call) -> Any:
     """Entries that meet in arithmetic share their fate."""
-    meta = call.on_meta()
+    call = run.adopt(call)
+    meta = _pointwise_meta(call)
     if not isinstance(meta, Tensor):
         return meta
     now = aligned(call.values, meta.ndim)
@@ -39,6 +46,15 @@ def pointwise(run: Run, call: Call) -> Any:
     for (shape, before), (_, labels) in zip(full[1:], now[1:], strict=True):
         result = _unite(run, call, result, (shape, before, labels))
     return Value(meta, compress(result[2]))
+
+
+def _pointwise_meta(call: Call) -> Any:
+    """The result's shape and type; known at once for tensors that are alike."""
+    first, *others = (value.meta for value in call.values)
+    plain = call.name in _ARITHMETIC and first.is_floating_point()
+    if plain and all(o.shape == first.shape and o.dtype == first.dtype for o in others):
+        return first
+    return call.on_meta()
 
 
 Operand = tuple[list[int], Tensor, Tensor]  # shape and labels in the full network, labels now
@@ -94,11 +110,25 @@ def layer_norm(run: Run, call: Call) -> Any:
 
 def _within(run: Run, call: Call, dims: Iterable[int]) -> Any:
     value, *others = call.values
-    if set(dims) & set(value.varying) or any(other.varying for other in others):
+    if set(dims) & set(value.varying) or any(o.varying and not o.source for o in others):
         return unknown(run, call, "it mixes channels")
     for other in others:
         run.freeze(other.labels, call, None)
+    if call.name in _SAME_SHAPE or isinstance(call.module, _NORMS):
+        return Value(value.meta, value.labels)
     return each(call.on_meta(), lambda meta: Value(meta, value.labels), Tensor)
+
+
+def functional_norm(run: Run, call: Call) -> Any:
+    """Statistics, scales and shifts given as arguments belong to the channels they meet."""
+    value, *others = call.values
+    if value.meta.ndim < 2 or set(value.varying) - {1}:
+        return unknown(run, call, "its input holds channels in more than one place")
+    own = value.along(1)
+    for other in others:
+        if other.meta.numel() > 1:
+            run.unite(other.full().flatten(), own, call)
+    return Value(value.meta, value.labels)
 
 
 def reduce(run: Run, call: Call) -> Any:
@@ -132,6 +162,11 @@ def question(run: Run, call: Call) -> Any:
     return call.on_meta()
 
 
+def structure(run: Run, call: Call) -> Any:
+    """Named tuples and the like only hold what they are given."""
+    return call.op(*call.args, **call.kwargs)
+
+
 def ignored(run: Run, call: Call) -> None:
     """Assertions hold for the example that the user gave."""
 
@@ -141,16 +176,24 @@ def table(rule: Rule, names: str) -> dict[str, Rule]:
     return dict.fromkeys(names.split(), rule)
 
 
+_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "truediv", "maximum", "minimum"})
+_SAME_SHAPE = frozenset({"layer_norm", "rms_norm", "softmax", "log_softmax"})
+_NORMS = (nn.LayerNorm, nn.Softmax, nn.LogSoftmax)
+
 STILL: dict[str, Rule] = {
+    **table(
+        activation,
+        "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh logsigmoid hardtanh "
+        "hardsigmoid hardswish softplus dropout dropout1d dropout2d dropout3d alpha_dropout "
+        "feature_dropout feature_alpha_dropout detach clone",
+    ),
     **table(
         pointwise,
         "add sub subtract mul multiply div divide truediv true_divide floordiv floor_divide mod "
         "remainder fmod pow neg pos negative abs absolute exp exp2 expm1 log log2 log10 log1p "
-        "sqrt rsqrt square reciprocal sin cos tan asin acos atan sinh cosh tanh erf erfc sign "
-        "round floor ceil trunc frac clamp clip clamp_min clamp_max relu relu6 leaky_relu elu "
-        "selu celu gelu silu mish sigmoid logsigmoid hardtanh hardsigmoid hardswish hardshrink "
-        "softshrink softplus softsign tanhshrink threshold rrelu dropout dropout1d dropout2d "
-        "dropout3d alpha_dropout feature_dropout feature_alpha_dropout detach clone contiguous "
+        "sqrt rsqrt square reciprocal sin cos tan asin acos atan sinh cosh erf erfc sign "
+        "round floor ceil trunc frac clamp clip clamp_min clamp_max hardshrink "
+        "softshrink softsign tanhshrink threshold rrelu contiguous "
         "float half double bfloat16 type eq ne lt le gt ge not logical_and logical_or "
         "logical_not logical_xor and or xor where masked_fill maximum minimum fmax fmin lerp "
         "addcmul addcdiv isnan isinf isfinite nan_to_num expand_as requires_grad "
@@ -164,6 +207,7 @@ STILL: dict[str, Rule] = {
     **table(layer_norm, "layer_norm rms_norm"),
     **table(question, "size dim numel nelement ndimension is_floating_point stride get_device"),
     **table(ignored, "_assert"),
+    **table(functional_norm, "batch_norm instance_norm prelu"),
     **table(spatial(None), "interpolate upsample"),
     **{
         f"{kind}_pool{rank}d": spatial(rank)

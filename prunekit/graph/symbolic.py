@@ -54,6 +54,36 @@ def shapes_only(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
+def graphs(twin: nn.Module, inputs: int) -> list[fx.Graph]:
+    """The graph of the network in eval mode, and that of train mode where it is another.
+
+    Raises TraceError when eval mode cannot be traced; what fails in train mode only is left out.
+    """
+    found = [trace(twin.eval(), inputs)]
+    try:
+        trained = trace(twin.train(), inputs)
+    except TraceError:
+        return found
+    finally:
+        twin.eval()
+    if _steps(trained) != _steps(found[0]):
+        found.append(trained)
+    return found
+
+
+def _steps(graph: fx.Graph) -> list[tuple[Any, ...]]:
+    """What is called on what; constants that the tracer numbered are alike."""
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    return [
+        (
+            node.op,
+            node.target if callable(node.target) else node.target.rstrip("0123456789"),
+            tuple(places[source] for source in node.all_input_nodes),
+        )
+        for node in graph.nodes
+    ]
+
+
 def trace(twin: nn.Module, inputs: int) -> fx.Graph:
     """Trace the forward of `twin` with its first `inputs` arguments free and the rest at defaults.
 

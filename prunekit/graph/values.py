@@ -16,11 +16,13 @@ class Value:
     """An activation without its numbers.
 
     `meta` carries shape and type. `labels` has the same rank and, for every entry, the id of the
-    unit it vanishes with; dimensions along which the labels do not change have size one.
+    unit it vanishes with; dimensions along which the labels do not change have size one. `source`
+    is the path of the parameter or buffer that it is.
     """
 
     meta: Tensor
     labels: Tensor
+    source: str | None = None
 
     @property
     def varying(self) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -32,7 +33,7 @@ class CostModel:
         self._groups = _column([getattr(module, "groups", 1) for module in self._modules])
         self._depthwise = _column([_is_depthwise(module) for module in self._modules]).bool()
         self._set_macs(graph)
-        self._set_params(model)
+        self._set_params(model, graph)
 
     def macs(self, drop: Tensor | None = None) -> int:
         """Multiply-adds of convolutions and linear layers."""
@@ -46,7 +47,10 @@ class CostModel:
 
     def params(self, drop: Tensor | None = None) -> int:
         """Parameters of the whole network, shared ones once."""
-        return int(self._layer_params(*self._kept(drop)).sum()) + self._rest
+        layers = int(self._layer_params(*self._kept(drop)).sum())
+        gone = torch.zeros(self._count, dtype=torch.bool) if drop is None else drop.cpu()
+        bare = sum(width * int((~gone[units]).sum()) for width, units in self._bare)
+        return layers + bare + self._rest
 
     def layer_table(self, drop: Tensor | None = None) -> list[dict[str, Any]]:
         """One row for each layer with channels: name, kind, in, out, macs, params."""
@@ -94,7 +98,7 @@ class CostModel:
             ]
         )
 
-    def _set_params(self, model: nn.Module) -> None:
+    def _set_params(self, model: nn.Module, graph: ChannelGraph) -> None:
         """Which layer counts which parameters; shared ones belong to the layer that is first."""
         seen: set[int] = set()
         own, per_output = [], []
@@ -104,7 +108,18 @@ class CostModel:
             own.append(any(p is module.weight and _area(module) for p in fresh))
             per_output.append(len(fresh) - own[-1])
         self._own, self._per_output = _column(own), _column(per_output)
+        self._bare = [*_bare(model, graph)]
         self._rest = sum(p.numel() for p in model.parameters() if id(p) not in seen)
+        self._rest -= sum(width * len(units) for width, units in self._bare)
+
+
+def _bare(model: nn.Module, graph: ChannelGraph) -> Iterator[tuple[int, Tensor]]:
+    """Parameters that belong to no layer: entries per unit, and the units."""
+    parameters = dict(model.named_parameters())
+    for path, sides in graph.tensors.items():
+        for units in sides:
+            if units is not None and path in parameters:
+                yield parameters[path].numel() // len(units), units
 
 
 def _layer(model: nn.Module, name: str, graph: ChannelGraph) -> nn.Module:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import layer_named
-from prunekit.surgery.narrow import narrow
+from prunekit.surgery.narrow import narrow, narrow_tensor
 
 _FOREIGN = "the edit was made for another network"
 
@@ -59,12 +59,25 @@ class Keep:
     widths: tuple[int, int]
 
 
+@dataclass(frozen=True)
+class KeepEntries:
+    """The entries that a parameter or buffer keeps along `dim`, out of `width`."""
+
+    dim: int
+    kept: tuple[int, ...]
+    width: int
+
+
 @register
 @dataclass(frozen=True)
 class Narrow:
-    """Cut channels out of layers; layers that are not named keep all of theirs."""
+    """Cut channels out of layers; layers that are not named keep all of theirs.
+
+    `tensors` are parameters and buffers that belong to no layer, by their path.
+    """
 
     keeps: Mapping[str, Keep]
+    tensors: Mapping[str, KeepEntries] = field(default_factory=dict)
     kind: ClassVar[str] = "narrow"
 
     @classmethod
@@ -87,19 +100,24 @@ class Narrow:
             ins, outs = _kept(units, drop), _kept(graph.outs[name], drop)
             if ins is not None or outs is not None:
                 keeps[name] = Keep(ins, outs, (len(units), len(graph.outs[name])))
-        return cls(keeps)
+        return cls(keeps, dict(_entries(graph, drop)))
 
     def apply(self, model: nn.Module) -> None:
         """Narrow the layers in place; nothing is changed if one of them does not fit."""
         modules = {name: layer_named(model, name, _FOREIGN) for name in self.keeps}
         for name, keep in self.keeps.items():
             _check(name, modules[name], keep)
+        for path, entries in self.tensors.items():
+            _check_tensor(model, path, entries)
         ties = _ties(model)
         for name, keep in self.keeps.items():
             try:
                 narrow(modules[name], keep.ins, keep.outs)
             except SurgeryError as error:
                 raise SurgeryError(f"{name}: {error}") from error
+        for path, entries in self.tensors.items():
+            owner, _, leaf = path.rpartition(".")
+            narrow_tensor(model.get_submodule(owner), leaf, entries.dim, entries.kept)
         _tie_again(ties)
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,13 +127,20 @@ class Narrow:
             sides = {"in": keep.ins, "out": keep.outs}
             layers[name] = {side: list(kept) for side, kept in sides.items() if kept is not None}
             layers[name]["widths"] = list(keep.widths)
-        return {"edit": self.kind, "layers": layers}
+        tensors = {
+            path: {"dim": entries.dim, "kept": list(entries.kept), "width": entries.width}
+            for path, entries in self.tensors.items()
+        }
+        return {"edit": self.kind, "layers": layers, "tensors": tensors}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Narrow:
         """The inverse of `to_dict`."""
         try:
-            return cls({name: _keep(layer) for name, layer in plain["layers"].items()})
+            return cls(
+                {name: _keep(layer) for name, layer in plain["layers"].items()},
+                {path: _keep_entries(one) for path, one in plain.get("tensors", {}).items()},
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ArtifactError(f"an edit of kind 'narrow' is damaged: {error!r}") from error
 
@@ -124,6 +149,19 @@ def _keep(layer: Mapping[str, Any]) -> Keep:
     sides = [tuple(map(int, layer[side])) if side in layer else None for side in ("in", "out")]
     inner, outer = layer["widths"]
     return Keep(*sides, (int(inner), int(outer)))
+
+
+def _keep_entries(plain: Mapping[str, Any]) -> KeepEntries:
+    kept = tuple(map(int, plain["kept"]))
+    return KeepEntries(int(plain["dim"]), kept, int(plain["width"]))
+
+
+def _entries(graph: ChannelGraph, drop: Tensor) -> Iterator[tuple[str, KeepEntries]]:
+    for path, sides in graph.tensors.items():
+        for dim, units in enumerate(sides):
+            kept = None if units is None else _kept(units, drop)
+            if kept is not None:
+                yield path, KeepEntries(dim, kept, len(units))
 
 
 def _kept(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
@@ -156,6 +194,18 @@ def _check(name: str, module: nn.Module, keep: Keep) -> None:
                     f"{name} has {found[0]} input and {found[1]} output channels, the edit was "
                     f"made for {keep.widths[0]} and {keep.widths[1]}"
                 )
+
+
+def _check_tensor(model: nn.Module, path: str, entries: KeepEntries) -> None:
+    owner, _, leaf = path.rpartition(".")
+    tensor = getattr(layer_named(model, owner, _FOREIGN), leaf, None)
+    if not isinstance(tensor, Tensor):
+        raise SurgeryError(f"{type(model).__name__} has no tensor {path!r}; {_FOREIGN}")
+    if entries.dim >= tensor.ndim or tensor.shape[entries.dim] != entries.width:
+        raise SurgeryError(
+            f"{path} has shape {tuple(tensor.shape)}, the edit was made for {entries.width} "
+            f"entries in dimension {entries.dim}"
+        )
 
 
 def _ties(model: nn.Module) -> list[tuple[nn.Parameter, list[tuple[nn.Module, str]]]]:

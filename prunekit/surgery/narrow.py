@@ -38,9 +38,9 @@ def _conv(module: nn.Conv2d, keep_in: Indices = None, keep_out: Indices = None) 
 
 @narrow.register
 def _linear(module: nn.Linear, keep_in: Indices = None, keep_out: Indices = None) -> None:
-    _slice(module, "weight", 0, keep_out)
-    _slice(module, "weight", 1, keep_in)
-    _slice(module, "bias", 0, keep_out)
+    narrow_tensor(module, "weight", 0, keep_out)
+    narrow_tensor(module, "weight", 1, keep_in)
+    narrow_tensor(module, "bias", 0, keep_out)
     module.out_features, module.in_features = module.weight.shape
 
 
@@ -54,13 +54,13 @@ def _linear(module: nn.Linear, keep_in: Indices = None, keep_out: Indices = None
 def _norm(module: nn.BatchNorm2d, keep_in: Indices = None, keep_out: Indices = None) -> None:
     keep = _either(keep_in, keep_out)
     for name in ("weight", "bias", "running_mean", "running_var"):
-        _slice(module, name, 0, keep)
+        narrow_tensor(module, name, 0, keep)
     module.num_features = module.num_features if keep is None else len(keep)
 
 
 @narrow.register
 def _prelu(module: nn.PReLU, keep_in: Indices = None, keep_out: Indices = None) -> None:
-    _slice(module, "weight", 0, _either(keep_in, keep_out))
+    narrow_tensor(module, "weight", 0, _either(keep_in, keep_out))
     module.num_parameters = len(module.weight)
 
 
@@ -81,7 +81,7 @@ def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None
         sliced = _grouped(module.weight.detach(), *kept, inner // module.groups, module.groups)
     module.weight = nn.Parameter(sliced, requires_grad=module.weight.requires_grad)
     module.in_channels, module.out_channels = len(kept_in), len(kept_out)
-    _slice(module, "bias", 0, keep_out)
+    narrow_tensor(module, "bias", 0, keep_out)
 
 
 def _grouped(weight: Tensor, outer: Tensor, inner: Tensor, width: int, groups: int) -> Tensor:
@@ -101,7 +101,8 @@ def _same_number(kept: Tensor, width: int, groups: int, among: Tensor | None = N
         )
 
 
-def _slice(module: nn.Module, name: str, dim: int, keep: Indices) -> None:
+def narrow_tensor(module: nn.Module, name: str, dim: int, keep: Indices) -> None:
+    """Keep these entries of a parameter or buffer along a dimension (None: all)."""
     old = getattr(module, name)
     if old is None or keep is None:
         return

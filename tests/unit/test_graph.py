@@ -331,7 +331,7 @@ def test_attributes_that_cannot_be_copied():
 def test_a_head_that_only_training_calls_is_noted():
     net = Body(lambda net, x: x, aux=nn.Linear(8, 2))
     assert ChannelGraph.trace(net, EXAMPLE).notes == (
-        "aux: not called in eval mode, keeps its size",
+        "aux: not called in eval or train mode, keeps its size",
     )
 
 

@@ -1,0 +1,261 @@
+"""The first pass over a traced network: gives out labels and unites those that meet."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from prunekit.errors import PrunekitError, TraceError
+from prunekit.graph.calls import Call
+from prunekit.graph.labels import Run
+from prunekit.graph.layers import (
+    CONSUMERS,
+    PER_CHANNEL,
+    TRANSPOSED,
+    channel_dim,
+    fixed_macs,
+    width_of,
+)
+from prunekit.graph.partition import FIXED, Partition
+from prunekit.graph.symbolic import describe
+from prunekit.graph.values import Value, each, fixed, spread, values_in
+
+Tables = dict[str, dict[int, Tensor]]
+
+
+class Discovery(Run):
+    """The first pass: gives out labels and unites those that meet.
+
+    The first graph is the network in eval mode, whose costs count; further graphs only add ties.
+    """
+
+    def __init__(
+        self, twin: nn.Module, graphs: Sequence[fx.Graph], inputs: Sequence[Tensor]
+    ) -> None:
+        super().__init__(twin, graphs, inputs)
+        self.parts = Partition()
+        self.ins: dict[str, Tensor] = {}
+        self.outs: dict[str, Tensor] = {}
+        self.held: Tables = {}  # parameters and buffers of the user's own: dimension -> labels
+        self.ranks: dict[str, int] = {}
+        self.producers: dict[str, Tensor] = {}  # layers that made labels, with these labels
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.uses: dict[str, int] = {}
+        self.fixed_macs = 0
+        self.calls: dict[fx.Node, Call] = {}
+        self.notes: dict[str, None] = {}
+        self._starts: list[int] = []
+        self._makers: list[str] = []
+        self._exposed: set[int] = set()
+        self._own = _user_tensors(twin)
+
+    def play(self) -> None:
+        """Run the network; raises TraceError where it fails on shapes alone."""
+        for node in self.nodes:
+            try:
+                self.results[node] = self.node(node)
+            except PrunekitError:
+                raise
+            except Exception as error:
+                raise TraceError(
+                    f"{type(self.twin).__name__} fails on an example of this shape at "
+                    f"{describe(node)}: {str(error).splitlines()[0] if str(error) else error!r}"
+                ) from error
+            self._remember(node)
+        self._tie()
+        self._name_uncalled()
+
+    def call(self, call: Call) -> Any:
+        """Keep the call for the passes to come."""
+        self.calls[call.node] = call
+        result = super().call(call)
+        if self._counts(call) and str(call.node.target) not in self.uses:
+            self.fixed_macs += fixed_macs(call, result)
+        return result
+
+    def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
+        """Merge classes; what meets a fixed channel is fixed from then on."""
+        lost = self.parts.unite(a, b)
+        names = self.owners(lost)
+        if names:
+            some = f"{len(lost)} channels are frozen by {call.title}"
+            self.notes[f"{names}: {some}: they meet what cannot be removed"] = None
+
+    def freeze(self, labels: Tensor, call: Call, why: str | None) -> None:
+        """Merge the classes of `labels` into the fixed one."""
+        names = self.owners(self.parts.freeze(labels))
+        if names and why:
+            self.notes[f"{names}: channels are frozen by {call.title}: {why}"] = None
+
+    def layer(self, call: Call, incoming: Tensor) -> tuple[Tensor, Tensor]:
+        """Record what goes in, label what comes out; a second call unites with the first."""
+        name, module = str(call.node.target), call.module
+        meta = call.on_meta()
+        groups = getattr(module, "groups", 1)
+        self._pass(self.ins, name, incoming, call)
+        if 1 < groups < len(incoming):  # all convolution groups keep the same channels
+            self.parts.unite(incoming.reshape(groups, -1), incoming.reshape(groups, -1)[:1])
+        width = meta.shape[channel_dim(module, meta.ndim)]
+        if name not in self.outs:
+            self.outs[name] = self._outgoing(name, incoming, groups, width)
+        if self._counts(call):
+            counted = call.values[0].meta if isinstance(module, TRANSPOSED) else meta
+            channels = counted.shape[channel_dim(module, counted.ndim)]
+            self.uses[name] = self.uses.get(name, 0) + counted.numel() // channels
+        return meta, self.outs[name]
+
+    def norm(self, call: Call, labels: Tensor) -> None:
+        """Record the same labels on both sides."""
+        width = width_of(call.module)
+        if len(labels) != width:
+            raise ValueError(f"it has {width} channels and gets {len(labels)}")
+        for table in (self.ins, self.outs):
+            self._pass(table, str(call.node.target), labels, call)
+
+    def attribute(self, node: fx.Node) -> Any:
+        """Entries along the only long dimension of a parameter can go where channels go."""
+        path = str(node.target)
+        found = _attribute(self.twin, path)
+        if not isinstance(found, Tensor):
+            return found
+        meta = found.to("meta")
+        long = [dim for dim, size in enumerate(meta.shape) if size > 1]
+        if path not in self._own:
+            return fixed(meta)
+        self.ranks[path] = meta.ndim
+        if len(long) == 1 and path not in self.held:
+            self.held[path] = {long[0]: self.parts.fresh(meta.shape[long[0]])}
+        labels = [spread(own, dim, meta.ndim) for dim, own in self.held.get(path, {}).items()]
+        return Value(meta, labels[0] if labels else fixed(meta).labels, source=path)
+
+    def adopt(self, call: Call) -> Call:
+        """A parameter with several long dimensions follows the channels it meets first."""
+        strangers = [v for v in call.values if v.source and not v.varying and v.meta.numel() > 1]
+        if not strangers:
+            return call
+        adopted = {id(value): self._adopted(value, call.values) for value in strangers}
+
+        def swap(value: Value) -> Value:
+            return adopted.get(id(value), value)
+
+        args, kwargs = each((call.args, call.kwargs), swap, Value)
+        self.calls[call.node] = replace(call, args=args, kwargs=kwargs)
+        return self.calls[call.node]
+
+    def _adopted(self, value: Value, others: Sequence[Value]) -> Value:
+        path = str(value.source)
+        rank = max(other.meta.ndim for other in others)
+        for other in others:
+            for dim in other.varying:
+                own = dim - other.meta.ndim + value.meta.ndim
+                fits = own >= 0 and value.meta.shape[own] == other.meta.shape[dim]
+                if fits and rank == max(other.meta.ndim, value.meta.ndim) and path not in self.held:
+                    labels = self.parts.fresh(value.meta.shape[own])
+                    self.held[path] = {own: labels}
+                    grown = Value(value.meta, spread(labels, own, value.meta.ndim), source=path)
+                    for node in self.results:
+                        if node.op == "get_attr" and node.target == path:
+                            self.results[node] = grown
+                    return grown
+        return value
+
+    def output(self, result: Any) -> Any:
+        """Nothing that leaves the network can vanish."""
+        for value in values_in(result):
+            self.parts.freeze(value.labels)
+        return result
+
+    def owners(self, labels: Iterable[int]) -> str:
+        """The layers that made these labels, for messages."""
+        found: dict[str, None] = {}
+        for one in sorted(set(labels) - {FIXED}):
+            at = bisect_right(self._starts, one) - 1
+            if at >= 0 and one - self._starts[at] < len(self.producers[self._makers[at]]):
+                found[self._makers[at]] = None
+        names = [*found]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+    def _counts(self, call: Call) -> bool:
+        return call.node.graph is self.graphs[0]
+
+    def _outgoing(self, name: str, incoming: Tensor, groups: int, width: int) -> Tensor:
+        if groups > 1 and groups == len(incoming):  # depthwise: no channel meets another
+            return incoming.repeat_interleave(width // groups)
+        made = self.parts.fresh(width)
+        self.producers[name] = made
+        self._starts.append(int(made[0]))
+        self._makers.append(name)
+        if groups > 1:
+            self.parts.unite(made.reshape(groups, -1), made.reshape(groups, -1)[:1])
+        return made
+
+    def _pass(self, table: dict[str, Tensor], name: str, labels: Tensor, call: Call) -> None:
+        known = table.setdefault(name, labels)
+        if known is not labels:
+            self.unite(known, labels, call)
+
+    def _remember(self, node: fx.Node) -> None:
+        result = self.results[node]
+        if node.op == "get_attr":
+            self._exposed.add(id(_attribute(self.twin, node.target)))
+        if node.op == "call_module" and isinstance(result, Value):
+            self.shapes.setdefault(node.target, tuple(result.meta.shape))
+            if node.target not in self.outs and result.meta.ndim > 1:
+                dim = next(iter(result.varying), 1)
+                if set(result.varying) <= {dim}:
+                    self.outs[node.target] = result.along(dim)
+
+    def _tie(self) -> None:
+        """Parameters that belong to several layers keep the layers alike."""
+        owners: dict[int, list[tuple[str, str]]] = {}
+        for name, module in self.twin.named_modules():
+            for kind, parameter in module._parameters.items():
+                if parameter is not None:
+                    owners.setdefault(id(parameter), []).append((name, kind))
+        for key, places in owners.items():
+            names = [name for name, _ in places]
+            if len(places) > 1 or key in self._exposed:
+                self._tie_layers(names, key in self._exposed)
+
+    def _tie_layers(self, names: list[str], exposed: bool) -> None:
+        sides = [
+            tuple(table[name] for table in (self.ins, self.outs) if name in table) for name in names
+        ]
+        alike = len({tuple(len(side) for side in pair) for pair in sides}) == 1 and sides[0]
+        modules = [self.twin.get_submodule(name) for name in names]
+        known = all(isinstance(module, (*CONSUMERS, *PER_CHANNEL)) for module in modules)
+        if alike and known and not exposed:
+            for pair in sides[1:]:
+                for one, other in zip(sides[0], pair, strict=True):
+                    self.parts.unite(one, other)
+            return
+        if any([self.parts.freeze(side) for pair in sides for side in pair]):
+            self.notes[
+                f"{', '.join(names)}: channels are frozen: a parameter is also used elsewhere"
+            ] = None
+
+    def _name_uncalled(self) -> None:
+        for name, module in self.twin.named_modules():
+            if isinstance(module, CONSUMERS) and name not in self.shapes:
+                self.notes[f"{name}: not called in eval or train mode, keeps its size"] = None
+
+
+def _user_tensors(twin: nn.Module) -> set[str]:
+    """Parameters and buffers of modules that are no layers: the forward uses them by itself."""
+    layers = (*CONSUMERS, *PER_CHANNEL)
+    return {
+        f"{name}.{leaf}" if name else leaf
+        for name, module in twin.named_modules()
+        if not isinstance(module, layers)
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    owner, _, name = path.rpartition(".")
+    return getattr(module.get_submodule(owner), name)

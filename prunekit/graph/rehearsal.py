@@ -1,0 +1,193 @@
+"""Later passes over a traced network: make sure that narrowed versions of it work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from prunekit.errors import TraceError
+from prunekit.graph.calls import Call
+from prunekit.graph.discovery import Discovery
+from prunekit.graph.labels import Run
+from prunekit.graph.moves import MOVING
+from prunekit.graph.partition import FIXED
+from prunekit.graph.symbolic import describe
+from prunekit.graph.values import Value, compress, each, resize, values_in
+
+
+def rehearse(first: Discovery) -> None:
+    """Freeze what hinders narrowed versions of the network, until nothing does.
+
+    Raises TraceError where nothing more can be frozen and a rehearsal still fails.
+    """
+    seeds = iter(range(2**31))
+    clean = 0
+    while clean < 2:
+        roots = first.parts.roots()
+        run = Rehearsal(first, roots, _units_to_drop(first, roots, clean, next(seeds)))
+        run.play()
+        if run.failed and not _freeze_around(first, run.failed):
+            raise TraceError(
+                f"{type(first.twin).__name__} cannot be narrowed: "
+                f"{describe(run.failed[0])} depends on channel numbers in a way that "
+                "is not understood; take sizes from the shapes of the tensors at hand"
+            )
+        clean = 0 if run.failed else clean + 1
+
+
+def _freeze_around(first: Discovery, failed: list[fx.Node]) -> bool:
+    """Freeze what goes into the nodes and what comes out; whether that changed anything."""
+    changed = False
+    for node in failed:
+        why = f"{describe(node)} works for these sizes only"
+        for value in culprits([node], first.results):
+            lost = first.parts.freeze(value.labels)
+            changed |= bool(lost)
+            names = first.owners(lost)
+            if names:
+                first.notes[f"{names}: channels are frozen: {why}"] = None
+        values = values_in(first.results[node])
+        changed |= any([bool(first.parts.freeze(value.labels)) for value in values])
+    return changed
+
+
+def _units_to_drop(first: Discovery, roots: Tensor, first_units: int, seed: int) -> Tensor:
+    """Units to leave out in a rehearsal: the first of every layer, or half of all at random."""
+    drop = torch.zeros(len(roots), dtype=torch.bool)
+    made = torch.cat([*first.producers.values()]) if first.producers else roots[:0]
+    if first_units == 0:
+        generator = torch.Generator().manual_seed(seed)
+        drop[roots[made]] = (torch.rand(len(roots), generator=generator) < 0.5)[roots[made]]
+    else:
+        for labels in first.producers.values():
+            drop[roots[labels[0]]] = True
+    drop[FIXED] = False
+    values = [value for result in first.results.values() for value in values_in(result)]
+    for labels in {id(value.labels): value.labels for value in values}.values():
+        labels = roots[labels].flatten()
+        if bool(drop[labels].all()):  # nothing would be left of it
+            drop[labels[-1]] = False
+    return drop
+
+
+class Rehearsal(Run):
+    """A later pass: runs the network as it would be without some units, and finds what fails.
+
+    Constants in the user's code (sizes, indices, parameters of their own) show up here, because the
+    narrowed network then computes on other channels than the labels promise.
+    """
+
+    def __init__(self, first: Discovery, roots: Tensor, drop: Tensor) -> None:
+        super().__init__(first.twin, first.graphs, first.inputs)
+        self.first = first
+        self.roots = roots
+        self.drop = drop
+        self.failed: list[fx.Node] = []
+
+    def play(self) -> None:
+        """Run the network, and note every node whose result is not what it should be."""
+        for node in self.nodes:
+            promised = each(self.first.results[node], self.shrink, Value)
+            try:
+                result = self.node(node)
+                right = _same(result, promised)
+            except Exception:  # whatever a narrowed network stumbles over is a constant in its way
+                right = False
+            self.results[node] = result if right else promised
+            if not right:
+                self.failed.append(node)
+
+    def call(self, call: Call) -> Any:
+        """Only operations that move entries may depend on sizes that change."""
+        if call.values and call.name not in MOVING and _differ(call, self.first.calls[call.node]):
+            raise _Mismatch
+        return super().call(call)
+
+    def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
+        """Labels that meet must be the same by now."""
+        if not _equal(*torch.broadcast_tensors(a, b)):
+            raise _Mismatch
+
+    def freeze(self, labels: Tensor, call: Call, why: str | None) -> None:
+        """Nothing is left to freeze."""
+        if bool((labels != FIXED).any()):
+            raise _Mismatch
+
+    def layer(self, call: Call, incoming: Tensor) -> tuple[Tensor, Tensor]:
+        """The layer will have been narrowed to what is kept."""
+        name = str(call.node.target)
+        self._check(self.first.ins[name], incoming)
+        return self.first.results[call.node].meta, self._kept(self.first.outs[name])
+
+    def originals(self, call: Call) -> list[Value]:
+        """The values of the same call in the first pass."""
+        return self.first.calls[call.node].values
+
+    def norm(self, call: Call, labels: Tensor) -> None:
+        """The layer will have been narrowed to what is kept."""
+        self._check(self.first.ins[str(call.node.target)], labels)
+
+    def attribute(self, node: fx.Node) -> Any:
+        """It will have been narrowed to what is kept."""
+        return each(self.first.results[node], self.shrink, Value)
+
+    def shrink(self, value: Value) -> Value:
+        """The value that the narrowed network should compute."""
+        labels = compress(self.roots[value.labels])
+        meta = value.meta
+        for dim, size in enumerate(labels.shape):
+            if size > 1:
+                others = [d for d in range(labels.ndim) if d != dim]
+                gone = self.drop[labels].all(dim=others) if others else self.drop[labels]
+                kept = (~gone).nonzero().flatten()
+                labels = labels.index_select(dim, kept)
+                meta = resize(meta, dim, len(kept))
+        return Value(meta, compress(labels))
+
+    def _kept(self, labels: Tensor) -> Tensor:
+        labels = self.roots[labels]
+        return labels[~self.drop[labels]]
+
+    def _check(self, promised: Tensor, labels: Tensor) -> None:
+        if not _equal(self._kept(promised), labels):
+            raise _Mismatch
+
+
+class _Mismatch(Exception):
+    """The narrowed network would not compute what the labels promise."""
+
+
+def culprits(nodes: Iterable[fx.Node], results: dict[fx.Node, Any]) -> list[Value]:
+    """The values that nodes work on, also through numbers computed from their shapes."""
+    found: list[Value] = []
+    queue = [source for node in nodes for source in node.all_input_nodes]
+    seen: set[fx.Node] = set()
+    while queue:
+        node = queue.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        values = values_in(results[node])
+        found.extend(values)
+        if not values:
+            queue.extend(node.all_input_nodes)
+    return found
+
+
+def _differ(call: Call, before: Call) -> bool:
+    return repr(call.constants) != repr(before.constants)
+
+
+def _same(result: Any, promised: Any) -> bool:
+    values, others = values_in(result), values_in(promised)
+    return len(values) == len(others) and all(
+        a.meta.shape == b.meta.shape and _equal(a.labels, b.labels)
+        for a, b in zip(values, others, strict=True)
+    )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.equal(a, b)
