@@ -1,0 +1,367 @@
+"""The proof by numbers after a cut: the narrow network against the silenced one."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from prunekit.errors import SurgeryError
+from prunekit.graph import ChannelGraph
+from prunekit.modes import evaluating
+
+Batch = Tensor | tuple[Tensor, ...]
+
+_EXACT = 1e-9  # what doubles must agree to
+_CLOSE = 1e-4  # and floats
+
+
+@dataclass(frozen=True)
+class Gap:
+    """The largest difference of outputs, and the same relative to the largest output."""
+
+    absolute: float
+    relative: float
+
+    @classmethod
+    def between(cls, found: Any, reference: Any) -> Gap:
+        """Compare what two networks return, every tensor on the scale of its reference.
+
+        Where a reference is zero throughout, the difference stands for itself. Raises
+        SurgeryError when the two differ in structure, or one of them is not finite.
+        """
+        ours, theirs = _floats(found), _floats(reference)
+        if [tuple(x.shape) for x in ours] != [tuple(x.shape) for x in theirs] or not theirs:
+            raise SurgeryError(
+                f"the outputs to compare are {_shapes(ours)} and {_shapes(theirs)}; "
+                "they must be the same number of floating-point tensors, of the same shapes"
+            )
+        gaps = [_gap(x, y) for x, y in zip(ours, theirs, strict=True)]
+        return cls(max(g.absolute for g in gaps), max(g.relative for g in gaps))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How near a narrow network is to the silenced one; `train` is None where `note` says why."""
+
+    eval: Gap
+    train: Gap | None
+    precision: str = "float32"
+    note: str = ""
+
+    @property
+    def worst(self) -> float:
+        """The largest relative difference in any mode."""
+        return max(gap.relative for gap in (self.eval, self.train) if gap is not None)
+
+    def __str__(self) -> str:
+        modes = [("eval", self.eval), ("train", self.train)]
+        told = ", ".join(
+            f"{gap.relative:.1e} in {mode} mode (absolute {gap.absolute:.1e})"
+            for mode, gap in modes
+            if gap is not None
+        )
+        note = f"; {self.note}" if self.note else ""
+        return f"narrow = silenced network up to {told}, {self.precision}{note}"
+
+
+def compare(
+    model: nn.Module,
+    narrow: nn.Module,
+    graph: ChannelGraph,
+    drop: Tensor,
+    batch: Batch,
+    tolerance: float | None = None,
+) -> Agreement:
+    """Check that cutting the channels in `drop` equals silencing them in the dense `model`.
+
+    In eval mode, then in train mode without dropout; both networks are left as they were, batch
+    norm statistics and random states included. `tolerance` bounds the relative difference, by
+    default 1e-4, and 1e-9 for doubles. Where that is missed in less than double precision, copies
+    in double precision decide, so that rounding is not taken for an error. An input without
+    contents, all entries equal, is replaced by noise; a single example becomes two in train mode.
+    Raises SurgeryError where the networks differ, or the dense one cannot run in eval mode.
+    """
+    args = tuple(_lively(x) for x in ((batch,) if isinstance(batch, Tensor) else batch))
+    dtype = _precision(model)
+    limit = (_EXACT if dtype == torch.float64 else _CLOSE) if tolerance is None else tolerance
+    found = _agreement(model, narrow, graph, drop, args, limit)
+    if found.worst > limit and dtype != torch.float64:
+        found = _in_double(model, narrow, graph, drop, args, limit) or found
+    for mode, gap in (("eval", found.eval), ("train", found.train)):
+        if gap is not None and gap.relative > limit:
+            raise SurgeryError(
+                f"the narrow network differs from the silenced one by {gap.relative:.2e} of the "
+                f"largest output in {mode} mode (at most {limit:g}, {found.precision}); please "
+                "report the network"
+            )
+    return found
+
+
+def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy in which no part is idle: what training would have to wake up is random instead.
+
+    Batch norms get random statistics; parameters that are constant (scales, shifts, biases, layer
+    scale, zero heads) get random entries, scales around 1, and linear maps by their fan-in. A
+    fresh network hides mistakes of surgery in branches that put out nothing.
+    """
+    twin = copy.deepcopy(model)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for module in twin.modules():
+            for name, tensor in [*module._parameters.items(), *module._buffers.items()]:
+                if tensor is not None and tensor.is_floating_point():
+                    _wake(name, tensor)
+    return twin
+
+
+@contextmanager
+def rehearsing(*models: nn.Module) -> Iterator[None]:
+    """Inside it, networks may run in train mode, without dropout and without consequences.
+
+    Afterwards modes and buffers are as before; nothing random is left but what a seed decides.
+    """
+    kept = [(m, name, b, b.clone()) for model in models for m, name, b in _buffers(model)]
+    with evaluating(*models), _NoDropout():
+        try:
+            for model in models:
+                model.train()
+                for module in model.modules():
+                    if _drops(module):
+                        module.eval()
+            yield
+        finally:
+            for module, name, buffer, content in kept:
+                module._buffers[name] = buffer
+                with torch.no_grad():
+                    buffer.copy_(content)
+
+
+def _agreement(
+    model: nn.Module,
+    narrow: nn.Module,
+    graph: ChannelGraph,
+    drop: Tensor,
+    args: tuple[Tensor, ...],
+    limit: float,
+) -> Agreement:
+    def outputs(inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
+        with graph.silencer(model, drop):
+            reference = _run(model, inputs, "the dense network")
+        return _run(narrow, inputs, "the narrow network"), reference
+
+    with evaluating(model, narrow):
+        still = Gap.between(*outputs(args))
+    name = str(_precision(model)).removeprefix("torch.")
+    if still.relative > limit:
+        return Agreement(still, None, name, "train mode not compared, eval mode differs")
+    with rehearsing(model, narrow):
+        inputs, trouble = _trainable(model, args)
+        if inputs is None:
+            return Agreement(still, None, name, f"train mode not compared: {trouble}")
+        return Agreement(still, Gap.between(*outputs(inputs)), name)
+
+
+def _trainable(model: nn.Module, args: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...] | None, str]:
+    """Inputs on which the dense network runs in train mode, or None and why there are none."""
+    trouble, doubled = "", _doubled(args)
+    for inputs in (args,) if doubled is args else (doubled, args):
+        try:
+            reference = _run(model, inputs, "the dense network")
+        except _CannotRun as error:
+            trouble = trouble or str(error)
+            continue
+        if all(bool(x.isfinite().all()) for x in _floats(reference)):
+            return inputs, ""
+        trouble = trouble or "the dense network itself puts out nan or inf"
+    return None, trouble
+
+
+class _CannotRun(SurgeryError):
+    pass
+
+
+def _run(model: nn.Module, args: tuple[Tensor, ...], who: str) -> Any:
+    """The outputs; whatever is random comes from one seed."""
+    with _seeded(), torch.no_grad():
+        try:
+            return model(*args)
+        except Exception as error:
+            first = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
+            raise _CannotRun(f"{who} fails on the batch: {first}") from error
+
+
+def _in_double(
+    model: nn.Module,
+    narrow: nn.Module,
+    graph: ChannelGraph,
+    drop: Tensor,
+    args: tuple[Tensor, ...],
+    limit: float,
+) -> Agreement | None:
+    """The same comparison between copies in double precision; None where they cannot run."""
+    try:
+        pair = [copy.deepcopy(net).double() for net in (model, narrow)]
+        wide = tuple(x.double() if x.is_floating_point() else x for x in args)
+        with evaluating(pair[0]):
+            _run(pair[0], wide, "the dense network")
+    except Exception:  # forwards that insist on a precision, devices without doubles
+        return None
+    return _agreement(*pair, graph, drop, wide, limit)
+
+
+def _gap(found: Tensor, reference: Tensor) -> Gap:
+    if not bool(reference.isfinite().all()):
+        raise SurgeryError(
+            "the dense network itself puts out nan or inf on this batch, so nothing can be "
+            "compared; check its weights and the batch"
+        )
+    if not bool(found.isfinite().all()):
+        count = int((~found.isfinite()).sum())
+        raise SurgeryError(
+            f"the narrow network puts out nan or inf in {count} of {found.numel()} places where "
+            "the dense one is finite; please report the network"
+        )
+    if not reference.numel():
+        return Gap(0.0, 0.0)
+    absolute = float((found.double() - reference.double()).abs().max())
+    scale = float(reference.double().abs().max())
+    return Gap(absolute, absolute / scale if scale else absolute)
+
+
+def _floats(output: Any) -> list[Tensor]:
+    """All floating-point tensors in tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        inner = [output[key] for key in sorted(output, key=str)]
+    elif isinstance(output, tuple | list):
+        inner = list(output)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        inner = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    else:
+        inner = []
+    return [leaf for item in inner for leaf in _floats(item)]
+
+
+def _shapes(tensors: list[Tensor]) -> str:
+    return ", ".join(str(tuple(x.shape)) for x in tensors) or "no floating-point tensor"
+
+
+def _precision(model: nn.Module) -> torch.dtype:
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+
+def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
+    return [
+        (module, name, buffer)
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+
+
+def _noise(like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(like.shape, generator=generator).to(like)
+
+
+def _lively(x: Tensor) -> Tensor:
+    """The tensor, or noise where it looks like a mere placeholder."""
+    if x.is_floating_point() and x.ndim > 2 and x.numel() > 1 and bool((x == x.flatten()[0]).all()):
+        return _noise(x)
+    return x
+
+
+def _doubled(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Two examples where there is one; the second has noise of the input's own size on it."""
+    if not args or not args[0].ndim or args[0].shape[0] != 1:
+        return args
+    return tuple(torch.cat([x, _neighbour(x)]) if x.shape[:1] == (1,) else x for x in args)
+
+
+def _neighbour(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        return x
+    return x + (x.std() if x.numel() > 1 else 1.0) * _noise(x)
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module does nothing but drop at random (DropPath, StochasticDepth, ...)."""
+    if isinstance(module, nn.modules.dropout._DropoutNd | nn.RReLU):
+        return True
+    named = re.search("drop|stochasticdepth", type(module).__name__, re.IGNORECASE)
+    return bool(named) and not [*module.children()] and not [*module.parameters()]
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Inside it, all random numbers start from one seed; afterwards they go on as if unused."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    numpy = sys.modules.get("numpy")
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
+        stack.callback(random.setstate, random.getstate())
+        if numpy is not None:
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
+            numpy.random.seed(0)
+        torch.manual_seed(0)
+        random.seed(0)
+        yield
+
+
+_DROPPING = {
+    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
+    *(torch.dropout, torch.dropout_, torch.feature_dropout, torch.feature_dropout_),
+    *(torch.alpha_dropout, torch.alpha_dropout_),
+    *(torch.feature_alpha_dropout, torch.feature_alpha_dropout_),
+}
+_WITH_RATE = {  # where attention takes the rate of its dropout
+    F.scaled_dot_product_attention: 4,
+    F.multi_head_attention_forward: 10,
+}
+
+
+class _NoDropout(TorchFunctionMode):
+    """Functions that drop at random return their input, or are called with rate zero."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in _DROPPING:
+            return args[0] if args else kwargs["input"]
+        if func in _WITH_RATE:
+            place = _WITH_RATE[func]
+            if len(args) > place:
+                args = (*args[:place], 0.0, *args[place + 1 :])
+            else:
+                kwargs["dropout_p"] = 0.0
+        return func(*args, **kwargs)
+
+
+def _wake(name: str, tensor: Tensor) -> None:
+    """Give a constant tensor random entries that suit its name and shape."""
+    if name == "running_var":
+        tensor.uniform_(0.5, 1.5)
+    elif name == "running_mean":
+        tensor.normal_(0.0, 0.1)
+    elif not isinstance(tensor, nn.Parameter) or bool((tensor != tensor.flatten()[:1]).any()):
+        return
+    elif name == "weight" and tensor.ndim > 1:
+        tensor.normal_(0.0, (tensor[0].numel() or 1) ** -0.5)
+    elif "bias" in name or "token" in name or "embedding" in name:
+        tensor.normal_(0.0, 0.1)
+    else:
+        tensor.uniform_(0.5, 1.5)
