@@ -4,15 +4,23 @@ Every selection keeps the best-scored units of a group; of equal scores the earl
 Groups without scores stay whole. Every setting says what is kept, never what goes.
 """
 
-from prunekit.selection.base import Masks, Selection, best, checked, protected, untouched
-from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise
-from prunekit.selection.ranked import Budgets, Global, MacsTarget, ParamsTarget, Ranking, fewest
-from prunekit.selection.shares import LikeRun, PerLayer, Widths, Zeros, read_plan
+from prunekit.selection.base import Aim, Masks, Selection, best, checked, protected, untouched
+from prunekit.selection.budgets import Budget, Budgets, Global, MacsTarget, ParamsTarget
+from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise, relative_ranks
+from prunekit.selection.patterns import ignored
+from prunekit.selection.pool import FindsWidths, Pool
+from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
+from prunekit.selection.shares import PerLayer, Zeros
+from prunekit.selection.widths import LikeRun, Widths, read_plan
 
 __all__ = [
+    "Aim",
+    "Budget",
     "Budgets",
+    "FindsWidths",
     "Global",
     "LikeRun",
+    "Limit",
     "MacsTarget",
     "Masks",
     "MaxNorm",
@@ -20,6 +28,8 @@ __all__ = [
     "Normalise",
     "ParamsTarget",
     "PerLayer",
+    "Pool",
+    "Ranked",
     "Ranking",
     "Selection",
     "Widths",
@@ -27,7 +37,9 @@ __all__ = [
     "best",
     "checked",
     "fewest",
+    "ignored",
     "protected",
     "read_plan",
+    "relative_ranks",
     "untouched",
 ]

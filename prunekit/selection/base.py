@@ -1,4 +1,4 @@
-"""What a selection is, and what all of them do alike: check scores, take the best units."""
+"""What a selection is, and what all of them do alike: check scores, protect the last units."""
 
 from __future__ import annotations
 
@@ -8,16 +8,30 @@ from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.checks import integer
 from prunekit.errors import ConfigError, one_of
+from prunekit.measure import CostModel
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
-    from prunekit.measure import CostModel
 
 Masks = dict[str, Tensor]
+_LISTED = 4
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a selection was asked to keep and what its choice has, in the same unit.
+
+    `met` is False where the choice exceeds what was asked for, as the nearest that there is.
+    """
+
+    name: str
+    asked: float
+    reached: float
+    met: bool = True
 
 
 @dataclass(frozen=True)
@@ -38,18 +52,39 @@ class Selection(ABC):
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Group name -> bool mask over its units, True = keep, for every group of the graph."""
 
+    def costs(
+        self, model: nn.Module, graph: ChannelGraph, example: Tensor, device: str = "cpu"
+    ) -> CostModel:
+        """The cost model that `choose` needs; a selection by latency has one that measures."""
+        return CostModel(model, graph)
+
+    def aims(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[Aim, ...]:
+        """What was asked for and what `masks` have of it; none where no total was asked for."""
+        return ()
+
+    def notes(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[str, ...]:
+        """What a person should know about a choice, a sentence each."""
+        return ()
+
 
 def best(score: Tensor, count: int, first: Tensor | None = None) -> Tensor:
     """A mask of the `count` largest entries, those in the mask `first` before all others.
 
     Of equal ones the earlier are taken.
     """
-    order = score.argsort(descending=True, stable=True)
-    if first is not None:
-        order = order[first[order].argsort(descending=True, stable=True)]
     mask = torch.zeros(len(score), dtype=torch.bool)
-    mask[order[:count]] = True
+    mask[best_first(score, first)[:count]] = True
     return mask
+
+
+def best_first(score: Tensor, first: Tensor | None = None) -> Tensor:
+    """The order from the best entry to the worst, those in the mask `first` before all others."""
+    order = score.argsort(descending=True, stable=True)
+    return order if first is None else order[first[order].argsort(descending=True, stable=True)]
 
 
 def protected(scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int) -> Masks:
@@ -66,14 +101,14 @@ def protected(scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int) 
         worth[group.units] = scores[group.name]
     stays = torch.zeros(graph.count, dtype=torch.bool)
     for units in _sides(graph):
-        stays[units[best(worth[units], 1)]] = True
+        stays[units[worth[units].argmax()]] = True
     return {g.name: stays[g.units] | best(scores[g.name], min_keep) for g in groups}
 
 
 def _sides(graph: ChannelGraph) -> list[Tensor]:
     """The distinct sets of units that layers have as inputs or as outputs, sorted."""
     sides = [units.unique() for units in (*graph.ins.values(), *graph.outs.values())]
-    return [*{tuple(units.tolist()): units for units in sides}.values()]
+    return [*{tuple(units.tolist()): units for units in sides if len(units)}.values()]
 
 
 def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
@@ -107,6 +142,7 @@ def whole(width: int) -> Tensor:
     return torch.ones(width, dtype=torch.bool)
 
 
-def share(kept: float, total: int) -> int:
-    """A share of a count, to the nearest whole; halves go up."""
-    return int(kept * total + 0.5)
+def listed(names: list[str]) -> str:
+    """Some names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"

@@ -1,27 +1,19 @@
-"""Selections that decide group by group: zeros go, a share, given widths, another run's widths."""
+"""Selections that decide group by group: zeros go, or a share stays."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from prunekit.checks import integer, number
-from prunekit.errors import ArtifactError, ConfigError, one_of
-from prunekit.selection.base import (
-    Masks,
-    Selection,
-    best,
-    checked,
-    protected,
-    share,
-    untouched,
-    whole,
-)
+from prunekit.checks import number
+from prunekit.errors import ConfigError
+from prunekit.selection.base import Masks, listed
+from prunekit.selection.patterns import assigned
+from prunekit.selection.pool import FindsWidths
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -29,133 +21,57 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Zeros(Selection):
-    """Drops the units whose score is exactly zero, as solvers with a proximal map leave them."""
+class Zeros(FindsWidths):
+    """Drops the units whose score is exactly zero, as solvers with a proximal map leave them.
 
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Of a group that is all zero, the first units stay in place of the best."""
-        scores = checked(scores, graph)
-        stays = protected(scores, graph, self.min_keep)
-        masks = {name: (score != 0) | stays[name] for name, score in scores.items()}
-        return masks | untouched(scores, graph)
+    Of a group that is all zero the first units stay in place of the best. With `round_to` some
+    zeros stay, so that nothing else goes.
+    """
+
+    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+        pool = self.pool({name: score.abs() for name, score in scores.items()}, graph)
+        return pool.masks(pool.up(pool.count((pool.scores != 0) | pool.stays)))
 
 
 @dataclass(frozen=True)
-class PerLayer(Selection):
-    """Keeps the same share of every group, rounded to the nearest count."""
+class PerLayer(FindsWidths):
+    """Keeps the same share of every group, rounded to the nearest count.
+
+    `layers` gives other shares to groups with a layer that a pattern matches, the first match
+    counts: `{"layer1.*": 0.8}`.
+    """
 
     keep: float
+    layers: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("selection.keep", self.keep, above=0, at_most=1)
-
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Halves are rounded up; a group with more protected units keeps those."""
-        scores = checked(scores, graph)
-        stays = protected(scores, graph, self.min_keep)
-        masks = {
-            name: best(
-                score, max(share(self.keep, len(score)), int(stays[name].sum())), stays[name]
-            )
-            for name, score in scores.items()
-        }
-        return masks | untouched(scores, graph)
-
-
-@dataclass(frozen=True)
-class Widths(Selection):
-    """Keeps a given number of units in each named group; other groups stay whole."""
-
-    widths: Mapping[str, int]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.widths, Mapping):
+        if not isinstance(self.layers, Mapping):
             raise ConfigError(
-                f"selection.widths={self.widths!r} does not map groups to counts; "
-                "give for instance {conv1: 2, fc1: 77}"
+                f"selection.layers={self.layers!r} does not map patterns to shares; "
+                "give for instance {layer1.*: 0.8}"
             )
-        for name, width in self.widths.items():
-            integer(f"selection.widths.{name}", width, at_least=0)
-            if width < self.min_keep:
-                raise ConfigError(
-                    f"selection.widths.{name}={width} is below selection.min_keep={self.min_keep}; "
-                    "lower that too if it is meant"
-                )
+        for pattern, kept in self.layers.items():
+            number(f"selection.layers.{pattern}", kept, above=0, at_most=1)
 
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Raises ConfigError for a group that the network or the scores lack, or a wider width."""
-        scores = checked(scores, graph)
-        self._check(scores)
-        shrunk = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
-        masks = {group.name: whole(len(group.units)) for group in graph.groups}
-        for name, stays in protected(shrunk, graph, self.min_keep).items():
-            width, least = self.widths[name], int(stays.sum())
-            if width < least:
-                raise ConfigError(
-                    f"selection.widths.{name}={width} would leave a layer of the group without "
-                    f"channels: these scores ask for {least}; give {least} or more"
-                )
-            masks[name] = best(scores[name], width, stays)
-        return masks
+    def notes(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[str, ...]:
+        """Also the groups whose share is less than the least they keep."""
+        pool = self.pool(self.open(scores, graph), graph)
+        below = (self._asked(pool.names, pool.widths, graph) < pool.least).tolist()
+        names = [name for name, low in zip(pool.names, below, strict=True) if low]
+        who = "every group keeps" if len(names) == len(below) else f"{listed(names)} keep"
+        notes = super().notes(masks, scores, graph, cost)
+        return (*notes, f"{who} the least width: the share is below it") if names else notes
 
-    def _check(self, scores: Mapping[str, Tensor]) -> None:
-        for name, width in self.widths.items():
-            if name not in scores:
-                raise ConfigError(
-                    f"selection.widths: no scores of {name!r}; {one_of(name, scores)}"
-                )
-            if width > len(scores[name]):
-                raise ConfigError(
-                    f"selection.widths.{name}={width} is too many, it has {len(scores[name])} units"
-                )
+    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+        pool = self.pool(scores, graph)
+        return pool.masks(self._asked(pool.names, pool.widths, graph))
 
-
-@dataclass(frozen=True)
-class LikeRun(Selection):
-    """Keeps as many units per group as another run did: the scores decide only which.
-
-    `path` is a run directory, its prune directory, or the plan.json in it. Baselines are compared
-    in this way at equal widths (SSR, footnote 12).
-    """
-
-    path: str | Path
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        read_plan(self.path)
-
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Raises ArtifactError when the other run pruned a network of other widths."""
-        plan = read_plan(self.path)
-        found = {group.name: len(group.units) for group in graph.groups}
-        if {name: entry["of"] for name, entry in plan.items()} != found:
-            odd = next(n for n in (*found, *plan) if found.get(n) != plan.get(n, {}).get("of"))
-            raise ArtifactError(
-                f"{self.path} is the plan of another network: {odd} has "
-                f"{plan.get(odd, {}).get('of', 0)} units there and {found.get(odd, 0)} here"
-            )
-        pruned = {n: e["kept"] for n, e in plan.items() if n in scores or e["kept"] < e["of"]}
-        lowest = min([self.min_keep, *pruned.values()])
-        return Widths(pruned, min_keep=lowest).choose(scores, graph, cost)
-
-
-def read_plan(path: str | Path) -> dict[str, dict[str, int]]:
-    """Group name -> {"kept": n, "of": m} of a pruned run; ArtifactError when it has none."""
-    file = _plan_file(Path(path))
-    try:
-        groups = json.loads(file.read_text(encoding="utf-8"))["groups"]
-        return {
-            name: {"kept": int(entry["kept"]), "of": int(entry["of"])}
-            for name, entry in groups.items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{file} is no plan of a pruned run; prune that run again") from error
-
-
-def _plan_file(path: Path) -> Path:
-    for place in (path, path / "plan.json", path / "prune" / "plan.json"):
-        if place.is_file():
-            return place
-    raise ArtifactError(f"{path} has no prune/plan.json; give a run that has been pruned")
+    def _asked(self, names: list[str], widths: Tensor, graph: ChannelGraph) -> Tensor:
+        """How many units every group should have; halves go up."""
+        other = assigned(graph, self.layers)
+        keep = torch.tensor([other.get(name, self.keep) for name in names], dtype=torch.float64)
+        return (keep * widths + 0.5).floor().long()

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import networks
 import pytest
 import torch
+import torchvision
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from prunekit.criteria import Random
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
@@ -23,6 +25,7 @@ from prunekit.selection import (
     MaxNorm,
     ParamsTarget,
     PerLayer,
+    Pool,
     Ranking,
     Widths,
     Zeros,
@@ -60,11 +63,15 @@ class Chain:
     def drop(self, chosen):
         return torch.cat([torch.zeros(1).bool(), *(chosen[group.name] for group in self.groups)])
 
-    def params(self, drop):
-        return self.cost(*(int((~drop[group.units]).sum()) for group in self.groups))[0]
+    def params(self, drop=None):
+        return self.cost(*self.left(drop))[0]
 
-    def macs(self, drop):
-        return self.cost(*(int((~drop[group.units]).sum()) for group in self.groups))[1]
+    def macs(self, drop=None):
+        return self.cost(*self.left(drop))[1]
+
+    def left(self, drop):
+        gone = torch.zeros(self.count, dtype=torch.bool) if drop is None else drop
+        return [int((~gone[group.units]).sum()) for group in self.groups]
 
     def cost(self, *widths):
         edges = [a * b for a, b in itertools.pairwise((2, *widths, 3))]
@@ -146,7 +153,7 @@ def test_budgets_are_met_by_the_largest_network_of_the_sequence(case, macs, para
         if cost[0] <= params * full[0] and cost[1] <= macs * full[1]:
             fitting.append((sum(widths), widths))
     try:
-        found = Budgets(macs=macs, params=params).choose(scores, chain, chain)
+        found = Budgets(macs=macs, params=params, normalise=None).choose(scores, chain, chain)
     except ConfigError:
         assert not fitting
         return
@@ -156,7 +163,7 @@ def test_budgets_are_met_by_the_largest_network_of_the_sequence(case, macs, para
 @given(case=cases(), keep=shares)
 def test_with_ties_too_one_unit_more_would_exceed(case, keep):
     chain, scores = case
-    masks = chosen(MacsTarget(keep), case)
+    masks = chosen(MacsTarget(keep, normalise=None), case)
     budget = keep * chain.cost(*chain.widths)[1] + 1e-6
     assert chain.cost(*widths_of(masks))[1] <= budget
     gone = [float(scores[name][~mask].max()) for name, mask in masks.items() if not mask.all()]
@@ -219,8 +226,10 @@ def random_scores(graph, seed):
         lambda keep: Global(keep, normalise=MaxNorm()),
         MacsTarget,
         lambda keep: Budgets(macs=keep, params=keep),
+        lambda keep: PerLayer(keep, round_to=4),
+        lambda keep: MacsTarget(keep, scope="local", round_to=2),
     ],
-    ids=["zeros", "per_layer", "global", "normalised", "macs", "budgets"],
+    ids=["zeros", "per_layer", "global", "normalised", "macs", "budgets", "rounded", "local"],
 )
 @settings(max_examples=15, deadline=None)
 @given(chosen=networks.settings(), seed=st.integers(0, 99), keep=st.floats(0.05, 0.7))
@@ -244,8 +253,8 @@ def test_what_is_protected_is_enough_and_can_be_asked_for(chosen, seed):
     graph = ChannelGraph.trace(net, net.example)
     scores = random_scores(graph, seed)
     stays = protected(scores, graph, 1)
-    ranking = Ranking(scores, stays)
-    least = ranking.masks(ranking.removable)
+    ranking = Ranking(Pool(scores, graph, min_keep=1))
+    least = ranking.masks(ranking.steps)
     assert all(torch.equal(least[name], stays[name]) for name in scores)
     widths = {name: int(mask.sum()) for name, mask in stays.items()}
     same = Widths(widths).choose(scores, graph, CostModel(net, graph))
@@ -274,3 +283,22 @@ def test_on_networks_too_more_kept_means_a_superset(kind, chosen, seed, keeps):
     except ConfigError:
         return
     assert all(bool((more[name] | ~less[name]).all()) for name in scores)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "densenet121", "mobilenet_v2"])
+def test_targets_are_met_within_one_percent(name):
+    with torch.device("meta"):
+        net = getattr(torchvision.models, name)().eval()
+    graph = ChannelGraph.trace(net, torch.zeros(1, 3, 224, 224))
+    cost = CostModel(net, graph)
+    scores = Random().scores(net, graph, None)
+    for target, price in ((MacsTarget, cost.macs), (ParamsTarget, cost.params)):
+        for keep, scope in itertools.product((0.5, 0.25), ("global", "local")):
+            masks = target(keep, scope=scope).choose(scores, graph, cost)
+            drop = graph.drop({group: ~mask for group, mask in masks.items()})
+            assert 0.99 * keep < price(drop) / price() <= keep
+            rounded = target(keep, scope=scope, round_to=8).choose(scores, graph, cost)
+            drop = graph.drop({group: ~mask for group, mask in rounded.items()})
+            assert 0.8 * keep < price(drop) / price() <= keep
+            kept = {group: int(mask.sum()) for group, mask in rounded.items()}
+            assert all(n % 8 == 0 or n == len(rounded[group]) for group, n in kept.items())

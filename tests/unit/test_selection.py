@@ -12,6 +12,7 @@ import torch
 
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.selection import (
+    Aim,
     Budgets,
     Global,
     LikeRun,
@@ -22,6 +23,7 @@ from prunekit.selection import (
     PerLayer,
     Widths,
     Zeros,
+    ignored,
 )
 
 
@@ -131,11 +133,11 @@ def test_budgets_by_hand():
 
 
 def test_a_budget_out_of_reach_names_the_smallest():
-    with pytest.raises(ConfigError, match=r"selection.keep=11 cannot be reached.* least 12;"):
+    with pytest.raises(ConfigError, match=r"selection.keep=11 cannot be reached.* leave 12 to 46;"):
         choose(MacsTarget(11))
-    with pytest.raises(ConfigError, match=r"selection.params=0.1 cannot .* least 0.1579;"):
+    with pytest.raises(ConfigError, match=r"selection.params=0.1 cannot .* leave 0.1579 to 1;"):
         choose(Budgets(macs=1.0, params=0.1))
-    with pytest.raises(ConfigError, match=r"selection.keep=0.1 cannot .* least 0.2857;"):
+    with pytest.raises(ConfigError, match=r"selection.keep=0.1 cannot .* leave 0.2858 to 1;"):
         choose(Global(0.1))
     assert choose(MacsTarget(11, min_keep=0)) == {"a": [1], "b": []}
 
@@ -177,8 +179,139 @@ def test_a_layer_that_has_part_of_a_group_keeps_its_best_unit():
     assert choose(Zeros(), {"sum": torch.tensor([0.0, 8, 0, 0])}, branched) == {"sum": [1, 2]}
     with pytest.raises(ConfigError, match=r"selection\.widths\.sum=1 .* give 2 or more"):
         choose(Widths({"sum": 1}), scores, branched)
-    with pytest.raises(ConfigError, match=r"keep=0.25 cannot be reached.* least 0.5"):
+    with pytest.raises(ConfigError, match=r"keep=0.25 cannot be reached.* leave 0.5 to 1"):
         choose(Global(0.25), scores, branched)
+
+
+WIDE = Chain({"a.one": 12, "a.two": 20, "b": 3})
+FALLING = {name: torch.arange(width, 0.0, -1) for name, width in WIDE.widths.items()}
+
+
+def widths(selection, scores=FALLING, chain=WIDE):
+    return [len(kept) for kept in choose(selection, scores, chain).values()]
+
+
+def test_widths_are_multiples_and_narrow_groups_stay_whole():
+    assert widths(PerLayer(0.5)) == [6, 10, 2]
+    assert widths(PerLayer(0.5, round_to=4)) == [8, 12, 3]  # halves go up
+    assert widths(PerLayer(0.3, round_to=4)) == [4, 8, 3]
+    assert widths(PerLayer(0.01, round_to=8)) == [8, 8, 3]
+    assert widths(PerLayer(0.95, round_to=8)) == [8, 16, 3]
+    assert widths(PerLayer(1.0, round_to=8)) == [12, 20, 3]
+    assert widths(PerLayer(0.01, round_to=8, min_keep=9)) == [12, 16, 3]
+
+
+def test_zeros_are_rounded_so_that_nothing_but_zeros_goes():
+    scores = {name: (score > len(score) - 5).double() for name, score in FALLING.items()}
+    scores["a.two"][7] = -1.0
+    found = choose(Zeros(round_to=4), scores, WIDE)
+    assert [len(kept) for kept in found.values()] == [8, 8, 3]
+    assert found["a.two"] == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_units_that_are_several_channels_count_as_such():
+    """A convolution of four groups: a unit is a channel in each, so two units make eight."""
+    units = torch.arange(1, 7)
+    outs = {"conv": units.repeat(4), "next": torch.zeros(1).long()}
+    group = SimpleNamespace(name="conv", units=units, producers=("conv",))
+    graph = SimpleNamespace(groups=(group,), count=7, outs=outs, ins={"next": units})
+    scores = {"conv": torch.arange(6, 0.0, -1)}
+    assert choose(PerLayer(0.45, round_to=8), scores, graph) == {"conv": [0, 1, 2, 3]}
+    assert choose(PerLayer(0.45, round_to=4), scores, graph) == {"conv": [0, 1, 2]}
+
+
+def test_ignored_layers_keep_their_group_whole():
+    assert widths(PerLayer(0.5, ignore=["a.*"])) == [12, 20, 2]
+    dead = {**FALLING, "a.two": torch.zeros(20)}
+    assert widths(Zeros(ignore=["a.*"]), dead) == [12, 20, 3]
+    assert widths(MacsTarget(0.9, ignore=["a.two"]))[1] == 20
+    assert widths(PerLayer(0.5, ignore=["b"])) == [6, 10, 3]
+    with pytest.raises(ConfigError, match=r"ignore: 'a' matches no layer; did you mean a\.\*"):
+        choose(PerLayer(0.5, ignore=["a"]), FALLING, WIDE)
+    with pytest.raises(ConfigError, match="leaves no group to select from"):
+        choose(PerLayer(0.5, ignore=["*"]), FALLING, WIDE)
+
+
+def test_ignoring_a_layer_whose_outputs_are_fixed_changes_nothing():
+    units = torch.arange(1, 5)
+    group = SimpleNamespace(name="conv", units=units, producers=("conv",))
+    outs = {"conv": units, "bn": units, "fc": torch.zeros(9).long()}
+    graph = SimpleNamespace(groups=(group,), count=5, outs=outs, ins={"fc": units})
+    assert ignored(graph, ["fc"]) == set()
+    assert ignored(graph, ["bn"]) == {"conv"}
+    with pytest.raises(ConfigError, match=r"layers: no output channel of 'fc' can be cut"):
+        choose(PerLayer(0.5, layers={"fc": 0.5}), {"conv": torch.ones(4)}, graph)
+
+
+def test_other_shares_for_some_layers_the_first_match_counts():
+    assert widths(PerLayer(0.5, layers={"a.two": 0.9, "a.*": 0.25})) == [3, 18, 2]
+    with pytest.raises(ConfigError, match=r"layers: 'c' matches no layer; accepted: a\.\*, a\.one"):
+        choose(PerLayer(0.5, layers={"c": 0.5}), FALLING, WIDE)
+
+
+def test_in_the_local_scope_a_budget_keeps_the_same_share_everywhere():
+    scores = {name: score * 10**i for i, (name, score) in enumerate(FALLING.items())}
+    for keep in (0.2, 0.5, 0.8):
+        counts = widths(MacsTarget(keep, scope="local"), scores)
+        shares = [count / width for count, width in zip(counts, WIDE.widths.values(), strict=True)]
+        assert max(shares[:2]) - min(shares[:2]) < 1 / 12
+        drop = WIDE.drop(
+            {n: torch.arange(w) >= c for (n, w), c in zip(WIDE.widths.items(), counts, strict=True)}
+        )
+        assert 0.85 * keep < WIDE.macs(drop) / WIDE.macs() <= keep
+
+
+def test_budgets_divide_by_the_mean_unless_told_otherwise():
+    scores = {"a": SCORES["a"] * 1000, "b": SCORES["b"]}
+    assert choose(MacsTarget(28 / 46), scores) == choose(MacsTarget(28 / 46))
+    assert choose(MacsTarget(24 / 46, normalise=None), scores) == {"a": [1, 2], "b": [3]}
+
+
+def test_rounding_stays_within_the_budget():
+    for keep in (0.3, 0.5, 0.7, 0.9):
+        selection = MacsTarget(keep, round_to=4)
+        masks = selection.choose(FALLING, WIDE, WIDE)
+        assert all(len(m) == m.sum() or m.sum() % 4 == 0 for m in masks.values())
+        assert WIDE.macs(WIDE.drop({n: ~m for n, m in masks.items()})) <= keep * WIDE.macs()
+
+
+def test_a_budget_out_of_reach_may_be_missed_and_says_so():
+    for selection in (MacsTarget(0.01), Global(0.1), Budgets(macs=0.9, params=0.01)):
+        near = replace(selection, on_miss="nearest")
+        assert choose(near) == {"a": [1], "b": [3]}
+        (note,) = notes(near)
+        assert note.startswith("asked to keep 0.") and note.endswith(
+            "the smallest network was taken"
+        )
+        with pytest.raises(ConfigError, match="on_miss=nearest"):
+            choose(selection)
+    (aim,) = aims(replace(MacsTarget(11), on_miss="nearest"))
+    assert aim == Aim("MACs", 11, 12, met=False)
+    assert aims(Global(3 / 7)) == (Aim("channels", 3 / 7, 3 / 7),)
+
+
+def told(report, selection, scores, chain):
+    masks = selection.choose(scores, chain, chain)
+    return getattr(selection, report)(masks, scores, chain, chain)
+
+
+def notes(selection, scores=SCORES, chain=CHAIN):
+    return told("notes", selection, scores, chain)
+
+
+def aims(selection, scores=SCORES, chain=CHAIN):
+    return told("aims", selection, scores, chain)
+
+
+def test_notes_name_what_was_not_scored_and_what_is_at_its_least():
+    assert notes(PerLayer(0.5)) == notes(Global(3 / 7)) == notes(Zeros()) == ()
+    assert notes(PerLayer(0.5), {"b": SCORES["b"]}) == ("not scored, so kept whole: a",)
+    assert notes(PerLayer(0.5, ignore=["a"]), {"b": SCORES["b"]}) == ()
+    assert notes(PerLayer(0.001)) == ("every group keeps the least width: the share is below it",)
+    assert notes(PerLayer(0.5, layers={"a": 0.1})) == (
+        "a keep the least width: the share is below it",
+    )
+    assert notes(Widths({"a": 1})) == ()
 
 
 def write_plan(place, **kept):
@@ -242,6 +375,12 @@ def test_scores_that_do_not_fit_are_refused(scores, message):
         lambda: Zeros(min_keep=0.2),
         lambda: Widths({"a": 1.5}),
         lambda: Widths(None),
+        lambda: PerLayer(0.5, round_to=0),
+        lambda: PerLayer(0.5, ignore="layer4.*"),
+        lambda: PerLayer(0.5, layers=[0.5]),
+        lambda: PerLayer(0.5, layers={"a": 1.5}),
+        lambda: MacsTarget(0.5, scope="layer"),
+        lambda: MacsTarget(0.5, on_miss="ignore"),
     ],
 )
 def test_settings_are_refused_at_construction(make):

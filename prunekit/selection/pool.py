@@ -1,0 +1,154 @@
+"""The units that may go, and the selections that find how many of every group stay."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
+from math import gcd
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import integer
+from prunekit.errors import ConfigError
+from prunekit.selection.base import (
+    Aim,
+    Masks,
+    Selection,
+    best_first,
+    checked,
+    listed,
+    protected,
+    untouched,
+)
+from prunekit.selection.patterns import check_patterns, ignored
+
+if TYPE_CHECKING:
+    from prunekit.graph import ChannelGraph
+    from prunekit.measure import CostModel
+
+
+@dataclass(frozen=True)
+class FindsWidths(Selection):
+    """A selection that finds how many units of every group stay.
+
+    The channels that remain of a group's first layer are a multiple of `round_to`; a group that is
+    narrower stays whole, and so may one that keeps all. `ignore` are patterns (`layer4.*`) of
+    layers that keep all of their output channels, with the whole group these belong to.
+    """
+
+    _: KW_ONLY
+    round_to: int = 1
+    ignore: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("selection.round_to", self.round_to, at_least=1)
+        check_patterns("selection.ignore", self.ignore)
+
+    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+        """Groups without scores and ignored ones stay whole; ConfigError where no other is left."""
+        scores = self.open(scores, graph)
+        found = self._masks(scores, graph, cost) | untouched(scores, graph)
+        return {group.name: found[group.name] for group in graph.groups}
+
+    def notes(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[str, ...]:
+        """Which groups had no scores, and what was missed by more than 1 %."""
+        closed = ignored(graph, self.ignore)
+        names = [g.name for g in graph.groups if g.name not in scores and g.name not in closed]
+        notes = [f"not scored, so kept whole: {listed(names)}"] if names else []
+        return (*notes, *_misses(self.aims(masks, scores, graph, cost)))
+
+    def open(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
+        """The checked scores of the groups that may be narrowed."""
+        scores, closed = checked(scores, graph), ignored(graph, self.ignore)
+        found = {name: score for name, score in scores.items() if name not in closed}
+        if not found:
+            raise ConfigError(
+                f"selection.ignore={[*self.ignore]} leaves no group to select from; "
+                "take a pattern out"
+            )
+        return found
+
+    def pool(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> Pool:
+        """The units of these groups, by these scores."""
+        return Pool(scores, graph, self.min_keep, self.round_to)
+
+    @abstractmethod
+    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+        """Masks for the groups that may be narrowed."""
+
+
+class Pool:
+    """The units of scored groups, best first within each; `scores` have the order of the graph.
+
+    Per group: `names`, `widths` (how many units there are) and `least` (how many stay, whatever is
+    asked). Flat, over all units: `units` (ids), `scores`, `group` (an index) and `stays` (whether
+    it is protected).
+    """
+
+    def __init__(
+        self, scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int, round_to: int = 1
+    ) -> None:
+        stays = protected(scores, graph, min_keep)
+        ids = {group.name: group.units for group in graph.groups}
+        steps = [_step(graph, name, ids[name], round_to) for name in scores]
+        ranks = [best_first(score, stays[name]).argsort() for name, score in scores.items()]
+        self.names, self._step = [*scores], torch.tensor(steps)
+        self.widths = torch.tensor([len(score) for score in scores.values()])
+        self.group = torch.arange(len(steps)).repeat_interleave(self.widths)
+        self.scores, self._rank = torch.cat(list(scores.values())), torch.cat(ranks)
+        self.units = torch.cat([ids[name] for name in scores])
+        self.stays = torch.cat([stays[name] for name in scores])
+        self.least = self.up(self.count(self.stays))
+        self._ids = graph.count
+
+    def count(self, kept: Tensor) -> Tensor:
+        """How many units of every group are True in a mask over all of them."""
+        return torch.bincount(self.group[kept], minlength=len(self.widths))
+
+    def up(self, counts: Tensor) -> Tensor:
+        """The nearest counts that are allowed and not below these."""
+        return ((counts + self._step - 1) // self._step * self._step).minimum(self.widths)
+
+    def masks(self, counts: Tensor) -> Masks:
+        """The best units of every group, so many as the nearest count that is allowed."""
+        return dict(zip(self.names, self._kept(counts).split(self.widths.tolist()), strict=True))
+
+    def drop(self, counts: Tensor) -> Tensor:
+        """The same as a mask over unit ids, True where a unit goes."""
+        drop = torch.zeros(self._ids, dtype=torch.bool)
+        drop[self.units] = ~self._kept(counts)
+        return drop
+
+    def _kept(self, counts: Tensor) -> Tensor:
+        near = (counts + self._step // 2) // self._step * self._step  # halves go up
+        return self._rank < near.minimum(self.widths).maximum(self.least)[self.group]
+
+
+def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:
+    """How many units make a multiple of `round_to` channels in the layer a group is named after.
+
+    A unit may be several channels there, one in every part of a grouped convolution for instance.
+    """
+    outs = graph.outs.get(name, units)
+    own = outs[torch.isin(outs, units)]
+    channels = len(own) // max(len(own.unique()), 1)
+    return round_to // gcd(round_to, max(channels, 1))
+
+
+def _misses(aims: Sequence[Aim]) -> list[str]:
+    """Aims that are not met, and the tightest one where all are missed from below."""
+    over = [f"{_against(aim)}: the smallest network was taken" for aim in aims if not aim.met]
+    if over or not aims:
+        return over
+    tight = max(aims, key=lambda aim: aim.reached / aim.asked)
+    return [_against(tight)] if tight.reached < 0.99 * tight.asked else []
+
+
+def _against(aim: Aim) -> str:
+    return f"asked to keep {aim.asked:.6g} of the {aim.name}, kept {aim.reached:.6g}"
