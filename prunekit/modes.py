@@ -1,11 +1,12 @@
-"""Training and evaluation mode of networks."""
+"""What is done to whole networks: their mode, and copies of them."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -19,3 +20,14 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A copy that shares nothing with the model.
+
+    Tensors that a module computes and keeps, as the older weight normalisation does, are detached:
+    torch refuses to copy them otherwise.
+    """
+    kept = [leaf for module in model.modules() for leaf in vars(module).values()]
+    computed = [leaf for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf]
+    return copy.deepcopy(model, {id(leaf): leaf.detach().clone() for leaf in computed})

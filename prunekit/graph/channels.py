@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +44,9 @@ class ChannelGraph:
     convolution or linear layer are applied to one example, over all its calls; `fixed_macs` are the
     multiply-adds of all other weights, as of `F.conv2d` in a forward. `tensors` are parameters and
     buffers that a forward uses by itself, with a vector of units, or None, for each dimension.
-    `notes` say what was frozen, and why. Unit ids run from 1 to `count` - 1.
+    `frozen` says for every layer with channels that stay why they do, `notes` the same in
+    sentences, without what leaves the network. `inexact` are norms over channels that were followed
+    because `trace` was asked to. Unit ids run from 1 to `count` - 1.
     """
 
     groups: tuple[Group, ...]
@@ -54,20 +56,24 @@ class ChannelGraph:
     uses: Mapping[str, int]
     tensors: Mapping[str, tuple[Tensor | None, ...]]
     fixed_macs: int
+    frozen: Mapping[str, str]
+    inexact: tuple[str, ...]
     notes: tuple[str, ...]
     count: int
 
     @classmethod
-    def trace(cls, model: nn.Module, example: Example) -> ChannelGraph:
-        """Run `model` on labels, as it behaves in eval mode; the model itself is not touched.
+    def trace(cls, model: nn.Module, example: Example, over_norms: bool = False) -> ChannelGraph:
+        """Run `model` on labels, as in eval and in train mode; the model itself is not touched.
 
-        Of `example` only shapes and types are used. Raises TraceError where torch.fx cannot follow
-        the forward or the example does not fit.
+        Of `example` only shapes and types are used; costs are those of eval mode. A layer norm over
+        channels freezes them, since its statistics would change; with `over_norms` they can be
+        removed, and the narrow network is then another function than the silenced one. Raises
+        TraceError where torch.fx cannot follow the forward or the example does not fit.
         """
         inputs = _shapes_of(example)
         twin = symbolic.shapes_only(model)
         with torch.no_grad():
-            first = Discovery(twin, symbolic.graphs(twin, len(inputs)), inputs)
+            first = Discovery(twin, symbolic.graphs(twin, len(inputs)), inputs, over_norms)
             first.play()
             rehearse(first)
         return _finish(first)
@@ -100,6 +106,20 @@ class ChannelGraph:
             for name, units in self.ins.items()
             if bool(drop[units].all()) or bool(drop[self.outs[name]].all())
         )
+
+    def __str__(self) -> str:
+        """A table of groups: units, who makes them, who reads them; then what stays, and why."""
+        rows = [("group", "units", "made by", "read by")]
+        for group in self.groups:
+            readers = [n for n in self.uses if bool(torch.isin(self.ins[n], group.units).any())]
+            rows.append((group.name, str(len(group.units)), _few(group.producers), _few(readers)))
+        sizes = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [
+            "  ".join([*(cell.ljust(n) for cell, n in zip(row, sizes, strict=False)), row[3]])
+            for row in rows
+        ]
+        stay = [f"stays: {name}: {why}" for name, why in self.frozen.items()]
+        return "\n".join([*lines, *stay])
 
     @contextmanager
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
@@ -150,9 +170,22 @@ def _finish(first: Discovery) -> ChannelGraph:
         uses=first.uses,
         tensors=_tensors(first, final),
         fixed_macs=first.fixed_macs,
+        frozen=_frozen(first, final),
+        inexact=tuple(name for name in first.inexact if bool(ins[name].any())),
         notes=tuple(first.notes),
         count=count,
     )
+
+
+def _frozen(first: Discovery, final: Tensor) -> dict[str, str]:
+    """Why layers have output channels that stay."""
+    found = {}
+    for name, labels in first.producers.items():
+        stay = labels[final[labels] == FIXED].tolist()
+        if stay:
+            whys = dict.fromkeys(first.reasons[one] for one in stay if one in first.reasons)
+            found[name] = "; ".join(whys) or "they are added to channels that stay"
+    return found
 
 
 def _tensors(first: Discovery, final: Tensor) -> dict[str, tuple[Tensor | None, ...]]:
@@ -197,6 +230,11 @@ def _producers(
         for index in set(home[outs[layer]].tolist()) - {-1}:
             found[names[index]].append(layer)
     return found
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _silence(dropped: Tensor) -> Any:

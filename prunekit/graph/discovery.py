@@ -34,9 +34,13 @@ class Discovery(Run):
     """
 
     def __init__(
-        self, twin: nn.Module, graphs: Sequence[fx.Graph], inputs: Sequence[Tensor]
+        self,
+        twin: nn.Module,
+        graphs: Sequence[fx.Graph],
+        inputs: Sequence[Tensor],
+        over_norms: bool = False,
     ) -> None:
-        super().__init__(twin, graphs, inputs)
+        super().__init__(twin, graphs, inputs, over_norms)
         self.parts = Partition()
         self.ins: dict[str, Tensor] = {}
         self.outs: dict[str, Tensor] = {}
@@ -46,8 +50,10 @@ class Discovery(Run):
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.uses: dict[str, int] = {}
         self.fixed_macs = 0
+        self.inexact: dict[str, None] = {}
         self.calls: dict[fx.Node, Call] = {}
         self.notes: dict[str, None] = {}
+        self.reasons: dict[int, str] = {}  # label -> why it stays
         self._starts: list[int] = []
         self._makers: list[str] = []
         self._exposed: set[int] = set()
@@ -80,16 +86,14 @@ class Discovery(Run):
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
         """Merge classes; what meets a fixed channel is fixed from then on."""
         lost = self.parts.unite(a, b)
-        names = self.owners(lost)
-        if names:
-            some = f"{len(lost)} channels are frozen by {call.title}"
-            self.notes[f"{names}: {some}: they meet what cannot be removed"] = None
+        if lost:
+            self.note(lost, f"{call.title}: they meet what cannot be removed")
 
     def freeze(self, labels: Tensor, call: Call, why: str | None) -> None:
         """Merge the classes of `labels` into the fixed one."""
-        names = self.owners(self.parts.freeze(labels))
-        if names and why:
-            self.notes[f"{names}: channels are frozen by {call.title}: {why}"] = None
+        lost = self.parts.freeze(labels)
+        if lost and why:
+            self.note(lost, f"{call.title}: {why}")
 
     def layer(self, call: Call, incoming: Tensor) -> tuple[Tensor, Tensor]:
         """Record what goes in, label what comes out; a second call unites with the first."""
@@ -113,8 +117,11 @@ class Discovery(Run):
         width = width_of(call.module)
         if len(labels) != width:
             raise ValueError(f"it has {width} channels and gets {len(labels)}")
+        name = str(call.node.target)
+        if isinstance(call.module, nn.LayerNorm) and bool((labels != FIXED).any()):
+            self.inexact[name] = None
         for table in (self.ins, self.outs):
-            self._pass(table, str(call.node.target), labels, call)
+            self._pass(table, name, labels, call)
 
     def attribute(self, node: fx.Node) -> Any:
         """Entries along the only long dimension of a parameter can go where channels go."""
@@ -166,8 +173,16 @@ class Discovery(Run):
     def output(self, result: Any) -> Any:
         """Nothing that leaves the network can vanish."""
         for value in values_in(result):
-            self.parts.freeze(value.labels)
+            lost = self.parts.freeze(value.labels)
+            self.reasons.update(dict.fromkeys(lost, "they leave the network"))
         return result
+
+    def note(self, lost: Sequence[int], why: str) -> None:
+        """Keep why channels stay."""
+        self.reasons.update(dict.fromkeys(lost, why))
+        names = self.owners(lost)
+        if names:
+            self.notes[f"{names}: channels are frozen by {why}"] = None
 
     def owners(self, labels: Iterable[int]) -> str:
         """The layers that made these labels, for messages."""
@@ -233,10 +248,9 @@ class Discovery(Run):
                 for one, other in zip(sides[0], pair, strict=True):
                     self.parts.unite(one, other)
             return
-        if any([self.parts.freeze(side) for pair in sides for side in pair]):
-            self.notes[
-                f"{', '.join(names)}: channels are frozen: a parameter is also used elsewhere"
-            ] = None
+        lost = [one for pair in sides for side in pair for one in self.parts.freeze(side)]
+        if lost:
+            self.note(lost, f"a parameter of {', '.join(names)} that is also used elsewhere")
 
     def _name_uncalled(self) -> None:
         for name, module in self.twin.named_modules():

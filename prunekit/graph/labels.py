@@ -18,11 +18,16 @@ class Run(ABC):
     """One pass over all graphs of a network; `results` holds what every node produced."""
 
     def __init__(
-        self, twin: nn.Module, graphs: Sequence[fx.Graph], inputs: Sequence[Tensor]
+        self,
+        twin: nn.Module,
+        graphs: Sequence[fx.Graph],
+        inputs: Sequence[Tensor],
+        over_norms: bool,
     ) -> None:
         self.twin = twin
         self.graphs = graphs
         self.inputs = inputs
+        self.over_norms = over_norms
         self.nodes = [node for graph in graphs for node in graph.nodes]
         self.results: dict[fx.Node, Any] = {}
         self._given = {

@@ -6,6 +6,9 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _WeightNorm
+from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import moves, rules
@@ -22,6 +25,7 @@ CONSUMERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 PER_CHANNEL = (*BATCH_NORMS, *INSTANCE_NORMS, nn.PReLU)
+NORMS_OF_GROUPS = (nn.GroupNorm,)
 
 
 RULES: dict[str, Rule] = {**rules.STILL, **moves.MOVING}
@@ -69,16 +73,66 @@ def per_channel(run: Run, call: Call) -> Any:
     return Value(value.meta, value.labels)
 
 
+def group_norm(run: Run, call: Call) -> Any:
+    """The channels that are normalised together vanish together, which leaves the rest exact."""
+    value = call.values[0]
+    if set(value.varying) - {1}:
+        return rules.unknown(run, call, "its input holds channels in more than one place")
+    labels = value.along(1)
+    rows = labels.reshape(-1, call.module.num_channels // call.module.num_groups)
+    run.unite(rows, rows[:, :1], call)
+    run.norm(call, labels)
+    return Value(value.meta, value.labels)
+
+
+def layer_norm(run: Run, call: Call) -> Any:
+    """Norms over channels: frozen, or followed where that was asked for."""
+    value, module = call.values[0], call.module
+    own = type(module).forward is not nn.LayerNorm.forward
+    dims = list(value.varying) if own else []
+    if not own:
+        dims = [d for d in value.varying if d >= value.meta.ndim - len(module.normalized_shape)]
+    if not dims:
+        return rules.layer_norm(run, call) if not own else Value(value.meta, value.labels)
+    alone = len(value.varying) == 1 and len(module.normalized_shape) == 1
+    if not (run.over_norms and alone):
+        return rules.unknown(run, call, "it mixes channels")
+    run.norm(call, value.along(dims[0]))
+    return Value(value.meta, value.labels)
+
+
+def widths(module: nn.Module) -> tuple[int, int]:
+    """The input and output channels that a layer holds parameters for."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, CONSUMERS):
+        return module.in_channels, module.out_channels
+    return (width_of(module),) * 2
+
+
 def width_of(module: nn.Module) -> int:
-    """How many channels a layer holds parameters for."""
-    return module.num_parameters if isinstance(module, nn.PReLU) else module.num_features
+    """How many channels a layer that works per channel holds parameters for."""
+    names = ("num_features", "num_parameters", "num_channels")
+    found = [getattr(module, name) for name in names if hasattr(module, name)]
+    return found[0] if found else module.normalized_shape[-1]
+
+
+def weight_norm(module: nn.Module) -> Any:
+    """The weight normalisation of a layer that has one, by parametrisation or by the older hook."""
+    if parametrize.is_parametrized(module, "weight"):
+        chain = module.parametrizations.weight
+        plain = len(chain) == 1 and isinstance(chain[0], _WeightNorm) and chain[0].dim == 0
+        return chain[0] if plain else None
+    if {"weight_g", "weight_v"} <= module._parameters.keys():
+        return module
+    return None
 
 
 def _computed_weight(module: nn.Module) -> bool:
     plain = type(module)
     base = next(cls for cls in CONSUMERS if isinstance(module, cls))
     overridden = getattr(plain, "_conv_forward", None) is not getattr(base, "_conv_forward", None)
-    return overridden or "weight" not in module._parameters
+    return overridden or ("weight" not in module._parameters and weight_norm(module) is None)
 
 
 _POINTWISE = (
@@ -120,12 +174,21 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.Unflatten: moves.sized(2, "unflattened_size"),
     nn.ChannelShuffle: moves.shuffle,
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin), rules.normalise(None)),
-    **dict.fromkeys((nn.LayerNorm,), rules.layer_norm),
+    nn.GroupNorm: group_norm,
+    nn.LayerNorm: layer_norm,
 }
 
 
 def fixed_macs(call: Call, result: Any) -> int:
-    """Multiply-adds of a convolution or linear layer that is no recorded layer; 0 for the rest."""
+    """Multiply-adds of convolutions and linear maps that are no recorded layer; 0 for the rest."""
+    if isinstance(call.module, nn.MultiheadAttention):
+        return _attention_macs(call)
+    if rule_of(call) is rules.unknown and call.module is None and _takes_weights(call):
+        counter = FlopCounterMode(display=False)
+        with counter:
+            call.on_meta()
+        counts = counter.get_flop_counts().get("Global", {})
+        return sum(n for op, n in counts.items() if str(op) in _LINEAR_OPS) // 2
     shared = r"(conv|conv_transpose)[123]d|linear"
     if isinstance(call.module, CONSUMERS):
         weight, transposed = call.module.weight, isinstance(call.module, TRANSPOSED)
@@ -136,6 +199,22 @@ def fixed_macs(call: Call, result: Any) -> int:
     counted = call.values[0].meta if transposed else result.meta
     dim = counted.ndim - (weight.ndim - 1)
     return weight.numel() * counted.numel() // counted.shape[dim]
+
+
+_LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
+
+
+def _takes_weights(call: Call) -> bool:
+    return any(node.op == "get_attr" for node in call.node.all_input_nodes)
+
+
+def _attention_macs(call: Call) -> int:
+    """The projections of nn.MultiheadAttention; torch's fused kernel hides them from counters."""
+    module, (query, key, value, *_) = call.module, call.values
+    sides = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
+    tokens = query.meta.numel() // module.embed_dim
+    projected = sum(side.meta.numel() // width * width for side, width in sides)
+    return projected * module.embed_dim + tokens * module.embed_dim**2
 
 
 def rule_of(call: Call) -> Rule:

@@ -42,13 +42,12 @@ def _freeze_around(first: Discovery, failed: list[fx.Node]) -> bool:
     """Freeze what goes into the nodes and what comes out; whether that changed anything."""
     changed = False
     for node in failed:
-        why = f"{describe(node)} works for these sizes only"
+        why = f"{describe(node)}, which works for these sizes only"
         for value in culprits([node], first.results):
             lost = first.parts.freeze(value.labels)
-            changed |= bool(lost)
-            names = first.owners(lost)
-            if names:
-                first.notes[f"{names}: channels are frozen: {why}"] = None
+            if lost:
+                changed = True
+                first.note(lost, why)
         values = values_in(first.results[node])
         changed |= any([bool(first.parts.freeze(value.labels)) for value in values])
     return changed
@@ -81,7 +80,7 @@ class Rehearsal(Run):
     """
 
     def __init__(self, first: Discovery, roots: Tensor, drop: Tensor) -> None:
-        super().__init__(first.twin, first.graphs, first.inputs)
+        super().__init__(first.twin, first.graphs, first.inputs, first.over_norms)
         self.first = first
         self.roots = roots
         self.drop = drop

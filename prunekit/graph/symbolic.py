@@ -26,6 +26,8 @@ class Tracer(fx.Tracer):
         """Layers that inherit their forward from torch.nn are leaves, under whatever name."""
         if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
             return False
+        if isinstance(module, nn.LayerNorm):  # also those that permute around it
+            return True
         return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:

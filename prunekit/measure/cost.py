@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.graph.layers import layer_named
+from prunekit.graph.layers import TRANSPOSED, layer_named, weight_norm, widths
 
 
 class CostModel:
@@ -83,7 +83,8 @@ class CostModel:
         return torch.where(self._depthwise, outs, ins * outs // self._groups)
 
     def _layer_params(self, ins: Tensor, outs: Tensor) -> Tensor:
-        return self._area * self._own * self._pairs(ins, outs) + self._per_output * outs
+        weights = self._area * self._own * self._pairs(ins, outs)
+        return weights + self._per_output * outs + self._per_input * ins
 
     def _set_macs(self, graph: ChannelGraph) -> None:
         self._fixed = graph.fixed_macs
@@ -101,13 +102,17 @@ class CostModel:
     def _set_params(self, model: nn.Module, graph: ChannelGraph) -> None:
         """Which layer counts which parameters; shared ones belong to the layer that is first."""
         seen: set[int] = set()
-        own, per_output = [], []
+        own, per_output, per_input = [], [], []
         for module in self._modules:
-            fresh = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+            fresh = [p for p in _parameters(module) if id(p) not in seen]
             seen.update(map(id, fresh))
-            own.append(any(p is module.weight and _area(module) for p in fresh))
-            per_output.append(len(fresh) - own[-1])
+            full = [p for p in fresh if _area(module) and p.shape == module.weight.shape]
+            own.append(bool(full))
+            lengths = [p for p in fresh if p.ndim > 1 and p not in set(full)]  # of a weight norm
+            per_input.append(len(lengths) if isinstance(module, TRANSPOSED) else 0)
+            per_output.append(len(fresh) - len(full) - per_input[-1])
         self._own, self._per_output = _column(own), _column(per_output)
+        self._per_input = _column(per_input)
         self._bare = [*_bare(model, graph)]
         self._rest = sum(p.numel() for p in model.parameters() if id(p) not in seen)
         self._rest -= sum(width * len(units) for width, units in self._bare)
@@ -122,13 +127,16 @@ def _bare(model: nn.Module, graph: ChannelGraph) -> Iterator[tuple[int, Tensor]]
                 yield parameters[path].numel() // len(units), units
 
 
+def _parameters(module: nn.Module) -> list[nn.Parameter]:
+    """A layer's own parameters; a normalised weight has two."""
+    norm = weight_norm(module) if _area(module) else None
+    inner = [] if norm is None or norm is module else module.parametrizations.weight.parameters()
+    return [*module.parameters(recurse=False), *inner]
+
+
 def _layer(model: nn.Module, name: str, graph: ChannelGraph) -> nn.Module:
     module = layer_named(model, name)
-    width = next(
-        getattr(module, side)
-        for side in ("out_channels", "out_features", "num_features", "num_parameters")
-        if hasattr(module, side)
-    )
+    _, width = widths(module)
     if width != len(graph.outs[name]):
         raise SurgeryError(
             f"{name} has {width} output channels, the graph {len(graph.outs[name])}; "

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
-from prunekit.graph.layers import layer_named
+from prunekit.graph.layers import layer_named, widths
 from prunekit.surgery.narrow import narrow, narrow_tensor
 
 _FOREIGN = "the edit was made for another network"
@@ -180,20 +180,15 @@ def _refuse_empty(graph: ChannelGraph, drop: Tensor) -> None:
 
 
 def _check(name: str, module: nn.Module, keep: Keep) -> None:
-    pairs = (
-        ("in_channels", "out_channels"),
-        ("in_features", "out_features"),
-        ("num_features", "num_features"),
-        ("num_parameters", "num_parameters"),
-    )
-    for pair in pairs:
-        if hasattr(module, pair[0]):
-            found = tuple(getattr(module, side) for side in pair)
-            if found != keep.widths:
-                raise SurgeryError(
-                    f"{name} has {found[0]} input and {found[1]} output channels, the edit was "
-                    f"made for {keep.widths[0]} and {keep.widths[1]}"
-                )
+    try:
+        found = widths(module)
+    except AttributeError:
+        return  # a layer of the user's own: its function for narrow checks it
+    if found != keep.widths:
+        raise SurgeryError(
+            f"{name} has {found[0]} input and {found[1]} output channels, the edit was "
+            f"made for {keep.widths[0]} and {keep.widths[1]}"
+        )
 
 
 def _check_tensor(model: nn.Module, path: str, entries: KeepEntries) -> None:

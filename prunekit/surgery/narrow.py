@@ -7,8 +7,10 @@ from functools import singledispatch
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
 
 from prunekit.errors import SurgeryError
+from prunekit.graph.layers import weight_norm
 
 Indices = Sequence[int] | Tensor | None
 
@@ -38,10 +40,15 @@ def _conv(module: nn.Conv2d, keep_in: Indices = None, keep_out: Indices = None) 
 
 @narrow.register
 def _linear(module: nn.Linear, keep_in: Indices = None, keep_out: Indices = None) -> None:
-    narrow_tensor(module, "weight", 0, keep_out)
-    narrow_tensor(module, "weight", 1, keep_in)
+    kept_in = _indices(keep_in, module.in_features)
+    kept_out = _indices(keep_out, module.out_features)
+    weight = _weight(module)
+    for dim, kept in ((0, kept_out), (1, kept_in)):
+        if len(kept) < weight.shape[dim]:
+            weight = weight.index_select(dim, kept.to(weight.device))
+    _put_weight(module, weight)
     narrow_tensor(module, "bias", 0, keep_out)
-    module.out_features, module.in_features = module.weight.shape
+    module.in_features, module.out_features = len(kept_in), len(kept_out)
 
 
 @narrow.register(nn.BatchNorm1d)
@@ -59,9 +66,64 @@ def _norm(module: nn.BatchNorm2d, keep_in: Indices = None, keep_out: Indices = N
 
 
 @narrow.register
+def _group_norm(module: nn.GroupNorm, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    keep = _indices(_either(keep_in, keep_out), module.num_channels)
+    size = module.num_channels // module.num_groups
+    counts = torch.bincount(keep // size, minlength=module.num_groups)
+    if set(counts.tolist()) - {0, size}:
+        raise SurgeryError(
+            f"its {module.num_groups} groups would keep {counts.tolist()} channels; "
+            "keep all channels of a group or none"
+        )
+    for name in ("weight", "bias"):
+        narrow_tensor(module, name, 0, keep)
+    module.num_channels, module.num_groups = len(keep), len(keep) // size
+
+
+@narrow.register
+def _layer_norm(module: nn.LayerNorm, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    keep = _indices(_either(keep_in, keep_out), module.normalized_shape[-1])
+    for name in ("weight", "bias"):
+        narrow_tensor(module, name, -1, keep)
+    module.normalized_shape = (*module.normalized_shape[:-1], len(keep))
+
+
+@narrow.register
 def _prelu(module: nn.PReLU, keep_in: Indices = None, keep_out: Indices = None) -> None:
     narrow_tensor(module, "weight", 0, _either(keep_in, keep_out))
     module.num_parameters = len(module.weight)
+
+
+def _put_weight(module: nn.Module, weight: Tensor) -> None:
+    """Replace a layer's weight; a normalised one gets the length and the direction that make it.
+
+    So the entries that stay keep their values: g v / |v| has a shorter v, and a g to match.
+    """
+    norm = weight_norm(module)
+    if norm is None:
+        _put(module, "weight", weight)
+    elif norm is not module:
+        originals = module.parametrizations.weight
+        for name, part in zip(("original0", "original1"), norm.right_inverse(weight), strict=True):
+            _put(originals, name, part)
+    else:
+        _put(module, "weight_g", torch.norm_except_dim(weight, 2, _hook(module).dim))
+        _put(module, "weight_v", weight)
+        module.weight = weight
+
+
+def _weight(module: nn.Module) -> Tensor:
+    computed = weight_norm(module) is module  # what the older hook left there may be outdated
+    return (_hook(module).compute_weight(module) if computed else module.weight).detach()
+
+
+def _hook(module: nn.Module) -> WeightNorm:
+    return next(h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm))
+
+
+def _put(module: nn.Module, name: str, values: Tensor) -> None:
+    trained = getattr(module, name).requires_grad
+    setattr(module, name, nn.Parameter(values, requires_grad=trained))
 
 
 def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None:
@@ -74,12 +136,12 @@ def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None
     if 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
         _same_number(kept_out, widths[1] // module.groups, module.groups, among=kept_in)
         module.groups = len(kept_in)
-        sliced = module.weight.detach()[kept[0].to(module.weight.device)]
+        sliced = _weight(module)[kept[0].to(module.weight.device)]
     else:
         _same_number(kept[0], outer // module.groups, module.groups)
         _same_number(kept[1], inner // module.groups, module.groups)
-        sliced = _grouped(module.weight.detach(), *kept, inner // module.groups, module.groups)
-    module.weight = nn.Parameter(sliced, requires_grad=module.weight.requires_grad)
+        sliced = _grouped(_weight(module), *kept, inner // module.groups, module.groups)
+    _put_weight(module, sliced)
     module.in_channels, module.out_channels = len(kept_in), len(kept_out)
     narrow_tensor(module, "bias", 0, keep_out)
 

@@ -183,10 +183,14 @@ LAYERS = {  # layer between two convolutions -> (its input width is 8), width be
     "upsample": (nn.Upsample(scale_factor=2), 8, {"first": 8}),
     "constant padding": (nn.ConstantPad2d(1, 3.0), 8, {"first": 8}),
     "layer norm over pixels": (nn.LayerNorm([8, 8]), 8, {"first": 8}),
-    "group norm": (nn.GroupNorm(2, 8), 8, {}),
+    "group norm": (nn.GroupNorm(2, 8), 8, {"first": 2}),
     "layer norm": (nn.LayerNorm([8, 8, 8]), 8, {}),
     "local response norm": (nn.LocalResponseNorm(3), 8, {}),
-    "weight norm": (nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1)), 8, {}),
+    "weight norm": (
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(8, 8, 1)),
+        8,
+        {"first": 8, "layer": 8},
+    ),
     "pruning mask": (prune.identity(nn.Conv2d(8, 8, 1), "weight"), 8, {}),
     "recurrent": (nn.Sequential(nn.Flatten(2), nn.LSTM(64, 64)), 8, {}),
 }

@@ -99,7 +99,8 @@ def test_parameters_stay_what_they_were():
         (nn.Linear(4, 4), [-1], None, "channel -1 does not exist, there are 4"),
         (nn.Conv2d(4, 4, 1, groups=2), [0, 1], None, r"would keep \[2, 0\] channels; keep the sam"),
         (nn.Conv2d(4, 4, 1, groups=4), [0, 1], [1, 2], r"would keep \[0, 1, 1, 0\] channels"),
-        (nn.LayerNorm(4), [0], [0], "LayerNorm cannot be narrowed; register a function for it"),
+        (nn.GroupNorm(2, 4), [0], [0], r"would keep \[1, 0\] channels; keep all channels of"),
+        (nn.LSTM(4, 4), [0], [0], "LSTM cannot be narrowed; register a function for it"),
     ],
 )
 def test_what_a_layer_cannot_do(layer, keep_in, keep_out, message):
