@@ -188,7 +188,7 @@ def _encoder() -> nn.Module:
 
 
 ATTENTION = {
-    name: Pattern(lambda make=make: Transformer(make()), cut="a", note="norm")
+    name: Pattern(lambda make=make: Transformer(make()), cut="a", note="Norm")
     for name, make in {
         "attention of torch": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
         "attention by hand": lambda: Attention(False),

@@ -150,33 +150,30 @@ NORMS = {
     "instance norm with statistics": body(
         layer=lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
     ),
-    "group norm": body(layer=lambda: nn.GroupNorm(2, 8), cut="last", note="norm"),
-    "group norm of one": body(layer=lambda: nn.GroupNorm(1, 8), cut="last", note="norm"),
-    "group norm per channel": body(layer=lambda: nn.GroupNorm(8, 8), cut="last", note="norm"),
-    "group norm without scales": body(
-        layer=lambda: nn.GroupNorm(4, 8, affine=False), cut="last", note="norm"
-    ),
+    "group norm": body(layer=lambda: nn.GroupNorm(2, 8)),
+    "group norm of one": body(layer=lambda: nn.GroupNorm(1, 8), cut="last", note="Norm"),
+    "group norm per channel": body(layer=lambda: nn.GroupNorm(8, 8)),
+    "group norm without scales": body(layer=lambda: nn.GroupNorm(4, 8, affine=False)),
     "group norm inside a bottleneck": body(
         lambda net, x: x + net.c(F.relu(net.norm(net.b(net.a(x))))),
         a=lambda: nn.Conv2d(8, 4, 1),
         b=lambda: nn.Conv2d(4, 12, 3, padding=1),
         norm=lambda: nn.GroupNorm(3, 12),
         c=lambda: nn.Conv2d(12, 8, 1),
-        cut="first a last",
-        note="norm",
+        cut="first a b last",
     ),
-    "layer norm over all": body(layer=lambda: nn.LayerNorm([8, 8, 8]), cut="last", note="norm"),
+    "layer norm over all": body(layer=lambda: nn.LayerNorm([8, 8, 8]), cut="last", note="Norm"),
     "layer norm over channels": body(
-        _permuted, layer=lambda: nn.LayerNorm(8), cut="last", note="norm"
+        _permuted, layer=lambda: nn.LayerNorm(8), cut="last", note="Norm"
     ),
     "layer norm over pixels": body(layer=lambda: nn.LayerNorm([8, 8])),
     "layer norm without scales": body(
         _permuted,
         layer=lambda: nn.LayerNorm(8, elementwise_affine=False),
         cut="last",
-        note="norm",
+        note="Norm",
     ),
-    "rms norm": body(_permuted, layer=lambda: nn.RMSNorm(8), cut="last", note="norm"),
+    "rms norm": body(_permuted, layer=lambda: nn.RMSNorm(8), cut="last", note="Norm"),
     "local response norm": body(layer=lambda: nn.LocalResponseNorm(3), cut="last"),
     "inverted bottleneck": body(
         lambda net, x: (
@@ -188,7 +185,7 @@ NORMS = {
         a=lambda: nn.Linear(8, 16),
         b=lambda: nn.Linear(16, 8),
         cut="a last",
-        note="norm",
+        note="Norm",
     ),
 }
 
@@ -236,7 +233,7 @@ OTHERS = {
     "pixel shuffle": body(layer=lambda: nn.PixelShuffle(2), between=2),
     "pixel unshuffle": body(layer=lambda: nn.PixelUnshuffle(2), between=32),
     "channel shuffle": body(layer=lambda: nn.ChannelShuffle(4)),
-    "softmax layer": body(layer=lambda: nn.Softmax2d(), cut="last", note="softmax"),
+    "softmax layer": body(layer=lambda: nn.Softmax2d(), cut="last", note="Softmax2d"),
     "gated linear unit": body(layer=lambda: nn.GLU(1), between=4, cut="last"),
     "unfold": body(
         lambda net, x: net.layer(net.patches(x)).unflatten(2, (6, 6)),

@@ -31,6 +31,11 @@ def _halves(net: Body, x: Tensor) -> Tensor:
     return torch.cat([net.a(x[:, :half]), x[:, half:]], 1)
 
 
+def _gated(net: Body, x: Tensor) -> Tensor:
+    one, two = net.layer(x).chunk(2, 1)
+    return one * two.sigmoid()
+
+
 def _shuffle_unit(net: Body, x: Tensor) -> Tensor:
     one, two = x.chunk(2, dim=1)
     return shuffle(torch.cat((one, F.relu(net.b(F.relu(net.a(two))))), 1), 2)
@@ -114,7 +119,7 @@ PARTS = {
         cut="first layer last",
     ),
     "chunk into gates": body(
-        lambda net, x: torch.mul(*net.layer(x).chunk(2, 1)),
+        _gated,
         layer=lambda: nn.Conv2d(8, 12, 1),
         between=6,
         cut="first layer last",
@@ -227,7 +232,7 @@ RESHAPES = {
     ),
     "unflatten": body(lambda net, x: x.unflatten(1, (2, -1)).flatten(1, 2)),
     "view of literal channels": body(
-        lambda net, x: x.view(2, 8, 64).view(2, 8, 8, 8), cut="last", note="view"
+        lambda net, x: x.view(-1, 8, 64).view(-1, 8, 8, 8), cut="last", note="view"
     ),
     "view by an attribute": body(
         lambda net, x: x.view(-1, net.c, 64).relu().view(-1, net.c, 8, 8),
