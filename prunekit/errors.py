@@ -30,6 +30,10 @@ class ArtifactError(PrunekitError):
     """A file of a run is missing, damaged, foreign, in use, or made with other settings."""
 
 
+class ExportError(PrunekitError):
+    """A network cannot be written for another engine, or would compute something else there."""
+
+
 class TrainingError(PrunekitError):
     """Training broke down, for instance because the loss is no longer finite."""
 

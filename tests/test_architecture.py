@@ -13,7 +13,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {"errors", "checks", "build", "console", "atomic", "torchfile", "config"},
-    {"rows", "modes", "penalties", "graph", "models", "data"},
+    {"rows", "modes", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure"},
     {"training", "criteria", "selection"},
     {"problems", "runs", "attachment"},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import integer, number
+from prunekit.checks import choice, integer, number
+from prunekit.errors import ConfigError
+from prunekit.measure.engines import ENGINES, Runner
 
 _FEWEST = 5  # a median of fewer runs says nothing
 
@@ -38,7 +39,9 @@ class LatencyTest:
     """How to time networks: batch, CPU threads, rounds, and a limit for all of it together.
 
     After `warmup` rounds and at least five timed ones the test stops early once about `seconds`
-    are used up. `threads` is torch's intra-op count and is set back afterwards.
+    are used up. `threads` work inside an operator, on any engine; torch's own count is set back
+    afterwards. `engines` names what the measure stage times on: eager, compile, onnxruntime.
+    Numbers too small to be normal count as zero: weights driven towards zero slow CPUs otherwise.
     """
 
     threads: int = 1
@@ -46,6 +49,7 @@ class LatencyTest:
     runs: int = 50
     warmup: int = 10
     seconds: float = 60.0
+    engines: Sequence[str] = ("eager",)
 
     def __post_init__(self) -> None:
         integer("latency.threads", self.threads, at_least=1)
@@ -53,55 +57,75 @@ class LatencyTest:
         integer("latency.runs", self.runs, at_least=_FEWEST)
         integer("latency.warmup", self.warmup, at_least=0)
         number("latency.seconds", self.seconds, above=0)
+        if isinstance(self.engines, str) or not isinstance(self.engines, Sequence):
+            raise ConfigError(f"latency.engines={self.engines!r} is not a list")
+        if not self.engines:
+            raise ConfigError(f"latency.engines=[] times nothing; accepted: {', '.join(ENGINES)}")
+        for engine in self.engines:
+            choice("latency.engines", engine, tuple(ENGINES))
 
     def run(
         self,
         models: Mapping[str, nn.Module],
         example: Tensor,
         device: str | torch.device = "cpu",
+        engine: str = "eager",
     ) -> dict[str, Latency]:
         """Time one forward pass of every model on the same random batch, in turns A B A B.
 
         `example` gives the shape, batch dimension first; its own batch size does not count.
-        Copies of the models run in evaluation and inference mode on `device`.
+        Copies of the models run in evaluation and inference mode on `device`. Raises ExportError
+        where the engine cannot run one of them.
         """
-        source = torch.Generator().manual_seed(0)
-        x = torch.rand(self.batch, *example.shape[1:], generator=source).to(device)
-        copies = {name: copy.deepcopy(model).to(device).eval() for name, model in models.items()}
+        choice("engine", engine, tuple(ENGINES))
+        x = self.inputs(example).to(device)
         with _threads(self.threads), torch.inference_mode():
-            _rounds(copies, x, rounds=self.warmup, at_least=1, seconds=self.seconds / 4)
-            times = _rounds(copies, x, rounds=self.runs, at_least=_FEWEST, seconds=self.seconds)
+            runners = ENGINES[engine](models, x)
+        return self.race(runners, x)
+
+    def inputs(self, example: Tensor) -> Tensor:
+        """The random batch that is timed, always the same."""
+        source = torch.Generator().manual_seed(0)
+        return torch.rand(self.batch, *example.shape[1:], generator=source)
+
+    def race(self, runners: Mapping[str, Runner], x: Tensor) -> dict[str, Latency]:
+        """Time anything that takes the batch `x`, in turns A B A B; nothing is copied."""
+        with _threads(self.threads), _flushing(), torch.inference_mode():
+            _rounds(runners, x, rounds=self.warmup, at_least=1, seconds=self.seconds / 4)
+            times = _rounds(runners, x, rounds=self.runs, at_least=_FEWEST, seconds=self.seconds)
         return {name: Latency.of(found) for name, found in times.items()}
 
 
 def _rounds(
-    models: Mapping[str, nn.Module], x: Tensor, *, rounds: int, at_least: int, seconds: float
+    runners: Mapping[str, Runner], x: Tensor, *, rounds: int, at_least: int, seconds: float
 ) -> dict[str, list[float]]:
-    """Milliseconds per model over `rounds` rounds, fewer once the time is used up."""
+    """Milliseconds per runner over `rounds` rounds, fewer once the time is used up."""
     clock = _gpu_ms if x.is_cuda else _cpu_ms
-    times: dict[str, list[float]] = {name: [] for name in models}
+    times: dict[str, list[float]] = {name: [] for name in runners}
     start = time.monotonic()
     for index in range(rounds):
         if index >= at_least and time.monotonic() - start > seconds:
             break
-        for name, model in models.items():
-            times[name].append(clock(model, x))
+        for name, runner in runners.items():
+            times[name].append(clock(runner, x))
     return times
 
 
-def _cpu_ms(model: nn.Module, x: Tensor) -> float:
+def _cpu_ms(runner: Runner, x: Tensor) -> float:
     start = time.perf_counter()
-    model(x)
+    runner(x)
     return (time.perf_counter() - start) * 1e3
 
 
-def _gpu_ms(model: nn.Module, x: Tensor) -> float:
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    model(x)
-    end.record()
-    torch.cuda.synchronize(x.device)
-    return start.elapsed_time(end)
+def _gpu_ms(runner: Runner, x: Tensor) -> float:
+    with torch.cuda.device(x.device):  # events belong to the current device
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        start.record()
+        runner(x)
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end)
 
 
 @contextmanager
@@ -112,3 +136,14 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _flushing() -> Iterator[None]:
+    """Denormal numbers are zero inside; afterwards as before, which torch does not tell."""
+    before = float(torch.tensor(1e-20) * torch.tensor(1e-20)) == 0.0
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(before)

@@ -1,0 +1,20 @@
+"""Files for other engines: ONNX (also in int8) and torch.export, checked against eager outputs."""
+
+from prunekit.export.files import Export, Exported, export_onnx, export_program
+from prunekit.export.int8 import Float32, Int8
+from prunekit.export.quiet import silent
+from prunekit.export.session import OnnxModule, require_onnx
+from prunekit.export.traced import Traced
+
+__all__ = [
+    "Export",
+    "Exported",
+    "Float32",
+    "Int8",
+    "OnnxModule",
+    "Traced",
+    "export_onnx",
+    "export_program",
+    "require_onnx",
+    "silent",
+]

@@ -1,0 +1,101 @@
+"""Static int8 by onnxruntime: weights per channel, activations by what calibration images show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import Tensor
+
+from prunekit.atomic import replacing
+from prunekit.checks import choice, integer
+from prunekit.errors import ExportError
+from prunekit.export.quiet import silent
+from prunekit.export.session import require_onnx
+
+_METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+
+
+@dataclass(frozen=True)
+class Float32:
+    """Weights and activations as they are: no second file."""
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Static quantisation with `calibration` images, a `batch` at a time.
+
+    `method` finds the range of every activation: `minmax`, `entropy` or `percentile`. Activations
+    are unsigned and weights signed, the pair for which x86 processors have instructions; those
+    without VNNI add in 16 bits, where `reduce_range` (weights of 7 bits) avoids overflow.
+    """
+
+    calibration: int = 256
+    batch: int = 32
+    method: str = "minmax"
+    reduce_range: bool = False
+
+    def __post_init__(self) -> None:
+        integer("quantize.calibration", self.calibration, at_least=1)
+        integer("quantize.batch", self.batch, at_least=1)
+        choice("quantize.method", self.method, tuple(_METHODS))
+        choice("quantize.reduce_range", self.reduce_range, (True, False))
+        require_onnx()
+
+    def write(self, source: Path, images: Iterable[Tensor], path: Path) -> int:
+        """Quantise the ONNX file `source` into `path` and return its size in bytes.
+
+        `images` are batches of calibration inputs. Raises ExportError where onnxruntime fails.
+        """
+        with TemporaryDirectory(prefix="prunekit-") as folder:
+            prepared, made = Path(folder) / "prepared.onnx", Path(folder) / path.name
+            try:
+                with silent():
+                    _prepare(source, prepared)
+                    self._quantise(prepared, images, made)
+            except Exception as error:  # onnxruntime raises plain exceptions of every kind
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                raise ExportError(f"onnxruntime cannot quantise the network: {reason}") from error
+            with replacing(path) as draft:
+                draft.write_bytes(made.read_bytes())
+        return path.stat().st_size
+
+    def _quantise(self, source: Path, images: Iterable[Tensor], path: Path) -> None:
+        from onnxruntime import quantization as ort
+
+        ort.quantize_static(
+            source,
+            path,
+            _Reader(source, images),
+            quant_format=ort.QuantFormat.QDQ,
+            per_channel=True,
+            reduce_range=self.reduce_range,
+            activation_type=ort.QuantType.QUInt8,
+            weight_type=ort.QuantType.QInt8,
+            calibrate_method=getattr(ort.CalibrationMethod, _METHODS[self.method]),
+        )
+
+
+class _Reader:
+    """Calibration batches in the form onnxruntime asks for: one dictionary a call, then None."""
+
+    def __init__(self, source: Path, images: Iterable[Tensor]) -> None:
+        import onnx
+
+        self._name = onnx.load(source, load_external_data=False).graph.input[0].name
+        self._images: Iterator[Tensor] = iter(images)
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next batch by input name."""
+        images = next(self._images, None)
+        return None if images is None else {self._name: images.cpu().contiguous().numpy()}
+
+
+def _prepare(source: Path, path: Path) -> None:
+    """Fold batch norms into convolutions and write the shapes of all activations down."""
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    quant_pre_process(str(source), str(path), skip_symbolic_shape=True)
