@@ -41,7 +41,7 @@ class Gap:
         Where a reference is zero throughout, the difference stands for itself. Raises
         SurgeryError when the two differ in structure, or one of them is not finite.
         """
-        ours, theirs = _floats(found), _floats(reference)
+        ours, theirs = floats_in(found), floats_in(reference)
         if [tuple(x.shape) for x in ours] != [tuple(x.shape) for x in theirs] or not theirs:
             raise SurgeryError(
                 f"the outputs to compare are {_shapes(ours)} and {_shapes(theirs)}; "
@@ -93,7 +93,7 @@ def compare(
     contents, all entries equal, is replaced by noise; a single example becomes two in train mode.
     Raises SurgeryError where the networks differ, or the dense one cannot run in eval mode.
     """
-    args = tuple(_lively(x) for x in ((batch,) if isinstance(batch, Tensor) else batch))
+    args = inputs_of(batch)
     dtype = _precision(model)
     limit = (_EXACT if dtype == torch.float64 else _CLOSE) if tolerance is None else tolerance
     found = _agreement(model, narrow, graph, drop, args, limit)
@@ -124,6 +124,54 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
                 if tensor is not None and tensor.is_floating_point():
                     _wake(name, tensor)
     return twin
+
+
+def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
+    """The arguments of a forward; an input of equal entries, a placeholder, becomes noise."""
+    return tuple(_lively(x) for x in ((batch,) if isinstance(batch, Tensor) else batch))
+
+
+def run_on(model: nn.Module, args: tuple[Tensor, ...], who: str) -> Any:
+    """The outputs, without gradients; whatever is random comes from one seed.
+
+    Raises SurgeryError, with the first line of the error, where the forward fails.
+    """
+    with _seeded(), torch.no_grad():
+        try:
+            return model(*args)
+        except Exception as error:
+            first = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
+            raise SurgeryError(f"{who} fails on the batch: {first}") from error
+
+
+def floats_in(output: Any) -> list[Tensor]:
+    """All floating-point tensors in tuples, lists, mappings and dataclasses, in order."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() else []
+    if isinstance(output, Mapping):
+        inner = [output[key] for key in sorted(output, key=str)]
+    elif isinstance(output, tuple | list):
+        inner = list(output)
+    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
+        inner = [getattr(output, field.name) for field in dataclasses.fields(output)]
+    else:
+        inner = []
+    return [leaf for item in inner for leaf in floats_in(item)]
+
+
+def trainable(model: nn.Module, args: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...] | None, str]:
+    """Inputs on which the dense network runs in train mode, or None and why there are none."""
+    trouble, doubled = "", _doubled(args)
+    for inputs in (args,) if doubled is args else (doubled, args):
+        try:
+            reference = run_on(model, inputs, "the dense network")
+        except SurgeryError as error:
+            trouble = trouble or str(error)
+            continue
+        if all(bool(x.isfinite().all()) for x in floats_in(reference)):
+            return inputs, ""
+        trouble = trouble or "the dense network itself puts out nan or inf"
+    return None, trouble
 
 
 @contextmanager
@@ -158,8 +206,8 @@ def _agreement(
 ) -> Agreement:
     def outputs(inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
         with graph.silencer(model, drop):
-            reference = _run(model, inputs, "the dense network")
-        return _run(narrow, inputs, "the narrow network"), reference
+            reference = run_on(model, inputs, "the dense network")
+        return run_on(narrow, inputs, "the narrow network"), reference
 
     with evaluating(model, narrow):
         still = Gap.between(*outputs(args))
@@ -167,39 +215,10 @@ def _agreement(
     if still.relative > limit:
         return Agreement(still, None, name, "train mode not compared, eval mode differs")
     with rehearsing(model, narrow):
-        inputs, trouble = _trainable(model, args)
+        inputs, trouble = trainable(model, args)
         if inputs is None:
             return Agreement(still, None, name, f"train mode not compared: {trouble}")
         return Agreement(still, Gap.between(*outputs(inputs)), name)
-
-
-def _trainable(model: nn.Module, args: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...] | None, str]:
-    """Inputs on which the dense network runs in train mode, or None and why there are none."""
-    trouble, doubled = "", _doubled(args)
-    for inputs in (args,) if doubled is args else (doubled, args):
-        try:
-            reference = _run(model, inputs, "the dense network")
-        except _CannotRun as error:
-            trouble = trouble or str(error)
-            continue
-        if all(bool(x.isfinite().all()) for x in _floats(reference)):
-            return inputs, ""
-        trouble = trouble or "the dense network itself puts out nan or inf"
-    return None, trouble
-
-
-class _CannotRun(SurgeryError):
-    pass
-
-
-def _run(model: nn.Module, args: tuple[Tensor, ...], who: str) -> Any:
-    """The outputs; whatever is random comes from one seed."""
-    with _seeded(), torch.no_grad():
-        try:
-            return model(*args)
-        except Exception as error:
-            first = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
-            raise _CannotRun(f"{who} fails on the batch: {first}") from error
 
 
 def _in_double(
@@ -215,7 +234,7 @@ def _in_double(
         pair = [copy.deepcopy(net).double() for net in (model, narrow)]
         wide = tuple(x.double() if x.is_floating_point() else x for x in args)
         with evaluating(pair[0]):
-            _run(pair[0], wide, "the dense network")
+            run_on(pair[0], wide, "the dense network")
     except Exception:  # forwards that insist on a precision, devices without doubles
         return None
     return _agreement(*pair, graph, drop, wide, limit)
@@ -238,21 +257,6 @@ def _gap(found: Tensor, reference: Tensor) -> Gap:
     absolute = float((found.double() - reference.double()).abs().max())
     scale = float(reference.double().abs().max())
     return Gap(absolute, absolute / scale if scale else absolute)
-
-
-def _floats(output: Any) -> list[Tensor]:
-    """All floating-point tensors in tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        inner = [output[key] for key in sorted(output, key=str)]
-    elif isinstance(output, tuple | list):
-        inner = list(output)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        inner = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    else:
-        inner = []
-    return [leaf for item in inner for leaf in _floats(item)]
 
 
 def _shapes(tensors: list[Tensor]) -> str:

@@ -1,0 +1,207 @@
+"""Constants that removed channels still emit, moved into the next bias or running mean."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.graph import ChannelGraph
+from prunekit.graph.layers import layer_named
+from prunekit.modes import evaluating
+from prunekit.surgery.biases import BiasMaps, NewBiases
+from prunekit.surgery.check import Batch, Gap, inputs_of, run_on
+from prunekit.surgery.edits import Edit
+from prunekit.surgery.emission import Emission, Heard, listen, slack
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where the constants that a layer would have read went; `why` they are not exact there."""
+
+    layer: str
+    into: str
+    exact: bool
+    why: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.layer} -> {self.into}: {'exact' if self.exact else self.why}"
+
+
+@dataclass(frozen=True)
+class Change:
+    """By how much absorption moves the outputs, relative to the largest, in eval mode.
+
+    `moved` is the change of the narrow network itself; `before` and `after` are its distances to
+    the dense network whose removed channels still emit their constants.
+    """
+
+    moved: float
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Absorbed:
+    """What was absorbed: `edits` belong into the model file behind those that made it narrow."""
+
+    edits: tuple[Edit, ...]
+    rows: tuple[Row, ...]
+    change: Change
+
+    @property
+    def exact(self) -> bool:
+        """Whether the narrow network equals the dense one with emitting channels."""
+        return all(row.exact for row in self.rows)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for every layer where it is not exact."""
+        return tuple(
+            f"constants absorbed at {row.layer} ({row.into}) are not exact: {row.why}"
+            for row in self.rows
+            if not row.exact
+        )
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return "nothing to absorb: removed channels emit nothing"
+        exact = sum(row.exact for row in self.rows)
+        change = self.change
+        return (
+            f"constants absorbed at {len(self.rows)} layers, exactly at {exact}; outputs moved by "
+            f"{change.moved:.2%}, their distance to the network that still emits them from "
+            f"{change.before:.2%} to {change.after:.2%}"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What one layer is given: `value` per channel, or per channel and position if `mapped`."""
+
+    layer: str
+    value: Tensor
+    mapped: bool
+    into: str
+    why: str
+
+    @property
+    def row(self) -> Row:
+        return Row(self.layer, self.into, not self.why, self.why)
+
+
+def absorb(
+    model: nn.Module,
+    narrow: nn.Module,
+    graph: ChannelGraph,
+    drop: Tensor,
+    batch: Batch,
+    maps: bool = False,
+) -> Absorbed:
+    """Give `narrow` the constants that the channels in `drop` would still emit in `model`.
+
+    `narrow` is changed in place. A constant goes into the bias of the layer that would read it,
+    else the running mean of the batch norm that alone follows, else a new bias. That is exact where
+    the emission is the same at all positions and for all examples of the batch. At zero padding it
+    is not: then the value of most positions is taken, else the mean, or with `maps` one bias for
+    every position, which binds the network to this size of input. Raises SurgeryError.
+    """
+    args = inputs_of(batch)
+    emission = listen(model, graph, drop, args)
+    before = _outputs(narrow, args)
+    planned = [_plan(name, calls, emission, narrow, maps) for name, calls in emission.heard.items()]
+    plans = [plan for plan in planned if plan is not None]
+    edits = _edits(plans)
+    for edit in edits:
+        edit.apply(narrow)
+    _fill(narrow, plans)
+    after = _outputs(narrow, args)
+    moved = Gap.between(after, before).relative
+    distances = [Gap.between(outputs, emission.outputs).relative for outputs in (before, after)]
+    return Absorbed(edits, tuple(plan.row for plan in plans), Change(moved, *distances))
+
+
+def _plan(
+    name: str, calls: list[Heard], emission: Emission, narrow: nn.Module, maps: bool
+) -> _Plan | None:
+    if not calls:
+        return _Plan(name, torch.zeros(0), False, "nothing", "its input was never seen")
+    if not any(bool(call.offset.any()) for call in calls):
+        return None
+    parts = [_constant_part(call.by_channel) for call in calls]
+    value = torch.stack([part[0] for part in parts]).mean(0)
+    share, why = max(part[1] for part in parts), _varying(calls)
+    mapped = maps and share > 0 and len({call.offset.shape for call in calls}) == 1
+    if mapped:
+        value = torch.stack([call.offset for call in calls]).mean(0)
+    elif share:
+        why = [f"another constant is right at {share:.0%} of positions (borders)", *why]
+    into = "bias map" if mapped else _place(name, emission, narrow)
+    if into == "nothing":
+        why = ["its bias is shared with another layer or computed", *why]
+    return _Plan(name, value, mapped, into, "; ".join(why))
+
+
+def _varying(calls: list[Heard]) -> list[str]:
+    """Why no constant can stand for what was heard, whatever the position."""
+    found = []
+    varies = max(call.varies for call in calls)
+    if varies:
+        found.append(f"it varies between examples by {varies:.1%}, the mean is taken")
+    first = calls[0].by_channel
+    limit = slack(first.dtype) * max(float(call.offset.abs().max()) for call in calls)
+    for call in calls[1:]:
+        other = call.by_channel
+        if other.shape != first.shape or float((other - first).abs().max()) > limit:
+            return [*found, f"it differs between {len(calls)} calls, the mean is taken"]
+    return found
+
+
+def _constant_part(offset: Tensor) -> tuple[Tensor, float]:
+    """One value per channel for a matrix (channels, positions), and at how many it is wrong."""
+    limit = slack(offset.dtype) * float(offset.abs().max())
+    middle = offset.median(1, keepdim=True).values
+    if bool(((offset - middle).abs() > limit).any(0).float().mean() >= 0.5):
+        middle = offset.mean(1, keepdim=True)
+    wrong = ((offset - middle).abs() > limit).any(0).float().mean()
+    return middle.flatten(), float(wrong)
+
+
+def _place(name: str, emission: Emission, narrow: nn.Module) -> str:
+    module = layer_named(narrow, name)
+    if "bias" not in module._parameters:
+        return "nothing"
+    bias = module._parameters["bias"]
+    if bias is None:
+        norm = emission.follower.get(name)
+        return "new bias" if norm is None else f"running mean of {norm}"
+    owners = Counter(
+        id(parameter) for m in narrow.modules() for parameter in m._parameters.values()
+    )
+    return "bias" if owners[id(bias)] == 1 else "nothing"
+
+
+def _outputs(narrow: nn.Module, args: tuple[Tensor, ...]) -> object:
+    with evaluating(narrow):
+        return run_on(narrow, args, "the narrow network")
+
+
+def _edits(plans: list[_Plan]) -> tuple[Edit, ...]:
+    new = tuple(plan.layer for plan in plans if plan.into == "new bias")
+    shapes = {plan.layer: tuple(plan.value.shape) for plan in plans if plan.mapped}
+    return (*([NewBiases(new)] if new else []), *([BiasMaps(shapes)] if shapes else []))
+
+
+@torch.no_grad()
+def _fill(narrow: nn.Module, plans: list[_Plan]) -> None:
+    for plan in plans:
+        module = layer_named(narrow, plan.layer)
+        if plan.mapped:
+            module[1].bias_map.add_(plan.value)
+        elif plan.into in ("bias", "new bias"):
+            module.bias.add_(plan.value)
+        elif plan.into != "nothing":
+            norm = plan.into.removeprefix("running mean of ")
+            layer_named(narrow, norm).running_mean.sub_(plan.value)

@@ -1,0 +1,234 @@
+"""What removed channels still emit: shifts and biases, followed to the layers that would read them.
+
+A removed channel keeps its bias, or the shift of its norm, when its filter or scale is zero. The
+dense network is run with just that, and its layers are listened to.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from prunekit.graph import ChannelGraph
+from prunekit.graph.layers import BATCH_NORMS, CONSUMERS, INSTANCE_NORMS, channel_dim, layer_named
+from prunekit.modes import evaluating
+from prunekit.surgery.check import floats_in, rehearsing, run_on, trainable
+
+_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
+
+
+@dataclass(frozen=True, eq=False)
+class Heard:
+    """What removed input channels add to a layer's output in one call.
+
+    `offset` has the shape of the output without its batch dimension, over the outputs that stay;
+    `dim` is the channel dimension in it. `varies` is by how much the emission differs between
+    examples, relative to the largest emission.
+    """
+
+    offset: Tensor
+    dim: int
+    varies: float
+
+    @property
+    def by_channel(self) -> Tensor:
+        """The offsets as a matrix (channels, positions)."""
+        channels = self.offset.movedim(self.dim, 0)
+        return channels.reshape(len(channels), -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Emission:
+    """What was heard at every layer that loses inputs, and the outputs of the network meanwhile.
+
+    `follower` names, for layers without a bias, the batch norm that is alone in reading them.
+    """
+
+    heard: dict[str, list[Heard]]
+    outputs: Any
+    follower: dict[str, str]
+
+
+def listen(
+    model: nn.Module, graph: ChannelGraph, drop: Tensor, args: tuple[Tensor, ...]
+) -> Emission:
+    """Run the dense network on a batch, in eval mode, with removed channels emitting constants.
+
+    Layers that run in train mode only, of auxiliary heads, are heard there.
+    """
+    ear = _Ear(graph, drop)
+    with ear.open(model), emitting(model, graph, drop), evaluating(model):
+        with ear.followers:
+            outputs = run_on(model, args, "the dense network")
+        ear.followers.leaves(outputs)
+        if ear.deaf():
+            ear.only = ear.deaf()
+            with rehearsing(model), ear.followers:
+                trainable(model, args)
+    return Emission(dict(ear.heard), outputs, ear.followers.sure())
+
+
+@contextmanager
+def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[None]:
+    """Inside it, removed channels of `model` carry no signal, but the constants they would emit.
+
+    Convolutions and linear layers put out their bias for them, norms their shift, zero without one.
+    """
+    drop = drop.cpu()
+    with ExitStack() as stack:
+        for name, units in graph.outs.items():
+            module = layer_named(model, name)
+            if bool(drop[units].any()) and isinstance(module, (*CONSUMERS, *_NORMS)):
+                hook = module.register_forward_hook(_constant(drop[units]), prepend=True)
+                stack.callback(hook.remove)
+        yield
+
+
+class _Followers(TorchFunctionMode):
+    """Finds layers whose output goes into one batch norm and nowhere else.
+
+    It sees every call of a function with tensors; a layer is sure of its follower when each of its
+    outputs was used once, by that norm, and the norm saw nothing else.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._owner: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._calls: Counter[str] = Counter()
+        self._used: Counter[str] = Counter()
+        self._norms: Counter[str] = Counter()
+        self._pairs: Counter[tuple[str, str]] = Counter()
+
+    def tag(self, name: str) -> Callable[..., None]:
+        """A forward hook that remembers who made the output."""
+
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+            self._owner[out] = name
+            self._calls[name] += 1
+
+        return hook
+
+    def norm(self, name: str) -> Callable[..., None]:
+        """A forward pre-hook of a batch norm."""
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            self._norms[name] += 1
+            if args[0] in self._owner:
+                self._pairs[self._owner[args[0]], name] += 1
+
+        return hook
+
+    def leaves(self, outputs: Any) -> None:
+        """What leaves the network is used there."""
+        for tensor in floats_in(outputs):
+            if tensor in self._owner:
+                self._used[self._owner[tensor]] += 1
+
+    def sure(self) -> dict[str, str]:
+        """Layer name -> the name of its only reader."""
+        return {
+            layer: norm
+            for (layer, norm), count in self._pairs.items()
+            if count == self._calls[layer] == self._used[layer] == self._norms[norm]
+        }
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) or floats_in(out):
+            for tensor in floats_in((args, kwargs or {})):
+                if tensor in self._owner:
+                    self._used[self._owner[tensor]] += 1
+        return out
+
+
+@dataclass(eq=False)
+class _Ear:
+    """Hooks on the layers that lose inputs; `only` limits them to some."""
+
+    graph: ChannelGraph
+    drop: Tensor
+    heard: dict[str, list[Heard]] = field(default_factory=dict)
+    followers: _Followers = field(default_factory=_Followers)
+    only: frozenset[str] | None = None
+
+    def deaf(self) -> frozenset[str]:
+        """Layers that lose inputs and were not called."""
+        return frozenset(name for name, calls in self.heard.items() if not calls)
+
+    @contextmanager
+    def open(self, model: nn.Module) -> Iterator[None]:
+        with ExitStack() as stack:
+            for name, units in self.graph.ins.items():
+                module = layer_named(model, name)
+                gone = self.drop.cpu()[units]
+                if not bool(gone.any()) or not isinstance(module, CONSUMERS):
+                    continue
+                self.heard[name] = []
+                stack.callback(module.register_forward_pre_hook(self._listen(name, gone)).remove)
+                if module.bias is None:
+                    stack.callback(module.register_forward_hook(self.followers.tag(name)).remove)
+            for name, module in model.named_modules():
+                if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
+                    hook = module.register_forward_pre_hook(self.followers.norm(name))
+                    stack.callback(hook.remove)
+            yield
+
+    def _listen(self, name: str, gone: Tensor) -> Callable[..., None]:
+        kept = ~self.drop.cpu()[self.graph.outs[name]]
+
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if self.only is None or name in self.only:
+                self.heard[name].append(_heard(module, args[0], gone, kept))
+
+        return hook
+
+
+def _heard(module: nn.Module, x: Tensor, gone: Tensor, kept: Tensor) -> Heard:
+    """Send the removed channels alone through a layer."""
+    if not isinstance(module, nn.Linear) and x.ndim < len(module.kernel_size) + 2:
+        x = x.unsqueeze(0)  # without a batch dimension
+    dim = channel_dim(module, x.ndim)
+    emitted = x.index_select(dim, gone.nonzero().flatten().to(x.device))
+    first = emitted[:1]
+    size, spread = float(first.abs().max()), float((emitted - first).abs().max())
+    varies = spread / max(size, spread) if spread else 0.0
+    if varies > slack(x.dtype):
+        first = emitted.mean(0, keepdim=True)
+    alone = torch.zeros_like(x[:1])
+    alone.index_copy_(dim, gone.nonzero().flatten().to(x.device), first)
+    offset = module.forward(alone) - module.forward(torch.zeros_like(alone))
+    dim = channel_dim(module, offset.ndim)
+    offset = offset.index_select(dim, kept.nonzero().flatten().to(x.device))
+    return Heard(offset[0], dim - 1, varies if varies > slack(x.dtype) else 0.0)
+
+
+def slack(dtype: torch.dtype) -> float:
+    """The relative difference that rounding may make: 1e-5 in float32, 1e-11 in float64."""
+    return torch.finfo(dtype).eps ** 0.7
+
+
+def _constant(gone: Tensor) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        dim = _out_dim(module, out.ndim)
+        shape = [-1 if d == dim else 1 for d in range(out.ndim)]
+        bias = getattr(module, "bias", None)
+        shift = out.new_zeros(()) if bias is None else bias.to(out).reshape(shape)
+        return torch.where(gone.to(out.device).reshape(shape), shift, out)
+
+    return hook
+
+
+def _out_dim(module: nn.Module, rank: int) -> int:
+    if isinstance(module, nn.LayerNorm):  # or one that permutes around it
+        return rank - 1 if type(module).forward is nn.LayerNorm.forward else 1
+    return channel_dim(module, rank)
