@@ -20,6 +20,8 @@ class Pattern:
     `cut` are layers that must be able to lose output channels; every other convolution or linear
     layer either is cut, or is one of `outputs`, or a note names it. `note` is a word of the notes
     where channels stay; `refused` of the error where the network cannot be traced at all.
+    `counters` know the multiply-adds: fvcore misses matrix products and the fast path of attention,
+    torch counts those of recurrent layers and parametrisations too.
     """
 
     build: Callable[[], nn.Module]
@@ -28,6 +30,7 @@ class Pattern:
     note: str = ""
     refused: str = ""
     outputs: str = "head"
+    counters: str = "fvcore torch"
 
     @property
     def example(self) -> tuple[Tensor, ...]:
@@ -93,11 +96,12 @@ def body(
     cut: str = "first last",
     note: str = "",
     refused: str = "",
+    counters: str = "fvcore torch",
     **own: Callable[[], Any],
 ) -> Pattern:
     """`middle` between two convolutions of 8 and 6 outputs; `own` make its layers."""
     build = partial(Body, middle, between, **own)
-    return Pattern(build, cut=cut, note=note, refused=refused)
+    return Pattern(build, cut=cut, note=note, refused=refused, counters=counters)
 
 
 def chain(**layers: nn.Module) -> nn.Sequential:

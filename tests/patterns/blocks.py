@@ -188,7 +188,12 @@ def _encoder() -> nn.Module:
 
 
 ATTENTION = {
-    name: Pattern(lambda make=make: Transformer(make()), cut="a", note="Norm")
+    name: Pattern(
+        lambda make=make: Transformer(make()),
+        cut="a",
+        note="Norm",
+        counters="torch" if "of torch" in name else "fvcore torch",
+    )
     for name, make in {
         "attention of torch": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
         "attention by hand": lambda: Attention(False),

@@ -244,11 +244,13 @@ OTHERS = {
     "recurrent": body(
         lambda net, x: net.layer(x.flatten(2))[0].unflatten(2, (8, 8)),
         layer=lambda: nn.LSTM(64, 64),
+        counters="fvcore",
         cut="last",
     ),
     "recurrent over channels": body(
         lambda net, x: net.layer(x.flatten(2).mT)[0].mT.unflatten(2, (8, 8)),
         layer=lambda: nn.GRU(8, 8, batch_first=True),
+        counters="fvcore",
         cut="last",
         note="GRU",
     ),
@@ -271,7 +273,9 @@ OTHERS = {
     "spectral norm": body(
         layer=lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)), cut="last"
     ),
-    "orthogonal": body(layer=lambda: parametrizations.orthogonal(nn.Linear(8, 8)), cut="last"),
+    "orthogonal": body(
+        layer=lambda: parametrizations.orthogonal(nn.Linear(8, 8)), cut="last", counters="fvcore"
+    ),
     "pruning mask": body(layer=lambda: prune.identity(nn.Conv2d(8, 8, 1), "weight"), cut="last"),
     "standardised weights": body(layer=lambda: Standardised(8, 8, 1), cut="last"),
     "padding of its own": body(layer=lambda: Same(8, 8, 3), cut="first last"),

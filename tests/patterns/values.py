@@ -159,6 +159,7 @@ PARAMETERS = {
         weight=numbers(8, 8),
         bias=numbers(8),
         cut="last",
+        counters="torch",
     ),
     "norm by function": body(
         lambda net, x: F.batch_norm(x, net.mean, net.var, net.weight, net.bias, net.training),
