@@ -1,14 +1,19 @@
-"""How much is a unit worth: random, weight norms, scales, activations, or scores in a file."""
+"""How much is a unit worth: weight norms, scales, distances, activations, derivatives, a file."""
 
 from prunekit.criteria.activations import APoZ, Taylor
 from prunekit.criteria.base import Criterion, Scores
+from prunekit.criteria.compared import FPGM, LAMP
+from prunekit.criteria.curvature import HessianDiagonal
 from prunekit.criteria.stored import Stored, load_scores, save_scores
 from prunekit.criteria.weights import BatchNormScale, L1Norm, L2Norm, Random
 
 __all__ = [
+    "FPGM",
+    "LAMP",
     "APoZ",
     "BatchNormScale",
     "Criterion",
+    "HessianDiagonal",
     "L1Norm",
     "L2Norm",
     "Random",

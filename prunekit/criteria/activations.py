@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.checks import integer
-from prunekit.criteria.base import Criterion, Scores, by_group
+from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
 from prunekit.errors import ConfigError
 from prunekit.modes import evaluating
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 _BATCH = 32  # the result does not depend on it
+_NO_CALL = "comes from layers that the forward calls; use for instance criterion=l1_norm"
+_NO_RELU = "meets a ReLU on all of its channels; use for instance criterion=taylor or l1_norm"
 _RELUS = frozenset({"relu", "relu_", "relu6"})
 _KEEP_CHANNELS = _RELUS | {
     "hardtanh",
@@ -34,7 +36,9 @@ _KEEP_CHANNELS = _RELUS | {
 
 
 @dataclass(frozen=True)
-class _OnExamples(Criterion):
+class OnExamples(Criterion):
+    """A criterion that reads `samples` training examples, not augmented."""
+
     samples: int = 1000
 
     def __post_init__(self) -> None:
@@ -42,7 +46,7 @@ class _OnExamples(Criterion):
 
 
 @dataclass(frozen=True)
-class APoZ(_OnExamples):
+class APoZ(OnExamples):
     """The share of a unit's activations that are not zero after ReLU (Hu et al. 2016).
 
     APoZ itself is the share of zeros; the score is one minus it. Measured before pooling on
@@ -53,20 +57,19 @@ class APoZ(_OnExamples):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Raises ConfigError that names a group without ReLU behind it."""
+        """Groups with a unit that meets no ReLU have no score; ConfigError if none has."""
         seen = _NonZero(graph.count)
         with ExitStack() as stack, torch.no_grad():
             stack.enter_context(evaluating(model))
             stack.enter_context(_labelled(model, graph, seen.labels))
-            for x, _ in _examples(_data(data, "APoZ").train, self.samples, device):
+            for x, _ in examples(training_data(data, "APoZ").train, self.samples, device):
                 with seen:
                     model(x)
-        _check_seen(graph, seen.seen)
-        return by_group(graph, seen.nonzero / seen.seen.clamp_min(1))
+        return seen_groups(graph, seen.nonzero / seen.seen.clamp_min(1), seen.seen, _NO_RELU)
 
 
 @dataclass(frozen=True)
-class Taylor(_OnExamples):
+class Taylor(OnExamples):
     """The first-order change of the loss when a unit goes (Molchanov et al. 2017, eq. 8).
 
     For each example: abs(mean over positions of dC/dz * z), z the output of the producing layer,
@@ -78,16 +81,20 @@ class Taylor(_OnExamples):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """One pass over the examples; the weights' gradients stay as they are."""
+        """One pass over the examples; the weights' gradients stay as they are.
+
+        Groups with a unit whose layers the forward never calls (it may read their weights itself)
+        have no score; ConfigError if none has.
+        """
         gates, total, count = _Gates(), torch.zeros(graph.count, dtype=torch.float64), 0
         with ExitStack() as stack, torch.enable_grad():
             stack.enter_context(evaluating(model))
             stack.enter_context(gates.placed(model, graph))
-            for x, y in _examples(_data(data, "Taylor").train, self.samples, device):
+            for x, y in examples(training_data(data, "Taylor").train, self.samples, device):
                 loss = functional.cross_entropy(model(x), y, reduction="sum")
                 total += gates.effects(loss, graph, len(x)).abs().sum(0)
                 count += len(x)
-        scores = by_group(graph, total / max(count, 1))
+        scores = seen_groups(graph, total / max(count, 1), gates.reached(graph), _NO_CALL)
         return {name: score / score.norm().clamp_min(1e-300) for name, score in scores.items()}
 
 
@@ -171,12 +178,13 @@ class _Gates:
     """
 
     met: list[tuple[str, Tensor, int]] = field(default_factory=list)
+    called: set[str] = field(default_factory=set)
 
     @contextmanager
     def placed(self, model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
         """While inside, every layer that makes units gets a gate at each call."""
         with ExitStack() as stack:
-            for name in _makers(graph):
+            for name in _makers(model, graph):
                 handle = model.get_submodule(name).register_forward_hook(self._gate(name))
                 stack.callback(handle.remove)
             yield
@@ -192,42 +200,41 @@ class _Gates:
         self.met.clear()
         return total.T
 
+    def reached(self, graph: ChannelGraph) -> Tensor:
+        """How many layers with a gate were called, per unit id."""
+        ones = {name: torch.ones(len(graph.outs[name])) for name in self.called}
+        return unit_sums(graph, ones)
+
     def _gate(self, name: str) -> Callable[..., Tensor]:
         def hook(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
             channel = out.dim() - 1 if isinstance(module, nn.Linear) else 1
             shape = [n if axis in (0, channel) else 1 for axis, n in enumerate(out.shape)]
             gate = out.new_ones(shape, requires_grad=True)
+            self.called.add(name)
             self.met.append((name, gate, out.numel() // gate.numel()))
             return out * gate
 
         return hook
 
 
-def _makers(graph: ChannelGraph) -> list[str]:
+def _makers(model: nn.Module, graph: ChannelGraph) -> list[str]:
     """The producers that make their units from others.
 
     A depthwise convolution only passes on the units it gets: its term would count them twice.
     """
     names = dict.fromkeys(name for group in graph.groups for name in group.producers)
-    return [name for name in names if not torch.equal(graph.ins[name], graph.outs[name])]
+    modules = {name: model.get_submodule(name) for name in names}
+    return [n for n, m in modules.items() if not 1 < getattr(m, "groups", 1) == m.in_channels]
 
 
-def _examples(batches: Batches, samples: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+def examples(batches: Batches, samples: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
     """A fixed random mixture of `samples` examples, not augmented, on `device`."""
     for x, y in batches.sample(samples, _BATCH):
         yield x.to(device), y.to(device)
 
 
-def _data(data: Data | None, criterion: str) -> Data:
+def training_data(data: Data | None, criterion: str) -> Data:
+    """The data that a criterion asked for; ConfigError when there is none."""
     if data is None:
         raise ConfigError(f"{criterion} scores units on training examples; give it a data set")
     return data
-
-
-def _check_seen(graph: ChannelGraph, seen: Tensor) -> None:
-    for group in graph.groups:
-        if bool((seen[group.units.cpu()] == 0).any()):
-            raise ConfigError(
-                f"APoZ counts zeros after ReLU, and {group.name} has no ReLU behind it; "
-                "use another criterion, for instance taylor or l1_norm"
-            )

@@ -53,3 +53,15 @@ def by_group(graph: ChannelGraph, total: Tensor) -> Scores:
                 "of the source model"
             )
     return scores
+
+
+def seen_groups(graph: ChannelGraph, total: Tensor, seen: Tensor, need: str) -> Scores:
+    """`by_group` for the groups all of whose units were met; `seen` is not zero where one was.
+
+    Selections keep the other groups whole, and say so. ConfigError where none is left: no group
+    "has what it needs", and what to do.
+    """
+    met = {g.name for g in graph.groups if bool((seen[g.units.cpu()] != 0).all())}
+    if graph.groups and not met:
+        raise ConfigError(f"none of the {len(graph.groups)} channel groups {need}")
+    return {name: score for name, score in by_group(graph, total).items() if name in met}

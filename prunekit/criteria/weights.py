@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.checks import integer
-from prunekit.criteria.base import Criterion, Scores, by_group, unit_sums
-from prunekit.errors import ConfigError
+from prunekit.criteria.base import Criterion, Scores, by_group, seen_groups, unit_sums
 from prunekit.graph.layers import TRANSPOSED, layer_named
 
 if TYPE_CHECKING:
     from prunekit.data import Data
     from prunekit.graph import ChannelGraph
+
+_NO_SCALES = "has a norm layer that scales all of its channels; use for instance criterion=l1_norm"
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class L1Norm(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Biases do not count (Li et al. 2017)."""
-        norms = {name: rows.abs().sum(1) for name, rows in _filters(model, graph).items()}
+        norms = {name: rows.abs().sum(1) for name, rows in filters(model, graph).items()}
         return by_group(graph, unit_sums(graph, norms))
 
 
@@ -58,7 +59,7 @@ class L2Norm(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Biases do not count."""
-        squares = {name: rows.square().sum(1) for name, rows in _filters(model, graph).items()}
+        squares = {name: rows.square().sum(1) for name, rows in filters(model, graph).items()}
         return by_group(graph, unit_sums(graph, squares).sqrt())
 
 
@@ -73,27 +74,25 @@ class BatchNormScale(Criterion):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Raises ConfigError that names a group with a unit that no norm layer scales."""
+        """Groups with a unit that no norm layer scales have no score; ConfigError if none has."""
         scales = _scales(model, graph)
         seen = unit_sums(graph, {name: torch.ones_like(scale) for name, scale in scales.items()})
-        for group in graph.groups:
-            if bool((seen[group.units.cpu()] == 0).any()):
-                raise ConfigError(
-                    f"BatchNormScale finds no norm layer with scales behind {group.name}; "
-                    "use criterion=l1_norm or a network with batch norm"
-                )
-        return by_group(graph, unit_sums(graph, scales) / seen.clamp_min(1))
+        mean = unit_sums(graph, scales) / seen.clamp_min(1)
+        return seen_groups(graph, mean, seen, _NO_SCALES)
 
 
-def _filters(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
+def filters(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
     """The weights of every producer, one row per output channel."""
     names = dict.fromkeys(name for group in graph.groups for name in group.producers)
     return {name: filter_rows(layer_named(model, name)) for name in names}
 
 
-def filter_rows(module: nn.Module) -> Tensor:
-    """The weights of a convolution or linear layer in double precision, one row per output."""
-    weight = module.weight.detach().double()
+def filter_rows(module: nn.Module, weight: Tensor | None = None) -> Tensor:
+    """The weights of a convolution or linear layer in double precision, one row per output.
+
+    Another tensor of their shape may stand in for the weights.
+    """
+    weight = (module.weight if weight is None else weight).detach().double()
     if isinstance(module, TRANSPOSED):  # (in, out / groups, ...): outputs lie in dimension 1
         parts = weight.reshape(module.groups, -1, *weight.shape[1:])
         return parts.transpose(1, 2).flatten(0, 1).flatten(1)

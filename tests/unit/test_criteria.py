@@ -11,8 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunekit.criteria import (
+    FPGM,
+    LAMP,
     APoZ,
     BatchNormScale,
+    HessianDiagonal,
     L1Norm,
     L2Norm,
     Random,
@@ -21,9 +24,12 @@ from prunekit.criteria import (
     load_scores,
     save_scores,
 )
+from prunekit.criteria.curvature import hessian_diagonal
 from prunekit.data import Data, Normalize, TensorBatches
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.selection import PerLayer
 
 
 class Net(nn.Module):
@@ -148,10 +154,19 @@ def test_batch_norm_scale_is_the_mean_over_the_norms_that_carry_the_unit():
     assert found.tolist() == [2.0, 2.0, 0.0]
 
 
-def test_batch_norm_scale_names_the_group_without_norm():
+def test_batch_norm_scale_leaves_groups_without_norm_to_others():
     model, graph = made(Net(F.relu))
-    with pytest.raises(ConfigError, match="no norm layer with scales behind conv2"):
-        BatchNormScale().scores(model, graph, None)
+    found = BatchNormScale().scores(model, graph, None)
+    assert found.keys() == {"conv1"} and len(graph.groups) == 2
+    selection = PerLayer(0.5)
+    masks = selection.choose(found, graph, CostModel(model, graph))
+    assert masks["conv1"].sum() == 2 and masks["conv2"].all()
+    assert selection.notes(masks, found, graph, CostModel(model, graph)) == (
+        "not scored, so kept whole: conv2",
+    )
+    bare = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3))
+    with pytest.raises(ConfigError, match="none of the 1 channel groups has a norm layer"):
+        BatchNormScale().scores(*made(bare), None)
 
 
 @pytest.mark.parametrize("act", ACTS)
@@ -184,10 +199,13 @@ def test_apoz_follows_channels_through_additions_and_a_reused_relu():
         torch.testing.assert_close(found[name], (out > 0).double().mean((0, 2, 3)))
 
 
-def test_apoz_names_the_group_without_relu():
+def test_apoz_leaves_groups_without_relu_to_others():
     model, graph = made(Net(lambda x: x))
-    with pytest.raises(ConfigError, match="conv1 has no ReLU behind it"):
+    with pytest.raises(ConfigError, match="none of the 2 channel groups meets a ReLU"):
         APoZ().scores(model, graph, toy_data())
+    half = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.Flatten())
+    model, graph = made(nn.Sequential(*half, nn.Linear(64, 5)))
+    assert APoZ(5).scores(model, graph, toy_data()).keys() == {"0"}
 
 
 @pytest.mark.parametrize("act", ["function", "in place"])
@@ -253,6 +271,198 @@ def test_taylor_counts_units_once_that_a_depthwise_convolution_passes_on():
     torch.testing.assert_close(found, expected / expected.norm(), rtol=1e-4, atol=1e-6)
 
 
+def test_taylor_counts_a_convolution_that_is_added_to_its_own_input():
+    """Its inputs and outputs are the same units, and yet it makes something of them."""
+    model, graph = made(OwnInput())
+    data = toy_data()
+    (found,) = Taylor(samples=2).scores(model, graph, data).values()
+    x, y = next(data.train.sample(2, 2))
+    total = torch.zeros(3)
+    for image, label in zip(x.split(1), y.split(1), strict=True):
+        first = model.stem(image)
+        second = model.conv(first)
+        loss = F.cross_entropy(model.fc((first + second).mean((2, 3))), label)
+        grads = torch.autograd.grad(loss, (first, second))
+        products = [(g * z).mean((0, 2, 3)) for g, z in zip(grads, (first, second), strict=True)]
+        total += sum(products).abs().detach()
+    torch.testing.assert_close(found, (total / total.norm()).double(), rtol=1e-4, atol=1e-6)
+
+
+class OwnInput(nn.Module):
+    """A convolution around which its input goes."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.conv = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3, padding=1)
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.fc((x + self.conv(x)).mean((2, 3)))
+
+
+class Reads(Net):
+    """Applies the second convolution without calling it."""
+
+    def forward(self, x):
+        x = F.max_pool2d(self.act(self.bn1(self.conv1(x))), 2)
+        x = F.conv2d(x, self.conv2.weight, self.conv2.bias)
+        return self.fc(self.act(x).mean((2, 3)))
+
+
+def test_taylor_has_no_score_where_the_forward_reads_the_weights_itself():
+    called, graph = made(Net(F.relu))
+    model, _ = made(Reads(F.relu))
+    found = Taylor(samples=2).scores(model, graph, toy_data())
+    assert found.keys() == {"conv1"}
+    expected = Taylor(samples=2).scores(called, graph, toy_data())["conv1"]
+    torch.testing.assert_close(found["conv1"], expected)
+
+
+def test_fpgm_is_the_sum_of_distances_to_the_other_filters():
+    model, graph = made(Residual())
+    found = FPGM().scores(model, graph, None)
+    expected = torch.zeros(3, dtype=torch.float64)
+    for layer in (model.stem, model.conv2):
+        rows = layer.weight.detach().double().flatten(1).tolist()
+        for i, one in enumerate(rows):
+            expected[i] += sum(math.dist(one, other) for other in rows)
+    torch.testing.assert_close(found["stem"], expected)
+    rows = model.conv1.weight.detach().double().flatten(1).tolist()
+    assert found["conv1"].tolist() == pytest.approx([math.dist(*rows)] * 2)
+
+
+def test_lamp_is_the_share_of_what_is_no_smaller():
+    model, graph = made(Residual())
+    found = LAMP().scores(model, graph, None)
+    norms = L2Norm().scores(model, graph, None)
+    for name, score in found.items():
+        squares = [float(norm) ** 2 for norm in norms[name]]
+        expected = [s / sum(other for other in squares if other >= s) for s in squares]
+        assert score.tolist() == pytest.approx(expected) and score.max() == 1
+
+
+def test_lamp_of_equal_and_of_dead_units():
+    model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
+    model[0].weight.data = torch.tensor([2.0, 1.0, -1.0, 0.0]).reshape(4, 1, 1, 1)
+    model[1].weight.data.zero_()
+    found = LAMP().scores(model, fake_graph(**{"0": [1, 2, 3, 4], "1": [5, 6]}), None)
+    assert found["0"].tolist() == pytest.approx([1, 1 / 6, 1 / 6, 0])
+    assert found["1"].tolist() == [0, 0]
+
+
+class Small(nn.Module):
+    """conv - norm - tanh - conv - tanh - fc, in double precision, so that nothing is flat."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn = nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)
+        self.conv2, self.fc = nn.ConvTranspose2d(2, 2, 2), nn.Linear(2, 5)
+        self.double()
+
+    def forward(self, x):
+        x = self.conv2(torch.tanh(self.bn(self.conv1(x.double()))))
+        return self.fc(torch.tanh(x).mean((2, 3)))
+
+
+def true_diagonal(model, x, y):
+    """The diagonal of the Hessian of the mean loss, parameter by parameter."""
+    named = dict(model.named_parameters())
+
+    def loss(*weights):
+        outputs = torch.func.functional_call(model, dict(zip(named, weights, strict=True)), x)
+        return F.cross_entropy(outputs, y)
+
+    blocks = torch.autograd.functional.hessian(loss, tuple(named.values()))
+    return {
+        name: row[i].reshape(value.numel(), -1).diagonal().reshape(value.shape)
+        for i, (row, (name, value)) in enumerate(zip(blocks, named.items(), strict=True))
+    }
+
+
+def test_orthogonal_signs_give_the_diagonal_of_the_hessian_exactly():
+    model, _ = made(Small())
+    x, y = next(toy_data().train.sample(5, 5))
+    weights = list(model.parameters())
+    count = sum(weight.numel() for weight in weights)
+    signs = torch.ones(1, 1, dtype=torch.float64)
+    while len(signs) < count:
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    sizes = [weight.numel() for weight in weights]
+    probes = (
+        [part.reshape(w.shape) for part, w in zip(row[:count].split(sizes), weights, strict=True)]
+        for row in signs
+    )
+    found = hessian_diagonal(F.cross_entropy(model(x), y), weights, probes)
+    expected = true_diagonal(model, x, y)
+    for name, one in zip(expected, found, strict=True):
+        torch.testing.assert_close(one / len(signs), expected[name])
+
+
+def test_hessian_scores_add_up_what_a_unit_has_in_every_layer():
+    model, graph = made(Small())
+    model.conv1.weight.requires_grad_(False)
+    data = toy_data()
+    found = HessianDiagonal(samples=5, probes=1500).scores(model, graph, data)
+    x, y = next(data.train.sample(5, 5))
+    diagonal = true_diagonal(model, x, y)
+    half = {name: 0.5 * diagonal[name] * w.detach() ** 2 for name, w in model.named_parameters()}
+    expected = {
+        "conv1": half["conv1.weight"].sum((1, 2, 3))
+        + sum(half[name] for name in ("conv1.bias", "bn.weight", "bn.bias")),
+        "conv2": half["conv2.weight"].sum((0, 2, 3)) + half["conv2.bias"],
+    }
+    assert found.keys() == expected.keys()
+    for name, score in expected.items():
+        torch.testing.assert_close(
+            found[name], score, rtol=0.1, atol=0.02 * float(score.abs().max())
+        )
+    assert not model.conv1.weight.requires_grad and model.conv2.weight.grad is None
+
+
+def test_hessian_batches_are_averaged_as_they_come():
+    """67 examples are three batches of unequal size; a loss that is linear leaves no doubt."""
+    model, graph = made(Small())
+    data = toy_data(count=67)
+    found = HessianDiagonal(samples=67, probes=200).scores(model, graph, data)
+    diagonal = true_diagonal(model, *next(data.train.sample(67, 67)))
+    expected = 0.5 * (diagonal["conv2.weight"] * model.conv2.weight**2).sum((0, 2, 3))
+    expected = expected + 0.5 * diagonal["conv2.bias"] * model.conv2.bias**2
+    torch.testing.assert_close(found["conv2"], expected.detach(), rtol=0.15, atol=1e-3)
+
+
+class Mixer(nn.Module):
+    """Layer norm, attention and an MLP on tokens, as in transformers; then 1d convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Conv2d(1, 4, 4, stride=4), nn.LayerNorm(4)
+        self.up, self.down = nn.Linear(4, 6), nn.Linear(6, 4)
+        self.conv1, self.conv2 = nn.Conv1d(4, 5, 1), nn.Conv1d(5, 3, 1)
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x).flatten(2).transpose(1, 2))
+        x = x + F.scaled_dot_product_attention(x, x, x)
+        x = self.norm(x + self.down(F.gelu(self.up(x))))
+        x = self.conv2(F.relu(self.conv1(x.transpose(1, 2))))
+        return self.fc(x.mean(2))
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [Random(), L1Norm(), L2Norm(), FPGM(), LAMP(), Taylor(20), HessianDiagonal(20)],
+    ids=lambda criterion: type(criterion).__name__,
+)
+def test_criteria_score_hidden_units_of_transformers_and_convolutions_of_any_rank(criterion):
+    model, graph = made(Mixer())
+    found = criterion.scores(model, graph, toy_data())
+    assert {"up": 6, "conv1": 5, "conv2": 3}.items() <= {
+        n: len(s) for n, s in found.items()
+    }.items()
+    assert all(bool(score.any()) for score in found.values())
+
+
 def test_hooks_are_gone_afterwards():
     model, graph = made(Net(F.relu))
     data = toy_data()
@@ -260,14 +470,17 @@ def test_hooks_are_gone_afterwards():
     assert not any(module._forward_hooks for module in model.modules())
 
 
-@pytest.mark.parametrize("criterion", [APoZ(), Taylor()])
-def test_criteria_on_activations_need_data(criterion):
+@pytest.mark.parametrize("criterion", [APoZ(), Taylor(), HessianDiagonal()])
+def test_criteria_on_examples_need_data(criterion):
     model, graph = made(Net(F.relu))
     with pytest.raises(ConfigError, match="give it a data set"):
         criterion.scores(model, graph, None)
 
 
-@pytest.mark.parametrize("make", [lambda: APoZ(0), lambda: Taylor(1.5), lambda: Random(-1)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: APoZ(0), lambda: Taylor(1.5), lambda: Random(-1), lambda: HessianDiagonal(probes=0)],
+)
 def test_settings_are_refused_at_construction(make):
     with pytest.raises(ConfigError):
         make()
