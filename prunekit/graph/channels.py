@@ -73,7 +73,7 @@ class ChannelGraph:
         inputs = _shapes_of(example)
         twin = symbolic.shapes_only(model)
         with torch.no_grad():
-            first = Discovery(twin, symbolic.graphs(twin, len(inputs)), inputs, over_norms)
+            first = Discovery(twin, symbolic.graphs(twin, inputs), inputs, over_norms)
             first.play()
             rehearse(first)
         return _finish(first)

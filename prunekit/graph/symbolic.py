@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import inspect
 import linecache
-import os
-import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +14,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import TraceError
-
-_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
-
-
-class Tracer(fx.Tracer):
-    """Torch's tracer, which keeps every layer of torch.nn whole and remembers source lines."""
-
-    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        """Layers that inherit their forward from torch.nn are leaves, under whatever name."""
-        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
-            return False
-        if isinstance(module, nn.LayerNorm):  # also those that permute around it
-            return True
-        return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
-
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        """Make a node that knows the line of the user's code it comes from."""
-        node = super().create_node(*args, **kwargs)
-        node.meta["line"] = _line_of_user()
-        return node
+from prunekit.graph.tracer import Tracer, in_torch
 
 
 def shapes_only(model: nn.Module) -> nn.Module:
@@ -56,7 +36,7 @@ def shapes_only(model: nn.Module) -> nn.Module:
     return twin.eval()
 
 
-def graphs(twin: nn.Module, inputs: int) -> list[fx.Graph]:
+def graphs(twin: nn.Module, inputs: Sequence[Tensor]) -> list[fx.Graph]:
     """The graph of the network in eval mode, and that of train mode where it is another.
 
     Raises TraceError when eval mode cannot be traced; what fails in train mode only is left out.
@@ -86,22 +66,22 @@ def _steps(graph: fx.Graph) -> list[tuple[Any, ...]]:
     ]
 
 
-def trace(twin: nn.Module, inputs: int) -> fx.Graph:
-    """Trace the forward of `twin` with its first `inputs` arguments free and the rest at defaults.
+def trace(twin: nn.Module, inputs: Sequence[Tensor]) -> fx.Graph:
+    """Trace the forward of `twin` for these `inputs`, further arguments at their defaults.
 
     Raises TraceError that names the line torch.fx stumbles over.
     """
-    name = type(twin).__name__
+    name, count = type(twin).__name__, len(inputs)
     parameters = list(inspect.signature(twin.forward).parameters.values())
     single = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    missing = [p.name for p in single[inputs:] if p.default is p.empty]
-    if missing or (inputs > len(single) == len(parameters)):
+    missing = [p.name for p in single[count:] if p.default is p.empty]
+    if missing or (count > len(single) == len(parameters)):
         raise TraceError(
             f"{name}.forward takes ({', '.join(p.name for p in single)}), the example holds "
-            f"{inputs} tensor(s); give an example with one tensor for each argument"
+            f"{count} tensor(s); give an example with one tensor for each argument"
         )
-    tracer = Tracer()
-    rest = {p.name: p.default for p in single[inputs:]}
+    tracer = Tracer(inputs)
+    rest = {p.name: p.default for p in single[count:]}
     try:
         return tracer.trace(twin, concrete_args=rest or None)
     except Exception as error:
@@ -137,20 +117,9 @@ def _meta(leaf: Tensor) -> Tensor:
     return empty
 
 
-def _is_torch(file: str) -> bool:
-    return file.startswith(_TORCH) or file == __file__ or file.startswith("<")
-
-
-def _line_of_user() -> tuple[str, int] | None:
-    frame = sys._getframe(2)
-    while frame is not None and _is_torch(frame.f_code.co_filename):
-        frame = frame.f_back
-    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
-
-
 def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [frame for frame in frames if not _is_torch(frame.filename)]
+    mine = [frame for frame in frames if not in_torch(frame.filename)]
     if not mine:
         return ""
     last = mine[-1]

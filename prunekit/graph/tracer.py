@@ -1,0 +1,147 @@
+"""Torch's tracer, which also knows the shapes of what it traces."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx import _symbolic_trace as tracing
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+
+
+class Sized(fx.Proxy):
+    """A proxy whose sizes may steer the forward: its length, its truth, its value as a number.
+
+    What was read is marked as a guard, since a narrower network might read something else.
+    """
+
+    def __len__(self) -> int:
+        return len(self.tracer.known(self))
+
+    def __int__(self) -> int:
+        return int(self.tracer.known(self))
+
+    def __float__(self) -> float:
+        return float(self.tracer.known(self))
+
+    def __index__(self) -> int:
+        return self.tracer.known(self).__index__()
+
+
+class Tracer(fx.Tracer):
+    """Keeps every layer of torch.nn whole, remembers source lines, and follows sizes.
+
+    `inputs` are the shapes to trace for. Branches and loops may depend on sizes, on values never.
+    """
+
+    proxy_buffer_attributes = True
+
+    def __init__(self, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._inputs = inputs
+        self._values: dict[fx.Node, Any] = {}
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        """Layers that inherit their forward from torch.nn are leaves, under whatever name."""
+        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+            return False
+        if isinstance(module, nn.LayerNorm):  # also those that permute around it
+            return True
+        return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """Make a node that knows the line of the user's code it comes from."""
+        node = super().create_node(*args, **kwargs)
+        node.meta["line"] = _line_of_user()
+        return node
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Wrap a node."""
+        return Sized(node, self)
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        """The truth of what depends on sizes only."""
+        return bool(self.known(obj))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The items of a tuple or list, such as the parts of a split."""
+        return iter([obj[index] for index in range(len(self.known(obj)))])
+
+    def known(self, obj: fx.Proxy) -> Any:
+        """The value behind a proxy, from shapes; data itself is refused as torch.fx does."""
+        with _plain_modules(), torch.no_grad(), torch.device("meta"):
+            value = self._value(obj.node)
+        if isinstance(value, Tensor):
+            return super().to_bool(obj)
+        obj.node.meta["guard"] = True
+        return value
+
+    def _value(self, node: fx.Node) -> Any:
+        wanted = _with_sources(node, self._values)
+        for one in self.graph.nodes:
+            if one in wanted:
+                self._values[one] = self._run(one)
+        return self._values[node]
+
+    def _run(self, node: fx.Node) -> Any:
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._values.__getitem__)
+        if node.op == "placeholder":
+            places = self.graph.find_nodes(op="placeholder")
+            return self._inputs[places.index(node)]
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)
+        if node.op == "call_method":
+            return getattr(args[0], node.target)(*args[1:], **kwargs)
+        owner, _, leaf = node.target.rpartition(".")
+        found = getattr(self.root.get_submodule(owner), leaf)
+        return _in_eval(found, args, kwargs) if node.op == "call_module" else found
+
+
+def _with_sources(node: fx.Node, known: dict[fx.Node, Any]) -> set[fx.Node]:
+    found, queue = set(), [node]
+    while queue:
+        one = queue.pop()
+        if one not in known and one not in found:
+            found.add(one)
+            queue.extend(one.all_input_nodes)
+    return found
+
+
+def _in_eval(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    modes = {one: one.training for one in module.modules()}
+    try:
+        return module.eval()(*args, **kwargs)
+    finally:
+        for one, training in modes.items():
+            one.training = training
+
+
+@contextmanager
+def _plain_modules() -> Iterator[None]:
+    """Inside it, modules are called as if nothing was traced."""
+    patched: tuple[Callable[..., Any], ...] = (nn.Module.__call__, nn.Module.__getattr__)
+    plain = (tracing._orig_module_call, tracing._orig_module_getattr)
+    nn.Module.__call__, nn.Module.__getattr__ = plain
+    try:
+        yield
+    finally:
+        nn.Module.__call__, nn.Module.__getattr__ = patched
+
+
+def in_torch(file: str) -> bool:
+    """Whether a source file is torch's, or this one: no line to show a user."""
+    return file.startswith(_TORCH) or file == __file__ or file.startswith("<")
+
+
+def _line_of_user() -> tuple[str, int] | None:
+    frame = sys._getframe(2)
+    while frame is not None and in_torch(frame.f_code.co_filename):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
