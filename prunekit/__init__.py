@@ -12,6 +12,8 @@ _HOMES = {
     "CostModel": "measure",
     "Narrow": "surgery",
     "attach": "attachment",
+    "export_onnx": "export",
+    "export_program": "export",
     "load_model": "surgery",
     "save_model": "surgery",
     "shrink": "attachment",

@@ -17,6 +17,7 @@ STAGES = {
     "sparsify": "train it under a sparsity penalty",
     "prune": "remove the channels that score lowest",
     "finetune": "train the narrow network",
+    "export": "write ONNX and torch.export files of a model, checked; int8 too",
     "measure": "accuracy, parameters, MACs, latency, memory: dense beside narrow",
     "run": "all stages in order; skips what is finished, resumes what was interrupted",
     "inspect": "channel groups, what is frozen and why, predicted cost; trains nothing",

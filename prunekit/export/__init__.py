@@ -1,7 +1,7 @@
 """Files for other engines: ONNX (also in int8) and torch.export, checked against eager outputs."""
 
 from prunekit.export.files import Export, Exported, export_onnx, export_program
-from prunekit.export.int8 import Float32, Int8
+from prunekit.export.int8 import Float32, Int8, Precision
 from prunekit.export.quiet import silent
 from prunekit.export.session import OnnxModule, require_onnx
 from prunekit.export.traced import Traced
@@ -12,6 +12,7 @@ __all__ = [
     "Float32",
     "Int8",
     "OnnxModule",
+    "Precision",
     "Traced",
     "export_onnx",
     "export_program",

@@ -64,11 +64,11 @@ class Export:
     ) -> dict[str, Exported]:
         """Write the files into a folder, by format; the network is traced once."""
         traced, written = Traced.of(model, example), {}
-        if "torch" in self.formats:
-            written["torch"] = _write_program(traced, folder / "model.pt2", self.tolerance)
         if "onnx" in self.formats:
             path = folder / "model.onnx"
             written["onnx"] = _write_onnx(traced, path, self.opset, self.tolerance)
+        if "torch" in self.formats:
+            written["torch"] = _write_program(traced, folder / "model.pt2", self.tolerance)
         return written
 
 

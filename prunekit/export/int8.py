@@ -19,13 +19,17 @@ from prunekit.export.session import require_onnx
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
 
 
+class Precision:
+    """The numbers that an exported network calculates with."""
+
+
 @dataclass(frozen=True)
-class Float32:
+class Float32(Precision):
     """Weights and activations as they are: no second file."""
 
 
 @dataclass(frozen=True)
-class Int8:
+class Int8(Precision):
     """Static quantisation with `calibration` images, a `batch` at a time.
 
     `method` finds the range of every activation: `minmax`, `entropy` or `percentile`. Activations

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
+from prunekit.export import require_onnx
 from prunekit.measure.engines import ENGINES, Runner
 
 _FEWEST = 5  # a median of fewer runs says nothing
@@ -63,6 +64,8 @@ class LatencyTest:
             raise ConfigError(f"latency.engines=[] times nothing; accepted: {', '.join(ENGINES)}")
         for engine in self.engines:
             choice("latency.engines", engine, tuple(ENGINES))
+        if "onnxruntime" in self.engines:
+            require_onnx()
 
     def run(
         self,

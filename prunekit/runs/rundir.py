@@ -17,7 +17,8 @@ from prunekit.errors import ArtifactError
 from prunekit.runs.files import read_json, write_csv, write_json
 from prunekit.runs.report import Outcome, Report, Settings, environment
 
-STAGES = ("pretrain", "sparsify", "prune", "finetune", "measure")
+STAGES = ("pretrain", "sparsify", "prune", "finetune", "export", "measure")
+_END = frozenset({"export", "measure"})  # they leave no model
 
 
 class Status(Enum):
@@ -53,7 +54,7 @@ class RunDir:
 
     def find_source(self, stage: str) -> Path:
         """The model file of the nearest earlier stage; ArtifactError where it is not finished."""
-        earlier = STAGES[: STAGES.index(stage)]
+        earlier = [name for name in STAGES[: STAGES.index(stage)] if name not in _END]
         for place in map(self.stage, reversed(earlier)):
             if place.finished:
                 return place.path / "model.pt"

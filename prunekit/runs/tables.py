@@ -28,14 +28,20 @@ _COLUMNS = (
     ("nonzero", "non-zero", "{:,.0f}"),
     ("macs", "MACs", "{:,.0f}"),
     ("cpu_ms", "CPU ms", "{:.3g}"),
+    ("cpu_ms_compile", "CPU ms compiled", "{:.3g}"),
+    ("cpu_ms_onnxruntime", "CPU ms onnxruntime", "{:.3g}"),
     ("gpu_ms", "GPU ms", "{:.3g}"),
+    ("gpu_ms_compile", "GPU ms compiled", "{:.3g}"),
 )
 # metric, heading: dense divided by the row
 _RATIOS = (
     ("params", "params ratio"),
     ("macs", "MACs ratio"),
     ("cpu_ms", "CPU speed-up"),
+    ("cpu_ms_compile", "compiled speed-up"),
+    ("cpu_ms_onnxruntime", "onnxruntime speed-up"),
     ("gpu_ms", "GPU speed-up"),
+    ("gpu_ms_compile", "GPU compiled speed-up"),
 )
 _SUMMARY = (
     *("run", "model", "dataset", "method", "last_stage", "top1", "top1_change", "top5", "params"),

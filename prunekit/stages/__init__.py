@@ -10,7 +10,8 @@ SPARSIFY = Stage(
 )
 PRUNE = Stage("prune", ("seed", "dataset", "criterion", "selection"), True)
 FINETUNE = Stage("finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros"), True)
+EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
 MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
-STAGES = {stage.name: stage for stage in (PRETRAIN, SPARSIFY, PRUNE, FINETUNE, MEASURE)}
+STAGES = {stage.name: stage for stage in (PRETRAIN, SPARSIFY, PRUNE, FINETUNE, EXPORT, MEASURE)}
 
 __all__ = ["STAGES", "Runtime", "Settings", "Stage", "execute"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from torch import nn
 
 from prunekit.build import build
 from prunekit.data import Data
+from prunekit.errors import ExportError
 from prunekit.measure import Latency, LatencyTest, counted_macs, file_bytes, peak_memory
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
@@ -24,6 +26,7 @@ LABELS = {
     "prune": "pruned",
     "finetune": "fine-tuned",
 }
+_SPEEDUP = re.compile(r"(cpu|gpu)_ms((?:_compile|_onnxruntime)?)")  # columns that have a speed-up
 
 
 def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
@@ -47,14 +50,16 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
         models = {"dense": dense, **models}
         rows.insert(0, {"network": "dense", **counts(dense, data)})
         notes.append("the dense network is rebuilt untrained: its accuracy is not known here")
-    _add_latency(rows, models, data, timing)
+    notes += _add_latency(rows, models, data, timing, runtime)
     for row in rows:
         row.update(_ratios(rows[0], row))
     write_csv(stage.path / "comparison.csv", rows)
-    correct = {label: _correct(one.model, data) for label, one in saved.items()}
-    write_torch(stage.path / "correct.pt", correct)
+    if data.test.size:
+        correct = {label: _correct(one.model, data) for label, one in saved.items()}
+        write_torch(stage.path / "correct.pt", correct)
     metrics = {key: value for key, value in rows[-1].items() if key != "network"}
-    dense_row = {f"dense_{key}": rows[0].get(key) for key in ("top1", "params", "macs", "cpu_ms")}
+    timed = [key for key in rows[0] if _SPEEDUP.fullmatch(key)]
+    dense_row = {f"dense_{key}": rows[0].get(key) for key in ("top1", "params", "macs", *timed)}
     return Outcome({**metrics, **dense_row}, tuple(notes))
 
 
@@ -89,27 +94,52 @@ def _row(model: nn.Module, data: Data, file: Path) -> Metrics:
 
 
 def _add_latency(
-    rows: list[Metrics], models: dict[str, nn.Module], data: Data, timing: LatencyTest
-) -> None:
-    """Time all networks in alternation, on the CPU and, where there is one, on the GPU."""
-    devices = {"cpu": "cpu", **({"gpu": "cuda"} if torch.cuda.is_available() else {})}
-    for kind, device in devices.items():
-        times = timing.run(models, data.example, device)
-        for row in rows:
-            row.update(_latency_columns(kind, times[str(row["network"])]))
+    rows: list[Metrics],
+    models: dict[str, nn.Module],
+    data: Data,
+    timing: LatencyTest,
+    runtime: Runtime,
+) -> list[str]:
+    """Time all networks in alternation, on the CPU and, where there is one, on the GPU.
+
+    Each engine by itself; returns why one could not be timed.
+    """
+    notes = []
+    for kind, device in _devices(runtime).items():
+        for engine in timing.engines:
+            try:
+                times = timing.run(models, data.example, device, engine)
+            except ExportError as error:
+                notes.append(f"no latency of {engine} on the {kind.upper()}: {error}")
+                continue
+            for row in rows:
+                row.update(_latency_columns(kind, engine, times[str(row["network"])]))
+    return notes
 
 
-def _latency_columns(kind: str, latency: Latency) -> Metrics:
+def _devices(runtime: Runtime) -> dict[str, str]:
+    if not torch.cuda.is_available():
+        return {"cpu": "cpu"}
+    chosen = str(runtime.device)
+    return {"cpu": "cpu", "gpu": chosen if chosen.startswith("cuda") else "cuda"}
+
+
+def _latency_columns(kind: str, engine: str, latency: Latency) -> Metrics:
+    """`cpu_ms` is eager, `cpu_ms_compile` and `cpu_ms_onnxruntime` say their engine."""
+    name = f"{kind}_ms" if engine == "eager" else f"{kind}_ms_{engine}"
     return {
-        f"{kind}_ms": round(latency.median_ms, 4),
-        f"{kind}_ms_q1": round(latency.q1, 4),
-        f"{kind}_ms_q3": round(latency.q3, 4),
+        name: round(latency.median_ms, 4),
+        f"{name}_q1": round(latency.q1, 4),
+        f"{name}_q3": round(latency.q3, 4),
     }
 
 
 def _ratios(dense: Metrics, row: Metrics) -> Metrics:
     """How many times smaller or faster than the dense network."""
-    names = {"params": "params_ratio", "macs": "macs_ratio", "cpu_ms": "speedup"}
-    if "gpu_ms" in row:
-        names["gpu_ms"] = "gpu_speedup"
+    names = {"params": "params_ratio", "macs": "macs_ratio"}
+    for key in row:
+        found = _SPEEDUP.fullmatch(key)
+        if found:
+            device, engine = found.groups()
+            names[key] = ("gpu_speedup" if device == "gpu" else "speedup") + engine
     return {ratio: round(float(dense[key]) / float(row[key]), 4) for key, ratio in names.items()}

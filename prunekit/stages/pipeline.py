@@ -13,6 +13,7 @@ from prunekit.checks import choice, integer
 from prunekit.console import say, table
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, one_of
+from prunekit.export import Export, Precision
 from prunekit.measure import LatencyTest
 from prunekit.problems import Problem
 from prunekit.runs.report import Report
@@ -31,8 +32,7 @@ def one(settings: Settings, directory: str) -> float:
     with place.lock():
         report, worked = execute(stage, settings, place, settings["source"])
     _announce(place, report, worked)
-    if stage.name == "measure":
-        comparison(place.path / "measure" / "comparison.csv")
+    _show(place, (stage.name,))
     return float(report.metrics.get("top1", float("nan")))
 
 
@@ -46,8 +46,7 @@ def run(settings: Settings, directory: str) -> float:
         for index, name in enumerate(names):
             report, worked = execute(STAGES[name], settings, place, None if index else source)
             _announce(place, report, worked)
-    if "measure" in names:
-        comparison(place.path / "measure" / "comparison.csv")
+    _show(place, names)
     return float(report.metrics.get("top1", float("nan")))
 
 
@@ -65,6 +64,7 @@ def pipeline(settings: Settings) -> tuple[str, ...]:
 
 def check(settings: Settings, names: tuple[str, ...]) -> None:
     """Build every object that the stages will need, so that a mistake shows before any work."""
+    from prunekit.stages.export import check_precision
     from prunekit.stages.sparsify import regularizer_of
 
     needed = {
@@ -72,12 +72,15 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
         "sparsify": {"schedule.sparsify": Schedule, "order": Problem},
         "prune": {"criterion": Criterion, "selection": Selection},
         "finetune": {"schedule.finetune": Schedule},
+        "export": {"export": Export, "quantize": Precision, "latency": LatencyTest},
         "measure": {"latency": LatencyTest},
     }
     for key, kind in (pair for name in names for pair in needed[name].items()):
         _build_as(kind, settings, key)
     if "sparsify" in names:
         regularizer_of(settings)
+    if "export" in names:
+        check_precision(build(settings["export"], "export"), build(settings["quantize"]))
     build(settings["dataset"], "dataset")
     _build_as(Runtime, settings, "runtime")
     integer("seed", settings["seed"], at_least=0)
@@ -96,6 +99,16 @@ def _build_as(kind: type, settings: Settings, key: str) -> None:
             f"{key} describes a {type(built).__name__}, not a {kind.__name__}; give a _target_ "
             "that makes one"
         )
+
+
+def _show(place: RunDir, names: tuple[str, ...]) -> None:
+    """Print the tables of the stages that have one."""
+    from prunekit.stages.export import show_files
+
+    if "export" in names:
+        show_files(place.stage("export").report().metrics)
+    if "measure" in names:
+        comparison(place.path / "measure" / "comparison.csv")
 
 
 def _announce(place: RunDir, report: Report, worked: bool) -> None:

@@ -1,0 +1,115 @@
+"""Write the model for other engines, and see that it says the same there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from prunekit.build import build
+from prunekit.console import table
+from prunekit.data import Data
+from prunekit.errors import ConfigError
+from prunekit.export import Export, Exported, Int8, OnnxModule, Precision
+from prunekit.measure import LatencyTest
+from prunekit.runs.report import Metrics, Outcome
+from prunekit.runs.rundir import StageDir
+from prunekit.stages.base import Runtime, Settings
+from prunekit.stages.parts import counts, load_data, load_source, quality
+from prunekit.training import evaluate
+
+FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torch": "model.pt2"}
+
+
+def export(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+    """Write the files; all of them are there afterwards, or none."""
+    plan: Export = build(settings["export"], "export")
+    precision: Precision = build(settings["quantize"], "quantize")
+    timing: LatencyTest = build(settings["latency"], "latency")
+    model = load_source(stage.source, runtime).model
+    data = load_data(settings, runtime)
+    check_precision(plan, precision)
+    with _all_or_none(stage.path):
+        written = plan.write(model, data.example, stage.path)
+        found = {**_facts(written), **_accuracy(stage.path, "onnx", data, runtime)}
+        if isinstance(precision, Int8):
+            found |= _quantise(precision, stage.path, data)
+            found |= _accuracy(stage.path, "int8", data, runtime)
+            found |= _latency(stage.path, data, timing)
+    return Outcome({**quality(model, data, runtime), **counts(model, data), **found}, data.notes)
+
+
+def check_precision(plan: Export, precision: Precision) -> None:
+    """Raise ConfigError where there would be no ONNX file to quantise."""
+    if isinstance(precision, Int8) and "onnx" not in plan.formats:
+        raise ConfigError(
+            "quantize=int8 starts from the ONNX file, which export.formats leaves out; use "
+            "export=both or export=onnx"
+        )
+
+
+def show_files(metrics: Metrics) -> None:
+    """Print the exported files, one a row."""
+    columns = ("file", "MB", "difference", "top-1 %", "CPU ms")
+    forms = {"bytes": "{:.2f}", "difference": "{:.1e}", "top1": "{:.2f}", "ms": "{:.3g}"}
+    rows = []
+    for kind, name in FILES.items():
+        values = {key: metrics.get(f"{kind}_{key}") for key in forms}
+        if values["bytes"] is not None:
+            values["bytes"] = float(values["bytes"]) / 1e6
+            rows.append((name, *(_shown(values[key], form) for key, form in forms.items())))
+    table("exported files", columns, rows)
+
+
+def _shown(value: object, form: str) -> str:
+    return "-" if value is None else form.format(value)
+
+
+@contextmanager
+def _all_or_none(folder: Path) -> Iterator[None]:
+    """Delete what was exported so far when the rest fails."""
+    try:
+        yield
+    except BaseException:
+        for name in (*FILES.values(), f"{FILES['onnx']}.data"):
+            (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _facts(written: dict[str, Exported]) -> Metrics:
+    found: Metrics = {}
+    for kind, file in written.items():
+        found |= {f"{kind}_bytes": file.bytes, f"{kind}_difference": file.difference}
+        if file.opset is not None:
+            found["opset"] = file.opset
+    return found
+
+
+def _quantise(precision: Int8, folder: Path, data: Data) -> Metrics:
+    if not data.train.size:
+        raise ConfigError(
+            "quantize=int8 sets ranges by training images and this dataset has none; choose "
+            "dataset=..., or quantize=none"
+        )
+    images = (x for x, _ in data.train.sample(precision.calibration, precision.batch))
+    size = precision.write(folder / FILES["onnx"], images, folder / FILES["int8"])
+    return {"int8_bytes": size, "calibration": min(precision.calibration, data.train.size)}
+
+
+def _accuracy(folder: Path, kind: str, data: Data, runtime: Runtime) -> Metrics:
+    """Test top-1 on onnxruntime, where there are labels and the file."""
+    if not data.test.size or not (folder / FILES[kind]).is_file():
+        return {}
+    network = OnnxModule(folder / FILES[kind], torch.get_num_threads())
+    return {f"{kind}_top1": round(evaluate(network, data.test, runtime.device)["top1"], 4)}
+
+
+def _latency(folder: Path, data: Data, timing: LatencyTest) -> Metrics:
+    """Milliseconds of the float and the int8 file, timed in turns on onnxruntime."""
+    runners = {kind: OnnxModule(folder / FILES[kind], timing.threads) for kind in ("onnx", "int8")}
+    times = timing.race(runners, timing.inputs(data.example))
+    found: Metrics = {f"{kind}_ms": round(time.median_ms, 4) for kind, time in times.items()}
+    speedup = times["onnx"].median_ms / times["int8"].median_ms
+    return {**found, "int8_speedup": round(speedup, 4)}
