@@ -1,8 +1,10 @@
 """Changing the structure of networks, and files that remember how."""
 
 from prunekit.surgery.edits import Edit, Keep, Narrow, edit_from_dict
-from prunekit.surgery.files import SavedModel, load_model, load_weights, save_model
+from prunekit.surgery.files import SavedModel, load_model, save_model
 from prunekit.surgery.narrow import narrow
+from prunekit.surgery.optimizer import narrow_optimizer
+from prunekit.surgery.weights import load_weights
 
 __all__ = [
     "Edit",
@@ -13,5 +15,6 @@ __all__ = [
     "load_model",
     "load_weights",
     "narrow",
+    "narrow_optimizer",
     "save_model",
 ]

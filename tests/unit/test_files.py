@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
+import copy
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import networks
@@ -13,10 +16,10 @@ import torchvision
 from torch import nn
 
 from prunekit import models
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.surgery import load_model, load_weights, save_model
+from prunekit.surgery import Narrow, load_model, load_weights, save_model
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "weights"
 ARCH = {"_target_": "networks.Network", "blocks": [["Plain", 4]]}
@@ -200,14 +203,162 @@ def test_weights_of_another_network(net, path):
         load_weights(net, path)
 
 
-@pytest.mark.parametrize("key", [None, "state_dict", "model", "weights"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+def same(net, other):
+    theirs = other.state_dict()
+    return all(torch.equal(value, theirs[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("key", [None, "state_dict", "model", "weights", "model_state_dict"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "model.", "module._orig_mod."])
 def test_checkpoints_of_other_tools(net, path, key, prefix):
     weights = {prefix + name: value for name, value in net.state_dict().items()}
     write(path, weights if key is None else {key: weights, "epoch": 1})
     other = networks.Network([["Plain", 4]], seed=1)
     load_weights(other, path)
-    assert all(torch.equal(a, b) for a, b in zip(net.parameters(), other.parameters(), strict=True))
+    assert same(net, other)
+
+
+def test_wrappers_of_torch_themselves(net, path):
+    """What DataParallel, torch.compile and weight averaging really write."""
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    inside = networks.Network([["Plain", 4]])
+    inside.load_state_dict(net.state_dict())
+    inside.blocks = torch.compile(inside.blocks)
+    for wrapped in (nn.DataParallel(net), torch.compile(net), averaged, inside):
+        write(path, wrapped.state_dict())
+        other = networks.Network([["Plain", 4]], seed=1)
+        load_weights(other, path)
+        assert same(net, other)
+
+
+def test_a_prefix_that_is_the_networks_own_stays(net, path):
+    write(path, nn.ModuleDict({"module": net}).state_dict())
+    other = nn.ModuleDict({"module": networks.Network([["Plain", 4]], seed=1)})
+    load_weights(other, path)
+    assert same(net, other["module"])
+
+
+def test_old_files_nested_wrappers_and_recorded_command_lines(net, path):
+    content = {"model": {"state_dict": net.state_dict()}, "args": argparse.Namespace(lr=0.1)}
+    path.parent.mkdir()
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    other = networks.Network([["Plain", 4]], seed=1)
+    load_weights(other, path)
+    assert same(net, other)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.second.weight = self.first.weight
+
+
+def test_safetensors(net, path):
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is not installed")
+    path = path.parent.with_suffix(".safetensors")
+    safetensors.save_file(net.state_dict(), path)
+    other = networks.Network([["Plain", 4]], seed=1)
+    load_weights(other, path)
+    assert same(net, other)
+    tied, again = Tied(), Tied()
+    safetensors.save_model(tied, str(path))  # stores a shared tensor once
+    load_weights(again, path)
+    assert same(tied, again) and again.first.weight is again.second.weight
+    path.write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match="is damaged or no file of safetensors"):
+        load_weights(net, path)
+
+
+def test_safetensors_that_are_not_installed(net, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    (tmp_path / "x.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"pip install 'prunekit\[safetensors\]'"):
+        load_weights(net, tmp_path / "x.safetensors")
+
+
+class Nameless(nn.Module):
+    """Made without arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x):
+        return self.head(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+
+class TestAnyClass:
+    """Files of networks that no settings describe."""
+
+    def narrow(self, net, shape=(1, 3, 8, 8)):
+        like = next(net.parameters())
+        graph = ChannelGraph.trace(net, torch.zeros(shape, dtype=like.dtype))
+        drop = graph.drop({graph.groups[0].name: torch.arange(len(graph.groups[0].units)) > 1})
+        edit = Narrow.of(graph, drop)
+        edit.apply(net)
+        return edit
+
+    def test_a_class_that_needs_no_arguments_is_named(self, path):
+        net = Nameless()
+        edit = self.narrow(net)
+        save_model(path, net, edits=[edit])
+        name = f"{__name__}.Nameless"
+        assert torch.load(path, weights_only=True)["arch"] == {"_target_": name}
+        assert f"load it with trust=[{name!r}]" in refused(path)
+        saved = load_model(path, trust=[name])
+        assert same(net, saved.model) and saved.edits == (edit,)
+
+    def test_a_class_that_makes_another_network_by_default_is_not(self, path):
+        for net in (models.LeNet5(widths=(3, 4, 5)), models.LeNet5(relu_convs=False)):
+            save_model(path, net)
+            assert torch.load(path, weights_only=True)["arch"] is None
+        save_model(path, models.LeNet5())
+        assert torch.load(path, weights_only=True)["arch"] == {
+            "_target_": "prunekit.models.lenet.LeNet5"
+        }
+
+    def test_a_network_that_is_passed_in(self, path, monkeypatch):
+        def fail(*args):
+            raise AssertionError("nothing is traced")
+
+        net = networks.Network([["Plain", 4]]).eval()
+        edit = self.narrow(net)
+        save_model(path, net, edits=[edit], top1=3)
+        assert refused(path) == (
+            "does not say how its networks.Network is built; pass the dense network, "
+            "load_model(path, module=Network(...))"
+        )
+        monkeypatch.setattr(ChannelGraph, "trace", fail)
+        dense = networks.Network([["Plain", 4]], seed=1).eval().float()
+        before = copy.deepcopy(dense.state_dict())
+        saved = load_model(path, module=dense)
+        assert same(net, saved.model) and saved.arch is None and saved.facts == {"top1": 3}
+        assert saved.model.training is False and saved.edits == (edit,)
+        assert next(saved.model.parameters()).dtype == torch.float64  # as stored
+        assert dense.state_dict().keys() == before.keys() and same(dense, dense)
+        assert all(torch.equal(dense.state_dict()[name], before[name]) for name in before)
+
+    def test_a_network_that_does_not_fit(self, path):
+        net = networks.Network([["Plain", 4]])
+        save_model(path, net, edits=[self.narrow(net)])
+        wider = networks.Network([["Plain", 8]])
+        assert refused(path, module=wider).startswith(
+            "was cut from another network than this Network"
+        )
+        net = networks.Network([["Plain", 4]])
+        save_model(path, net)
+        assert "of another size: blocks.0.conv.weight is (4," in refused(path, module=wider)
+        assert "missing: conv.weight" in refused(path, module=Nameless())
+
+    def test_state_that_is_no_tensor(self, path):
+        class Odd(Nameless):
+            def get_extra_state(self):
+                return {"a": 1}
+
+        with pytest.raises(ArtifactError, match="the network keeps _extra_state, a dict"):
+            save_model(path, Odd())
 
 
 def test_old_checkpoints_do_not_count_batches(net, path):
