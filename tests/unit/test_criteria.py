@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -24,7 +25,7 @@ from prunekit.criteria import (
     load_scores,
     save_scores,
 )
-from prunekit.criteria.curvature import hessian_diagonal
+from prunekit.criteria.curvature import _signs, hessian_diagonal
 from prunekit.data import Data, Normalize, TensorBatches
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
@@ -380,55 +381,65 @@ def true_diagonal(model, x, y):
     }
 
 
+def orthogonal_signs(weights):
+    """As many sign vectors as entries or more; the mean of v * Hv over all of them is exact."""
+    sizes = [weight.numel() for weight in weights]
+    signs = torch.ones(1, 1, dtype=torch.float64)
+    while len(signs) < sum(sizes):
+        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
+    rows = [row[: sum(sizes)].split(sizes) for row in signs]
+    return [[p.reshape(w.shape) for p, w in zip(row, weights, strict=True)] for row in rows]
+
+
 def test_orthogonal_signs_give_the_diagonal_of_the_hessian_exactly():
     model, _ = made(Small())
     x, y = next(toy_data().train.sample(5, 5))
     weights = list(model.parameters())
-    count = sum(weight.numel() for weight in weights)
-    signs = torch.ones(1, 1, dtype=torch.float64)
-    while len(signs) < count:
-        signs = torch.cat([torch.cat([signs, signs], 1), torch.cat([signs, -signs], 1)])
-    sizes = [weight.numel() for weight in weights]
-    probes = (
-        [part.reshape(w.shape) for part, w in zip(row[:count].split(sizes), weights, strict=True)]
-        for row in signs
-    )
+    probes = orthogonal_signs(weights)
     found = hessian_diagonal(F.cross_entropy(model(x), y), weights, probes)
-    expected = true_diagonal(model, x, y)
-    for name, one in zip(expected, found, strict=True):
-        torch.testing.assert_close(one / len(signs), expected[name])
+    for expected, one in zip(true_diagonal(model, x, y).values(), found, strict=True):
+        torch.testing.assert_close(one / len(probes), expected)
 
 
-def test_hessian_scores_add_up_what_a_unit_has_in_every_layer():
+def test_hessian_scores_add_up_what_a_unit_has_in_every_layer(monkeypatch):
+    """37 examples are two batches of unequal size; their mean is that of all at once."""
     model, graph = made(Small())
     model.conv1.weight.requires_grad_(False)
+    probes = orthogonal_signs(list(model.parameters()))
+    turns = itertools.cycle(probes)
+    monkeypatch.setattr("prunekit.criteria.curvature._signs", lambda *_: next(turns))
     data = toy_data()
-    found = HessianDiagonal(samples=5, probes=1500).scores(model, graph, data)
-    x, y = next(data.train.sample(5, 5))
-    diagonal = true_diagonal(model, x, y)
-    half = {name: 0.5 * diagonal[name] * w.detach() ** 2 for name, w in model.named_parameters()}
-    expected = {
-        "conv1": half["conv1.weight"].sum((1, 2, 3))
-        + sum(half[name] for name in ("conv1.bias", "bn.weight", "bn.bias")),
-        "conv2": half["conv2.weight"].sum((0, 2, 3)) + half["conv2.bias"],
-    }
-    assert found.keys() == expected.keys()
-    for name, score in expected.items():
-        torch.testing.assert_close(
-            found[name], score, rtol=0.1, atol=0.02 * float(score.abs().max())
-        )
+    found = HessianDiagonal(samples=37, probes=len(probes)).scores(model, graph, data)
+    diagonal = true_diagonal(model, *next(data.train.sample(37, 37)))
+    half = {n: 0.5 * diagonal[n] * w.detach() ** 2 for n, w in model.named_parameters()}
+    norm = half["conv1.bias"] + half["bn.weight"] + half["bn.bias"]
+    torch.testing.assert_close(found["conv1"], half["conv1.weight"].sum((1, 2, 3)) + norm)
+    expected = half["conv2.weight"].sum((0, 2, 3)) + half["conv2.bias"]
+    torch.testing.assert_close(found["conv2"], expected)
     assert not model.conv1.weight.requires_grad and model.conv2.weight.grad is None
 
 
-def test_hessian_batches_are_averaged_as_they_come():
-    """67 examples are three batches of unequal size; a loss that is linear leaves no doubt."""
+def test_random_signs_are_unbiased_with_the_error_that_they_should_have():
+    """The variance of one v * Hv is the sum of squares beside the diagonal (Hutchinson)."""
+    generator = torch.Generator().manual_seed(0)
+    half = torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    hessian = half + half.T
+    x = torch.ones(6, dtype=torch.float64, requires_grad=True)
+    probes = [_signs([x], generator) for _ in range(400)]
+    assert {float(value) for probe in probes for value in probe[0]} == {-1.0, 1.0}
+    (found,) = hessian_diagonal(0.5 * x @ hessian @ x, [x], probes)
+    error = (found / 400 - hessian.diagonal()).abs()
+    deviation = (hessian.square().sum(0) - hessian.diagonal().square()).sqrt() / 20
+    assert bool((error < 4 * deviation).all()) and float((error / deviation).max()) > 0.3
+
+
+def test_the_seed_decides_the_signs():
     model, graph = made(Small())
-    data = toy_data(count=67)
-    found = HessianDiagonal(samples=67, probes=200).scores(model, graph, data)
-    diagonal = true_diagonal(model, *next(data.train.sample(67, 67)))
-    expected = 0.5 * (diagonal["conv2.weight"] * model.conv2.weight**2).sum((0, 2, 3))
-    expected = expected + 0.5 * diagonal["conv2.bias"] * model.conv2.bias**2
-    torch.testing.assert_close(found["conv2"], expected.detach(), rtol=0.15, atol=1e-3)
+    seeds = (0, 0, 1)
+    one, same, other = (
+        HessianDiagonal(5, seed=seed).scores(model, graph, toy_data())["conv1"] for seed in seeds
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
 
 
 class Mixer(nn.Module):
