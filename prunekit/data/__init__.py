@@ -3,6 +3,7 @@
 from prunekit.data.base import Batches, Data, Dataset
 from prunekit.data.digits import Digits
 from prunekit.data.folder import ImageFolder
+from prunekit.data.imageless import NoImages, ShapeOnly
 from prunekit.data.synthetic import Synthetic
 from prunekit.data.tensors import HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
@@ -19,8 +20,10 @@ __all__ = [
     "FashionMNIST",
     "HorizontalFlip",
     "ImageFolder",
+    "NoImages",
     "Normalize",
     "RandomCrop",
+    "ShapeOnly",
     "Synthetic",
     "TensorBatches",
 ]

@@ -13,6 +13,8 @@ from torch import Tensor
 from prunekit.checks import integer, number
 from prunekit.errors import ConfigError, DataError
 
+_NOISE = 4  # images are large where there are none: a network of ImageNet's, most likely
+
 
 class Batches(Protocol):
     """Examples that can be gone through any number of times; nothing is remembered in between."""
@@ -41,7 +43,10 @@ class Batches(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A loaded data set; `shape` is one example's, `notes` say what a report must not hide."""
+    """A loaded data set; `shape` is one example's, `notes` say what a report must not hide.
+
+    `classes` is 0 where it is not known, as without any images.
+    """
 
     train: Batches
     val: Batches
@@ -54,6 +59,13 @@ class Data:
     def example(self) -> Tensor:
         """Zeros of the shape (1, *shape), to trace a network with."""
         return torch.zeros(1, *self.shape)
+
+    def inputs(self, count: int) -> Tensor:
+        """At most `count` inputs of the test set, unchanged; a few of normal noise without one."""
+        if self.test.size:
+            return next(iter(self.test.epoch(count, None)))[0]
+        source = torch.Generator().manual_seed(0)
+        return torch.randn(min(count, _NOISE), *self.shape, generator=source)
 
 
 class Dataset(ABC):

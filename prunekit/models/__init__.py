@@ -1,5 +1,11 @@
-"""Networks that pruning papers report on, each built from plain numbers."""
+"""Networks built from plain numbers: those that pruning papers report on, and others by name."""
 
+from prunekit.models.foreign import (
+    timm_model,
+    timm_weights,
+    torchvision_model,
+    torchvision_weights,
+)
 from prunekit.models.lenet import LeNet5
 from prunekit.models.resnet import ResNet, resnet20, resnet32, resnet56, resnet110
 from prunekit.models.vgg import VGG, vgg16, vgg16_three_linear, vgg16_two_linear, vgg19
@@ -12,6 +18,10 @@ __all__ = [
     "resnet32",
     "resnet56",
     "resnet110",
+    "timm_model",
+    "timm_weights",
+    "torchvision_model",
+    "torchvision_weights",
     "vgg16",
     "vgg16_three_linear",
     "vgg16_two_linear",

@@ -1,0 +1,54 @@
+"""No images at all: the shape that a network is traced for, when nothing is to be trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import integer
+from prunekit.data.base import Data, Dataset
+from prunekit.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class NoImages:
+    """Batches without a single example; whoever asks for one is told to choose a data set."""
+
+    size: int = 0
+
+    def steps(self, batch: int) -> int:
+        """Raises DataError, as everything that needs images does."""
+        raise DataError(
+            "this needs images and dataset=none has none; choose a data set, for instance "
+            "dataset=image_folder dataset.root=photos"
+        )
+
+    def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raises DataError."""
+        self.steps(batch)
+        return iter(())
+
+    def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raises DataError."""
+        return self.epoch(batch, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeOnly(Dataset):
+    """The `shape` of one example and nothing else: networks can be cut and timed, not evaluated."""
+
+    shape: Sequence[int] = (3, 224, 224)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shape, str) or not isinstance(self.shape, Sequence) or not self.shape:
+            raise ConfigError(f"shape={self.shape!r} is no list of sizes; give [3, 224, 224], say")
+        sizes = tuple(integer("shape", size, at_least=1) for size in self.shape)
+        object.__setattr__(self, "shape", sizes)
+
+    def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
+        """Three empty sets; the number of classes is not known, so it is 0."""
+        note = "accuracy was not measured: no data set was given (dataset=none)"
+        return Data(NoImages(), NoImages(), NoImages(), 0, tuple(self.shape), (note,))
