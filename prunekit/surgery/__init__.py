@@ -1,5 +1,8 @@
 """Changing the structure of networks, and files that remember how."""
 
+from prunekit.surgery.absorb import Absorbed, absorb
+from prunekit.surgery.biases import BiasMap, BiasMaps, NewBiases
+from prunekit.surgery.check import Agreement, Gap, compare, randomised
 from prunekit.surgery.edits import Edit, Keep, Narrow, edit_from_dict
 from prunekit.surgery.files import SavedModel, load_model, save_model
 from prunekit.surgery.narrow import narrow
@@ -7,14 +10,23 @@ from prunekit.surgery.optimizer import narrow_optimizer
 from prunekit.surgery.weights import load_weights
 
 __all__ = [
+    "Absorbed",
+    "Agreement",
+    "BiasMap",
+    "BiasMaps",
     "Edit",
+    "Gap",
     "Keep",
     "Narrow",
+    "NewBiases",
     "SavedModel",
+    "absorb",
+    "compare",
     "edit_from_dict",
     "load_model",
     "load_weights",
     "narrow",
     "narrow_optimizer",
+    "randomised",
     "save_model",
 ]

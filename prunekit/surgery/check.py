@@ -96,6 +96,9 @@ def compare(
     args = inputs_of(batch)
     dtype = _precision(model)
     limit = (_EXACT if dtype == torch.float64 else _CLOSE) if tolerance is None else tolerance
+    norms = [name for name in graph.inexact if bool(drop.cpu()[graph.ins[name]].any())]
+    if norms:
+        return _by_request(_agreement(model, narrow, graph, drop, args, float("inf")), norms)
     found = _agreement(model, narrow, graph, drop, args, limit)
     if found.worst > limit and dtype != torch.float64:
         found = _in_double(model, narrow, graph, drop, args, limit) or found
@@ -194,6 +197,12 @@ def rehearsing(*models: nn.Module) -> Iterator[None]:
                 module._buffers[name] = buffer
                 with torch.no_grad():
                     buffer.copy_(content)
+
+
+def _by_request(found: Agreement, norms: list[str]) -> Agreement:
+    more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
+    note = f"not exact, because norms over channels lost some: {norms[0]}{more}"
+    return dataclasses.replace(found, note="; ".join(filter(None, (note, found.note))))
 
 
 def _agreement(

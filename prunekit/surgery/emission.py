@@ -49,7 +49,7 @@ class Heard:
 class Emission:
     """What was heard at every layer that loses inputs, and the outputs of the network meanwhile.
 
-    `follower` names, for layers without a bias, the batch norm that is alone in reading them.
+    `follower` names, where there is one, the batch norm that is alone in reading a layer.
     """
 
     heard: dict[str, list[Heard]]
@@ -175,8 +175,7 @@ class _Ear:
                     continue
                 self.heard[name] = []
                 stack.callback(module.register_forward_pre_hook(self._listen(name, gone)).remove)
-                if module.bias is None:
-                    stack.callback(module.register_forward_hook(self.followers.tag(name)).remove)
+                stack.callback(module.register_forward_hook(self.followers.tag(name)).remove)
             for name, module in model.named_modules():
                 if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
                     hook = module.register_forward_pre_hook(self.followers.norm(name))

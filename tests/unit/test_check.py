@@ -223,6 +223,20 @@ def test_several_inputs_and_attention():
     assert found.train.relative < 1e-5
 
 
+def test_norms_over_channels_cut_on_request_are_told_not_refused():
+    torch.manual_seed(0)
+    norm = nn.LayerNorm(8)
+    net = randomised(nn.Sequential(nn.Linear(4, 8), norm, nn.Linear(8, 8), nn.Linear(8, 2)))
+    x = torch.rand(3, 4)
+    graph = ChannelGraph.trace(net, x, over_norms=True)
+    for group, exact in (("2", True), ("0", False)):
+        drop = graph.drop({group: torch.arange(8) < 3})
+        Narrow.of(graph, drop).apply(narrow := copy.deepcopy(net))
+        found = compare(net, narrow, graph, drop, x)
+        assert (found.worst < 1e-5) is exact
+        assert ("norms over channels lost some: 1" in found.note) is not exact
+
+
 def test_agreement_prints_without_training():
     assert str(Agreement(Gap(2e-7, 1e-7), None, "float32", "train mode not compared: x")) == (
         "narrow = silenced network up to 1.0e-07 in eval mode (absolute 2.0e-07), float32; "

@@ -1,0 +1,53 @@
+"""Laws of absorption on random networks."""
+
+from __future__ import annotations
+
+import copy
+
+import networks
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prunekit.graph import ChannelGraph
+from prunekit.surgery import Narrow
+from prunekit.surgery.absorb import absorb
+from prunekit.surgery.check import Gap, compare
+from prunekit.surgery.emission import emitting
+
+
+def parts(net, data):
+    graph = ChannelGraph.trace(net, net.example)
+    drop = graph.drop(data.draw(networks.masks(graph)))
+    narrow = copy.deepcopy(net)
+    Narrow.of(graph, drop).apply(narrow)
+    return net, narrow, graph, drop
+
+
+@settings(max_examples=40, deadline=None)
+@given(networks.networks(), st.data())
+def test_what_is_called_exact_is_exact(net, data):
+    model, narrow, graph, drop = parts(net, data)
+    found = absorb(model, narrow, graph, drop, net.example, maps=data.draw(st.booleans()))
+    with torch.no_grad(), emitting(model, graph, drop):
+        reference = net(net.example)
+    with torch.no_grad():
+        gap = Gap.between(narrow(net.example), reference).relative
+    assert abs(gap - found.change.after) < 1e-12
+    assert not found.exact or gap < 1e-9, found.rows
+    if not found.rows:
+        assert found.change.moved == 0 and not found.edits
+
+
+@settings(max_examples=20, deadline=None)
+@given(networks.networks(), st.data())
+def test_cutting_equals_silencing_before_and_after_absorption(net, data):
+    """The check passes on every network, and absorption leaves what it needs for a second round."""
+    model, narrow, graph, drop = parts(net, data)
+    assert compare(model, narrow, graph, drop, net.example).worst < 1e-9
+    absorb(model, narrow, graph, drop, net.example)
+    again = ChannelGraph.trace(narrow, net.example)
+    more = again.drop(data.draw(networks.masks(again)))
+    twice = copy.deepcopy(narrow)
+    Narrow.of(again, more).apply(twice)
+    assert compare(narrow, twice, again, more, net.example).worst < 1e-9
