@@ -15,7 +15,7 @@ from prunekit.graph.symbolic import where
 from prunekit.graph.values import Value, each, values_in
 
 _INPLACE = {f"i{name}": name for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
-_NAMES: dict[Any, str] = {
+NAMES: dict[Any, str] = {
     found: name
     for home in (operator, torch.special, torch, functional)
     for name, found in vars(home).items()
@@ -36,14 +36,20 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     module: nn.Module | None = None
+    weighs: str | None = None  # the layer whose weights a function is given
+
+    @property
+    def layer(self) -> str:
+        """The name of the layer that is called, or whose weights are used."""
+        return self.weighs or str(self.node.target)
 
     @property
     def name(self) -> str | None:
         """The name in torch, the same for functions, methods and operators; None: unknown."""
-        if self.module is not None:
+        if self.module is not None and self.weighs is None:
             return None
         target = self.node.target
-        name = target if isinstance(target, str) else _NAMES.get(target) or _foreign(target)
+        name = target if isinstance(target, str) else NAMES.get(target) or _foreign(target)
         if name is None:
             return None
         return _INPLACE.get(name, name if name.startswith("_") else name.rstrip("_"))
@@ -51,7 +57,7 @@ class Call:
     @property
     def title(self) -> str:
         """What is called and where, for messages."""
-        if self.module is not None:
+        if self.module is not None and self.weighs is None:
             return f"{self.node.target} ({type(self.module).__name__})"
         target = self.node.target
         shown = self.name or getattr(target, "__name__", str(target))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +42,10 @@ class ChannelGraph:
     be removed; layers that work per channel (norms, activations) have the same on both sides.
     `shapes` are output shapes for one example. `uses` says at how many positions the weights of a
     convolution or linear layer are applied to one example, over all its calls; `fixed_macs` are the
-    multiply-adds of all other weights, as of `F.conv2d` in a forward. `tensors` are parameters and
-    buffers that a forward uses by itself, with a vector of units, or None, for each dimension.
+    multiply-adds of all other weights.
+    `tensors` are parameters and buffers that a forward uses by itself, with a vector of units, or
+    None, for each dimension. `functional` are layers whose weights are given to a function, so that
+    no hook sees them; such a weight may be a parameter of the user's own, whose name it then has.
     `frozen` says for every layer with channels that stay why they do, `notes` the same in
     sentences, without what leaves the network. `inexact` are norms over channels that were followed
     because `trace` was asked to. Unit ids run from 1 to `count` - 1.
@@ -55,6 +57,7 @@ class ChannelGraph:
     shapes: Mapping[str, tuple[int, ...]]
     uses: Mapping[str, int]
     tensors: Mapping[str, tuple[Tensor | None, ...]]
+    functional: Collection[str]
     fixed_macs: int
     frozen: Mapping[str, str]
     inexact: tuple[str, ...]
@@ -124,16 +127,17 @@ class ChannelGraph:
     @contextmanager
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
         """Inside it, every layer of `model` sees zeros in place of dropped input channels."""
-        handles = [
-            layer_named(model, name).register_forward_pre_hook(_silence(drop.cpu()[units]))
-            for name, units in self.ins.items()
-            if bool(drop.cpu()[units].any()) and isinstance(layer_named(model, name), CONSUMERS)
-        ]
-        try:
+        with ExitStack() as stack:
+            for name, units in self.ins.items():
+                layer, gone = layer_named(model, name), drop.cpu()[units]
+                if not bool(gone.any()) or not isinstance(layer, CONSUMERS):
+                    continue
+                if name in self.functional:
+                    stack.enter_context(_without_inputs(layer, gone))
+                else:
+                    hook = layer.register_forward_pre_hook(_silence(gone))
+                    stack.callback(hook.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 def _shapes_of(example: Example) -> list[Tensor]:
@@ -162,6 +166,10 @@ def _finish(first: Discovery) -> ChannelGraph:
     ins = {name: final[labels] for name, labels in first.ins.items()}
     outs = {name: final[labels] for name, labels in first.outs.items()}
     producers = _producers(first, units_of, outs, count)
+    for name, units in members.items():
+        width = sum(len(outs[layer]) for layer in producers[name])
+        if len(units) == 1 and width > 1:
+            first.notes[f"{name}: its channels hang together as one unit, so none can go"] = None
     return ChannelGraph(
         groups=tuple(Group(name, units_of[name], tuple(producers[name])) for name in members),
         ins=ins,
@@ -169,6 +177,7 @@ def _finish(first: Discovery) -> ChannelGraph:
         shapes=first.shapes,
         uses=first.uses,
         tensors=_tensors(first, final),
+        functional=frozenset(first.functional),
         fixed_macs=first.fixed_macs,
         frozen=_frozen(first, final),
         inexact=tuple(name for name in first.inexact if bool(ins[name].any())),
@@ -235,6 +244,19 @@ def _producers(
 def _few(names: Sequence[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
+
+
+@contextmanager
+def _without_inputs(layer: nn.Module, gone: Tensor) -> Iterator[None]:
+    """Inside it, the weights for these input channels are zero: functions run no hooks."""
+    weight, groups = layer.weight.data, getattr(layer, "groups", 1)
+    before = weight.clone()
+    kept = (~gone).to(weight).reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+    weight.copy_((weight.reshape(groups, -1, *weight.shape[1:]) * kept).reshape(weight.shape))
+    try:
+        yield
+    finally:
+        weight.copy_(before)
 
 
 def _silence(dropped: Tensor) -> Any:

@@ -18,6 +18,7 @@ from prunekit.graph.layers import (
     TRANSPOSED,
     channel_dim,
     fixed_macs,
+    weight_path,
     width_of,
 )
 from prunekit.graph.partition import FIXED, Partition
@@ -57,6 +58,8 @@ class Discovery(Run):
         self._starts: list[int] = []
         self._makers: list[str] = []
         self._exposed: set[int] = set()
+        self._counted: set[fx.Node] = set()
+        self.functional: dict[str, None] = {}
         self._own = _user_tensors(twin)
 
     def play(self) -> None:
@@ -79,7 +82,7 @@ class Discovery(Run):
         """Keep the call for the passes to come."""
         self.calls[call.node] = call
         result = super().call(call)
-        if self._counts(call) and str(call.node.target) not in self.uses:
+        if self._counts(call) and call.node not in self._counted:
             self.fixed_macs += fixed_macs(call, result)
         return result
 
@@ -97,7 +100,7 @@ class Discovery(Run):
 
     def layer(self, call: Call, incoming: Tensor) -> tuple[Tensor, Tensor]:
         """Record what goes in, label what comes out; a second call unites with the first."""
-        name, module = str(call.node.target), call.module
+        name, module = call.layer, call.module
         meta = call.on_meta()
         groups = getattr(module, "groups", 1)
         self._pass(self.ins, name, incoming, call)
@@ -106,7 +109,11 @@ class Discovery(Run):
         width = meta.shape[channel_dim(module, meta.ndim)]
         if name not in self.outs:
             self.outs[name] = self._outgoing(name, incoming, groups, width)
+        if call.weighs:
+            self.functional[name] = None
+            self.shapes.setdefault(name, tuple(meta.shape))
         if self._counts(call):
+            self._counted.add(call.node)
             counted = call.values[0].meta if isinstance(module, TRANSPOSED) else meta
             channels = counted.shape[channel_dim(module, counted.ndim)]
             self.uses[name] = self.uses.get(name, 0) + counted.numel() // channels
@@ -117,7 +124,7 @@ class Discovery(Run):
         width = width_of(call.module)
         if len(labels) != width:
             raise ValueError(f"it has {width} channels and gets {len(labels)}")
-        name = str(call.node.target)
+        name = call.layer
         if isinstance(call.module, nn.LayerNorm) and bool((labels != FIXED).any()):
             self.inexact[name] = None
         for table in (self.ins, self.outs):
@@ -131,7 +138,7 @@ class Discovery(Run):
             return found
         meta = found.to("meta")
         long = [dim for dim, size in enumerate(meta.shape) if size > 1]
-        if path not in self._own:
+        if path not in self._own or any(weight_path(self.twin, u) == path for u in node.users):
             return fixed(meta)
         self.ranks[path] = meta.ndim
         if len(long) == 1 and path not in self.held:
@@ -215,7 +222,7 @@ class Discovery(Run):
 
     def _remember(self, node: fx.Node) -> None:
         result = self.results[node]
-        if node.op == "get_attr":
+        if node.op == "get_attr" and not self._belongs(node):
             self._exposed.add(id(_attribute(self.twin, node.target)))
         if node.op == "call_module" and isinstance(result, Value):
             self.shapes.setdefault(node.target, tuple(result.meta.shape))
@@ -223,6 +230,10 @@ class Discovery(Run):
                 dim = next(iter(result.varying), 1)
                 if set(result.varying) <= {dim}:
                     self.outs[node.target] = result.along(dim)
+
+    def _belongs(self, node: fx.Node) -> bool:
+        """Whether a parameter is only used as the weight or bias of a layer, by functions."""
+        return all(weight_path(self.twin, user) is not None for user in node.users)
 
     def _tie(self) -> None:
         """Parameters that belong to several layers keep the layers alike."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+import torch
+from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import moves, rules
-from prunekit.graph.calls import Call
+from prunekit.graph.calls import NAMES, Call
 from prunekit.graph.rules import Rule
 from prunekit.graph.values import Value, resize, spread
 
@@ -34,11 +37,28 @@ RULES: dict[str, Rule] = {**rules.STILL, **moves.MOVING}
 def layer_named(
     model: nn.Module, name: str, mend: str = "trace the graph on this network"
 ) -> nn.Module:
-    """The module of that name; SurgeryError when `model` is not the network it was found in."""
+    """The module of that name, or a layer around the parameter of that name.
+
+    SurgeryError when `model` is not the network it was found in.
+    """
     try:
         return model.get_submodule(name)
     except AttributeError as error:
+        owner, _, leaf = name.rpartition(".")
+        with suppress(AttributeError):
+            return around(getattr(model.get_submodule(owner), leaf))
         raise SurgeryError(f"{type(model).__name__} has no layer {name!r}; {mend}") from error
+
+
+def around(weight: nn.Parameter) -> nn.Module:
+    """A layer that holds this very parameter as its weight, for functions that are given one."""
+    outs, ins, *kernel = weight.shape
+    if kernel:
+        layer = CONVOLUTIONS[len(kernel) - 1](ins, outs, kernel, bias=False, device="meta")
+    else:
+        layer = nn.Linear(ins, outs, bias=False, device="meta")
+    layer.weight = weight
+    return layer
 
 
 def channel_dim(module: nn.Module, rank: int) -> int:
@@ -54,7 +74,7 @@ def dense(run: Run, call: Call) -> Any:
     """Convolutions and linear layers: channels end here and others begin."""
     value, *others = call.values
     dim = channel_dim(call.module, value.meta.ndim)
-    if others or set(value.varying) - {dim}:
+    if others or _elsewhere(run, call, dim):
         return rules.unknown(run, call, "its input holds channels in more than one place")
     if _computed_weight(call.module):
         return rules.unknown(run, call, "its weight is computed; remove the parametrisation first")
@@ -62,10 +82,66 @@ def dense(run: Run, call: Call) -> Any:
     return Value(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
 
 
+def _elsewhere(run: Run, call: Call, dim: int) -> bool:
+    """Whether the first value has channels in another dimension, before anything was frozen."""
+    return bool(set(run.originals(call)[0].varying) - {dim})
+
+
+def by_function(run: Run, call: Call) -> Any:
+    """A convolution or linear map with weights that are parameters: a layer all the same."""
+    weighing = _weighing(run.twin, call)
+    value, weight, *others = call.values
+    dim = value.meta.ndim - weight.meta.ndim + 1
+    if weighing is None or _elsewhere(run, call, dim):
+        return rules.unknown(run, call, "its weight is no parameter of a plain layer")
+    meta, labels = run.layer(weighing, value.along(dim))
+    for bias in [] if weighing.module.bias is not None else others:  # else the layer's own
+        run.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
+    return Value(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
+
+
+def _weighing(twin: nn.Module, call: Call) -> Call | None:
+    """The call with the layer that its weight belongs to; None where that is not clear."""
+    path = weight_path(twin, call.node)
+    if path is None:
+        return None
+    owner, _, _ = path.rpartition(".")
+    layer = twin.get_submodule(owner)
+    if isinstance(layer, CONSUMERS):
+        return replace(call, module=layer, weighs=owner)
+    groups = call.argument(6, "groups", default=1)
+    found = layer_named(twin, path)
+    return replace(call, module=found, weighs=path) if groups == 1 else None
+
+
+def weight_path(twin: nn.Module, node: fx.Node) -> str | None:
+    """The path of the parameter that a functional convolution or linear map takes as its weight.
+
+    None if it is computed, or if the layer that owns it also gets a bias of somebody else.
+    """
+    if node.op != "call_function" or NAMES.get(node.target) not in _FUNCTIONS:
+        return None
+    given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    weight, bias = given.get("weight"), given.get("bias")
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+        return None
+    owner, _, leaf = str(weight.target).rpartition(".")
+    layer = twin.get_submodule(owner)
+    if isinstance(layer, CONSUMERS):
+        own = f"{owner}.bias" if layer.bias is not None else None
+        given_bias = str(bias.target) if isinstance(bias, fx.Node) else bias
+        fits = leaf == "weight" and given_bias == own and type(layer) not in TRANSPOSED
+        return str(weight.target) if fits and leaf in layer._parameters else None
+    return str(weight.target) if isinstance(getattr(layer, leaf), nn.Parameter) else None
+
+
+_FUNCTIONS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+
+
 def per_channel(run: Run, call: Call) -> Any:
     """Normalisation and the like: parameters for every channel, which pass."""
     value, *others = call.values
-    if others or value.meta.ndim < 2 or set(value.varying) - {1}:
+    if others or value.meta.ndim < 2 or _elsewhere(run, call, 1):
         return rules.unknown(run, call, "its input holds channels in more than one place")
     if isinstance(call.module, nn.PReLU) and call.module.num_parameters == 1:
         return Value(value.meta, value.labels)
@@ -76,7 +152,7 @@ def per_channel(run: Run, call: Call) -> Any:
 def group_norm(run: Run, call: Call) -> Any:
     """The channels that are normalised together vanish together, which leaves the rest exact."""
     value = call.values[0]
-    if set(value.varying) - {1}:
+    if _elsewhere(run, call, 1):
         return rules.unknown(run, call, "its input holds channels in more than one place")
     labels = value.along(1)
     rows = labels.reshape(-1, call.module.num_channels // call.module.num_groups)
@@ -177,6 +253,9 @@ LAYERS: dict[type[nn.Module], Rule] = {
     nn.GroupNorm: group_norm,
     nn.LayerNorm: layer_norm,
 }
+
+
+RULES |= dict.fromkeys(_FUNCTIONS, by_function)
 
 
 def fixed_macs(call: Call, result: Any) -> int:

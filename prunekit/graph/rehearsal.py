@@ -117,7 +117,7 @@ class Rehearsal(Run):
 
     def layer(self, call: Call, incoming: Tensor) -> tuple[Tensor, Tensor]:
         """The layer will have been narrowed to what is kept."""
-        name = str(call.node.target)
+        name = call.layer
         self._check(self.first.ins[name], incoming)
         return self.first.results[call.node].meta, self._kept(self.first.outs[name])
 
@@ -127,7 +127,7 @@ class Rehearsal(Run):
 
     def norm(self, call: Call, labels: Tensor) -> None:
         """The layer will have been narrowed to what is kept."""
-        self._check(self.first.ins[str(call.node.target)], labels)
+        self._check(self.first.ins[call.layer], labels)
 
     def attribute(self, node: fx.Node) -> Any:
         """It will have been narrowed to what is kept."""
@@ -144,7 +144,7 @@ class Rehearsal(Run):
                 kept = (~gone).nonzero().flatten()
                 labels = labels.index_select(dim, kept)
                 meta = resize(meta, dim, len(kept))
-        return Value(meta, compress(labels))
+        return Value(meta, compress(labels), value.source)
 
     def _kept(self, labels: Tensor) -> Tensor:
         labels = self.roots[labels]

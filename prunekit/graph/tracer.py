@@ -14,6 +14,11 @@ from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as tracing
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_CONTAINERS = (
+    *(nn.Sequential, nn.ModuleList, nn.ModuleDict),
+    *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
+    *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
+)
 
 
 class Sized(fx.Proxy):
@@ -50,7 +55,7 @@ class Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         """Layers that inherit their forward from torch.nn are leaves, under whatever name."""
-        if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)):
+        if isinstance(module, _CONTAINERS):
             return False
         if isinstance(module, nn.LayerNorm):  # also those that permute around it
             return True

@@ -115,6 +115,7 @@ class Narrow:
                 narrow(modules[name], keep.ins, keep.outs)
             except SurgeryError as error:
                 raise SurgeryError(f"{name}: {error}") from error
+            _put_back(model, name, modules[name])
         for path, entries in self.tensors.items():
             owner, _, leaf = path.rpartition(".")
             narrow_tensor(model.get_submodule(owner), leaf, entries.dim, entries.kept)
@@ -189,6 +190,14 @@ def _check(name: str, module: nn.Module, keep: Keep) -> None:
             f"{name} has {found[0]} input and {found[1]} output channels, the edit was "
             f"made for {keep.widths[0]} and {keep.widths[1]}"
         )
+
+
+def _put_back(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """A layer made around a parameter is not part of the network: its new weight is."""
+    owner, _, leaf = name.rpartition(".")
+    home = model.get_submodule(owner)
+    if leaf in home._parameters:
+        setattr(home, leaf, layer.weight)
 
 
 def _check_tensor(model: nn.Module, path: str, entries: KeepEntries) -> None:
