@@ -30,7 +30,7 @@ def export(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     timing: LatencyTest = build(settings["latency"], "latency")
     model = load_source(stage.source, runtime).model
     data = load_data(settings, runtime)
-    check_precision(plan, precision)
+    _check_images(precision, data)
     with _all_or_none(stage.path):
         written = plan.write(model, data.example, stage.path)
         found = {**_facts(written), **_accuracy(stage.path, "onnx", data, runtime)}
@@ -47,6 +47,14 @@ def check_precision(plan: Export, precision: Precision) -> None:
         raise ConfigError(
             "quantize=int8 starts from the ONNX file, which export.formats leaves out; use "
             "export=both or export=onnx"
+        )
+
+
+def _check_images(precision: Precision, data: Data) -> None:
+    if isinstance(precision, Int8) and not data.train.size:
+        raise ConfigError(
+            "quantize=int8 sets ranges by training images and this dataset has none; choose "
+            "dataset=..., or quantize=none"
         )
 
 
@@ -88,11 +96,6 @@ def _facts(written: dict[str, Exported]) -> Metrics:
 
 
 def _quantise(precision: Int8, folder: Path, data: Data) -> Metrics:
-    if not data.train.size:
-        raise ConfigError(
-            "quantize=int8 sets ranges by training images and this dataset has none; choose "
-            "dataset=..., or quantize=none"
-        )
     images = (x for x, _ in data.train.sample(precision.calibration, precision.batch))
     size = precision.write(folder / FILES["onnx"], images, folder / FILES["int8"])
     return {"int8_bytes": size, "calibration": min(precision.calibration, data.train.size)}
