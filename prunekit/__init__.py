@@ -15,6 +15,7 @@ _HOMES = {
     "export_onnx": "export",
     "export_program": "export",
     "load_model": "surgery",
+    "prune": "pruning",
     "save_model": "surgery",
     "shrink": "attachment",
 }

@@ -16,7 +16,7 @@ LAYERS = (
     {"rows", "modes", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure"},
     {"training", "criteria", "selection"},
-    {"problems", "runs", "attachment"},
+    {"problems", "runs", "attachment", "pruning"},
     {"stages"},
     {"cli"},
     {"__main__"},

@@ -3,6 +3,7 @@
 from prunekit.data.base import Batches, Data, Dataset
 from prunekit.data.digits import Digits
 from prunekit.data.folder import ImageFolder
+from prunekit.data.given import GivenBatches, given_data
 from prunekit.data.imageless import NoImages, ShapeOnly
 from prunekit.data.synthetic import Synthetic
 from prunekit.data.tensors import HorizontalFlip, Normalize, RandomCrop, TensorBatches
@@ -18,6 +19,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "FashionMNIST",
+    "GivenBatches",
     "HorizontalFlip",
     "ImageFolder",
     "NoImages",
@@ -26,4 +28,5 @@ __all__ = [
     "ShapeOnly",
     "Synthetic",
     "TensorBatches",
+    "given_data",
 ]

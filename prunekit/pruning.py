@@ -1,0 +1,258 @@
+"""Pruning in one call: score, select, cut, check, and a result that knows what was done."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from prunekit import criteria
+from prunekit.checks import choice, number
+from prunekit.criteria import Criterion, Scores
+from prunekit.data import Data, given_data
+from prunekit.errors import ConfigError, one_of
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.selection import Aim, Global, MacsTarget, ParamsTarget, PerLayer, Selection
+from prunekit.surgery import Edit, narrow_optimizer, save_model
+from prunekit.surgery.absorb import Absorbed
+from prunekit.surgery.check import Agreement, Batch
+from prunekit.surgery.cut import Cut, cut
+
+CRITERIA = {
+    "apoz": criteria.APoZ,
+    "bn_scale": criteria.BatchNormScale,
+    "fpgm": criteria.FPGM,
+    "hessian": criteria.HessianDiagonal,
+    "l1_norm": criteria.L1Norm,
+    "l2_norm": criteria.L2Norm,
+    "lamp": criteria.LAMP,
+    "random": criteria.Random,
+    "taylor": criteria.Taylor,
+}
+_LISTED = 20  # groups that are printed
+_CHECKED = 64  # examples of given data that a cut is checked on
+_SCORED = 1000  # examples of given data that are kept for a criterion that does not say how many
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters, and multiply-adds of one example."""
+
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A narrow copy of a network, and everything about how it came about.
+
+    `kept` gives for every group of the dense network's `graph` the indices of its units that
+    stayed. `edits` repeat the cut on another copy; `agreement` and `absorbed` are None where they
+    were not asked for; `aims` are budgets, asked and reached.
+    """
+
+    model: nn.Module
+    dense: nn.Module
+    graph: ChannelGraph
+    kept: Mapping[str, Tensor]
+    edits: tuple[Edit, ...]
+    agreement: Agreement | None
+    absorbed: Absorbed | None
+    before: Size
+    after: Size
+    aims: tuple[Aim, ...]
+    notes: tuple[str, ...]
+    batch: Batch
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """Group name -> bool mask over its units, True = kept."""
+        found = {}
+        for group in self.graph.groups:
+            found[group.name] = torch.zeros(len(group.units), dtype=torch.bool)
+            found[group.name][self.kept[group.name]] = True
+        return found
+
+    @property
+    def widths(self) -> dict[str, tuple[int, int]]:
+        """Layer -> its output channels before and after."""
+        drop = self.graph.drop({name: ~mask for name, mask in self.masks.items()})
+        return {n: (len(ids), int((~drop[ids]).sum())) for n, ids in self.graph.outs.items()}
+
+    def save(self, path: str | Path, arch: Mapping[str, Any] | None = None, **facts: Any) -> None:
+        """Write a model file that `load_model` reads, with the cut to repeat; see `save_model`."""
+        save_model(path, self.model, arch, self.edits, **facts)
+
+    def narrow_optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """Move an optimizer of the dense network over to the narrow one, with its narrowed state.
+
+        The same object comes back, so that schedules of its rates go on. SurgeryError when it is
+        another network's, or keeps state that cannot be narrowed.
+        """
+        return narrow_optimizer(optimizer, self.dense, self.model, self.edits)
+
+    def narrow_copy(self, model: nn.Module) -> nn.Module:
+        """The same cut of another copy of the dense network, such as a moving average of it.
+
+        Wrappers (`AveragedModel`, `DataParallel`) are copied with what they keep. Constants are
+        absorbed if they were here: those that the copy's own channels emit.
+        """
+        if not isinstance(getattr(model, "module", None), nn.Module) or hasattr(
+            self.dense, "module"
+        ):
+            return self._cut(model).model
+        inside = self._cut(model.module).model
+        return copy.deepcopy(model, {id(model.module): inside})
+
+    def _cut(self, model: nn.Module) -> Cut:
+        absorbing = self.absorbed is not None
+        return cut(model, self.graph, self.masks, self.batch, absorb=absorbing, check=False)
+
+    def __str__(self) -> str:
+        old, new = self.before, self.after
+        sizes = _change("parameters", old.params, new.params), _change("MACs", old.macs, new.macs)
+        lines = [
+            f"{type(self.model).__name__}: {', '.join(sizes)}",
+            *(str(part) for part in (self.agreement, self.absorbed) if part is not None),
+            *(f"note: {note}" for note in self.notes),
+        ]
+        rows = [(g.name, len(g.units), len(self.kept[g.name])) for g in self.graph.groups]
+        width = max([5, *(len(name) for name, _, _ in rows[:_LISTED])])
+        lines.append(f"{'group':<{width}}  units   kept")
+        lines += [f"{name:<{width}} {units:>6} {kept:>6}" for name, units, kept in rows[:_LISTED]]
+        if len(rows) > _LISTED:
+            lines.append(f"and {len(rows) - _LISTED} more groups")
+        return "\n".join(lines)
+
+
+def prune(
+    model: nn.Module,
+    example: Batch,
+    *,
+    keep: float | None = None,
+    macs: float | None = None,
+    params: float | None = None,
+    latency: float | None = None,
+    criterion: str | Criterion = "l1_norm",
+    scope: str = "local",
+    round_to: int = 1,
+    ignore: Sequence[str] = (),
+    layers: Mapping[str, float] | None = None,
+    data: Data | Iterable[tuple[Tensor, Tensor]] | None = None,
+    absorb: bool | str = "auto",
+    check: bool = True,
+) -> Pruned:
+    """A narrowed copy of a network, whose own parameters and mode stay as they are.
+
+    Exactly one of four shares in (0, 1] says what is kept: `keep` of the channels of every group
+    (in the scope `global`: of all of them together), or `macs`, `params` or `latency` of that
+    budget, by the same share everywhere (`global`: wherever scores are lowest). `layers` are other
+    shares for patterns of names, `ignore` patterns of layers that keep all. Widths are multiples
+    of `round_to`. `criterion` is a name or an object; some need `data`, a prunekit Data or batches
+    of (inputs, labels). `example` is an input, or a tuple of them. The cut is checked against the
+    silenced network unless `check` is off. What removed channels emit is absorbed by the next
+    layer; "auto" leaves that out where only units that score exactly zero went.
+
+    Raises ConfigError for settings, TraceError, SurgeryError.
+    """
+    judge = criterion_named(criterion)
+    shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
+    selection = _selection(shares, scope, layers, {"round_to": round_to, "ignore": [*ignore]})
+    known = _data(data, judge)
+    device = next((str(p.device) for p in model.parameters()), "cpu")
+    graph = ChannelGraph.trace(model, example)
+    batch = _placed(example if known is None else known.inputs(_CHECKED), device)
+    scores = judge.scores(model, graph, known, device)
+    cost = selection.costs(model, graph, example, device)
+    masks = selection.choose(scores, graph, cost)
+    made = cut(model, graph, masks, batch, absorb=absorbs(absorb, scores, masks), check=check)
+    return Pruned(
+        model=made.model,
+        dense=model,
+        graph=graph,
+        kept={name: mask.nonzero().flatten() for name, mask in masks.items()},
+        edits=made.edits,
+        agreement=made.agreement,
+        absorbed=made.absorbed,
+        **_sizes(model, made.model, graph, masks),
+        aims=selection.aims(masks, scores, graph, cost),
+        notes=(
+            *graph.notes,
+            *selection.notes(masks, scores, graph, cost),
+            *(made.absorbed.notes if made.absorbed else ()),
+        ),
+        batch=batch,
+    )
+
+
+def criterion_named(criterion: str | Criterion) -> Criterion:
+    """The criterion of that name with its default settings; ConfigError lists the names."""
+    if isinstance(criterion, Criterion):
+        return criterion
+    if criterion not in CRITERIA:
+        raise ConfigError(f"criterion={criterion!r} is unknown; {one_of(criterion, CRITERIA)}")
+    return CRITERIA[criterion]()
+
+
+def absorbs(wish: bool | str, scores: Scores, keep: Mapping[str, Tensor]) -> bool:
+    """Whether to absorb constants; "auto": where a unit goes whose score is not exactly zero."""
+    choice("absorb", wish, (True, False, "auto"))
+    if isinstance(wish, bool):
+        return wish
+    return any(bool(score[~keep[name].to(score.device)].any()) for name, score in scores.items())
+
+
+def _selection(
+    shares: Mapping[str, float | None],
+    scope: str,
+    layers: Mapping[str, float] | None,
+    common: Mapping[str, Any],
+) -> Selection:
+    asked = {name: share for name, share in shares.items() if share is not None}
+    if len(asked) != 1:
+        given = ", ".join(f"{name}={share}" for name, share in asked.items()) or "none of them"
+        raise ConfigError(f"give exactly one of keep, macs, params and latency, not {given}")
+    choice("scope", scope, ("local", "global"))
+    ((name, share),) = asked.items()
+    number(name, share, above=0, at_most=1)
+    if layers is not None and (name != "keep" or scope != "local"):
+        raise ConfigError(
+            "layers={...} are shares of channels: they go with keep=... and scope='local'"
+        )
+    if name == "keep" and scope == "local":
+        return PerLayer(share, layers=layers or {}, **common)
+    if name == "keep":
+        return Global(share, **common)
+    target = {"macs": MacsTarget, "params": ParamsTarget}[name]
+    return target(share, scope=scope, **common)
+
+
+def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, judge: Criterion) -> Data | None:
+    if data is None or isinstance(data, Data):
+        return data
+    return given_data(data, int(getattr(judge, "samples", _SCORED)))
+
+
+def _placed(batch: Batch, device: str) -> Batch:
+    return batch.to(device) if isinstance(batch, Tensor) else tuple(x.to(device) for x in batch)
+
+
+def _sizes(
+    model: nn.Module, narrow: nn.Module, graph: ChannelGraph, masks: Mapping[str, Tensor]
+) -> dict[str, Size]:
+    """Parameters are counted, absorbed biases among them; multiply-adds are the cost model's."""
+    cost = CostModel(model, graph)
+    drop = graph.drop({name: ~mask for name, mask in masks.items()})
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (model, narrow)]
+    return {"before": Size(sizes[0], cost.macs()), "after": Size(sizes[1], cost.macs(drop))}
+
+
+def _change(name: str, before: int, after: int) -> str:
+    return f"{before:,} -> {after:,} {name} ({after / before:.1%})" if before else f"no {name}"
