@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import random
 import re
@@ -19,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.modes import evaluating
+from prunekit.modes import duplicate, evaluating
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -119,7 +118,7 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     scale, zero heads) get random entries, scales around 1, and linear maps by their fan-in. A
     fresh network hides mistakes of surgery in branches that put out nothing.
     """
-    twin = copy.deepcopy(model)
+    twin = duplicate(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         for module in twin.modules():
@@ -135,13 +134,13 @@ def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
 
 
 def run_on(model: nn.Module, args: tuple[Tensor, ...], who: str) -> Any:
-    """The outputs, without gradients; whatever is random comes from one seed.
+    """The outputs, without gradients, on a copy of the inputs; what is random comes from one seed.
 
     Raises SurgeryError, with the first line of the error, where the forward fails.
     """
     with _seeded(), torch.no_grad():
         try:
-            return model(*args)
+            return model(*(x.clone() for x in args))  # some forwards write into them
         except Exception as error:
             first = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
             raise SurgeryError(f"{who} fails on the batch: {first}") from error
@@ -162,35 +161,40 @@ def floats_in(output: Any) -> list[Tensor]:
     return [leaf for item in inner for leaf in floats_in(item)]
 
 
-def trainable(model: nn.Module, args: tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...] | None, str]:
-    """Inputs on which the dense network runs in train mode, or None and why there are none."""
+def trained(
+    model: nn.Module, args: tuple[Tensor, ...]
+) -> tuple[tuple[Tensor, ...] | None, Any, str]:
+    """Inputs on which the network runs in train mode, and its outputs; or None twice and why not.
+
+    Dropout is off, and the network is left as it was.
+    """
     trouble, doubled = "", _doubled(args)
     for inputs in (args,) if doubled is args else (doubled, args):
         try:
-            reference = run_on(model, inputs, "the dense network")
+            with rehearsing(model):
+                outputs = run_on(model, inputs, "the dense network")
         except SurgeryError as error:
             trouble = trouble or str(error)
             continue
-        if all(bool(x.isfinite().all()) for x in floats_in(reference)):
-            return inputs, ""
+        if all(bool(x.isfinite().all()) for x in floats_in(outputs)):
+            return inputs, outputs, ""
         trouble = trouble or "the dense network itself puts out nan or inf"
-    return None, trouble
+    return None, None, trouble
 
 
 @contextmanager
-def rehearsing(*models: nn.Module) -> Iterator[None]:
-    """Inside it, networks may run in train mode, without dropout and without consequences.
+def rehearsing(model: nn.Module) -> Iterator[None]:
+    """Inside it, a network may run in train mode, without dropout and without consequences.
 
     Afterwards modes and buffers are as before; nothing random is left but what a seed decides.
     """
-    kept = [(m, name, b, b.clone()) for model in models for m, name, b in _buffers(model)]
-    with evaluating(*models), _NoDropout():
+    kept = [(module, name, buffer, buffer.clone()) for module, name, buffer in _buffers(model)]
+    with evaluating(model), _NoDropout():
         try:
-            for model in models:
-                model.train()
-                for module in model.modules():
-                    if _drops(module):
-                        module.eval()
+            model.train()
+            for module in model.modules():
+                if _drops(module):
+                    module.eval()
             yield
         finally:
             for module, name, buffer, content in kept:
@@ -213,21 +217,19 @@ def _agreement(
     args: tuple[Tensor, ...],
     limit: float,
 ) -> Agreement:
-    def outputs(inputs: tuple[Tensor, ...]) -> tuple[Any, Any]:
-        with graph.silencer(model, drop):
-            reference = run_on(model, inputs, "the dense network")
-        return run_on(narrow, inputs, "the narrow network"), reference
-
-    with evaluating(model, narrow):
-        still = Gap.between(*outputs(args))
     name = str(_precision(model)).removeprefix("torch.")
+    with evaluating(model, narrow), graph.silencer(model, drop):
+        reference = run_on(model, args, "the dense network")
+        still = Gap.between(run_on(narrow, args, "the narrow network"), reference)
     if still.relative > limit:
         return Agreement(still, None, name, "train mode not compared, eval mode differs")
-    with rehearsing(model, narrow):
-        inputs, trouble = trainable(model, args)
-        if inputs is None:
-            return Agreement(still, None, name, f"train mode not compared: {trouble}")
-        return Agreement(still, Gap.between(*outputs(inputs)), name)
+    with graph.silencer(model, drop):
+        inputs, reference, trouble = trained(model, args)
+    if inputs is None:
+        return Agreement(still, None, name, f"train mode not compared: {trouble}")
+    with rehearsing(narrow):
+        found = run_on(narrow, inputs, "the narrow network")
+    return Agreement(still, Gap.between(found, reference), name)
 
 
 def _in_double(
@@ -240,7 +242,7 @@ def _in_double(
 ) -> Agreement | None:
     """The same comparison between copies in double precision; None where they cannot run."""
     try:
-        pair = [copy.deepcopy(net).double() for net in (model, narrow)]
+        pair = [duplicate(net).double() for net in (model, narrow)]
         wide = tuple(x.double() if x.is_floating_point() else x for x in args)
         with evaluating(pair[0]):
             run_on(pair[0], wide, "the dense network")

@@ -20,9 +20,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import BATCH_NORMS, CONSUMERS, INSTANCE_NORMS, channel_dim, layer_named
 from prunekit.modes import evaluating
-from prunekit.surgery.check import floats_in, rehearsing, run_on, trainable
+from prunekit.surgery.check import floats_in, run_on, trained
 
-_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm, nn.LayerNorm)
+_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +71,8 @@ def listen(
         ear.followers.leaves(outputs)
         if ear.deaf():
             ear.only = ear.deaf()
-            with rehearsing(model), ear.followers:
-                trainable(model, args)
+            with ear.followers:
+                trained(model, args)
     return Emission(dict(ear.heard), outputs, ear.followers.sure())
 
 
@@ -86,7 +86,8 @@ def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[No
     with ExitStack() as stack:
         for name, units in graph.outs.items():
             module = layer_named(model, name)
-            if bool(drop[units].any()) and isinstance(module, (*CONSUMERS, *_NORMS)):
+            shifts = isinstance(module, (*CONSUMERS, *_NORMS)) or name in graph.inexact
+            if shifts and bool(drop[units].any()):
                 hook = module.register_forward_hook(_constant(drop[units]), prepend=True)
                 stack.callback(hook.remove)
         yield

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import networks
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from laws import Cut
+from patterns import PATTERNS, network
 
+from prunekit.errors import TraceError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow
 from prunekit.surgery.absorb import absorb
@@ -51,3 +56,15 @@ def test_cutting_equals_silencing_before_and_after_absorption(net, data):
     twice = copy.deepcopy(narrow)
     Narrow.of(again, more).apply(twice)
     assert compare(narrow, twice, again, more, net.example).worst < 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name, one in PATTERNS.items() if not one.refused])
+def test_every_pattern(name):
+    try:
+        cut = Cut.random(network(name), PATTERNS[name].example)
+    except TraceError as error:
+        pytest.skip(f"not traced, which other tests judge: {error}")
+    assert compare(cut.dense, cut.narrow, cut.graph, cut.drop, cut.example).worst < 1e-9
+    found = absorb(cut.dense, cut.narrow, cut.graph, cut.drop, cut.example, maps=True)
+    assert found.exact or re.search("varies between|differs between", " ".join(found.notes))
+    assert found.change.after < (1e-9 if found.exact else found.change.before)
