@@ -1,0 +1,217 @@
+"""Every classifier of torchvision, cut to half of its channels: what works, how exactly, how fast.
+
+    python scripts/coverage.py [--only NAME ...] [--no-peer] [--timm] [--csv FILE]
+
+Each network is pruned by prunekit and by Torch-Pruning in processes of their own, on one thread,
+one at a time. Rows are added to the file as they come; a second start goes on where the first
+stopped. Networks have random weights, batch norms random statistics; `traced` and `pruned` are
+seconds to build the graph and to score, select and cut; `left` is the share of parameters; the
+differences are relative to the largest logit of the dense network with the same channels silenced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from subjects import TIMM, torchvision_names
+
+from prunekit.console import complain, say, table
+
+COLUMNS = (
+    *("network", "tool", "outcome", "params", "layers", "cut", "left", "traced", "pruned"),
+    *("checked", "forward", "train_step", "side", "eval_single", "train_single"),
+    *("side_double", "eval_double", "train_double", "notes"),
+)
+OURS, PEER = "prunekit", "torch-pruning"
+PATIENCE = 5  # the checks may take that many times as long as the tools
+
+Row = dict[str, str]
+
+
+def main() -> int:
+    """Measure what is missing in the file, then print the table and the totals."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="these networks")
+    parser.add_argument("--no-peer", action="store_true", help="prunekit alone")
+    parser.add_argument("--timm", action="store_true", help="the CNN families of timm, no peer")
+    parser.add_argument("--csv", type=Path, help="the file (docs/results/coverage[_timm].csv)")
+    parser.add_argument("--seconds", type=float, default=180, help="limit for a tool and network")
+    parser.add_argument("--gigabytes", type=float, default=16, help="limit for memory")
+    parser.add_argument("--table", action="store_true", help="only show what is in the file")
+    asked = parser.parse_args()
+    names = [f"timm/{name}" for name in TIMM] if asked.timm else torchvision_names()
+    unknown = sorted(set(asked.only or ()) - set(names))
+    if unknown:
+        complain(f"no such networks: {', '.join(unknown)}")
+        return 2
+    names = asked.only or names
+    tools = (OURS,) if asked.no_peer or asked.timm else (OURS, PEER)
+    default = f"docs/results/coverage{'_timm' if asked.timm else ''}.csv"
+    path = asked.csv or Path(__file__).resolve().parents[1] / default
+    if not asked.table:
+        collect(path, names, tools, asked.seconds, asked.gigabytes)
+    rows = [row for row in read(path) if row["network"] in names and row["tool"] in tools]
+    show(rows, tools)
+    return 0
+
+
+def collect(
+    path: Path, names: Sequence[str], tools: Sequence[str], seconds: float, gigabytes: float
+) -> None:
+    """Add the rows that are not in the file yet."""
+    done = {(row["network"], row["tool"]) for row in read(path)}
+    missing = [(name, tool) for name in names for tool in tools if (name, tool) not in done]
+    for number, (name, tool) in enumerate(missing, start=1):
+        row = measured(name, tool, seconds, gigabytes)
+        append(path, row)
+        seen = f"{row.get('traced', '-')} + {row.get('pruned', '-')} s"
+        say(f"{number}/{len(missing)} {name} {tool}: {row['outcome']}, {seen}")
+
+
+def measured(name: str, tool: str, seconds: float, gigabytes: float) -> Row:
+    """The row of one network and tool, from a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        script = Path(__file__).with_name("covered.py")
+        line = [sys.executable, str(script), tool, name, str(path), str(seconds), str(gigabytes)]
+        trouble = ""
+        try:
+            found = subprocess.run(
+                line,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                capture_output=True,
+                text=True,
+                timeout=seconds * PATIENCE,
+            )
+            trouble = (found.stderr.strip().splitlines() or [f"exit code {found.returncode}"])[-1]
+        except subprocess.TimeoutExpired:
+            trouble = f"not done after {seconds * PATIENCE:.0f} s"
+        row = json.loads(path.read_text()) if path.exists() else {}
+    row = {"network": name, "tool": tool, **row}
+    if row.get("step") != "done":
+        row["outcome"] = row.get("outcome") or f"{row.get('step', 'start')}: {trouble[:200]}"
+    return {column: str(row.get(column, "")) for column in COLUMNS}
+
+
+def read(path: Path) -> list[Row]:
+    """The rows so far."""
+    if not path.exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def append(path: Path, row: Row) -> None:
+    """Add a row to the file."""
+    fresh = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if fresh:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def show(rows: Sequence[Row], tools: Sequence[str]) -> None:
+    """One line a network, the tools side by side; then the totals."""
+    found = {(row["network"], row["tool"]): row for row in rows}
+    names = list(dict.fromkeys(row["network"] for row in rows))
+    heads = ["outcome", "cut", "left", "traced", "pruned", "step", "float", "double"]
+    marks = {OURS: "", PEER: " *"}
+    columns = ["network", "layers", *[head + marks[tool] for tool in tools for head in heads]]
+    lines = [
+        [
+            name,
+            next(row["layers"] for row in rows if row["network"] == name),
+            *[cell for tool in tools for cell in cells(found.get((name, tool), {}))],
+        ]
+        for name in names
+    ]
+    title = f"half of all channels kept by {OURS}" + (f" and by {PEER} (*)" * (PEER in tools))
+    table(title, columns, lines)
+    for line in totals([row for row in rows if row["tool"] == OURS], found):
+        say(line)
+
+
+def cells(row: Row) -> list[str]:
+    """A tool's part of a line."""
+    if not row:
+        return [""] * 8
+    outcome = "ok" if row["outcome"] == "ok" else row["outcome"].split(": ")[0]
+    left = f"{share(row):.1%}" if row["left"] else ""
+    pairs = [worst(row, kind) for kind in ("single", "double")]
+    seconds = [f"{float(row[key]):.2f}" if row[key] else "" for key in ("traced", "pruned")]
+    shown = ["" if gap is None else f"{gap:.0e}" for gap in pairs]
+    return [outcome, row["cut"], left, *seconds, row["train_step"], *shown]
+
+
+def share(row: Row) -> float:
+    """Parameters left over parameters before."""
+    return int(row["left"]) / int(row["params"])
+
+
+def worst(row: Row, kind: str) -> float | None:
+    """The larger of the differences in eval and in train mode."""
+    found = []
+    for mode in ("eval", "train"):
+        try:
+            found.append(float(row[f"{mode}_{kind}"]))
+        except ValueError:
+            continue
+    return max(found, default=None)
+
+
+def seconds(row: Row) -> float | None:
+    """Tracing and cutting together."""
+    return float(row["traced"]) + float(row["pruned"]) if row["pruned"] else None
+
+
+def totals(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
+    """What the table amounts to."""
+    good = [row for row in rows if row["outcome"] == "ok"]
+    cut = [row for row in rows if row["left"] and share(row) <= 0.75]
+    lines = [
+        f"{len(good)} of {len(rows)} networks pruned, run, train and checked",
+        f"at most 75 % of the parameters left in {len(cut)} of {len(rows)}",
+    ]
+    for kind in ("single", "double"):
+        known = [(gap, row["network"]) for row in rows if (gap := worst(row, kind)) is not None]
+        if known:
+            gap, name = max(known)
+            lines.append(f"largest relative difference in {kind} precision: {gap:.1e} ({name})")
+    return [*lines, *compared(rows, found)]
+
+
+def compared(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
+    """The same networks with the peer."""
+    others = {name: row for (name, tool), row in found.items() if tool == PEER}
+    if not others:
+        return []
+    pairs = [(row, others[row["network"]]) for row in rows if row["network"] in others]
+    both = [(seconds(a), seconds(b), a["network"]) for a, b in pairs if seconds(a) and seconds(b)]
+    mine, theirs = sum(a for a, _, _ in both), sum(b for _, b, _ in both)
+    slowest, name = max(((a / b, name) for a, b, name in both), default=(0.0, "-"))
+    fewer = [
+        f"{a['network']} ({a['cut']} of {b['cut']})"
+        for a, b in pairs
+        if a["cut"] and b["cut"] and int(a["cut"]) < int(b["cut"])
+    ]
+    return [
+        f"{PEER}: {sum(row['outcome'] == 'ok' for row in others.values())} of {len(others)}",
+        f"seconds over the {len(both)} networks that both cut: {mine:.1f} and {theirs:.1f}, "
+        f"{theirs / max(mine, 1e-9):.1f} times as fast; slowest against it: {slowest:.2f} ({name})",
+        f"fewer layers cut than it cuts: {', '.join(fewer) or 'nowhere'}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
