@@ -5,6 +5,8 @@ from __future__ import annotations
 import linecache
 import re
 import traceback
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -37,25 +39,32 @@ def untraceable(error: Exception) -> ExportError:
 
 def unconvertible(error: Exception, program: Any) -> ExportError:
     """For what the ONNX exporter raises: the operator, and the line that calls it."""
-    found = re.search(r"OpOverload\(op='([\w.]+)'", _chain(error))
+    found = re.search(r"OpOverload\(op='([\w.]+)', overload='(\w+)'", _chain(error))
     if found is None:
         return ExportError(f"torch.onnx cannot convert the network: {_first(error)}")
-    operator = found.group(1)
+    operator, overload = found.groups()
+    place = _caller(f"{operator}.{overload}", program)
     return ExportError(
-        f"ONNX has no operator for {operator}{_caller(operator, program)}; use another operation, "
-        "or write torch.export's format alone (export=torch)"
+        f"ONNX has no operator for {operator}{place}; use another operation, or write "
+        "torch.export's format alone (export=torch)"
     )
 
 
 def _caller(operator: str, program: Any) -> str:
     """Where the network calls an operator; "" when torch does not say."""
-    for node in program.run_decompositions().graph.nodes:
-        if str(node.target).startswith(operator):
-            modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
-            within = f" in {modules[-1]}" if modules else ""
-            frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-            return within + _place([(file, int(line), name) for file, line, name in frames])
+    for node in _calls(operator, program):
+        modules = [path for path, _ in node.meta.get("nn_module_stack", {}).values() if path]
+        within = f" in {modules[-1]}" if modules else ""
+        frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+        return within + _place([(file, int(line), name) for file, line, name in frames])
     return ""
+
+
+def _calls(operator: str, program: Any) -> Iterator[Any]:
+    """The nodes that call an operator, then those that call one it may be a part of."""
+    exact = (n for n in program.run_decompositions().graph.nodes if str(n.target) == operator)
+    name = operator.split(".")[1].strip("_")
+    return chain(exact, (node for node in program.graph.nodes if name in str(node.target)))
 
 
 def _place(frames: list[tuple[str, int, str]]) -> str:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from prunekit.errors import ArtifactError, ConfigError
+from prunekit.errors import ArtifactError, ConfigError, ExportError
+from prunekit.export import OnnxModule
 from prunekit.measure import (
     Latency,
     LatencyTest,
     counted_macs,
+    engines,
     file_bytes,
+    latency,
     nonzero_params,
     peak_memory,
     sparsity,
@@ -86,6 +90,106 @@ def test_latency_restores_the_threads_when_a_model_fails():
     assert torch.get_num_threads() == before
 
 
+def test_each_engine_times_in_turns_on_its_own_copies(monkeypatch):
+    pytest.importorskip("onnxruntime", reason="needs the extra: pip install prunekit[export]")
+    pytest.importorskip("onnxscript", reason="needs the extra: pip install prunekit[export]")
+    models = {"small": nn.Linear(4, 4).train(), "large": Deep()}
+    made, before = [], torch.get_num_threads()
+    monkeypatch.setattr(engines, "OnnxModule", lambda *a: made.append(a[1:]) or OnnxModule(*a))
+    test = LatencyTest(runs=9, warmup=2, batch=64, threads=before + 1)
+    for engine in ("eager", "onnxruntime"):
+        found = test.run(models, torch.zeros(1, 4), engine=engine)
+        assert found["large"].median_ms > found["small"].median_ms > 0
+    assert made == [(before + 1,)] * 2  # the sessions have the threads of the test
+    assert models["small"].training and torch.get_num_threads() == before
+
+
+class Deep(nn.Sequential):
+    """Takes far longer than a linear layer, on any engine."""
+
+    def __init__(self):
+        layers = [nn.Linear(512, 512) for _ in range(8)]
+        super().__init__(nn.Linear(4, 512), *layers)
+
+
+@pytest.mark.slow
+def test_torch_compile_is_timed_without_its_compilation():
+    found = LatencyTest(runs=5, warmup=1).run(
+        {"a": nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "b": nn.Linear(4, 4)},
+        torch.zeros(1, 4),
+        engine="compile",
+    )
+    assert all(0 < latency.q3 < 100 for latency in found.values())  # compiling takes seconds
+
+
+def test_an_engine_that_fails_says_why(monkeypatch):
+    def broken(model, **_):
+        def run(x):
+            raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: no compiler")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(ExportError, match=r"finds no C\+\+ compiler"):
+        LatencyTest(runs=5).run({"a": nn.Linear(1, 1)}, torch.zeros(1, 1), engine="compile")
+    with pytest.raises(ConfigError, match="engine='tvm' is unknown"):
+        LatencyTest(runs=5).run({"a": nn.Linear(1, 1)}, torch.zeros(1, 1), engine="tvm")
+
+
+def test_anything_that_takes_the_batch_can_race():
+    seen = []
+    test = LatencyTest(batch=3, runs=5, warmup=1)
+    x = test.inputs(torch.zeros(1, 2))
+    found = test.race({"a": lambda x: seen.append(("a", x)), "b": lambda x: seen.append(x)}, x)
+    assert list(found) == ["a", "b"] and len(seen) == 12
+    assert x.shape == (3, 2) and torch.equal(x, test.inputs(torch.zeros(7, 2)))
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_denormal_numbers_are_zero_while_timing_and_then_as_before(before):
+    tiny = torch.tensor(1e-20)
+    products = []
+    torch.set_flush_denormal(before)
+    try:
+        LatencyTest(runs=5).race({"a": lambda x: products.append(float(tiny * tiny))}, tiny)
+        assert set(products) == {0.0}
+        assert (float(tiny * tiny) == 0.0) == before
+    finally:
+        torch.set_flush_denormal(False)
+
+
+def test_the_gpu_clock_waits_for_what_came_before(monkeypatch):
+    """Events on the device of the batch; the first one after a synchronisation, then the pass."""
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def elapsed_time(self, other):
+            return 2.5
+
+    class Device:
+        def __init__(self, device):
+            log.append(device)
+
+        def __enter__(self):
+            log.append("enter")
+
+        def __exit__(self, *_):
+            log.append("exit")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: log.append("wait"))
+    batch = SimpleNamespace(device="cuda:1")
+    assert latency._gpu_ms(lambda x: log.append("pass"), batch) == 2.5
+    assert log == ["cuda:1", "enter", "wait", "record", "pass", "record", "wait", "exit"]
+
+
 def test_latency_leaves_the_models_as_they_are():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).train()
     LatencyTest(runs=5, warmup=1, batch=4).run({"a": model}, torch.zeros(1, 2))
@@ -93,11 +197,15 @@ def test_latency_leaves_the_models_as_they_are():
 
 
 def test_quartiles():
-    assert Latency.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Latency(3.0, 2.0, 4.0, 5)
+    assert Latency.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Latency(3.0, 2.0, 4.0, 5, 1.0)
 
 
 @pytest.mark.parametrize(
-    "settings", [{"threads": 0}, {"batch": 0}, {"runs": 4}, {"warmup": -1}, {"seconds": 0}]
+    "settings",
+    [
+        *({"threads": 0}, {"batch": 0}, {"runs": 4}, {"warmup": -1}, {"seconds": 0}),
+        *({"engines": wrong} for wrong in ([], "eager", ["eager", "tvm"], None, [3])),
+    ],
 )
 def test_latency_settings_are_checked(settings):
     (name,) = settings
