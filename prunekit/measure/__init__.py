@@ -3,12 +3,15 @@
 from prunekit.measure.cost import CostModel
 from prunekit.measure.flops import counted_macs
 from prunekit.measure.latency import Latency, LatencyTest
+from prunekit.measure.latency_table import Compared, TimedCost
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
 
 __all__ = [
+    "Compared",
     "CostModel",
     "Latency",
     "LatencyTest",
+    "TimedCost",
     "counted_macs",
     "file_bytes",
     "nonzero_params",

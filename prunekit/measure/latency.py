@@ -21,18 +21,19 @@ _FEWEST = 5  # a median of fewer runs says nothing
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds per batch: median, lower and upper quartile over `runs` timed runs."""
+    """Milliseconds per batch: median, quartiles and the fastest of `runs` timed runs."""
 
     median_ms: float
     q1: float
     q3: float
     runs: int
+    fastest: float
 
     @classmethod
     def of(cls, times: Sequence[float]) -> Latency:
         """Summarise times in milliseconds, at least two."""
         q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
-        return cls(median, q1, q3, len(times))
+        return cls(median, q1, q3, len(times), min(times))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Groups without scores stay whole. Every setting says what is kept, never what go
 
 from prunekit.selection.base import Aim, Masks, Selection, best, checked, protected, untouched
 from prunekit.selection.budgets import Budget, Budgets, Global, MacsTarget, ParamsTarget
+from prunekit.selection.latency import LatencyTarget
 from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise, relative_ranks
 from prunekit.selection.patterns import ignored
 from prunekit.selection.pool import FindsWidths, Pool
@@ -19,6 +20,7 @@ __all__ = [
     "Budgets",
     "FindsWidths",
     "Global",
+    "LatencyTarget",
     "LikeRun",
     "Limit",
     "MacsTarget",

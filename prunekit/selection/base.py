@@ -16,6 +16,7 @@ from prunekit.measure import CostModel
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
+    from prunekit.measure.latency_table import Track
 
 Masks = dict[str, Tensor]
 _LISTED = 4
@@ -26,12 +27,14 @@ class Aim:
     """What a selection was asked to keep and what its choice has, in the same unit.
 
     `met` is False where the choice exceeds what was asked for, as the nearest that there is.
+    `predicted` is what the search went by where `reached` is a measurement.
     """
 
     name: str
     asked: float
     reached: float
     met: bool = True
+    predicted: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,23 +42,31 @@ class Selection(ABC):
     """Decides which units of a network stay.
 
     A group never has fewer than `min_keep` units (all of them, if it is smaller), and every layer
-    keeps an input and an output channel, unless `min_keep` is 0; see `protected`.
+    keeps an input and an output channel, unless `min_keep` is 0; see `protected`. `rounds` is how
+    often a caller that trains scores, cuts and tunes on the way there; `choose` gives the end.
     """
 
     _: KW_ONLY
     min_keep: int = 1
+    rounds: int = 1
 
     def __post_init__(self) -> None:
         integer("selection.min_keep", self.min_keep, at_least=0)
+        integer("selection.rounds", self.rounds, at_least=1)
 
     @abstractmethod
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Group name -> bool mask over its units, True = keep, for every group of the graph."""
 
     def costs(
-        self, model: nn.Module, graph: ChannelGraph, example: Tensor, device: str = "cpu"
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        example: Tensor,
+        device: str = "cpu",
+        track: Track | None = None,
     ) -> CostModel:
-        """The cost model that `choose` needs; a selection by latency has one that measures."""
+        """The cost model that `choose` needs; one that measures may show progress by `track`."""
         return CostModel(model, graph)
 
     def aims(

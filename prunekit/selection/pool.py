@@ -143,7 +143,7 @@ def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:
 
 def _misses(aims: Sequence[Aim]) -> list[str]:
     """Aims that are not met, and the tightest one where all are missed from below."""
-    over = [f"{_against(aim)}: the smallest network was taken" for aim in aims if not aim.met]
+    over = [f"{_against(aim)}: the nearest there is" for aim in aims if not aim.met]
     if over or not aims:
         return over
     tight = max(aims, key=lambda aim: aim.reached / aim.asked)

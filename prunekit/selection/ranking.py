@@ -127,9 +127,9 @@ class Ranked(FindsWidths):
 
     def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         ranking = self.ranking(scores, graph)
-        return ranking.masks(self._removed(ranking, self._limits(ranking, cost)))
+        return ranking.masks(self.removed(ranking, self._limits(ranking, cost)))
 
-    def _removed(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
+    def removed(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
         """How many units go; ConfigError where a limit is out of reach and must not be missed."""
         removed = fewest(ranking, limits)
         if removed is None and self.on_miss == "refuse":

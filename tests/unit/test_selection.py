@@ -281,7 +281,7 @@ def test_a_budget_out_of_reach_may_be_missed_and_says_so():
         assert choose(near) == {"a": [1], "b": [3]}
         (note,) = notes(near)
         assert note.startswith("asked to keep 0.") and note.endswith(
-            "the smallest network was taken"
+            "the nearest there is"
         )
         with pytest.raises(ConfigError, match="on_miss=nearest"):
             choose(selection)
