@@ -8,14 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph import ChannelGraph
-from prunekit.graph.layers import layer_named
 from prunekit.modes import evaluating
 from prunekit.surgery.biases import BiasMaps, NewBiases
 from prunekit.surgery.check import Batch, Gap, inputs_of, run_on
 from prunekit.surgery.edits import Edit
 from prunekit.surgery.emission import Emission, Heard, listen, slack
-
-_MEAN = "running mean of "
 
 
 @dataclass(frozen=True)
@@ -80,12 +77,16 @@ class Absorbed:
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What one layer is given: `value` per channel, or per channel and position if `mapped`."""
+    """What one layer is given: `value` per channel, or per channel and position if `mapped`.
+
+    `path` is where it is added, or subtracted if that is a running mean.
+    """
 
     layer: str
     value: Tensor
     mapped: bool
     into: str
+    path: str
     why: str
 
     @property
@@ -112,7 +113,10 @@ def absorb(
     args = inputs_of(batch)
     emission = listen(model, graph, drop, args)
     before = _outputs(narrow, args)
-    planned = [_plan(name, calls, emission, narrow, maps) for name, calls in emission.heard.items()]
+    planned = [
+        _plan(name, calls, emission, narrow, maps and name not in graph.functional)
+        for name, calls in emission.heard.items()
+    ]
     plans = [plan for plan in planned if plan is not None]
     edits = _edits(plans)
     for edit in edits:
@@ -128,7 +132,7 @@ def _plan(
     name: str, calls: list[Heard], emission: Emission, narrow: nn.Module, maps: bool
 ) -> _Plan | None:
     if not calls:
-        return _Plan(name, torch.zeros(0), False, "nothing", "its input was never seen")
+        return _Plan(name, torch.zeros(0), False, "nothing", "", "its input was never seen")
     if not any(bool(call.offset.any()) for call in calls):
         return None
     parts = [_constant_part(call.by_channel) for call in calls]
@@ -139,10 +143,10 @@ def _plan(
         value = torch.stack([call.offset for call in calls]).mean(0)
     elif share:
         why = [f"{share:.0%} of positions (borders) get another constant, the mean is taken", *why]
-    into = "bias map" if mapped else _place(name, emission, narrow)
+    into, path = ("bias map", f"{name}.1.bias_map") if mapped else _place(name, emission, narrow)
     if into == "nothing":
-        why = ["its bias is shared with another layer or computed", *why]
-    return _Plan(name, value, mapped, into, "; ".join(why))
+        why = ["its bias is computed, or used elsewhere too, or a function gets none", *why]
+    return _Plan(name, value, mapped, into, path, "; ".join(why))
 
 
 def _varying(calls: list[Heard]) -> list[str]:
@@ -172,14 +176,25 @@ def _constant_part(offset: Tensor) -> tuple[Tensor, float]:
     return offset.mean(1), float(odd.float().mean())
 
 
-def _place(name: str, emission: Emission, narrow: nn.Module) -> str:
-    module, norm = layer_named(narrow, name), emission.follower.get(name)
-    bias = module._parameters.get("bias")
+def _place(name: str, emission: Emission, narrow: nn.Module) -> tuple[str, str]:
+    """What the constants of a layer go into, in words, and the path of it."""
+    norm = emission.follower.get(name)
+    path = emission.given.get(name, f"{name}.bias")
+    owner, _, leaf = path.rpartition(".")
+    found = _parameters(narrow, owner)
+    bias = found.get(leaf)
     if bias is not None and _owners(narrow, bias) == 1:
-        return "bias"
+        return "bias", path
     if norm is not None:
-        return f"{_MEAN}{norm}"
-    return "new bias" if bias is None and "bias" in module._parameters else "nothing"
+        return f"running mean of {norm}", f"{norm}.running_mean"
+    return ("new bias", path) if leaf in found and bias is None else ("nothing", "")
+
+
+def _parameters(model: nn.Module, name: str) -> dict[str, nn.Parameter | None]:
+    try:
+        return model.get_submodule(name)._parameters
+    except AttributeError:
+        return {}  # a layer that is only a parameter
 
 
 def _owners(model: nn.Module, parameter: nn.Parameter) -> int:
@@ -200,10 +215,7 @@ def _edits(plans: list[_Plan]) -> tuple[Edit, ...]:
 @torch.no_grad()
 def _fill(narrow: nn.Module, plans: list[_Plan]) -> None:
     for plan in plans:
-        module = layer_named(narrow, plan.layer)
-        if plan.mapped:
-            module[1].bias_map.add_(plan.value)
-        elif plan.into in ("bias", "new bias"):
-            module.bias.add_(plan.value)
-        elif plan.into != "nothing":
-            layer_named(narrow, plan.into.removeprefix(_MEAN)).running_mean.sub_(plan.value)
+        if plan.path:
+            owner, _, leaf = plan.path.rpartition(".")
+            place = getattr(narrow.get_submodule(owner), leaf)
+            place.add_(-plan.value if leaf == "running_mean" else plan.value)

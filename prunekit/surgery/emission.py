@@ -7,13 +7,14 @@ dense network is run with just that, and its layers are listened to.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -49,12 +50,14 @@ class Heard:
 class Emission:
     """What was heard at every layer that loses inputs, and the outputs of the network meanwhile.
 
-    `follower` names, where there is one, the batch norm that is alone in reading a layer.
+    `follower` names, where there is one, the batch norm that is alone in reading a layer. `given`
+    are, for layers whose weights go to a function, the paths of the biases that go with them.
     """
 
     heard: dict[str, list[Heard]]
     outputs: Any
     follower: dict[str, str]
+    given: dict[str, str]
 
 
 def listen(
@@ -73,7 +76,8 @@ def listen(
             ear.only = ear.deaf()
             with ear.followers:
                 trained(model, args)
-    return Emission(dict(ear.heard), outputs, ear.followers.sure())
+    paths = {id(parameter): path for path, parameter in model.named_parameters()}
+    return Emission(ear.heard, outputs, ear.followers.sure(), ear.followers.biases(paths))
 
 
 @contextmanager
@@ -82,15 +86,49 @@ def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[No
 
     Convolutions and linear layers put out their bias for them, norms their shift, zero without one.
     """
-    drop = drop.cpu()
+    drop, functions = drop.cpu(), _Constants()
     with ExitStack() as stack:
         for name, units in graph.outs.items():
-            module = layer_named(model, name)
+            module, gone = layer_named(model, name), drop[units]
             shifts = isinstance(module, (*CONSUMERS, *_NORMS)) or name in graph.inexact
-            if shifts and bool(drop[units].any()):
-                hook = module.register_forward_hook(_constant(drop[units]), prepend=True)
+            if not shifts or not bool(gone.any()):
+                continue
+            if name in graph.functional:
+                functions.layers[id(module.weight)] = (module, gone)
+            else:
+                hook = module.register_forward_hook(_constant(gone), prepend=True)
                 stack.callback(hook.remove)
+        if functions.layers:
+            stack.enter_context(functions)
         yield
+
+
+class _Constants(TorchFunctionMode):
+    """Functions put out constants for removed channels; `layers` go by the ids of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: dict[int, tuple[nn.Module, Tensor]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        found = _weighed(func, args, kwargs)
+        if found is None or id(found["weight"]) not in self.layers:
+            return out
+        layer, gone = self.layers[id(found["weight"])]
+        return _shifted(out, gone, found.get("bias"), channel_dim(layer, out.ndim))
+
+
+_WEIGHED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
+
+
+def _weighed(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any] | None:
+    """The arguments, by name, of a function that is given weights; None for others."""
+    if func not in _WEIGHED:
+        return None
+    return dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
 
 
 class _Followers(TorchFunctionMode):
@@ -107,6 +145,17 @@ class _Followers(TorchFunctionMode):
         self._used: Counter[str] = Counter()
         self._norms: Counter[str] = Counter()
         self._pairs: Counter[tuple[str, str]] = Counter()
+        self._parameters: Counter[int] = Counter()
+        self._given: dict[str, Tensor | None] = {}
+        self.functions: dict[int, tuple[str, Callable[..., None]]] = {}
+
+    def biases(self, paths: Mapping[int, str]) -> dict[str, str]:
+        """The paths of biases that functions were given, where they are used for nothing else."""
+        return {
+            name: paths[id(bias)]
+            for name, bias in self._given.items()
+            if id(bias) in paths and self._parameters[id(bias)] == self._calls[name]
+        }
 
     def tag(self, name: str) -> Callable[..., None]:
         """A forward hook that remembers who made the output."""
@@ -144,11 +193,20 @@ class _Followers(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        found = _weighed(func, args, kwargs)
+        name, listen = self.functions.get(id(found["weight"]), ("", None)) if found else ("", None)
+        if listen is not None:
+            listen(lambda x: func(x, *args[1:], **(kwargs or {})), found["input"])
         out = func(*args, **(kwargs or {}))
-        if isinstance(out, Tensor) or floats_in(out):
+        if floats_in(out):
             for tensor in floats_in((args, kwargs or {})):
                 if tensor in self._owner:
                     self._used[self._owner[tensor]] += 1
+                elif isinstance(tensor, nn.Parameter):
+                    self._parameters[id(tensor)] += 1
+        if listen is not None:
+            self._owner[out], self._given[name] = name, found.get("bias")
+            self._calls[name] += 1
         return out
 
 
@@ -174,8 +232,14 @@ class _Ear:
                 gone = self.drop.cpu()[units]
                 if not bool(gone.any()) or not isinstance(module, CONSUMERS):
                     continue
-                self.heard[name] = []
-                stack.callback(module.register_forward_pre_hook(self._listen(name, gone)).remove)
+                self.heard[name], listen = [], self._listen(name, module, gone)
+                if name in self.graph.functional:
+                    self.followers.functions[id(module.weight)] = (name, listen)
+                    continue
+                hook = module.register_forward_pre_hook(
+                    lambda module, args, listen=listen: listen(module.forward, args[0])
+                )
+                stack.callback(hook.remove)
                 stack.callback(module.register_forward_hook(self.followers.tag(name)).remove)
             for name, module in model.named_modules():
                 if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
@@ -183,17 +247,19 @@ class _Ear:
                     stack.callback(hook.remove)
             yield
 
-    def _listen(self, name: str, gone: Tensor) -> Callable[..., None]:
+    def _listen(self, name: str, layer: nn.Module, gone: Tensor) -> Callable[..., None]:
         kept = ~self.drop.cpu()[self.graph.outs[name]]
 
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def listen(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
             if self.only is None or name in self.only:
-                self.heard[name].append(_heard(module, args[0], gone, kept))
+                self.heard[name].append(_heard(layer, run, x, gone, kept))
 
-        return hook
+        return listen
 
 
-def _heard(module: nn.Module, x: Tensor, gone: Tensor, kept: Tensor) -> Heard:
+def _heard(
+    module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, gone: Tensor, kept: Tensor
+) -> Heard:
     """Send the removed channels alone through a layer."""
     if not isinstance(module, nn.Linear) and x.ndim < len(module.kernel_size) + 2:
         x = x.unsqueeze(0)  # without a batch dimension
@@ -206,7 +272,7 @@ def _heard(module: nn.Module, x: Tensor, gone: Tensor, kept: Tensor) -> Heard:
         first = emitted.mean(0, keepdim=True)
     alone = torch.zeros_like(x[:1])
     alone.index_copy_(dim, gone.nonzero().flatten().to(x.device), first)
-    offset = module.forward(alone) - module.forward(torch.zeros_like(alone))
+    offset = run(alone) - run(torch.zeros_like(alone))
     dim = channel_dim(module, offset.ndim)
     offset = offset.index_select(dim, kept.nonzero().flatten().to(x.device))
     return Heard(offset[0], dim - 1, varies if varies > slack(x.dtype) else 0.0)
@@ -219,13 +285,16 @@ def slack(dtype: torch.dtype) -> float:
 
 def _constant(gone: Tensor) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        dim = _out_dim(module, out.ndim)
-        shape = [-1 if d == dim else 1 for d in range(out.ndim)]
         bias = getattr(module, "bias", None)
-        shift = out.new_zeros(()) if bias is None else bias.to(out).reshape(shape)
-        return torch.where(gone.to(out.device).reshape(shape), shift, out)
+        return _shifted(out, gone, bias, _out_dim(module, out.ndim))
 
     return hook
+
+
+def _shifted(out: Tensor, gone: Tensor, bias: Tensor | None, dim: int) -> Tensor:
+    shape = [-1 if d == dim else 1 for d in range(out.ndim)]
+    shift = out.new_zeros(()) if bias is None else bias.to(out).reshape(shape)
+    return torch.where(gone.to(out.device).reshape(shape), shift, out)
 
 
 def _out_dim(module: nn.Module, rank: int) -> int:

@@ -171,6 +171,22 @@ class Tokens(nn.Module):
         return x + self.down(F.gelu(self.up(x)))
 
 
+class ByFunction(nn.Module):
+    """Convolutions whose weights are parameters of the network."""
+
+    def __init__(self, bias=True, norm=False):
+        super().__init__()
+        self.first = conv(4, 8)
+        self.weight = nn.Parameter(torch.rand(8, 8, 1, 1))
+        self.bias = nn.Parameter(torch.rand(8)) if bias else None
+        self.norm = nn.BatchNorm2d(8) if norm else nn.Identity()
+        self.last = conv(8, 3)
+
+    def forward(self, x):
+        x = F.conv2d(torch.sigmoid(self.first(x)), self.weight, self.bias)
+        return self.last(torch.sigmoid(self.norm(x))).mean((2, 3))
+
+
 def cut(model, seed=0):
     """The dense network in doubles, the narrow one, and what connects them."""
     torch.manual_seed(seed)
@@ -277,6 +293,35 @@ def test_where_constants_go(name, layer, into):
     assert str(rows[layer]).startswith(f"{layer} -> {into}: ")
 
 
+@pytest.mark.parametrize(
+    ("bias", "norm", "into"),
+    [
+        (True, False, "bias"),
+        (True, True, "bias"),
+        (False, True, "running mean of norm"),
+        (False, False, "nothing"),
+    ],
+)
+def test_functions_that_are_given_weights(bias, norm, into):
+    parts = cut(ByFunction(bias, norm))
+    assert "weight" in parts[2].functional
+    found = absorb(*parts, X)
+    assert {row.layer: row.into for row in found.rows} == {"weight": into, "last": "bias"}
+    assert found.exact is (into != "nothing") is (distance(*parts) < 1e-9)
+    assert abs(distance(*parts) - found.change.after) < 1e-12
+
+
+def test_a_bias_that_two_functions_use_stays():
+    class Twice(ByFunction):
+        def forward(self, x):
+            x = F.conv2d(torch.sigmoid(self.first(x)), self.weight, self.bias)
+            return self.last(torch.sigmoid(x + self.bias[:, None, None])).mean((2, 3))
+
+    parts = cut(Twice())
+    rows = {row.layer: row.into for row in absorb(*parts, X).rows}
+    assert rows.get("weight", "nothing") == "nothing"
+
+
 def test_a_norm_that_is_not_alone_keeps_its_mean():
     class Peeked(Chain):
         def forward(self, x):
@@ -328,7 +373,9 @@ def test_a_shared_bias_is_left_alone():
     narrow.b.bias = narrow.a.bias
     bias = narrow.a.bias.detach().clone()
     found = absorb(model, narrow, graph, drop, X)
-    assert "its bias is shared" in found.notes[0] and torch.equal(narrow.b.bias, bias)
+    assert "its bias is computed, or used elsewhere" in found.notes[0] and torch.equal(
+        narrow.b.bias, bias
+    )
     assert narrow.a.bias is narrow.b.bias
 
 
