@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,7 +64,7 @@ class Call:
         shown = self.name or getattr(target, "__name__", str(target))
         return f"{shown} at {where(self.node)}"
 
-    @property
+    @cached_property
     def values(self) -> list[Value]:
         """The values among the arguments, in order."""
         return values_in(self.args, self.kwargs)

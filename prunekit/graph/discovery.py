@@ -70,13 +70,26 @@ class Discovery(Run):
             except PrunekitError:
                 raise
             except Exception as error:
-                raise TraceError(
-                    f"{type(self.twin).__name__} fails on an example of this shape at "
-                    f"{describe(node)}: {str(error).splitlines()[0] if str(error) else error!r}"
-                ) from error
+                reason = str(error).splitlines()[0] if str(error) else repr(error)
+                failed = f"fails on an example of this shape at {describe(node)}: {reason}"
+                if node.graph is self.graphs[0]:
+                    raise TraceError(f"{type(self.twin).__name__} {failed}") from error
+                self._leave(node, f"train mode, which {failed}")
+                break
             self._remember(node)
         self._tie()
         self._name_uncalled()
+
+    def _leave(self, failed: fx.Node, why: str) -> None:
+        """Give up on the rest of train mode: what it would have used stays."""
+        at = self.nodes.index(failed)
+        used = [source for node in self.nodes[at:] for source in node.all_input_nodes]
+        values = values_in(*(self.results[node] for node in used if node in self.results))
+        self.nodes = self.nodes[:at]
+        for value in values:
+            lost = self.parts.freeze(value.labels)
+            if lost:
+                self.note(lost, why)
 
     def call(self, call: Call) -> Any:
         """Keep the call for the passes to come."""

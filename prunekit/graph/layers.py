@@ -258,6 +258,10 @@ LAYERS: dict[type[nn.Module], Rule] = {
 RULES |= dict.fromkeys(_FUNCTIONS, by_function)
 
 
+# layers whose results depend on more than labels
+SIZED = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten, nn.ChannelShuffle)
+
+
 def fixed_macs(call: Call, result: Any) -> int:
     """Multiply-adds of convolutions and linear maps that are no recorded layer; 0 for the rest."""
     if isinstance(call.module, nn.MultiheadAttention):

@@ -216,6 +216,12 @@ def attribute(run: Run, call: Call) -> Any:
     return Value(result, call.values[0].labels) if isinstance(result, Tensor) else result
 
 
+# moves that do the same to any number of channels
+STEADY = frozenset(
+    {"flatten", "ravel", "unsqueeze", "cat", "concat", "concatenate", "stack", "t"}
+    | {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis"}
+)
+
 MOVING: dict[str, Rule] = {
     **table(attribute, "getattr"),
     **table(padded, "pad"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import count
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from prunekit.errors import TraceError
 from prunekit.graph.calls import Call
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.labels import Run
-from prunekit.graph.moves import MOVING
+from prunekit.graph.layers import SIZED
+from prunekit.graph.moves import MOVING, STEADY
 from prunekit.graph.partition import FIXED
+from prunekit.graph.rules import QUESTIONS
 from prunekit.graph.symbolic import describe
 from prunekit.graph.values import Value, compress, each, resize, values_in
 
@@ -21,21 +24,38 @@ from prunekit.graph.values import Value, compress, each, resize, values_in
 def rehearse(first: Discovery) -> None:
     """Freeze what hinders narrowed versions of the network, until nothing does.
 
-    Raises TraceError where nothing more can be frozen and a rehearsal still fails.
+    Where no operation depends on sizes, labels alone are exact. Raises TraceError where nothing
+    more can be frozen and a rehearsal still fails.
     """
-    seeds = iter(range(2**31))
+    if all(_follows_labels(node, first) for node in first.nodes):
+        return
     clean = 0
-    while clean < 2:
+    for seed in count():
         roots = first.parts.roots()
-        run = Rehearsal(first, roots, _units_to_drop(first, roots, clean, next(seeds)))
+        run = Rehearsal(first, roots, _units_to_drop(first, roots, seed, at_random=clean == 0))
         run.play()
-        if run.failed and not _freeze_around(first, run.failed):
+        if not run.failed:
+            clean += 1
+            if clean == 2:
+                return
+            continue
+        clean = 0
+        if not _freeze_around(first, run.failed):
             raise TraceError(
                 f"{type(first.twin).__name__} cannot be narrowed: "
                 f"{describe(run.failed[0])} depends on channel numbers in a way that "
                 "is not understood; take sizes from the shapes of the tensors at hand"
             )
-        clean = 0 if run.failed else clean + 1
+
+
+def _follows_labels(node: fx.Node, first: Discovery) -> bool:
+    """Whether an operation does to any narrowed input what it did to the labels."""
+    if node.op in ("placeholder", "get_attr", "output"):
+        return True
+    call = first.calls[node]
+    if call.module is not None:
+        return not isinstance(call.module, SIZED)
+    return call.name in STEADY or (call.name not in MOVING and call.name not in QUESTIONS)
 
 
 def _freeze_around(first: Discovery, failed: list[fx.Node]) -> bool:
@@ -53,16 +73,14 @@ def _freeze_around(first: Discovery, failed: list[fx.Node]) -> bool:
     return changed
 
 
-def _units_to_drop(first: Discovery, roots: Tensor, first_units: int, seed: int) -> Tensor:
-    """Units to leave out in a rehearsal: the first of every layer, or half of all at random."""
+def _units_to_drop(first: Discovery, roots: Tensor, seed: int, at_random: bool) -> Tensor:
+    """Units to leave out in a rehearsal: half of all, or the first and the last of every layer."""
     drop = torch.zeros(len(roots), dtype=torch.bool)
-    made = torch.cat([*first.producers.values()]) if first.producers else roots[:0]
-    if first_units == 0:
-        generator = torch.Generator().manual_seed(seed)
-        drop[roots[made]] = (torch.rand(len(roots), generator=generator) < 0.5)[roots[made]]
-    else:
-        for labels in first.producers.values():
-            drop[roots[labels[0]]] = True
+    generator = torch.Generator().manual_seed(seed)
+    chance = torch.rand(len(roots), generator=generator) < 0.5
+    for labels in first.producers.values():
+        chosen = labels if at_random else labels[[0, -1]]
+        drop[roots[chosen]] = chance[roots[chosen]] | (not at_random)
     drop[FIXED] = False
     values = [value for result in first.results.values() for value in values_in(result)]
     for labels in {id(value.labels): value.labels for value in values}.values():
@@ -82,6 +100,7 @@ class Rehearsal(Run):
     def __init__(self, first: Discovery, roots: Tensor, drop: Tensor) -> None:
         super().__init__(first.twin, first.graphs, first.inputs, first.over_norms)
         self.first = first
+        self.nodes = first.nodes
         self.roots = roots
         self.drop = drop
         self.failed: list[fx.Node] = []

@@ -54,6 +54,8 @@ def _pointwise_meta(call: Call) -> Any:
     plain = call.name in _ARITHMETIC and first.is_floating_point()
     if plain and all(o.shape == first.shape and o.dtype == first.dtype for o in others):
         return first
+    if plain and all(o.is_contiguous() and o.dtype == first.dtype for o in (first, *others)):
+        return first.new_empty(torch.broadcast_shapes(*(m.shape for m in (first, *others))))
     return call.on_meta()
 
 
@@ -180,6 +182,10 @@ _ARITHMETIC = frozenset({"add", "sub", "mul", "div", "truediv", "maximum", "mini
 _SAME_SHAPE = frozenset({"layer_norm", "rms_norm", "softmax", "log_softmax"})
 _NORMS = (nn.LayerNorm, nn.Softmax, nn.LogSoftmax)
 
+QUESTIONS = frozenset(
+    {"size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "stride", "get_device"}
+)
+
 STILL: dict[str, Rule] = {
     **table(
         activation,
@@ -205,7 +211,7 @@ STILL: dict[str, Rule] = {
     **table(normalise(-1), "glu"),
     **table(normalise(1), "normalize"),
     **table(layer_norm, "layer_norm rms_norm"),
-    **table(question, "size dim numel nelement ndimension is_floating_point stride get_device"),
+    **table(question, " ".join(QUESTIONS)),
     **table(ignored, "_assert"),
     **table(functional_norm, "batch_norm instance_norm prelu"),
     **table(spatial(None), "interpolate upsample"),

@@ -40,6 +40,16 @@ class Sized(fx.Proxy):
         return self.tracer.known(self).__index__()
 
 
+class Mode(int):
+    """Stands for `module.training` while a network is traced, and notes when that is asked for."""
+
+    asked = False
+
+    def __bool__(self) -> bool:
+        Mode.asked = True
+        return int(self) == 1
+
+
 class Tracer(fx.Tracer):
     """Keeps every layer of torch.nn whole, remembers source lines, and follows sizes.
 
@@ -66,6 +76,10 @@ class Tracer(fx.Tracer):
         node = super().create_node(*args, **kwargs)
         node.meta["line"] = _line_of_user()
         return node
+
+    def create_arg(self, a: Any) -> Any:
+        """A mode that is only handed on to a function is a plain one."""
+        return int(a) == 1 if isinstance(a, Mode) else super().create_arg(a)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """Wrap a node."""
@@ -119,13 +133,19 @@ def _with_sources(node: fx.Node, known: dict[fx.Node, Any]) -> set[fx.Node]:
     return found
 
 
+def set_mode(network: nn.Module, training: bool) -> None:
+    """Set the mode of a network, without a call of methods that users may have changed."""
+    for module in network.modules():
+        module.training = training
+
+
 def _in_eval(module: nn.Module, args: Any, kwargs: Any) -> Any:
-    modes = {one: one.training for one in module.modules()}
+    mode = module.training
+    set_mode(module, False)
     try:
-        return module.eval()(*args, **kwargs)
+        return module(*args, **kwargs)
     finally:
-        for one, training in modes.items():
-            one.training = training
+        set_mode(module, mode)
 
 
 @contextmanager

@@ -42,11 +42,7 @@ def _conv(module: nn.Conv2d, keep_in: Indices = None, keep_out: Indices = None) 
 def _linear(module: nn.Linear, keep_in: Indices = None, keep_out: Indices = None) -> None:
     kept_in = _indices(keep_in, module.in_features)
     kept_out = _indices(keep_out, module.out_features)
-    weight = _weight(module)
-    for dim, kept in ((0, kept_out), (1, kept_in)):
-        if len(kept) < weight.shape[dim]:
-            weight = weight.index_select(dim, kept.to(weight.device))
-    _put_weight(module, weight)
+    _put_weight(module, _select(_select(_weight(module), 0, kept_out), 1, kept_in))
     narrow_tensor(module, "bias", 0, keep_out)
     module.in_features, module.out_features = len(kept_in), len(kept_out)
 
@@ -146,7 +142,15 @@ def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None
     narrow_tensor(module, "bias", 0, keep_out)
 
 
+def _select(weight: Tensor, dim: int, kept: Tensor) -> Tensor:
+    if len(kept) == weight.shape[dim]:
+        return weight
+    return weight.index_select(dim, kept.to(weight.device))
+
+
 def _grouped(weight: Tensor, outer: Tensor, inner: Tensor, width: int, groups: int) -> Tensor:
+    if groups == 1:
+        return _select(_select(weight, 0, outer), 1, inner)
     rows = weight[outer.to(weight.device)].chunk(groups)
     columns = (inner % width).to(weight.device).chunk(groups)
     return torch.cat([row.index_select(1, c) for row, c in zip(rows, columns, strict=True)])

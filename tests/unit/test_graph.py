@@ -339,6 +339,16 @@ def test_a_head_that_only_training_calls_is_noted():
     )
 
 
+def test_what_fails_in_train_mode_only_stays():
+    torch.manual_seed(0)
+    net = torchvision.models.inception_v3(num_classes=10, init_weights=False)
+    networks.randomise(net)
+    example = torch.rand(1, 3, 107, 107)  # too small for the auxiliary head
+    graph, _ = compare(net, example)
+    assert graph.frozen["AuxLogits.conv0.conv"].startswith("train mode, which fails on an example")
+    assert not graph.outs["AuxLogits.conv0.conv"].any()
+
+
 def test_masks_are_checked():
     graph = ChannelGraph.trace(Body(lambda net, x: x), EXAMPLE)
     with pytest.raises(SurgeryError, match="no group is called 'frist'; did you mean first"):
