@@ -319,7 +319,7 @@ def test_a_bias_that_two_functions_use_stays():
 
     parts = cut(Twice())
     rows = {row.layer: row.into for row in absorb(*parts, X).rows}
-    assert rows.get("weight", "nothing") == "nothing"
+    assert rows["weight"] == "nothing"
 
 
 def test_a_norm_that_is_not_alone_keeps_its_mean():
