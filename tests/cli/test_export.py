@@ -126,6 +126,19 @@ def test_an_operator_that_cannot_be_exported_is_one_line(cli, tmp_path, monkeypa
     sys.modules.pop("odd_network")
 
 
+def test_without_images_there_are_files_and_times_but_no_accuracy(go, finished):
+    shape = ("source=outputs/whole", "dataset=none", "dataset.shape=[1,28,28]", "name=blind")
+    out = go("export", *shape)
+    metrics = report(finished / "outputs/blind/export")["metrics"]
+    assert "model.onnx" in out and not {"top1", "onnx_top1"} & set(metrics)
+    assert (
+        go("measure", *shape) and "cpu_ms" in report(finished / "outputs/blind/measure")["metrics"]
+    )
+    assert not (finished / "outputs/blind/measure/correct.pt").exists()
+    line = go("export", *shape, "quantize=int8", "overwrite=true", code=1)
+    assert "training images" in line and line.count("\n") == 1
+
+
 def test_int8_wants_the_onnx_file(go, finished):
     line = go(
         "export", "name=whole2", "source=outputs/whole", "export=torch", "quantize=int8", code=1
