@@ -28,7 +28,7 @@ LAYERS = (
 COUNTED = ("convolution", "addmm", "mm")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cut:
     """A dense network, what is removed of it, and the network that is left."""
 
@@ -42,11 +42,16 @@ class Cut:
 
     @classmethod
     def random(
-        cls, dense: nn.Module, example: Sequence[Tensor], seed: int = 0, share: float = 0.5
+        cls,
+        dense: nn.Module,
+        example: Sequence[Tensor],
+        seed: int = 0,
+        share: float = 0.5,
+        least: int = 1,
     ) -> Cut:
         """Remove about this share of every group, at random; each layer keeps a channel."""
         graph = ChannelGraph.trace(dense, tuple(example))
-        chosen = masks(graph, seed, share)
+        chosen = masks(graph, seed, share, least)
         drop = graph.drop(chosen)
         edit = Narrow.of(graph, drop)
         narrow = twin(dense)
@@ -65,14 +70,14 @@ def twin(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
 
 
-def masks(graph: ChannelGraph, seed: int, share: float) -> dict[str, Tensor]:
+def masks(graph: ChannelGraph, seed: int, share: float, least: int = 1) -> dict[str, Tensor]:
     """For every group what to remove: all but the best of random scores."""
     source = torch.Generator().manual_seed(seed)
     scores = {
         g.name: torch.rand(len(g.units), generator=source, dtype=torch.float64)
         for g in graph.groups
     }
-    stays = protected(scores, graph, 1)
+    stays = protected(scores, graph, least)
     return {
         name: ~stays[name] & (score.argsort().argsort() < share * len(score))
         for name, score in scores.items()
@@ -131,7 +136,11 @@ def check_masked(cut: Cut, tolerance: float = 1e-9) -> None:
 
 
 def check_sizes(cut: Cut) -> None:
-    """Tracing what is left finds the kept sizes everywhere."""
+    """Tracing what is left finds the kept sizes everywhere.
+
+    A layer with one channel left can look like another layer (PReLU with one slope for all), so
+    groups should have kept two.
+    """
     again = ChannelGraph.trace(cut.narrow, cut.example)
     kept = {name: int((~mask).sum()) for name, mask in cut.chosen.items()}
     if _depthwise_names(cut.narrow) == _depthwise_names(cut.dense):  # else groups became units
@@ -180,8 +189,8 @@ def check_saved(cut: Cut, arch: Mapping[str, Any], trust: Sequence[str]) -> None
 
 
 def unexplained(graph: ChannelGraph, model: nn.Module, outputs: Sequence[str]) -> list[str]:
-    """Layers that keep channels for no reason: no outputs, several channels, in no note."""
-    told = " ".join(graph.notes)
+    """Layers that keep channels for no reason: several of them, no output, and nothing says why."""
+    told = " ".join([*graph.notes, *graph.frozen])
     return [
         name
         for name, module in model.named_modules()
@@ -195,7 +204,7 @@ def unexplained(graph: ChannelGraph, model: nn.Module, outputs: Sequence[str]) -
 
 
 def _depthwise(module: nn.Module) -> bool:
-    return 1 < getattr(module, "groups", 1) == getattr(module, "in_channels", 0)
+    return isinstance(module, LAYERS) and 1 < getattr(module, "groups", 1) == module.in_channels
 
 
 def _depthwise_names(model: nn.Module) -> set[str]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
+from blocks import MORE
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -220,7 +221,7 @@ class Network(nn.Module):
         torch.manual_seed(seed)
         width, layers = 3, []
         for name, outputs in blocks:
-            layers.append(BLOCKS[name](width, outputs))
+            layers.append((BLOCKS | MORE)[name](width, outputs))
             width = outputs
         self.blocks = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1 if pooled else 2)
@@ -247,9 +248,9 @@ def randomise(model: nn.Module) -> None:
             nn.init.uniform_(module.weight, -1.0, 1.0)
 
 
-def settings() -> st.SearchStrategy[dict]:
-    """Arguments of `Network`."""
-    block = st.tuples(st.sampled_from(sorted(BLOCKS)), st.sampled_from([4, 8, 12]))
+def settings(kinds: Iterable[str] = BLOCKS) -> st.SearchStrategy[dict]:
+    """Arguments of `Network`, with blocks of these kinds."""
+    block = st.tuples(st.sampled_from(sorted(kinds)), st.sampled_from([4, 8, 12]))
     return st.fixed_dictionaries(
         {
             "blocks": st.lists(block.map(list), min_size=1, max_size=5),
@@ -259,9 +260,9 @@ def settings() -> st.SearchStrategy[dict]:
     )
 
 
-def networks() -> st.SearchStrategy[Network]:
+def networks(kinds: Iterable[str] = BLOCKS) -> st.SearchStrategy[Network]:
     """Random networks in eval mode, of doubles, with an `example` to run them on."""
-    return settings().map(lambda chosen: Network(**chosen))
+    return settings(kinds).map(lambda chosen: Network(**chosen))
 
 
 @st.composite

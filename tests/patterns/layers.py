@@ -151,7 +151,7 @@ NORMS = {
         layer=lambda: nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
     ),
     "group norm": body(layer=lambda: nn.GroupNorm(2, 8)),
-    "group norm of one": body(layer=lambda: nn.GroupNorm(1, 8), cut="last", note="Norm"),
+    "group norm of one": body(layer=lambda: nn.GroupNorm(1, 8), cut="last", note="one unit"),
     "group norm per channel": body(layer=lambda: nn.GroupNorm(8, 8)),
     "group norm without scales": body(layer=lambda: nn.GroupNorm(4, 8, affine=False)),
     "group norm inside a bottleneck": body(
@@ -224,6 +224,7 @@ OTHERS = {
         a=lambda: nn.MaxPool2d(2, return_indices=True),
         b=lambda: nn.MaxUnpool2d(2),
         cut="last",
+        counters="torch",
     ),
     "paddings": body(
         layer=lambda: nn.Sequential(
