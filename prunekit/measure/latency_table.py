@@ -255,7 +255,7 @@ def _settings(module: nn.Module, depthwise: bool) -> tuple[tuple[str, Any], ...]
 def _grid(width: int, step: int, free: bool) -> tuple[int, ...]:
     """A width for every share, rounded up to whole steps; only the full one if it stays."""
     shares = _SHARES if free else [1] * len(_SHARES)
-    return tuple(min(width, -(-int(share * width) // step) * step) for share in shares)
+    return tuple(min(width, -(-max(1, int(share * width)) // step) * step) for share in shares)
 
 
 def _times(
