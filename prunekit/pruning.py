@@ -19,7 +19,15 @@ from prunekit.data import Data, given_data
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.selection import Aim, Global, MacsTarget, ParamsTarget, PerLayer, Selection
+from prunekit.selection import (
+    Aim,
+    Global,
+    LatencyTarget,
+    MacsTarget,
+    ParamsTarget,
+    PerLayer,
+    Selection,
+)
 from prunekit.surgery import Edit, narrow_optimizer, save_model
 from prunekit.surgery.absorb import Absorbed
 from prunekit.surgery.check import Agreement, Batch
@@ -230,7 +238,7 @@ def _selection(
         return PerLayer(share, layers=layers or {}, **common)
     if name == "keep":
         return Global(share, **common)
-    target = {"macs": MacsTarget, "params": ParamsTarget}[name]
+    target = {"macs": MacsTarget, "params": ParamsTarget, "latency": LatencyTarget}[name]
     return target(share, scope=scope, **common)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 from urllib.error import URLError
@@ -24,9 +24,7 @@ def torchvision_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Mod
     """
     import torchvision
 
-    known = torchvision.models.list_models()
-    if arch not in known:
-        raise ConfigError(f"arch={arch!r} is no network of torchvision; {one_of(arch, known)}")
+    _check_arch("torchvision", arch, torchvision.models.list_models())
     builder = torchvision.models.get_model_builder(arch)
     takes = inspect.signature(builder).parameters
     if "weights_backbone" in takes:
@@ -42,8 +40,7 @@ def timm_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Module:
     Raises ConfigError for unknown names, and where timm is not installed.
     """
     timm = _timm()
-    if arch not in (known := timm.list_models()):
-        raise ConfigError(f"arch={arch!r} is no network of timm; {one_of(arch, known)}")
+    _check_arch("timm", arch, timm.list_models())
     return _made(timm.create_model, arch, {"num_classes": classes, **_offline(settings)}, arch)
 
 
@@ -57,6 +54,7 @@ def torchvision_weights(
     """
     import torchvision
 
+    _check_arch("torchvision", arch, torchvision.models.list_models())
     known = torchvision.models.get_model_weights(arch)
     names = [entry.name for entry in known]
     if weights != "DEFAULT" and weights not in names:
@@ -90,6 +88,7 @@ def timm_weights(
 ) -> tuple[dict[str, Any], Weights]:
     """What pretrained weights of timm are, as `torchvision_weights`; `weights` is timm's tag."""
     timm = _timm()
+    _check_arch("timm", arch, timm.list_models())
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
     if weights != "DEFAULT" and weights not in tags:
         raise ConfigError(
@@ -109,6 +108,11 @@ def timm_weights(
             ) from error
 
     return {}, fetch
+
+
+def _check_arch(package: str, arch: str, known: Sequence[str]) -> None:
+    if arch not in known:
+        raise ConfigError(f"arch={arch!r} is no network of {package}; {one_of(arch, known)}")
 
 
 def _made(

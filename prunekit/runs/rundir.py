@@ -52,6 +52,10 @@ class RunDir:
                 ) from error
             yield
 
+    def has_source(self, stage: str) -> bool:
+        """Whether an earlier stage was started here, finished or not."""
+        return any(self.stage(name).started for name in STAGES[: STAGES.index(stage)])
+
     def find_source(self, stage: str) -> Path:
         """The model file of the nearest earlier stage; ArtifactError where it is not finished."""
         earlier = [name for name in STAGES[: STAGES.index(stage)] if name not in _END]
@@ -96,6 +100,11 @@ class StageDir:
     def checkpoint(self) -> Path:
         """Where training saves its progress; multi-phase training adds suffixes."""
         return self.path / "last.pt"
+
+    @property
+    def sourced(self) -> bool:
+        """Whether it starts from a model file."""
+        return self._source is not None
 
     @property
     def source(self) -> Path:

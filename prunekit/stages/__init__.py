@@ -8,7 +8,12 @@ SPARSIFY = Stage(
     ("seed", "dataset", "regularizer", "solver", "order", "schedule.sparsify"),
     True,
 )
-PRUNE = Stage("prune", ("seed", "dataset", "criterion", "selection"), True)
+PRUNE = Stage(
+    "prune",
+    ("seed", "dataset", "criterion", "selection", "absorb", "schedule.between"),
+    True,
+    without_source=("model", "weights"),
+)
 FINETUNE = Stage("finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros"), True)
 EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
 MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)

@@ -54,11 +54,16 @@ class Runtime:
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the pipeline; `reads` names the settings it may see, which are its identity."""
+    """One step of the pipeline; `reads` names the settings it may see, which are its identity.
+
+    A stage that reads `without_source` can build its model itself, from these settings, where no
+    earlier stage has left one.
+    """
 
     name: str
     reads: tuple[str, ...]
     needs_source: bool
+    without_source: tuple[str, ...] = ()
 
     def work(self, settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
         """Do the work; imported late, so that the command line starts fast."""
@@ -75,12 +80,9 @@ def execute(
     Raises ArtifactError when the directory holds the stage with other settings.
     """
     place = run.stage(stage.name)
-    chosen = select(settings, stage.reads)
-    status = place.begin(
-        _identity(chosen),
-        _source(stage, run, source),
-        overwrite=bool(settings.get("overwrite", False)),
-    )
+    start = _source(stage, run, source)
+    chosen = select(settings, (*stage.reads, *(stage.without_source if start is None else ())))
+    status = place.begin(_identity(chosen), start, overwrite=bool(settings.get("overwrite", False)))
     if status is Status.DONE:
         return place.report(), False
     runtime = build(settings["runtime"], "runtime")
@@ -121,4 +123,8 @@ def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:
                 "weights=..., or start later: pipeline=[sparsify,prune,finetune,measure]"
             )
         return None
-    return model_file(source) if source is not None else run.find_source(stage.name)
+    if source is not None:
+        return model_file(source)
+    if stage.without_source and not run.has_source(stage.name):
+        return None
+    return run.find_source(stage.name)

@@ -40,15 +40,17 @@ def check_fits(model: nn.Module, data: Data) -> None:
     example = data.example.to(next(model.parameters()).device)
     try:
         with evaluating(model):
-            classes = model(example).shape[-1]
-    except RuntimeError as error:
+            found = model(example)
+    except (RuntimeError, ValueError, AssertionError) as error:
         shape = tuple(data.shape)
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        mend = "another model or dataset" if data.classes else "dataset.shape=[...]"
         raise ConfigError(
             f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; choose "
-            "another model or dataset"
+            f"{mend}"
         ) from error
-    if classes != data.classes:
+    classes = found.shape[-1] if isinstance(found, torch.Tensor) else 0
+    if data.classes and classes != data.classes:
         raise ConfigError(
             f"model.classes={classes}, but the dataset has {data.classes} classes; set "
             f"model.classes={data.classes}"
@@ -67,7 +69,12 @@ def counts(model: nn.Module, data: Data) -> Metrics:
 
 
 def quality(model: nn.Module, data: Data, runtime: Runtime) -> Metrics:
-    """Test and validation accuracy in percent; every choice is made on the validation split."""
+    """Test and validation accuracy in percent; every choice is made on the validation split.
+
+    Nothing where there are no images.
+    """
+    if not data.test.size:
+        return {}
     test = evaluate(model, data.test, runtime.device)
     held_out = evaluate(model, data.val, runtime.device) if data.val.size else {}
     return {

@@ -21,6 +21,7 @@ from prunekit.runs.rundir import RunDir
 from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Runtime, Settings, execute
+from prunekit.stages.network import architecture, weights_of
 from prunekit.training import Schedule
 
 
@@ -70,13 +71,18 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
     needed = {
         "pretrain": {"schedule.pretrain": Schedule, "model": nn.Module},
         "sparsify": {"schedule.sparsify": Schedule, "order": Problem},
-        "prune": {"criterion": Criterion, "selection": Selection},
+        "prune": {
+            "criterion": Criterion,
+            "selection": Selection,
+            "schedule.between": Schedule,
+        },
         "finetune": {"schedule.finetune": Schedule},
         "export": {"export": Export, "quantize": Precision, "latency": LatencyTest},
         "measure": {"latency": LatencyTest},
     }
+    plain = {**settings, "model": architecture(settings)}
     for key, kind in (pair for name in names for pair in needed[name].items()):
-        _build_as(kind, settings, key)
+        _build_as(kind, plain, key)
     if "sparsify" in names:
         regularizer_of(settings)
     if "export" in names:
@@ -84,6 +90,8 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
     build(settings["dataset"], "dataset")
     _build_as(Runtime, settings, "runtime")
     integer("seed", settings["seed"], at_least=0)
+    weights_of(settings)
+    choice("absorb", settings["absorb"], (True, False, "auto"))
     for flag in ("overwrite", "keep_zeros"):
         choice(flag, settings[flag], (True, False))
 
@@ -113,9 +121,11 @@ def _show(place: RunDir, names: tuple[str, ...]) -> None:
 
 def _announce(place: RunDir, report: Report, worked: bool) -> None:
     metrics = report.metrics
+    known = metrics.get("top1") is not None
+    top1 = f"{metrics['top1']:6.2f} %" if known else "not measured"
     took = f"{report.seconds:.1f} s" if worked else "finished before"
     say(
-        f"{report.stage:<9} top-1 {metrics['top1']:6.2f} %  {metrics['params']:>12,} parameters  "
+        f"{report.stage:<9} top-1 {top1}  {metrics['params']:>12,} parameters  "
         f"{metrics['macs']:>14,} MACs  {took}  -> {os.path.relpath(place.path / report.stage)}"
     )
     for note in report.notes if worked else ():
@@ -137,7 +147,7 @@ def inspect(settings: Settings, directory: str) -> None:
     if settings["source"] is not None:
         model = load_source(model_file(settings["source"]), runtime).model
     else:
-        model = build(settings["model"], "model")
+        model = build(architecture(settings), "model")
     example = torch.zeros(1, *build(settings["dataset"], "dataset").shape)
     graph = ChannelGraph.trace(model, example)
     cost = CostModel(model, graph)

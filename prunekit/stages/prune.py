@@ -2,85 +2,104 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from prunekit.build import build
+from prunekit.console import track
 from prunekit.criteria import Criterion, Stored
 from prunekit.data import Data
-from prunekit.errors import SurgeryError
+from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel
-from prunekit.modes import evaluating
 from prunekit.runs.files import write_json
-from prunekit.runs.report import Outcome
+from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
+from prunekit.selection import Aim, Selection
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import counts, load_data, load_source, quality
-from prunekit.surgery import Narrow, save_model
-
-TOLERANCE = 1e-4  # largest logit difference, relative to the largest logit, that surgery may make
+from prunekit.stages.network import built, notes_on, weights_of
+from prunekit.stages.parts import (
+    check_fits,
+    counts,
+    history_writer,
+    load_data,
+    load_source,
+    quality,
+)
+from prunekit.stages.rounds import Rounds
+from prunekit.surgery import SavedModel, save_model
+from prunekit.surgery.cut import Cut
+from prunekit.training import Schedule, fit
 
 
 def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Select units, remove them, and check that removing equals silencing."""
-    criterion = criterion_of(settings, stage.source)
-    selection = build(settings["selection"], "selection")
-    saved = load_source(stage.source, runtime)
-    model = saved.model
+    criterion = criterion_of(settings, stage)
+    selection: Selection = build(settings["selection"], "selection")
+    saved, notes = start(settings, stage, runtime)
     data = load_data(settings, runtime)
-    graph = ChannelGraph.trace(model, data.example.to(runtime.device))
-    scores = criterion.scores(model, graph, data, runtime.device)
-    keep = selection.choose(scores, graph, CostModel(model, graph))
-    drop = graph.drop({name: ~mask for name, mask in keep.items()})
-    edit = Narrow.of(graph, drop)
-    narrow = copy.deepcopy(model)
-    edit.apply(narrow)
-    difference = surgery_error(model, narrow, graph, drop, data)
+    check_fits(saved.model, data)
+    _check_rounds(selection, criterion, data)
+    example = data.example.to(runtime.device)
+    graph = ChannelGraph.trace(saved.model, example)
+    cost = selection.costs(saved.model, graph, example, runtime.device, track)
+    way = Rounds(
+        model=saved.model,
+        graph=graph,
+        selection=selection,
+        criterion=criterion,
+        cost=cost,
+        data=data,
+        device=runtime.device,
+        absorb=settings["absorb"],
+    )
+    keep = way.run(_training(settings, stage, data, runtime))
+    aims = selection.aims(keep, way.scores, graph, cost)
+    edits = [edit for made in way.cuts for edit in made.edits]
     write_json(stage.path / "plan.json", plan(graph, keep))
-    save_model(stage.path / "model.pt", narrow, saved.arch, [*saved.edits, edit])
-    metrics = {**quality(narrow, data, runtime), **counts(narrow, data)}
-    widths = {f"kept/{name}": int(mask.sum()) for name, mask in keep.items()}
+    save_model(stage.path / "model.pt", way.model, saved.arch, [*saved.edits, *edits])
     return Outcome(
-        {**metrics, "surgery_error": difference, **widths},
-        (*data.notes, *graph.notes, *_rescued(scores, keep)),
+        {
+            **quality(way.model, data, runtime),
+            **counts(way.model, data),
+            **_facts(way.cuts),
+            **_asked(aims),
+            **{f"kept/{name}": int(mask.sum()) for name, mask in keep.items()},
+        },
+        (
+            *notes,
+            *data.notes,
+            *_told(way.cuts),
+            *selection.notes(keep, way.scores, graph, cost),
+            *graph.notes,
+            *_rescued(way.scores, keep),
+        ),
     )
 
 
-def criterion_of(settings: Settings, source: Path) -> Criterion:
+def start(settings: Settings, stage: StageDir, runtime: Runtime) -> tuple[SavedModel, list[str]]:
+    """The network to prune, with what must be said of it: an earlier stage's, or one built here."""
+    if stage.sourced:
+        return load_source(stage.source, runtime), []
+    weights = weights_of(settings)
+    untrained = "the network was randomly initialised: no earlier stage, and model.weights is null"
+    return built(settings, runtime), notes_on(weights) or [untrained]
+
+
+def criterion_of(settings: Settings, stage: StageDir) -> Criterion:
     """The criterion; stored scores lie beside the model they belong to."""
     criterion = build(settings["criterion"], "criterion")
-    if isinstance(criterion, Stored) and criterion.path is None:
-        return replace(criterion, path=source.parent / "scores.pt")
-    return criterion
-
-
-@torch.inference_mode()
-def surgery_error(
-    model: nn.Module, narrow: nn.Module, graph: ChannelGraph, drop: Tensor, data: Data
-) -> float:
-    """The largest logit difference between the narrow network and the silenced one.
-
-    Relative to the largest logit; raises SurgeryError above the tolerance.
-    """
-    batch, _ = next(iter(data.test.epoch(64, None)))
-    with evaluating(model, narrow):
-        found = narrow(batch)
-        with graph.silencer(model, drop):
-            expected = model(batch)
-    error = float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
-    if not error <= TOLERANCE:
-        raise SurgeryError(
-            f"the narrow network differs from the silenced one by {error:.2e} (at most "
-            f"{TOLERANCE:g}); please report the network, nothing was written"
+    if not isinstance(criterion, Stored) or criterion.path is not None:
+        return criterion
+    if not stage.sourced:
+        raise ArtifactError(
+            f"prune with criterion=stored starts from a model and its scores, and {stage.run.path} "
+            "holds none; run prunekit pretrain or sparsify first, give source=path/to/model.pt, or "
+            "choose another criterion (l1_norm needs weights only)"
         )
-    return error
+    return replace(criterion, path=stage.source.parent / "scores.pt")
 
 
 def plan(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -95,6 +114,83 @@ def plan(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> dict[str, Any]:
         for group in graph.groups
     }
     return {"groups": groups, "notes": list(graph.notes)}
+
+
+def _check_rounds(selection: Selection, criterion: Criterion, data: Data) -> None:
+    """Between rounds there is training, and the narrower network is scored anew."""
+    if selection.rounds == 1:
+        return
+    if not data.train.size:
+        raise ConfigError(
+            f"selection.rounds={selection.rounds} trains between the rounds, and dataset=none has "
+            "no images; choose a data set, or selection.rounds=1"
+        )
+    if isinstance(criterion, Stored):
+        raise ConfigError(
+            f"selection.rounds={selection.rounds} scores the network anew in every round, which "
+            "criterion=stored cannot; choose another criterion, or selection.rounds=1"
+        )
+
+
+def _training(settings: Settings, stage: StageDir, data: Data, runtime: Runtime) -> Any:
+    """Brief training after a round, with a checkpoint of its own: a finished one only loads."""
+    schedule: Schedule = build(settings["schedule"]["between"], "schedule.between")
+    write, past = history_writer(stage), []
+
+    def train(model: nn.Module, number: int) -> None:
+        def on_epoch(rows: list[dict[str, float]]) -> None:
+            write([*past, *({"round": number, **row} for row in rows)])
+
+        history = fit(
+            model,
+            data,
+            schedule,
+            seed=settings["seed"] + number,
+            device=runtime.device,
+            checkpoint=stage.checkpoint.with_name(f"last-round{number}.pt"),
+            label=f"round {number}",
+            on_epoch=on_epoch,
+        )
+        past.extend({"round": number, **row} for row in history)
+
+    return train
+
+
+def _facts(cuts: list[Cut]) -> Metrics:
+    """How far the cuts are from silencing, the worst of the rounds, and what was absorbed."""
+    agreed = [made.agreement for made in cuts if made.agreement is not None]
+    trained = [found.train.relative for found in agreed if found.train is not None]
+    absorbed = [made.absorbed for made in cuts if made.absorbed is not None]
+    found: Metrics = {
+        "surgery_error": max(agreement.worst for agreement in agreed),
+        "agreement_eval": max(agreement.eval.relative for agreement in agreed),
+        "agreement_train": max(trained) if trained else None,
+        "absorbed": sum(len(one.rows) for one in absorbed) if absorbed else None,
+    }
+    if absorbed:
+        found["absorbed_change"] = max(one.change.moved for one in absorbed)
+    return found
+
+
+def _asked(aims: tuple[Aim, ...]) -> Metrics:
+    """What was asked to be kept of every budget, what the network has, and what was predicted."""
+    found: Metrics = {}
+    for aim in aims:
+        found |= {f"asked/{aim.name}": aim.asked, f"reached/{aim.name}": aim.reached}
+        if aim.predicted is not None:
+            found[f"predicted/{aim.name}"] = aim.predicted
+    return found
+
+
+def _told(cuts: list[Cut]) -> list[str]:
+    """The check and the absorption in words, round by round."""
+    found = []
+    for number, made in enumerate(cuts, start=1):
+        where = f"round {number}: " if len(cuts) > 1 else ""
+        found += [f"{where}{made.agreement}"] if made.agreement else []
+        if made.absorbed:
+            found += [f"{where}{note}" for note in (made.absorbed, *made.absorbed.notes)]
+    return found
 
 
 def _rescued(scores: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> list[str]:

@@ -304,6 +304,7 @@ SELECTIONS = {
     "global": ("selection.keep=0.5", "selection.min_keep=2"),
     "macs": ("selection.keep=0.4",),
     "params": ("selection.keep=3000",),
+    "latency": ("selection.keep=0.9", "selection.on_miss=nearest"),
     "budgets": ("selection.macs=0.6", "selection.params=0.3"),
     "widths": ("selection.widths={conv1: 2, fc1: 7}",),
     "like_run": ("selection.path=outputs/whole",),
@@ -357,6 +358,9 @@ class TestPrune:
             "global": sum(kept.values()) == 17 and min(kept.values()) >= 2,
             "macs": found["macs"] <= 0.4 * dense["macs"],
             "params": found["params"] <= 3000,
+            "latency": found.get("asked/latency") == 0.9
+            and found["predicted/latency"] > 0
+            and found["reached/latency"] > 0,
             "budgets": found["macs"] <= 0.6 * dense["macs"]
             and found["params"] <= 0.3 * dense["params"],
             "widths": kept == {"conv1": 2, "conv2": 8, "fc1": 7},

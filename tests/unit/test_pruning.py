@@ -318,6 +318,11 @@ class TestSettings:
         found = self.prune(params=0.3, scope=scope, absorb=False)
         assert 0.2 < found.after.params / found.before.params <= 0.3
 
+    def test_latency(self):
+        found = self.prune(latency=1)
+        assert found.after.macs <= found.before.macs and found.aims[0].name == "latency"
+        assert found.aims[0].asked == 1 and found.aims[0].reached > 0
+
     def test_data_for_criteria_that_look_at_examples(self):
         data = Synthetic(train=40, val=10, test=10).load()
         batches = [*data.train.epoch(16, None)]

@@ -1,0 +1,74 @@
+"""The network that a run starts from: built from settings, with given or random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunekit.build import build
+from prunekit.errors import ConfigError
+from prunekit.models import timm_weights, torchvision_weights
+from prunekit.stages.base import Runtime, Settings
+from prunekit.surgery import SavedModel, load_weights
+from prunekit.surgery.weights import fit
+
+_NAMED = {
+    "prunekit.models.torchvision_model": torchvision_weights,
+    "prunekit.models.timm_model": timm_weights,
+}
+
+
+def architecture(settings: Settings) -> dict[str, Any]:
+    """The settings of the model without its weights, which are no part of how it is built."""
+    return {key: value for key, value in settings["model"].items() if key != "weights"}
+
+
+def weights_of(settings: Settings) -> str | None:
+    """The file or pretrained weights that `weights` or `model.weights` name; None: random ones."""
+    given = [settings.get("weights"), settings["model"].get("weights")]
+    found = [str(weights) for weights in given if weights is not None]
+    if len(found) > 1:
+        raise ConfigError(f"weights={found[0]} and model.weights={found[1]} are both set; give one")
+    return found[0] if found else None
+
+
+def built(settings: Settings, runtime: Runtime) -> SavedModel:
+    """The dense network on the device of the runtime, as if it were read from a file.
+
+    ConfigError, ArtifactError or DataError when it cannot be built, or the weights do not fit.
+    """
+    arch, weights = architecture(settings), weights_of(settings)
+    named = _NAMED.get(str(arch.get("_target_")))
+    if weights is None or named is None or Path(weights).is_file():
+        model = _network(arch)
+        if weights is not None:
+            load_weights(model, weights)
+    else:
+        needed, fetch = named(str(arch["arch"]), weights, arch)
+        arch = {**needed, **arch}
+        model = _network(arch)
+        fit(model, fetch(), f"weights={weights}")
+    return SavedModel(model.to(runtime.device), arch, (), {})
+
+
+def notes_on(weights: str | None) -> list[str]:
+    """What a report must not hide about the weights that a network starts from."""
+    if weights is None:
+        return []
+    return [
+        f"started from {weights}: those weights may have been trained on the validation split, so "
+        "figures on it are optimistic"
+    ]
+
+
+def _network(arch: Mapping[str, Any]) -> nn.Module:
+    model = build(arch, "model")
+    if not isinstance(model, nn.Module):
+        raise ConfigError(
+            f"model describes a {type(model).__name__}, not a Module; give a _target_ that makes "
+            "one"
+        )
+    return model
