@@ -335,6 +335,26 @@ class TestInt8:
             exact = floats[tuple(whole.shape)]
             assert float(((whole * scale - exact).abs() / scale).max()) <= 0.5 + 1e-3
 
+    @pytest.mark.parametrize(
+        "precision",
+        [Int8(method="entropy"), Int8(method="percentile"), Int8(reduce_range=True)],
+        ids=["entropy", "percentile", "reduce_range"],
+    )
+    def test_every_way_gives_a_file_that_is_near(self, files, tmp_path, precision, capfd):
+        images = torch.randn(96, 3, 6, 6, generator=torch.Generator().manual_seed(1))
+        size = precision.write(files / "model.onnx", images.split(32), tmp_path / "int8.onnx")
+        assert size == (tmp_path / "int8.onnx").stat().st_size
+        assert capfd.readouterr() == ("", "")
+        exact, found = (
+            on_onnxruntime(file, images)[0]
+            for file in (files / "model.onnx", tmp_path / "int8.onnx")
+        )
+        error = float((found - exact).norm() / (exact - exact.mean(0)).norm())
+        assert 0 < error < 0.25
+        if precision.reduce_range:
+            narrow = [w for w in weights(tmp_path / "int8.onnx") if w.dtype == torch.int8]
+            assert max(int(w.abs().max()) for w in narrow if w.dim() > 1) <= 64
+
     def test_what_cannot_be_quantised_is_one_line(self, files, tmp_path):
         with pytest.raises(ExportError, match="cannot quantise") as caught:
             Int8().write(files / "model.onnx", [torch.zeros(1, 5, 6, 6)], tmp_path / "int8.onnx")
