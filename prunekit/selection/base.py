@@ -62,7 +62,7 @@ class Selection(ABC):
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: Tensor,
+        example: Tensor | tuple[Tensor, ...],
         device: str = "cpu",
         track: Track | None = None,
     ) -> CostModel:

@@ -59,12 +59,21 @@ class LatencyTarget(Budget):
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: Tensor,
+        example: Tensor | tuple[Tensor, ...],
         device: str = "cpu",
         track: Track | None = None,
     ) -> TimedCost:
-        """A cost model that measures the table when it is first asked for milliseconds."""
-        return TimedCost(model, graph, example, self.timing, device, track)
+        """A cost model that measures the table when it is first asked for milliseconds.
+
+        ConfigError for a network of several inputs, which is not timed.
+        """
+        inputs = [example] if isinstance(example, Tensor) else example
+        if len(inputs) != 1:
+            raise ConfigError(
+                f"a budget of latency times networks of one input, this one has {len(inputs)}; "
+                "ask for a share of macs"
+            )
+        return TimedCost(model, graph, inputs[0], self.timing, device, track)
 
     def aims(
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel

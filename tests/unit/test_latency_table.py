@@ -201,6 +201,8 @@ def test_the_cost_model_comes_from_the_selection():
     selection = LatencyTarget(0.5, timing=Counting())
     assert isinstance(selection.costs(model, graph, EXAMPLE), TimedCost)
     assert type(MacsTarget(0.5).costs(model, graph, EXAMPLE)) is CostModel
+    with pytest.raises(ConfigError, match="networks of one input, this one has 2"):
+        selection.costs(model, graph, (EXAMPLE, EXAMPLE))
     with pytest.raises(ConfigError, match="needs a cost model that measures"):
         selection.choose(L1Norm().scores(model, graph, None), graph, CostModel(model, graph))
 
