@@ -26,10 +26,20 @@ def resolve(config: Any) -> dict[str, Any]:
     try:
         settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
+        raise ConfigError(_missing(str(error)) or str(error).splitlines()[0]) from error
     if not isinstance(settings, dict):
         raise ConfigError("the composed config is not a mapping")
     return {str(key): value for key, value in settings.items()}
+
+
+def _missing(text: str) -> str | None:
+    """Which ??? was not filled in, if that is what the error says."""
+    found = re.search(r"Missing mandatory value: ([\w.]+)", text)
+    full = re.search(r"full_key: ([\w.]+)", text)
+    if found is None or full is None:
+        return None
+    key = found.group(1) if "." in found.group(1) else full.group(1)
+    return f"{key} is not set; give {key}=..."
 
 
 def groups(directory: Path | None = None) -> dict[str, list[str]]:

@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 from torch import Tensor, nn
 
+from prunekit.checks import integer
 from prunekit.errors import ConfigError, DataError, one_of
 
 Weights = Callable[[], Mapping[str, Tensor]]
@@ -25,6 +26,7 @@ def torchvision_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Mod
     import torchvision
 
     _check_arch("torchvision", arch, torchvision.models.list_models())
+    integer("classes", classes, at_least=1)
     builder = torchvision.models.get_model_builder(arch)
     takes = inspect.signature(builder).parameters
     if "weights_backbone" in takes:
@@ -37,10 +39,12 @@ def torchvision_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Mod
 def timm_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Module:
     """A network of timm with random weights; `settings` go to `timm.create_model`.
 
+    With no `classes`, 0, it has no classifier and puts out features.
     Raises ConfigError for unknown names, and where timm is not installed.
     """
     timm = _timm()
     _check_arch("timm", arch, timm.list_models())
+    integer("classes", classes, at_least=0)
     return _made(timm.create_model, arch, {"num_classes": classes, **_offline(settings)}, arch)
 
 

@@ -42,10 +42,13 @@ def built(settings: Settings, runtime: Runtime) -> SavedModel:
     """
     arch, weights = architecture(settings), weights_of(settings)
     named = _NAMED.get(str(arch.get("_target_")))
-    if weights is None or named is None or Path(weights).is_file():
+    if weights is None:
         model = _network(arch)
-        if weights is not None:
-            load_weights(model, weights)
+    elif Path(weights).is_file():
+        model = _network(arch)
+        load_weights(model, weights)
+    elif named is None:
+        raise ConfigError(f"weights={weights} does not exist; give the path of a state dict")
     else:
         needed, fetch = named(str(arch["arch"]), weights, arch)
         arch = {**needed, **arch}

@@ -12,6 +12,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,17 +25,23 @@ from torch import nn
 from prunekit.build import build
 from prunekit.config import config_dir, groups, resolve
 from prunekit.errors import ConfigError, PrunekitError
-from prunekit.stages import STAGES
+from prunekit.stages import STAGES, network
 from prunekit.stages.sparsify import regularizer_of
 
 CONFIGS = config_dir()
 GROUPS = groups()
 COMMANDS = sorted(file.stem for file in CONFIGS.glob("*.yaml") if file.stem != "config")
 # an option that says ??? somewhere wants to be told
-WANTED = {"selection.path": "a/run", "selection.widths": {"conv1": 2}}
+WANTED = {
+    "selection.path": "a/run",
+    "selection.widths": {"conv1": 2},
+    "model.arch": "resnet18",  # torchvision and timm both have it
+    "model._target_": "prunekit.models.LeNet5",
+}
 # what the test below sees at work; a root key that is not here fails
 ROOT_KEYS = {
     *("seed", "stage", "pipeline", "source", "weights", "keep_zeros", "overwrite", "root", "name"),
+    "absorb",
     *("defaults", "hydra"),
 }
 
@@ -64,7 +71,8 @@ def told(config: DictConfig) -> DictConfig:
     """A copy in which every ??? is filled in."""
     config = copy.deepcopy(config)
     for key, value in WANTED.items():
-        if OmegaConf.is_missing(config.selection, key.split(".")[1]):
+        group, _, name = key.partition(".")
+        if OmegaConf.is_missing(config[group], name):
             OmegaConf.update(config, key, value)
     return config
 
@@ -74,13 +82,16 @@ def built(config: DictConfig, group: str, device: str = "meta") -> Any:
     parts = {group, "solver"} if group == "regularizer" else {group}
     settings = {key: OmegaConf.to_container(config[key], resolve=True) for key in parts}
     if group == "regularizer":
-        return seen(regularizer_of(settings)), config.name
+        return seen(regularizer_of(settings)), config.name, config.absorb
     if group == "schedule":
         keys = {key for stage in STAGES.values() for key in stage.reads if group in key}
         return [seen(build(settings[group][key.split(".")[1]], key)) for key in sorted(keys)]
     torch.manual_seed(0)
-    with torch.device(device) if group == "model" else contextlib.nullcontext():
-        return seen(build(settings[group], group)), config.name
+    if group == "model":
+        with torch.device(device):
+            start = network.built(settings, SimpleNamespace(device=device))
+        return seen(start.model), config.name
+    return seen(build(settings[group], group)), config.name
 
 
 def seen(thing: Any) -> Any:
@@ -219,6 +230,7 @@ def dead_keys(file: Path, place: Path = CONFIGS) -> list[str]:
     raw = OmegaConf.to_container(OmegaConf.load(file))
     if group == "experiment":
         return _dead_in_experiment(file, place, raw)
+    raw.pop("defaults", None)  # another group's choice that comes along; see below
     config = told(composed("run", f"{group}={option}", place=place))
     found = []
     for path, value in leaves(raw):
@@ -259,6 +271,15 @@ FILES = sorted(file for group in GROUPS for file in (CONFIGS / group).glob("*.ya
 @pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_every_key_does_something(file):
     assert dead_keys(file) == []
+
+
+@pytest.mark.parametrize("model", ["torchvision", "timm", "custom"])
+def test_networks_without_data_bring_none_unless_told_otherwise(model):
+    raw = OmegaConf.to_container(OmegaConf.load(CONFIGS / "model" / f"{model}.yaml"))
+    assert raw["defaults"] == [{"override /dataset@_global_.dataset": "none"}, "_self_"]
+    assert composed("prune", f"model={model}").dataset.name == "none"
+    assert composed("prune", f"model={model}", "dataset=digits").dataset.name == "digits"
+    assert composed("prune", f"model={model}", "experiment=demo").dataset.name == "digits"
 
 
 def test_no_config_file_is_left_out():
@@ -309,7 +330,9 @@ def test_a_value_of_another_kind_is_refused_in_words():
         if file.parent.name == "experiment":
             continue
         config = told(composed("run", f"{file.parent.name}={file.stem}"))
-        for path, _ in leaves(OmegaConf.to_container(OmegaConf.load(file))):
+        raw = OmegaConf.to_container(OmegaConf.load(file))
+        raw.pop("defaults", None)
+        for path, _ in leaves(raw):
             at = (file.parent.name, *path)
             owner = OmegaConf.select(config, ".".join(at[:-1])).get("_target_")
             if (owner, path[-1]) in tried:
