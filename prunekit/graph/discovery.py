@@ -11,13 +11,13 @@ from torch import Tensor, fx, nn
 
 from prunekit.errors import PrunekitError, TraceError
 from prunekit.graph.calls import Call
+from prunekit.graph.costs import counted
 from prunekit.graph.labels import Run
 from prunekit.graph.layers import (
     CONSUMERS,
     PER_CHANNEL,
     TRANSPOSED,
     channel_dim,
-    fixed_macs,
     weight_path,
     width_of,
 )
@@ -58,7 +58,6 @@ class Discovery(Run):
         self._starts: list[int] = []
         self._makers: list[str] = []
         self._exposed: set[int] = set()
-        self._counted: set[fx.Node] = set()
         self.functional: dict[str, None] = {}
         self._own = _user_tensors(twin)
 
@@ -94,9 +93,12 @@ class Discovery(Run):
     def call(self, call: Call) -> Any:
         """Keep the call for the passes to come."""
         self.calls[call.node] = call
-        result = super().call(call)
-        if self._counts(call) and call.node not in self._counted:
-            self.fixed_macs += fixed_macs(call, result)
+        return super().call(call)
+
+    def outcome(self, call: Call) -> Any:
+        """Run what is not followed on shapes, and count its costs."""
+        result, macs = counted(call)
+        self.fixed_macs += macs if self._counts(call) else 0
         return result
 
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
@@ -126,7 +128,6 @@ class Discovery(Run):
             self.functional[name] = None
             self.shapes.setdefault(name, tuple(meta.shape))
         if self._counts(call):
-            self._counted.add(call.node)
             counted = call.values[0].meta if isinstance(module, TRANSPOSED) else meta
             channels = counted.shape[channel_dim(module, counted.ndim)]
             self.uses[name] = self.uses.get(name, 0) + counted.numel() // channels

@@ -88,6 +88,10 @@ class Run(ABC):
         """The values of a call as they are in the full network."""
         return call.values
 
+    def outcome(self, call: Call) -> Any:
+        """The result on shapes of an operation that is not followed."""
+        return call.on_meta()
+
     def output(self, result: Any) -> Any:
         """What leaves the network."""
         return result

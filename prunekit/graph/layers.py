@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,6 @@ import torch
 from torch import fx, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
-from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import moves, rules
@@ -260,44 +258,6 @@ RULES |= dict.fromkeys(_FUNCTIONS, by_function)
 
 # layers whose results depend on more than labels
 SIZED = (nn.PixelShuffle, nn.PixelUnshuffle, nn.Unflatten, nn.ChannelShuffle)
-
-
-def fixed_macs(call: Call, result: Any) -> int:
-    """Multiply-adds of convolutions and linear maps that are no recorded layer; 0 for the rest."""
-    if isinstance(call.module, nn.MultiheadAttention):
-        return _attention_macs(call)
-    if rule_of(call) is rules.unknown and call.module is None and _takes_weights(call):
-        counter = FlopCounterMode(display=False)
-        with counter:
-            call.on_meta()
-        counts = counter.get_flop_counts().get("Global", {})
-        return sum(n for op, n in counts.items() if str(op) in _LINEAR_OPS) // 2
-    shared = r"(conv|conv_transpose)[123]d|linear"
-    if isinstance(call.module, CONSUMERS):
-        weight, transposed = call.module.weight, isinstance(call.module, TRANSPOSED)
-    elif re.fullmatch(shared, call.name or "") and isinstance(call.argument(1, "weight"), Value):
-        weight, transposed = call.argument(1, "weight").meta, "transpose" in call.name
-    else:
-        return 0
-    counted = call.values[0].meta if transposed else result.meta
-    dim = counted.ndim - (weight.ndim - 1)
-    return weight.numel() * counted.numel() // counted.shape[dim]
-
-
-_LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
-
-
-def _takes_weights(call: Call) -> bool:
-    return any(node.op == "get_attr" for node in call.node.all_input_nodes)
-
-
-def _attention_macs(call: Call) -> int:
-    """The projections of nn.MultiheadAttention; torch's fused kernel hides them from counters."""
-    module, (query, key, value, *_) = call.module, call.values
-    sides = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
-    tokens = query.meta.numel() // module.embed_dim
-    projected = sum(side.meta.numel() // width * width for side, width in sides)
-    return projected * module.embed_dim + tokens * module.embed_dim**2
 
 
 def rule_of(call: Call) -> Rule:

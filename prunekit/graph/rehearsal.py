@@ -144,6 +144,10 @@ class Rehearsal(Run):
         """The values of the same call in the first pass."""
         return self.first.calls[call.node].values
 
+    def outcome(self, call: Call) -> Any:
+        """What is not followed is frozen, so it gives what it gave."""
+        return each(self.first.results[call.node], lambda value: value.meta, Value)
+
     def norm(self, call: Call, labels: Tensor) -> None:
         """The layer will have been narrowed to what is kept."""
         self._check(self.first.ins[call.layer], labels)

@@ -25,7 +25,7 @@ def unknown(run: Run, call: Call, why: str = "it is not known what it does to ch
     """Freeze everything that goes in; nothing that comes out can vanish."""
     for value in call.values:
         run.freeze(value.labels, call, why)
-    return each(call.on_meta(), fixed, Tensor)
+    return each(run.outcome(call), fixed, Tensor)
 
 
 def activation(run: Run, call: Call) -> Any:

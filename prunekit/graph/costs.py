@@ -1,0 +1,51 @@
+"""Multiply-adds of convolutions and linear maps inside operations that are not followed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from prunekit.graph.calls import Call
+from prunekit.graph.layers import CONSUMERS, TRANSPOSED
+
+_LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
+
+
+def counted(call: Call) -> tuple[Any, int]:
+    """The result of a call on shapes, and its multiply-adds; recurrent layers count nothing."""
+    if isinstance(call.module, nn.MultiheadAttention):
+        return call.on_meta(), _attention(call)
+    if isinstance(call.module, CONSUMERS):
+        result = call.on_meta()
+        return result, _layer(call, result)
+    if not _weighs(call):
+        return call.on_meta(), 0
+    counter = FlopCounterMode(display=False)
+    with counter:
+        result = call.on_meta()
+    counts = counter.get_flop_counts().get("Global", {})
+    return result, sum(n for op, n in counts.items() if str(op) in _LINEAR_OPS) // 2
+
+
+def _weighs(call: Call) -> bool:
+    named = call.name is not None and call.name.startswith(("conv", "linear"))
+    given = any(node.op == "get_attr" for node in call.node.all_input_nodes)
+    return call.module is None and (named or given)
+
+
+def _layer(call: Call, result: Tensor) -> int:
+    """Of a layer whose weight is computed: how it is computed does not count."""
+    counted = call.values[0].meta if isinstance(call.module, TRANSPOSED) else result
+    dim = counted.ndim - (call.module.weight.ndim - 1)
+    return call.module.weight.numel() * counted.numel() // counted.shape[dim]
+
+
+def _attention(call: Call) -> int:
+    """The projections of nn.MultiheadAttention; torch's fused kernel hides them from counters."""
+    module, (query, key, value, *_) = call.module, call.values
+    sides = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
+    tokens = query.meta.numel() // module.embed_dim
+    projected = sum(side.meta.numel() // width * width for side, width in sides)
+    return projected * module.embed_dim + tokens * module.embed_dim**2
