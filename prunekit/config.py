@@ -86,6 +86,8 @@ def _refused(text: str, argv: Sequence[str]) -> str | None:
 
 def _composed(text: str, command: str, argv: Sequence[str]) -> str:
     """For a key that does not exist, and whatever else Hydra finds while it composes."""
+    if missing := _missing(text):
+        return missing
     broken = re.search(r"missing EQUAL at|no viable alternative|mismatched input", text)
     if broken:
         unread = next((a for a in argv if "=" not in a and not a.startswith(("-", "~"))), None)
