@@ -74,12 +74,12 @@ class Traced:
     def difference(self, run: Callable[..., Any]) -> float:
         """The largest difference between what `run` and the network give, for batches of 1 and 3.
 
-        Relative to the largest output of each; ExportError where shapes differ.
+        Relative to the largest output of each; ExportError where shapes differ or one fails.
         """
         return max(
             _relative(found, expected)
             for inputs in (_batches(self.example, size) for size in _CHECKED)
-            for found, expected in _pairs(run(*inputs), self.model(*inputs))
+            for found, expected in _pairs(_outputs(run, inputs), _outputs(self.model, inputs))
         )
 
 
@@ -92,6 +92,18 @@ def _batches(example: Inputs, size: int) -> Inputs:
         else x[:1].cpu().expand(size, *x.shape[1:]).clone()
         for x in example
     )
+
+
+def _outputs(run: Callable[..., Any], inputs: Inputs) -> Any:
+    try:
+        return run(*inputs)
+    except ExportError:
+        raise
+    except Exception as error:  # whatever forward raises, or the guards of torch.export
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ExportError(
+            f"the network does not run on a batch of {len(inputs[0])}: {reason}"
+        ) from error
 
 
 def _pairs(found: Any, expected: Any) -> list[tuple[Tensor, Tensor]]:

@@ -193,6 +193,21 @@ def test_a_network_for_one_batch_size_is_refused(tmp_path):
     assert "one batch size only" in line and "x.shape[0]" in line
 
 
+class NotAlone(Small):
+    """Fails on a batch of one, which tracing does not see."""
+
+    def forward(self, x):
+        if not torch.compiler.is_compiling() and len(x) == 1:
+            raise RuntimeError("one is\nnot enough")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("export", [export_onnx, export_program])
+def test_a_network_that_fails_on_one_example_is_refused(tmp_path, export):
+    line = refusal(lambda: export(NotAlone(), EXAMPLE, tmp_path / "x"), tmp_path)
+    assert line == "the network does not run on a batch of 1: one is"
+
+
 def test_an_input_of_the_wrong_shape_is_refused_with_its_reason(tmp_path):
     line = refusal(lambda: export_onnx(Small(), EXAMPLE[:, :2], tmp_path / "x"), tmp_path)
     assert "cannot follow forward" in line and f"{__file__}:" in line
