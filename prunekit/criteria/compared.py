@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria.base import Criterion, Scores, by_group, unit_sums
-from prunekit.criteria.weights import filters
+from prunekit.criteria.weights import filter_norms, filters
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -28,8 +28,9 @@ class FPGM(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Euclidean distances of filters without their biases."""
-        found = {name: torch.cdist(r, r).sum(1) for name, r in filters(model, graph).items()}
-        return by_group(graph, unit_sums(graph, found))
+        rows = ((name, found.double()) for name, found in filters(model, graph))
+        distances = {name: torch.cdist(found, found).sum(1) for name, found in rows}
+        return by_group(graph, unit_sums(graph, distances))
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,8 @@ class LAMP(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Squares of the filters of all layers that produce a unit are added; no biases."""
-        squares = {name: rows.square().sum(1) for name, rows in filters(model, graph).items()}
+        norms = filter_norms(model, graph, 2)
+        squares = {name: norm.square() for name, norm in norms.items()}
         scores = by_group(graph, unit_sums(graph, squares))
         return {name: _share_of_larger(score) for name, score in scores.items()}
 

@@ -111,5 +111,5 @@ def _per_channel(
 def _rows(module: nn.Module, value: Tensor) -> Tensor:
     """One row per output channel, from numbers shaped like the weights, a bias or a scale."""
     if isinstance(module, CONSUMERS) and value.shape == module.weight.shape:
-        return filter_rows(module, value)
+        return filter_rows(module, value).double()
     return value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from prunekit.data import Data
     from prunekit.graph import ChannelGraph
 
+_ENTRIES = 2**17
 _NO_SCALES = "has a norm layer that scales all of its channels; use for instance criterion=l1_norm"
 
 
@@ -47,8 +49,7 @@ class L1Norm(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Biases do not count (Li et al. 2017)."""
-        norms = {name: rows.abs().sum(1) for name, rows in filters(model, graph).items()}
-        return by_group(graph, unit_sums(graph, norms))
+        return by_group(graph, unit_sums(graph, filter_norms(model, graph, 1)))
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,8 @@ class L2Norm(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Biases do not count."""
-        squares = {name: rows.square().sum(1) for name, rows in filters(model, graph).items()}
+        norms = filter_norms(model, graph, 2)
+        squares = {name: norm.square() for name, norm in norms.items()}
         return by_group(graph, unit_sums(graph, squares).sqrt())
 
 
@@ -81,18 +83,29 @@ class BatchNormScale(Criterion):
         return seen_groups(graph, mean, seen, _NO_SCALES)
 
 
-def filters(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
-    """The weights of every producer, one row per output channel."""
-    names = dict.fromkeys(name for group in graph.groups for name in group.producers)
-    return {name: filter_rows(layer_named(model, name)) for name in names}
+def filters(model: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Tensor]]:
+    """Name and weights of every producer, one row per output channel."""
+    for name in dict.fromkeys(name for group in graph.groups for name in group.producers):
+        yield name, filter_rows(layer_named(model, name))
+
+
+def filter_norms(model: nn.Module, graph: ChannelGraph, p: float) -> dict[str, Tensor]:
+    """The p-norm of every filter of every producer, in double precision."""
+    return {name: _norms(rows, p) for name, rows in filters(model, graph)}
+
+
+def _norms(rows: Tensor, p: float) -> Tensor:
+    """Row norms, a few rows at a time: a wide layer in doubles would leave the cache."""
+    parts = rows.split(max(1, _ENTRIES // rows.shape[1]))
+    return torch.cat([torch.linalg.vector_norm(part.double(), p, dim=1) for part in parts])
 
 
 def filter_rows(module: nn.Module, weight: Tensor | None = None) -> Tensor:
-    """The weights of a convolution or linear layer in double precision, one row per output.
+    """The weights of a convolution or linear layer, one row per output.
 
     Another tensor of their shape may stand in for the weights.
     """
-    weight = (module.weight if weight is None else weight).detach().double()
+    weight = (module.weight if weight is None else weight).detach()
     if isinstance(module, TRANSPOSED):  # (in, out / groups, ...): outputs lie in dimension 1
         parts = weight.reshape(module.groups, -1, *weight.shape[1:])
         return parts.transpose(1, 2).flatten(0, 1).flatten(1)
