@@ -203,6 +203,15 @@ def unexplained(graph: ChannelGraph, model: nn.Module, outputs: Sequence[str]) -
     ]
 
 
+def outputs(model: nn.Module, width: int) -> list[str]:
+    """The layers of this many outputs, which tell classes apart."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, LAYERS) and len(module.weight) == width
+    ]
+
+
 def _depthwise(module: nn.Module) -> bool:
     return isinstance(module, LAYERS) and 1 < getattr(module, "groups", 1) == module.in_channels
 

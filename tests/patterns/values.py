@@ -198,7 +198,7 @@ ARITHMETIC = {
     "without gradient": body(lambda net, x: _without_gradient(net, x), layer=lambda: nn.ReLU()),
     "in place": body(lambda net, x: (-x).mul_(2).add_(1).relu_()),
     "in place, added": body(lambda net, x: _added(x, net.a(x)), a=lambda: nn.Conv2d(8, 8, 1)),
-    "in place, by index": body(lambda net, x: _zeroed(x), cut="last"),
+    "in place, by index": body(lambda net, x: _zeroed(x), refused=r"values\.py:\d+"),
     "mean of channels": body(lambda net, x: x - x.mean(1, keepdim=True), cut="last", note="mean"),
     "maximum of channels": body(lambda net, x: x * x.amax(1, keepdim=True), cut="last"),
     "spatial attention": body(

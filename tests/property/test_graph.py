@@ -1,4 +1,4 @@
-"""Laws of the channel graph on random networks."""
+"""Laws of the channel graph on random networks; those of a cut are in test_random_networks."""
 
 from __future__ import annotations
 
@@ -8,30 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.graph import ChannelGraph
-from prunekit.surgery import Narrow
-
-
-@settings(max_examples=40, deadline=None)
-@given(networks.networks(), st.data())
-def test_removing_channels_equals_silencing_them(net, data):
-    graph = ChannelGraph.trace(net, net.example)
-    drop = graph.drop(data.draw(networks.masks(graph)))
-    with torch.no_grad():
-        with graph.silencer(net, drop):
-            silenced = net(net.example)
-        Narrow.of(graph, drop).apply(net)
-        torch.testing.assert_close(net(net.example), silenced, rtol=1e-9, atol=1e-9)
-
-
-@settings(max_examples=40, deadline=None)
-@given(networks.networks(), st.data())
-def test_the_narrowed_network_has_groups_of_the_kept_sizes(net, data):
-    graph = ChannelGraph.trace(net, net.example)
-    chosen = data.draw(networks.masks(graph, least=2))
-    Narrow.of(graph, graph.drop(chosen)).apply(net)
-    again = ChannelGraph.trace(net, net.example)
-    sizes = {group.name: len(group.units) for group in again.groups}
-    assert sizes == {name: int((~mask).sum()) for name, mask in chosen.items()}
 
 
 @settings(max_examples=25, deadline=None)
