@@ -70,6 +70,14 @@ class TestTorchvision:
         again = bare("prune", *SMALL)
         assert again.code == 0 and "finished before" in again.out
 
+    @pytest.mark.slow
+    def test_as_people_type_it(self, cli, tmp_path):
+        line = "model=torchvision model.arch=resnet50 criterion=l1_norm selection=macs"
+        found = cli("prune", *line.split(), "selection.keep=0.5", smoke=False)
+        assert found.code == 0, found.err
+        values = metrics(tmp_path, run="resnet50-none-l21")
+        assert 0.495 < values["reached/MACs"] <= 0.5 and values["surgery_error"] < 1e-4
+
     def test_the_stages_after_it(self, bare, tmp_path):
         assert bare("prune", *SMALL).code == 0
         measured = bare("measure", *SMALL)
@@ -188,7 +196,7 @@ def test_timm(bare, tmp_path):
     assert saved.model(torch.zeros(2, 3, 32, 32)).shape == (2, 1000)
     refused(bare("prune", *settings, "model.arch=resnet18x", "name=b"), "did you mean resnet18")
     named = ("model.arch=resnet18", "model.weights=a9_in1k", "name=b")
-    refused(bare("prune", *settings, *named), "a9_in1k", "resnet18", "did you mean a1_in1k")
+    refused(bare("prune", *settings, *named), "a9_in1k", "resnet18 in timm", "did you mean a")
 
 
 def test_timm_that_is_not_installed(bare, monkeypatch):
