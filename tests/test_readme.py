@@ -32,7 +32,7 @@ def commands() -> list[str]:
 
 def test_the_loop_of_your_own_makes_a_smaller_network():
     """Fewer steps than there; the narrow network computes what the silenced one does."""
-    (code,) = blocks("python")
+    (code,) = [text for text in blocks("python") if "attach" in text]
     short = code.replace("range(200)", "range(55)")
     assert short != code
     threads = torch.get_num_threads()
@@ -113,3 +113,15 @@ def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
     """Importing a module puts it on the package, over a function that has its name."""
     modules = {file.stem for file in (ROOT / "prunekit").glob("*.py")}
     assert not modules & set(prunekit._HOMES)
+
+
+def test_the_one_call_prunes_saves_and_loads(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [text for text in blocks("python") if "prunekit.prune" in text]
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    pruned, narrow, images = (names[key] for key in ("pruned", "narrow", "images"))
+    assert pruned.after.macs <= pruned.before.macs / 2
+    assert "narrow = silenced network up to" in capsys.readouterr().out
+    with torch.no_grad():
+        torch.testing.assert_close(narrow.eval()(images), pruned.model.eval()(images))
