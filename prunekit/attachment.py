@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 from prunekit.errors import ConfigError
 from prunekit.graph.channels import ChannelGraph
 from prunekit.measure.cost import CostModel
+from prunekit.modes import duplicate
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
 from prunekit.selection import Selection, Zeros
@@ -91,10 +91,11 @@ def shrink(
 ) -> nn.Module:
     """A physically smaller copy of a network; without a `selection`, units that score zero go.
 
-    The model keeps its parameters; an optimizer for the copy must be made anew.
+    The model keeps its parameters; an optimizer for the copy must be made anew. Nothing is checked
+    or absorbed, so that what the solver zeroed goes exactly; `prunekit.prune` does both.
     """
     chosen = (selection or Zeros()).choose(scores, graph, CostModel(model, graph))
-    narrow = copy.deepcopy(model)
+    narrow = duplicate(model)
     drop = graph.drop({name: ~mask for name, mask in chosen.items()})
     Narrow.of(graph, drop).apply(narrow)
     return narrow

@@ -63,7 +63,7 @@ class Data:
     def inputs(self, count: int) -> Tensor:
         """At most `count` inputs of the test set, unchanged; a few of normal noise without one."""
         if self.test.size:
-            return next(iter(self.test.epoch(count, None)))[0]
+            return next(iter(self.test.epoch(count, None)))[0][:count]
         source = torch.Generator().manual_seed(0)
         return torch.randn(min(count, _NOISE), *self.shape, generator=source)
 

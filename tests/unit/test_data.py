@@ -19,8 +19,10 @@ from prunekit.data import (
     ImageFolder,
     Normalize,
     RandomCrop,
+    ShapeOnly,
     Synthetic,
     TensorBatches,
+    given_data,
 )
 from prunekit.data.base import stratified
 from prunekit.data.files import read_pickle
@@ -364,3 +366,34 @@ def test_leftover_places_go_to_the_classes_cut_most():
     labels = torch.tensor([0] * 5 + [1] * 4 + [2] * 1)
     _, chosen = stratified(labels, 5, seed=0)
     assert labels[chosen].bincount(minlength=3).tolist() == [3, 2, 0]
+
+
+class TestWithoutImages:
+    """Only a shape is known."""
+
+    def test_what_there_is(self):
+        data = ShapeOnly(shape=[3, 5, 4]).load()
+        assert data.shape == (3, 5, 4) and data.classes == 0 and data.example.shape == (1, 3, 5, 4)
+        assert data.train.size == data.val.size == data.test.size == 0
+        noise = data.inputs(2)
+        assert noise.shape == (2, 3, 5, 4) and noise.std() > 0.5
+        assert torch.equal(noise, data.inputs(2)) and "not measured" in data.notes[0]
+
+    def test_whoever_wants_images_is_told(self):
+        train = ShapeOnly().load().train
+        for ask in (
+            lambda: train.steps(2),
+            lambda: train.epoch(2, None),
+            lambda: train.sample(2, 2),
+        ):
+            with pytest.raises(DataError, match="dataset=none has none; choose a data set"):
+                ask()
+
+
+def test_given_batches_are_used_as_they_are():
+    pairs = [(torch.full((3, 1), float(i)), torch.full((3,), i)) for i in range(4)]
+    data = given_data(iter(pairs), 7)
+    assert data.train.size == 9 and data.train.steps(2) == 3 and data.shape == (1,)
+    assert [len(y) for _, y in data.train.sample(5, 2)] == [2, 1, 2]
+    assert torch.cat([x for x, _ in data.train.sample(5, 2)]).flatten().tolist() == [0, 0, 0, 1, 1]
+    assert data.inputs(2).shape == (2, 1)

@@ -108,6 +108,28 @@ class TestOptimizer:
         steps(result.model, optimizer)
         close(result.model, self.masked(dense, dense_optimizer, result))
 
+    @pytest.mark.parametrize("block", sorted(networks.BLOCKS))
+    def test_with_every_kind_of_block(self, block):
+        net = networks.Network([[block, 8]]).train()
+
+        def go_on(model, optimizer):
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(net.example).square().mean().backward()
+                optimizer.step()
+
+        optimizer = SGD(net.parameters(), lr=0.01, momentum=0.9)
+        go_on(net, optimizer)
+        result = prunekit.prune(net, net.example, keep=0.5, absorb=False)
+        dense, dense_optimizer = twin(net, optimizer)
+        result.narrow_optimizer(optimizer)
+        go_on(result.model, optimizer)
+        drop = result.graph.drop({name: ~mask for name, mask in result.masks.items()})
+        with result.graph.silencer(dense, drop):
+            go_on(dense, dense_optimizer)
+        result.edits[0].apply(dense)
+        close(result.model, dense)
+
     def test_without_the_state_it_is_another_training(self):
         """So the test above can fail."""
         net, optimizer, result = self.trained(OPTIMIZERS["momentum"])
