@@ -205,7 +205,18 @@ class Same(nn.Conv2d):
         return super().forward(F.pad(x, (0, x.shape[-1] % 2 + 1, 0, x.shape[-2] % 2 + 1)))
 
 
+class Activated(nn.BatchNorm2d):
+    """A norm with its activation, as timm has it: the parameters of a layer, used by hand."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input_dim(x)
+        statistics = (self.running_mean, self.running_var)
+        x = F.batch_norm(x, *statistics, self.weight, self.bias, self.training, 0.1, self.eps)
+        return F.relu(x)
+
+
 OTHERS = {
+    "norm with activation": body(layer=lambda: Activated(8)),
     "prelu": body(layer=lambda: nn.PReLU(8)),
     "prelu, shared": body(layer=lambda: nn.PReLU()),
     "dropouts": body(

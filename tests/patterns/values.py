@@ -140,7 +140,9 @@ PARAMETERS = {
         cut="first last",
     ),
     "transposed convolution by function": body(
-        lambda net, x: F.conv_transpose2d(x, net.weight, stride=2), weight=numbers(8, 8, 2, 2)
+        lambda net, x: F.conv_transpose2d(x, net.weight, stride=2),
+        weight=numbers(8, 8, 2, 2),
+        cut="last",
     ),
     "depthwise convolution by function": body(
         lambda net, x: F.conv2d(x, net.weight, groups=8), weight=numbers(8, 1, 3, 3), cut="last"
