@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +137,8 @@ def _arch_of(model: nn.Module, edits: Sequence[Edit]) -> dict[str, Any] | None:
         return None
     try:
         inspect.signature(type(model)).bind()
-        with torch.device("meta"):  # no memory, and no random numbers are drawn
+        with torch.device("meta"), warnings.catch_warnings():  # no memory, no random numbers
+            warnings.simplefilter("ignore")
             twin = type(model)()
         for edit in edits:
             edit.apply(twin)

@@ -319,6 +319,11 @@ class TestAnyClass:
             "_target_": "prunekit.models.lenet.LeNet5"
         }
 
+    def test_trying_the_class_is_quiet(self, path):
+        """GoogLeNet warns when it is made; pytest would make that an error."""
+        save_model(path, models.torchvision_model("googlenet"))
+        assert torch.load(path, weights_only=True)["class"].endswith("GoogLeNet")
+
     def test_a_network_that_is_passed_in(self, path, monkeypatch):
         def fail(*args):
             raise AssertionError("nothing is traced")
