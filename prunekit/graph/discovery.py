@@ -18,6 +18,7 @@ from prunekit.graph.layers import (
     PER_CHANNEL,
     TRANSPOSED,
     channel_dim,
+    norm_owner,
     weight_path,
     width_of,
 )
@@ -139,6 +140,9 @@ class Discovery(Run):
         if len(labels) != width:
             raise ValueError(f"it has {width} channels and gets {len(labels)}")
         name = call.layer
+        if call.weighs:
+            self.functional[name] = None
+            self.shapes.setdefault(name, tuple(call.values[0].meta.shape))
         if isinstance(call.module, nn.LayerNorm) and bool((labels != FIXED).any()):
             self.inexact[name] = None
         for table in (self.ins, self.outs):
@@ -247,7 +251,10 @@ class Discovery(Run):
 
     def _belongs(self, node: fx.Node) -> bool:
         """Whether a parameter is only used as the weight or bias of a layer, by functions."""
-        return all(weight_path(self.twin, user) is not None for user in node.users)
+        return all(
+            (weight_path(self.twin, user) or norm_owner(self.twin, user)) is not None
+            for user in node.users
+        )
 
     def _tie(self) -> None:
         """Parameters that belong to several layers keep the layers alike."""

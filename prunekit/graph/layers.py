@@ -98,6 +98,32 @@ def by_function(run: Run, call: Call) -> Any:
     return Value(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
 
 
+def norm_by_function(run: Run, call: Call) -> Any:
+    """Statistics, scales and shifts given as arguments belong to the channels they meet."""
+    value, *others = call.values
+    if value.meta.ndim < 2 or _elsewhere(run, call, 1):
+        return rules.unknown(run, call, "its input holds channels in more than one place")
+    labels, owner = value.along(1), norm_owner(run.twin, call.node)
+    if owner is not None:
+        run.norm(replace(call, module=run.twin.get_submodule(owner), weighs=owner), labels)
+        return Value(value.meta, value.labels)
+    for other in others:
+        if other.meta.numel() > 1:
+            run.unite(other.full().flatten(), labels, call)
+    return Value(value.meta, value.labels)
+
+
+def norm_owner(twin: nn.Module, node: fx.Node) -> str | None:
+    """The layer whose statistics, scale and shift a function is given; None if they are others."""
+    if node.op != "call_function" or NAMES.get(node.target) not in _NORM_FUNCTIONS:
+        return None
+    given = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    owners = {path.rpartition(".")[0] for path in given}
+    owner = owners.pop() if len(owners) == 1 else None
+    found = owner is not None and isinstance(twin.get_submodule(owner), PER_CHANNEL)
+    return owner if found else None
+
+
 def _weighing(twin: nn.Module, call: Call) -> Call | None:
     """The call with the layer that its weight belongs to; None where that is not clear."""
     path = weight_path(twin, call.node)
@@ -134,6 +160,7 @@ def weight_path(twin: nn.Module, node: fx.Node) -> str | None:
 
 
 _FUNCTIONS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+_NORM_FUNCTIONS = frozenset({"batch_norm", "instance_norm", "prelu"})
 
 
 def per_channel(run: Run, call: Call) -> Any:
@@ -254,6 +281,7 @@ LAYERS: dict[type[nn.Module], Rule] = {
 
 
 RULES |= dict.fromkeys(_FUNCTIONS, by_function)
+RULES |= dict.fromkeys(_NORM_FUNCTIONS, norm_by_function)
 
 
 # layers whose results depend on more than labels

@@ -121,18 +121,6 @@ def _within(run: Run, call: Call, dims: Iterable[int]) -> Any:
     return each(call.on_meta(), lambda meta: Value(meta, value.labels), Tensor)
 
 
-def functional_norm(run: Run, call: Call) -> Any:
-    """Statistics, scales and shifts given as arguments belong to the channels they meet."""
-    value, *others = call.values
-    if value.meta.ndim < 2 or set(value.varying) - {1}:
-        return unknown(run, call, "its input holds channels in more than one place")
-    own = value.along(1)
-    for other in others:
-        if other.meta.numel() > 1:
-            run.unite(other.full().flatten(), own, call)
-    return Value(value.meta, value.labels)
-
-
 def reduce(run: Run, call: Call) -> Any:
     """Sums and the like over dimensions that hold no channels leave the channels alone."""
     if len(call.values) > 1:
@@ -213,7 +201,6 @@ STILL: dict[str, Rule] = {
     **table(layer_norm, "layer_norm rms_norm"),
     **table(question, " ".join(QUESTIONS)),
     **table(ignored, "_assert"),
-    **table(functional_norm, "batch_norm instance_norm prelu"),
     **table(spatial(None), "interpolate upsample"),
     **{
         f"{kind}_pool{rank}d": spatial(rank)

@@ -62,6 +62,7 @@ class Tracer(fx.Tracer):
         super().__init__()
         self._inputs = inputs
         self._values: dict[fx.Node, Any] = {}
+        self._paths: dict[int, str] = {}
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         """Layers that inherit their forward from torch.nn are leaves, under whatever name."""
@@ -70,6 +71,21 @@ class Tracer(fx.Tracer):
         if isinstance(module, nn.LayerNorm):  # also those that permute around it
             return True
         return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:
+        """The graph of a network."""
+        named = [*root.named_parameters(), *root.named_buffers()]
+        self._paths = {id(tensor): path for path, tensor in named}
+        return super().trace(root, concrete_args)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A proxy for a parameter or buffer; torch searches through all of them every time."""
+        path = self._paths.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
+        if path is None:
+            return attr_val
+        if path not in parameter_proxy_cache:
+            parameter_proxy_cache[path] = self.create_proxy("get_attr", path, (), {})
+        return parameter_proxy_cache[path]
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
         """Make a node that knows the line of the user's code it comes from."""

@@ -94,7 +94,7 @@ def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[No
             if not shifts or not bool(gone.any()):
                 continue
             if name in graph.functional:
-                functions.layers[id(module.weight)] = (module, gone)
+                functions.layers[_key(module)] = (module, gone)
             else:
                 hook = module.register_forward_hook(_constant(gone), prepend=True)
                 stack.callback(hook.remove)
@@ -114,21 +114,37 @@ class _Constants(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        found = _weighed(func, args, kwargs)
-        if found is None or id(found["weight"]) not in self.layers:
+        found = _given(func, args, kwargs)
+        held = [found.get(name) for name in ("weight", "running_mean")] if found else []
+        keys = [id(tensor) for tensor in held if id(tensor) in self.layers]
+        if not keys:
             return out
-        layer, gone = self.layers[id(found["weight"])]
+        layer, gone = self.layers[keys[0]]
         return _shifted(out, gone, found.get("bias"), channel_dim(layer, out.ndim))
 
 
 _WEIGHED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
+_SIGNATURES = {
+    **dict.fromkeys(_WEIGHED, ("input", "weight", "bias")),
+    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias"),
+    F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias"),
+}
 
 
-def _weighed(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any] | None:
-    """The arguments, by name, of a function that is given weights; None for others."""
-    if func not in _WEIGHED:
-        return None
-    return dict(zip(("input", "weight", "bias"), args, strict=False)) | (kwargs or {})
+def _given(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments, by name, of a function that is given weights or statistics."""
+    names = _SIGNATURES.get(func, ())
+    return dict(zip(names, args, strict=False)) | (kwargs or {}) if names else {}
+
+
+def _weighed(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """The same of a convolution or linear map; empty for others."""
+    return _given(func, args, kwargs) if func in _WEIGHED else {}
+
+
+def _key(module: nn.Module) -> int:
+    """What a function is given of a layer, for sure."""
+    return id(module.running_mean if module.weight is None else module.weight)
 
 
 class _Followers(TorchFunctionMode):
