@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,17 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError, TraceError, one_of
 from prunekit.graph import symbolic
-from prunekit.graph.discovery import Discovery
+from prunekit.graph.discovery import Discovery, listed
 from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.rehearsal import rehearse
 
 Example = Tensor | tuple[Tensor, ...]
+
+_INEXACT = (
+    "normed over channels that can go on request (over_norms): where some go the statistics of the "
+    "others change, so the narrow network is not exactly the silenced one"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +53,7 @@ class ChannelGraph:
     no hook sees them; such a weight may be a parameter of the user's own, whose name it then has.
     `frozen` says for every layer with channels that stay why they do, `notes` the same in
     sentences, without what leaves the network. `inexact` are norms over channels that were followed
-    because `trace` was asked to. Unit ids run from 1 to `count` - 1.
+    because `trace` was asked to; a note names them. Unit ids run from 1 to `count` - 1.
     """
 
     groups: tuple[Group, ...]
@@ -110,19 +115,33 @@ class ChannelGraph:
             if bool(drop[units].all()) or bool(drop[self.outs[name]].all())
         )
 
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """A line for every group: its name, its units, who makes them, who reads them."""
+        return [
+            (
+                group.name,
+                str(len(group.units)),
+                listed(group.producers),
+                listed([n for n in self.uses if bool(torch.isin(self.ins[n], group.units).any())]),
+            )
+            for group in self.groups
+        ]
+
+    def stays(self) -> list[str]:
+        """A line for every reason why channels stay, with the layers it is about."""
+        layers: dict[str, list[str]] = {}
+        for name, why in self.frozen.items():
+            layers.setdefault(why, []).append(name)
+        return [f"{listed(names)}: {why}" for why, names in layers.items()]
+
     def __str__(self) -> str:
-        """A table of groups: units, who makes them, who reads them; then what stays, and why."""
-        rows = [("group", "units", "made by", "read by")]
-        for group in self.groups:
-            readers = [n for n in self.uses if bool(torch.isin(self.ins[n], group.units).any())]
-            rows.append((group.name, str(len(group.units)), _few(group.producers), _few(readers)))
+        rows = [("group", "units", "made by", "read by"), *self.rows()]
         sizes = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [
             "  ".join([*(cell.ljust(n) for cell, n in zip(row, sizes, strict=False)), row[3]])
             for row in rows
         ]
-        stay = [f"stays: {name}: {why}" for name, why in self.frozen.items()]
-        return "\n".join([*lines, *stay])
+        return "\n".join([*lines, *(f"stays: {line}" for line in self.stays())])
 
     @contextmanager
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
@@ -169,7 +188,11 @@ def _finish(first: Discovery) -> ChannelGraph:
     for name, units in members.items():
         width = sum(len(outs[layer]) for layer in producers[name])
         if len(units) == 1 and width > 1:
-            first.notes[f"{name}: its channels hang together as one unit, so none can go"] = None
+            why = "its channels hang together as one unit, so none can go"
+            first.noted.setdefault(why, {})[name] = None
+    inexact = tuple(name for name in first.inexact if bool(ins[name].any()))
+    if inexact:
+        first.noted[_INEXACT] = dict.fromkeys(inexact)
     return ChannelGraph(
         groups=tuple(Group(name, units_of[name], tuple(producers[name])) for name in members),
         ins=ins,
@@ -180,15 +203,15 @@ def _finish(first: Discovery) -> ChannelGraph:
         functional=frozenset(first.functional),
         fixed_macs=first.fixed_macs,
         frozen=_frozen(first, final),
-        inexact=tuple(name for name in first.inexact if bool(ins[name].any())),
-        notes=tuple(first.notes),
+        inexact=inexact,
+        notes=first.notes,
         count=count,
     )
 
 
 def _frozen(first: Discovery, final: Tensor) -> dict[str, str]:
     """Why layers have output channels that stay."""
-    found = {}
+    found = dict(first.uncalled)
     for name, labels in first.producers.items():
         stay = labels[final[labels] == FIXED].tolist()
         if stay:
@@ -239,11 +262,6 @@ def _producers(
         for index in set(home[outs[layer]].tolist()) - {-1}:
             found[names[index]].append(layer)
     return found
-
-
-def _few(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 @contextmanager

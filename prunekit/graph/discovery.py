@@ -53,8 +53,9 @@ class Discovery(Run):
         self.uses: dict[str, int] = {}
         self.fixed_macs = 0
         self.inexact: dict[str, None] = {}
+        self.uncalled: dict[str, str] = {}
         self.calls: dict[fx.Node, Call] = {}
-        self.notes: dict[str, None] = {}
+        self.noted: dict[str, dict[str, None]] = {}  # why -> the layers it is about
         self.reasons: dict[int, str] = {}  # label -> why it stays
         self._starts: list[int] = []
         self._makers: list[str] = []
@@ -205,19 +206,22 @@ class Discovery(Run):
     def note(self, lost: Sequence[int], why: str) -> None:
         """Keep why channels stay."""
         self.reasons.update(dict.fromkeys(lost, why))
-        names = self.owners(lost)
-        if names:
-            self.notes[f"{names}: channels are frozen by {why}"] = None
+        for name in self.owners(lost):
+            self.noted.setdefault(f"channels are frozen by {why}", {})[name] = None
 
-    def owners(self, labels: Iterable[int]) -> str:
-        """The layers that made these labels, for messages."""
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for every reason."""
+        return tuple(f"{listed([*names])}: {why}" for why, names in self.noted.items())
+
+    def owners(self, labels: Iterable[int]) -> list[str]:
+        """The layers that made these labels."""
         found: dict[str, None] = {}
         for one in sorted(set(labels) - {FIXED}):
             at = bisect_right(self._starts, one) - 1
             if at >= 0 and one - self._starts[at] < len(self.producers[self._makers[at]]):
                 found[self._makers[at]] = None
-        names = [*found]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        return [*found]
 
     def _counts(self, call: Call) -> bool:
         return call.node.graph is self.graphs[0]
@@ -285,9 +289,19 @@ class Discovery(Run):
             self.note(lost, f"a parameter of {', '.join(names)} that is also used elsewhere")
 
     def _name_uncalled(self) -> None:
+        weights = {str(n.target).rpartition(".")[0]: n for n in self.nodes if n.op == "get_attr"}
         for name, module in self.twin.named_modules():
             if isinstance(module, CONSUMERS) and name not in self.shapes:
-                self.notes[f"{name}: not called in eval or train mode, keeps its size"] = None
+                user = next(iter(weights[name].users), None) if name in weights else None
+                why = f"its weights go into {describe(user)}, which is not followed" if user else ""
+                self.uncalled[name] = why or "not called in eval or train mode"
+                self.noted.setdefault(f"{self.uncalled[name]}, keeps its size", {})[name] = None
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
 
 
 def _user_tensors(twin: nn.Module) -> set[str]:

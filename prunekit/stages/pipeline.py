@@ -16,6 +16,7 @@ from prunekit.errors import ConfigError, one_of
 from prunekit.export import Export, Precision
 from prunekit.measure import LatencyTest
 from prunekit.problems import Problem
+from prunekit.pruning import ABSORB
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import RunDir
 from prunekit.runs.tables import comparison
@@ -91,8 +92,8 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
     _build_as(Runtime, settings, "runtime")
     integer("seed", settings["seed"], at_least=0)
     weights_of(settings)
-    choice("absorb", settings["absorb"], (True, False, "auto"))
-    for flag in ("overwrite", "keep_zeros"):
+    choice("absorb", settings["absorb"], ABSORB)
+    for flag in ("overwrite", "keep_zeros", "over_norms"):
         choice(flag, settings[flag], (True, False))
 
 
@@ -149,16 +150,12 @@ def inspect(settings: Settings, directory: str) -> None:
     else:
         model = build(architecture(settings), "model")
     example = torch.zeros(1, *build(settings["dataset"], "dataset").shape)
-    graph = ChannelGraph.trace(model, example)
+    choice("over_norms", settings["over_norms"], (True, False))
+    graph = ChannelGraph.trace(model, example, over_norms=settings["over_norms"])
     cost = CostModel(model, graph)
-    rows = [
-        (group.name, str(len(group.units)), ", ".join(group.producers)) for group in graph.groups
-    ]
-    table("channel groups", ("group", "units", "producers"), rows)
-    frozen = sorted(name for name, units in graph.outs.items() if not units.any())
-    say(f"never pruned: {', '.join(frozen) or 'nothing'}")
-    for note in graph.notes:
-        say(f"note: {note}")
+    table("channel groups", ("group", "units", "made by", "read by"), graph.rows())
+    for line in graph.stays():
+        say(f"stays: {line}")
     scores: dict[str, Any] = {g.name: torch.arange(1.0, len(g.units) + 1) for g in graph.groups}
     predicted = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):

@@ -270,7 +270,7 @@ class TestCommands:
         assert set(place.rglob("*")) == before
         for name, width in (("conv1", 6), ("conv2", 8), ("fc1", 20)):
             assert [name, str(width), name] in [line.split() for line in out.splitlines()]
-        assert "never pruned: fc2" in out and "predicted cost" in out
+        assert "stays: fc2: they leave the network" in out and "predicted cost" in out
         dense = metrics(whole / "pretrain")
         assert ["100%", f"{dense['params']:,}", f"{dense['macs']:,}"] in [
             line.split() for line in out.splitlines()
@@ -283,11 +283,11 @@ class TestCommands:
 
     def test_inspect_of_a_source_and_of_a_residual_network(self, go, place, whole):
         out = go("inspect", "source=outputs/whole")
-        assert ["conv1", "3", "conv1"] in [line.split() for line in out.splitlines()]
+        assert ["conv1", "3", "conv1", "conv2"] in [line.split() for line in out.splitlines()]
         out = go("inspect", settings=RESNET)
         stem = next(line for line in out.splitlines() if line.split()[:1] == ["conv1"])
         assert "layer1.0.conv2" in stem and "layer1.2.conv2" in stem
-        assert "linear" in out.split("never pruned:")[1].splitlines()[0]
+        assert "stays: linear: they leave the network" in out
 
     def test_inspect_keeps_what_is_there(self, go, place, whole):
         before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
