@@ -44,6 +44,7 @@ CRITERIA = {
     "random": criteria.Random,
     "taylor": criteria.Taylor,
 }
+ABSORB = (True, False, "auto", "maps")
 _LISTED = 20  # groups that are printed
 _CHECKED = 64  # examples of given data that a cut is checked on
 _SCORED = 1000  # examples of given data that are kept for a criterion that does not say how many
@@ -120,8 +121,9 @@ class Pruned:
         return copy.deepcopy(model, {id(model.module): inside})
 
     def _cut(self, model: nn.Module) -> Cut:
-        absorbing = self.absorbed is not None
-        return cut(model, self.graph, self.masks, self.batch, absorb=absorbing, check=False)
+        given, made = (model, self.graph, self.masks, self.batch), self.absorbed
+        maps = made is not None and made.maps
+        return cut(*given, absorb=made is not None, check=False, maps=maps)
 
     def __str__(self) -> str:
         old, new = self.before, self.after
@@ -156,6 +158,7 @@ def prune(
     data: Data | Iterable[tuple[Tensor, Tensor]] | None = None,
     absorb: bool | str = "auto",
     check: bool = True,
+    over_norms: bool = False,
 ) -> Pruned:
     """A narrowed copy of a network, whose own parameters and mode stay as they are.
 
@@ -166,7 +169,10 @@ def prune(
     of `round_to`. `criterion` is a name or an object; some need `data`, a prunekit Data or batches
     of (inputs, labels). `example` is an input, or a tuple of them. The cut is checked against the
     silenced network unless `check` is off. What removed channels emit is absorbed by the next
-    layer; "auto" leaves that out where only units that score exactly zero went.
+    layer; "auto" leaves that out where only units that score exactly zero went, and "maps" is exact
+    at padded borders too, by a bias for every position: for inputs of this size only. With
+    `over_norms` channels that a layer norm runs over can go too; that is not exact, and the
+    difference is reported.
 
     Raises ConfigError for settings, TraceError, SurgeryError.
     """
@@ -175,12 +181,13 @@ def prune(
     selection = _selection(shares, scope, layers, {"round_to": round_to, "ignore": [*ignore]})
     known = _data(data, judge)
     device = next((str(p.device) for p in model.parameters()), "cpu")
-    graph = ChannelGraph.trace(model, example)
+    graph = ChannelGraph.trace(model, example, over_norms=over_norms)
     batch = _placed(example if known is None else known.inputs(_CHECKED), device)
     scores = judge.scores(model, graph, known, device)
     cost = selection.costs(model, graph, example, device)
     masks = selection.choose(scores, graph, cost)
-    made = cut(model, graph, masks, batch, absorb=absorbs(absorb, scores, masks), check=check)
+    wish = absorbs(absorb, scores, masks)
+    made = cut(model, graph, masks, batch, absorb=wish, check=check, maps=absorb == "maps")
     return Pruned(
         model=made.model,
         dense=model,
@@ -211,9 +218,9 @@ def criterion_named(criterion: str | Criterion) -> Criterion:
 
 def absorbs(wish: bool | str, scores: Scores, keep: Mapping[str, Tensor]) -> bool:
     """Whether to absorb constants; "auto": where a unit goes whose score is not exactly zero."""
-    choice("absorb", wish, (True, False, "auto"))
-    if isinstance(wish, bool):
-        return wish
+    choice("absorb", wish, ABSORB)
+    if wish != "auto":
+        return bool(wish)
     return any(bool(score[~keep[name].to(score.device)].any()) for name, score in scores.items())
 
 

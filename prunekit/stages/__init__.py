@@ -10,7 +10,7 @@ SPARSIFY = Stage(
 )
 PRUNE = Stage(
     "prune",
-    ("seed", "dataset", "criterion", "selection", "absorb", "schedule.between"),
+    ("seed", "dataset", "criterion", "selection", "absorb", "over_norms", "schedule.between"),
     True,
     without_source=("model", "weights"),
 )

@@ -43,7 +43,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     check_fits(saved.model, data)
     _check_rounds(selection, criterion, data)
     example = data.example.to(runtime.device)
-    graph = ChannelGraph.trace(saved.model, example)
+    graph = ChannelGraph.trace(saved.model, example, over_norms=settings["over_norms"])
     cost = selection.costs(saved.model, graph, example, runtime.device, track)
     way = Rounds(
         model=saved.model,
@@ -54,6 +54,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
         data=data,
         device=runtime.device,
         absorb=settings["absorb"],
+        over_norms=settings["over_norms"],
     )
     keep = way.run(_training(settings, stage, data, runtime))
     aims = selection.aims(keep, way.scores, graph, cost)

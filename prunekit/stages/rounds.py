@@ -36,6 +36,7 @@ class Rounds:
     data: Data
     device: str
     absorb: bool | str
+    over_norms: bool = False
     scores: Scores = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
 
@@ -49,7 +50,8 @@ class Rounds:
             self._once(left)
             if left > 1:
                 train(self.model, self.selection.rounds - left + 1)
-                self._now = ChannelGraph.trace(self.model, self.data.example.to(self.device))
+                example = self.data.example.to(self.device)
+                self._now = ChannelGraph.trace(self.model, example, over_norms=self.over_norms)
         return self.keep
 
     def _once(self, left: int) -> None:
@@ -64,7 +66,12 @@ class Rounds:
         going = {name: ~mask for name, mask in keep.items()}
         now = self._lowered(self.graph.drop(going), place)
         made = cut(
-            self.model, self._now, now, batch, absorb=absorbs(self.absorb, self.scores, keep)
+            self.model,
+            self._now,
+            now,
+            batch,
+            absorb=absorbs(self.absorb, self.scores, keep),
+            maps=self.absorb == "maps" and left == 1,  # they rename layers, so only at the end
         )
         self.cuts.append(made)
         self.model, self.keep = made.model, keep

@@ -43,11 +43,15 @@ class Change:
 
 @dataclass(frozen=True)
 class Absorbed:
-    """What was absorbed: `edits` belong into the model file behind those that made it narrow."""
+    """What was absorbed: `edits` belong into the model file behind those that made it narrow.
+
+    `maps` says whether a bias for every position was allowed.
+    """
 
     edits: tuple[Edit, ...]
     rows: tuple[Row, ...]
     change: Change
+    maps: bool = False
 
     @property
     def exact(self) -> bool:
@@ -125,7 +129,7 @@ def absorb(
     after = _outputs(narrow, args)
     moved = Gap.between(after, before).relative
     distances = [Gap.between(outputs, emission.outputs).relative for outputs in (before, after)]
-    return Absorbed(edits, tuple(plan.row for plan in plans), Change(moved, *distances))
+    return Absorbed(edits, tuple(plan.row for plan in plans), Change(moved, *distances), maps)
 
 
 def _plan(

@@ -33,16 +33,20 @@ def cut(
     *,
     absorb: bool = True,
     check: bool = True,
+    maps: bool = False,
 ) -> Cut:
     """Remove the units of `graph` that are False in `keep` (group name -> mask) from a copy.
 
     With `check` the copy is compared with the silenced network on `batch`, before constants are
-    absorbed, which `absorb` asks for. Raises SurgeryError.
+    absorbed, which `absorb` asks for; with `maps` by position at padded borders (`BiasMaps`).
+    Raises SurgeryError.
     """
     drop = graph.drop({name: ~mask for name, mask in keep.items()})
     edit = Narrow.of(graph, drop)
     narrow = duplicate(model)
     edit.apply(narrow)
     agreement = compare(model, narrow, graph, drop, batch) if check else None
-    absorbed = absorb_constants(model, narrow, graph, drop, batch) if absorb else None
+    absorbed = None
+    if absorb:
+        absorbed = absorb_constants(model, narrow, graph, drop, batch, maps)
     return Cut(narrow, (edit, *(absorbed.edits if absorbed else ())), agreement, absorbed)

@@ -41,7 +41,7 @@ WANTED = {
 # what the test below sees at work; a root key that is not here fails
 ROOT_KEYS = {
     *("seed", "stage", "pipeline", "source", "weights", "keep_zeros", "overwrite", "root", "name"),
-    "absorb",
+    *("absorb", "over_norms"),
     *("defaults", "hydra"),
 }
 
