@@ -156,6 +156,10 @@ def inspect(settings: Settings, directory: str) -> None:
     table("channel groups", ("group", "units", "made by", "read by"), graph.rows())
     for line in graph.stays():
         say(f"stays: {line}")
+    told = {why for reasons in graph.frozen.values() for why in reasons.split("; ")}
+    for note in graph.notes:
+        if not any(why in note for why in told):
+            say(f"note: {note}")
     scores: dict[str, Any] = {g.name: torch.arange(1.0, len(g.units) + 1) for g in graph.groups}
     predicted = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):

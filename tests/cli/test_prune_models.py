@@ -337,3 +337,67 @@ class TestAbsorb:
         one, two = (load_model(tmp_path / f"outputs/{n}/prune/model.pt").model for n in "ab")
         assert torch.equal(one.conv2.weight, two.conv2.weight)
         assert not torch.equal(one.conv2.bias, two.conv2.bias)
+
+    def test_maps_at_the_end_of_all_rounds(self, bare, tmp_path, monkeypatch):
+        """Between rounds layers keep their names, so means are taken there."""
+        (tmp_path / "padded.py").write_text(PADDED)
+        monkeypatch.syspath_prepend(tmp_path)
+        few = ("dataset=synthetic", "dataset.train=32", "dataset.val=8", "dataset.test=8")
+        settings = ("model=custom", "model._target_=padded.Net", *few, "schedule=smoke", "name=a")
+        twice = ("selection=per_layer", "selection.rounds=2", "criterion=l1_norm", "absorb=maps")
+        found = bare("prune", *settings, *twice)
+        assert found.code == 0, found.err
+        saved = load_model(tmp_path / "outputs/a/prune/model.pt", trust=["padded"])
+        assert [edit.kind for edit in saved.edits] == ["narrow", "narrow", "bias_maps"]
+        assert saved.model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+        tuned = bare("finetune", *settings, *twice)
+        assert tuned.code == 0, tuned.err
+
+
+PADDED = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(1, 6, 3, padding=1, stride=2), nn.ReLU(), nn.Conv2d(6, 4, 3, padding=1),
+            nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10),
+        )
+        nn.init.constant_(self[0].bias, 1.0)
+"""
+
+
+class TestOverNorms:
+    """Channels that layer norms run over go on request only, and that is told."""
+
+    def test_prune_and_inspect(self, bare, tmp_path, monkeypatch):
+        (tmp_path / "normed.py").write_text(NORMED)
+        monkeypatch.syspath_prepend(tmp_path)
+        settings = ("model=custom", "model._target_=normed.Net", "dataset.shape=[16]", "name=a")
+        half = ("criterion=l1_norm", "selection=per_layer")
+        for flag, width, told in (("false", 8, False), ("true", 4, True)):
+            found = bare("prune", *settings, *half, f"over_norms={flag}", f"name=norms-{flag}")
+            assert found.code == 0, found.err
+            seen = bare("inspect", *settings, f"over_norms={flag}")
+            assert seen.code == 0, seen.err
+            for out in (found.out, seen.out):
+                assert ("(over_norms)" in out) is told
+            assert ("not exact, because norms over channels lost some: 1" in found.out) is told
+            saved = load_model(tmp_path / f"outputs/norms-{flag}/prune/model.pt", trust=["normed"])
+            assert saved.model[0].out_features == width
+        other = bare("prune", *settings, *half, "over_norms=false", "name=norms-true")
+        refused(other, "over_norms", "overwrite=true")
+        refused(bare("prune", *settings, *half, "over_norms=3"), "over_norms=3", "True, False")
+
+
+NORMED = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)
+        )
+"""
