@@ -1,0 +1,68 @@
+"""How far dropping the constants of removed channels moves a network, and absorbing them.
+
+    python scripts/constants.py [--only NAME ...] [--csv FILE]
+
+Networks of torchvision with random weights and random batch-norm statistics lose half of every
+group by L1 norm. Distances are the largest difference of outputs to the dense network whose removed
+channels still emit their constants, relative to the largest output: without absorption, with it,
+and with a bias for every position.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from prunekit.console import say, table
+from prunekit.criteria import L1Norm
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.runs.files import write_csv
+from prunekit.selection import PerLayer
+from prunekit.surgery.check import randomised
+from prunekit.surgery.cut import cut
+
+NETWORKS = (
+    *("resnet18", "resnet50", "vgg16_bn", "densenet121", "googlenet", "mobilenet_v2"),
+    *("efficientnet_b0", "shufflenet_v2_x1_0", "regnet_y_400mf"),
+)
+
+
+def main() -> None:
+    """Measure, write the file, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=NETWORKS)
+    parser.add_argument("--csv", type=Path, help="the file (docs/results/constants.csv)")
+    asked = parser.parse_args()
+    rows = []
+    for name in asked.only:
+        rows.append({"network": name, **measured(name)})
+        say(" ".join(f"{key} {value}" for key, value in rows[-1].items()))
+    write_csv(asked.csv or Path(__file__).parents[1] / "docs/results/constants.csv", rows)
+    table("constants of removed channels", [*rows[0]], [[*map(str, r.values())] for r in rows])
+
+
+def measured(name: str) -> dict[str, Any]:
+    """The distances of one network, in percent, and what the check found before."""
+    torch.manual_seed(0)
+    extra = {"init_weights": False} if name == "googlenet" else {}
+    model = randomised(getattr(torchvision.models, name)(**extra)).eval()
+    batch = torch.randn(4, 3, 64, 64)
+    graph = ChannelGraph.trace(model, batch)
+    keep = PerLayer(0.5).choose(L1Norm().scores(model, graph, None), graph, CostModel(model, graph))
+    plain, mapped = (cut(model, graph, keep, batch, absorb=True, maps=m) for m in (False, True))
+    return {
+        "dropped": f"{plain.absorbed.change.before:.2%}",
+        "absorbed": f"{plain.absorbed.change.after:.2%}",
+        "with maps": f"{mapped.absorbed.change.after:.2%}",
+        "check eval": f"{plain.agreement.eval.relative:.1e}",
+        "check train": f"{plain.agreement.train.relative:.1e}",
+    }
+
+
+if __name__ == "__main__":
+    main()
