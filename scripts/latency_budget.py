@@ -1,0 +1,83 @@
+"""Asked, predicted and measured: a latency budget on networks of torchvision.
+
+    python scripts/latency_budget.py [--only NAME ...] [--keep SHARE ...] [--csv FILE]
+
+Random weights, L1 norms, images of 224, batches of one, one thread. `table` is what the table of
+layer times predicts for the network that was chosen, `found` its measurement that ended the search,
+`again` one made afterwards, in turns with the dense network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+
+from prunekit.console import say, table
+from prunekit.criteria import L1Norm
+from prunekit.graph import ChannelGraph
+from prunekit.measure import LatencyTest
+from prunekit.runs.files import write_csv
+from prunekit.selection import LatencyTarget
+from prunekit.surgery import Narrow
+
+NETWORKS = ("mobilenet_v2", "resnet50", "densenet121", "vgg16")
+
+
+def main() -> None:
+    """Measure, write the file, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=NETWORKS)
+    parser.add_argument("--keep", nargs="+", type=float, metavar="SHARE", default=(0.75, 0.6, 0.4))
+    parser.add_argument("--csv", type=Path, help="the file (docs/results/latency_budget.csv)")
+    asked = parser.parse_args()
+    place = asked.csv or Path(__file__).parents[1] / "docs/results/latency_budget.csv"
+    rows: list[dict[str, Any]] = []
+    for name in asked.only:
+        for row in searched(name, asked.keep):
+            rows.append(row)
+            write_csv(place, rows)
+            say(" ".join(f"{key} {value}" for key, value in row.items()))
+    table("latency budgets", [*rows[0]], [[*map(str, row.values())] for row in rows])
+
+
+def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
+    """A row for every share that is asked of a network."""
+    torch.manual_seed(0)
+    timing = LatencyTest(runs=21, warmup=3, seconds=20)
+    model = getattr(torchvision.models, name)().eval()
+    example = torch.zeros(1, 3, 224, 224)
+    graph = ChannelGraph.trace(model, example)
+    scores = L1Norm().scores(model, graph, None)
+    start = time.perf_counter()
+    cost = LatencyTarget(0.5, timing=timing).costs(model, graph, example)
+    cost.latency()  # the table is measured when it is first asked for
+    took = time.perf_counter() - start
+    for share in shares:
+        selection = LatencyTarget(share, timing=timing)
+        masks = selection.choose(scores, graph, cost)
+        (aim,) = selection.aims(masks, scores, graph, cost)
+        drop = graph.drop({group: ~mask for group, mask in masks.items()})
+        narrow = copy.deepcopy(model)
+        Narrow.of(graph, drop).apply(narrow)
+        again = cost.compare(drop, narrow)
+        yield {
+            "network": name,
+            "asked": share,
+            "table": round(aim.predicted, 3),
+            "found": round(aim.reached, 3),
+            "again": round(again.share, 3),
+            "dense ms": round(again.dense_ms, 1),
+            "MACs kept": round(cost.macs(drop) / cost.macs(), 3),
+            "table s": round(took, 1),
+        }
+
+
+if __name__ == "__main__":
+    main()
