@@ -91,7 +91,8 @@ def built(config: DictConfig, group: str, device: str = "meta") -> Any:
         with torch.device(device):
             start = network.built(settings, SimpleNamespace(device=device))
         return seen(start.model), config.name
-    return seen(build(settings[group], group)), config.name
+    shown = OmegaConf.select(config, f"{group}.name")  # in tables of runs
+    return seen(build(settings[group], group)), config.name, shown
 
 
 def seen(thing: Any) -> Any:
@@ -230,11 +231,9 @@ def dead_keys(file: Path, place: Path = CONFIGS) -> list[str]:
     raw = OmegaConf.to_container(OmegaConf.load(file))
     if group == "experiment":
         return _dead_in_experiment(file, place, raw)
-    raw.pop("defaults", None)  # another group's choice that comes along; see below
     config = told(composed("run", f"{group}={option}", place=place))
     found = []
-    for path, value in leaves(raw):
-        at = (group, *path)
+    for at, value in leaves(content(file)):
         if value == "???":
             value = OmegaConf.select(config, ".".join(at))
         elif not arrives(config, at, value):
@@ -243,6 +242,13 @@ def dead_keys(file: Path, place: Path = CONFIGS) -> list[str]:
         why = verdict(config, at, value, group)
         found += [f"{'.'.join(at)}: {why}"] if why else []
     return found
+
+
+def content(file: Path) -> dict[str, Any]:
+    """What a file of a group sets, from the root on."""
+    raw = OmegaConf.to_container(OmegaConf.load(file))
+    raw.pop("defaults", None)  # another group's choice that comes along
+    return raw if "# @package _global_" in file.read_text() else {file.parent.name: raw}
 
 
 def _dead_in_experiment(file: Path, place: Path, raw: dict[str, Any]) -> list[str]:
@@ -280,6 +286,21 @@ def test_networks_without_data_bring_none_unless_told_otherwise(model):
     assert composed("prune", f"model={model}").dataset.name == "none"
     assert composed("prune", f"model={model}", "dataset=digits").dataset.name == "digits"
     assert composed("prune", f"model={model}", "experiment=demo").dataset.name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ("model=torchvision model.arch=resnet50", "resnet50-pruned"),
+        ("model=custom", "custom-pruned"),
+        ("model=torchvision model.arch=resnet50 dataset=cifar10", "resnet50-cifar10-l21"),
+        ("model=torchvision model.arch=resnet50 name=mine", "mine"),
+        ("model=vgg16 regularizer=none", "vgg16-digits-none"),
+        ("", "lenet5-digits-l21"),
+    ],
+)
+def test_runs_without_data_are_named_for_what_is_done_to_them(overrides, name):
+    assert composed("prune", *overrides.split()).name == name
 
 
 def test_no_config_file_is_left_out():
@@ -330,9 +351,7 @@ def test_a_value_of_another_kind_is_refused_in_words():
         if file.parent.name == "experiment":
             continue
         config = told(composed("run", f"{file.parent.name}={file.stem}"))
-        raw = OmegaConf.to_container(OmegaConf.load(file))
-        raw.pop("defaults", None)
-        for path, _ in leaves(raw):
+        for path, _ in leaves(content(file)[file.parent.name]):
             at = (file.parent.name, *path)
             owner = OmegaConf.select(config, ".".join(at[:-1])).get("_target_")
             if (owner, path[-1]) in tried:

@@ -75,7 +75,7 @@ class TestTorchvision:
         line = "model=torchvision model.arch=resnet50 criterion=l1_norm selection=macs"
         found = cli("prune", *line.split(), "selection.keep=0.5", smoke=False)
         assert found.code == 0, found.err
-        values = metrics(tmp_path, run="resnet50-none-l21")
+        values = metrics(tmp_path, run="resnet50-pruned")
         assert 0.495 < values["reached/MACs"] <= 0.5 and values["surgery_error"] < 1e-4
 
     def test_the_stages_after_it(self, bare, tmp_path):
