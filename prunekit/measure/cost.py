@@ -108,9 +108,10 @@ class CostModel:
             seen.update(map(id, fresh))
             full = [p for p in fresh if _area(module) and p.shape == module.weight.shape]
             own.append(bool(full))
-            lengths = [p for p in fresh if p.ndim > 1 and p not in set(full)]  # of a weight norm
-            per_input.append(len(lengths) if isinstance(module, TRANSPOSED) else 0)
-            per_output.append(len(fresh) - len(full) - per_input[-1])
+            matrices = [p for p in fresh if p.ndim > 1]  # a weight norm adds one of lengths
+            lengths = max(0, len(matrices) - 1) if _area(module) else 0
+            per_input.append(lengths if isinstance(module, TRANSPOSED) else 0)
+            per_output.append(len(fresh) - own[-1] - per_input[-1])
         self._own, self._per_output = _column(own), _column(per_output)
         self._per_input = _column(per_input)
         self._bare = [*_bare(model, graph)]
