@@ -211,12 +211,15 @@ def _finish(first: Discovery) -> ChannelGraph:
 
 def _frozen(first: Discovery, final: Tensor) -> dict[str, str]:
     """Why layers have output channels that stay."""
-    found = dict(first.uncalled)
+    found = dict(first.whole)
     for name, labels in first.producers.items():
         stay = labels[final[labels] == FIXED].tolist()
         if stay:
             whys = dict.fromkeys(first.reasons[one] for one in stay if one in first.reasons)
             found[name] = "; ".join(whys) or "they are added to channels that stay"
+    for name in first.uses:
+        if name not in found and bool((final[first.outs[name]] == FIXED).all()):
+            found[name] = "its input channels stay"
     return found
 
 

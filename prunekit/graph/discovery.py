@@ -18,6 +18,7 @@ from prunekit.graph.layers import (
     PER_CHANNEL,
     TRANSPOSED,
     channel_dim,
+    has_rule,
     norm_owner,
     weight_path,
     width_of,
@@ -48,12 +49,13 @@ class Discovery(Run):
         self.outs: dict[str, Tensor] = {}
         self.held: Tables = {}  # parameters and buffers of the user's own: dimension -> labels
         self.ranks: dict[str, int] = {}
+        self.adopted = False  # whether a parameter got labels after it may have been used
         self.producers: dict[str, Tensor] = {}  # layers that made labels, with these labels
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.uses: dict[str, int] = {}
         self.fixed_macs = 0
         self.inexact: dict[str, None] = {}
-        self.uncalled: dict[str, str] = {}
+        self.whole: dict[str, str] = {}  # layer or parameter -> why it keeps its size
         self.calls: dict[fx.Node, Call] = {}
         self.noted: dict[str, dict[str, None]] = {}  # why -> the layers it is about
         self.reasons: dict[int, str] = {}  # label -> why it stays
@@ -72,7 +74,7 @@ class Discovery(Run):
                 raise
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else repr(error)
-                failed = f"fails on an example of this shape at {describe(node)}: {reason}"
+                failed = f"fails on an example of {self._shapes()} at {self._place(node)}: {reason}"
                 if node.graph is self.graphs[0]:
                     raise TraceError(f"{type(self.twin).__name__} {failed}") from error
                 self._leave(node, f"train mode, which {failed}")
@@ -101,6 +103,7 @@ class Discovery(Run):
         """Run what is not followed on shapes, and count its costs."""
         result, macs = counted(call)
         self.fixed_macs += macs if self._counts(call) else 0
+        self._name_unfollowed(call)
         return result
 
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
@@ -122,7 +125,8 @@ class Discovery(Run):
         groups = getattr(module, "groups", 1)
         self._pass(self.ins, name, incoming, call)
         if 1 < groups < len(incoming):  # all convolution groups keep the same channels
-            self.parts.unite(incoming.reshape(groups, -1), incoming.reshape(groups, -1)[:1])
+            rows = incoming.reshape(groups, -1)
+            self.unite(rows, rows[:1], call)
         width = meta.shape[channel_dim(module, meta.ndim)]
         if name not in self.outs:
             self.outs[name] = self._outgoing(name, incoming, groups, width)
@@ -189,6 +193,7 @@ class Discovery(Run):
                 if fits and rank == max(other.meta.ndim, value.meta.ndim) and path not in self.held:
                     labels = self.parts.fresh(value.meta.shape[own])
                     self.held[path] = {own: labels}
+                    self.adopted = True
                     grown = Value(value.meta, spread(labels, own, value.meta.ndim), source=path)
                     for node in self.results:
                         if node.op == "get_attr" and node.target == path:
@@ -294,8 +299,29 @@ class Discovery(Run):
             if isinstance(module, CONSUMERS) and name not in self.shapes:
                 user = next(iter(weights[name].users), None) if name in weights else None
                 why = f"its weights go into {describe(user)}, which is not followed" if user else ""
-                self.uncalled[name] = why or "not called in eval or train mode"
-                self.noted.setdefault(f"{self.uncalled[name]}, keeps its size", {})[name] = None
+                self._keep_whole(name, why or "not called in eval or train mode")
+
+    def _name_unfollowed(self, call: Call) -> None:
+        """Weights that no rule follows stay, and are named even where no channel meets them."""
+        if call.module is None or call.weighs:
+            for value in call.values:
+                if value.source and sum(size > 1 for size in value.meta.shape) > 1:
+                    self._keep_whole(value.source, f"goes into {call.title}, which is not followed")
+        elif not has_rule(call.module) and any(True for _ in call.module.parameters()):
+            kind = type(call.module).__name__
+            self._keep_whole(call.layer, f"{kind} is not a layer that is followed")
+
+    def _keep_whole(self, name: str, why: str) -> None:
+        self.whole[name] = why
+        self.noted.setdefault(f"{why}, keeps its size", {})[name] = None
+
+    def _shapes(self) -> str:
+        return f"shape {', '.join(str(tuple(x.shape)) for x in self.inputs)}"
+
+    def _place(self, node: fx.Node) -> str:
+        module = self.twin.get_submodule(node.target) if node.op == "call_module" else None
+        small = module is not None and not [*module.children()]
+        return f"{describe(node)}, {module!r}" if small else describe(node)
 
 
 def listed(names: Sequence[str]) -> str:

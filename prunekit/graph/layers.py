@@ -295,3 +295,8 @@ def rule_of(call: Call) -> Rule:
     if call.module is None:
         return RULES.get(call.name or "", rules.unknown)
     return next((LAYERS[cls] for cls in type(call.module).__mro__ if cls in LAYERS), rules.unknown)
+
+
+def has_rule(module: nn.Module) -> bool:
+    """Whether it is known what layers of this class do to channels."""
+    return any(cls in LAYERS for cls in type(module).__mro__)

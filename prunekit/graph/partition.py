@@ -16,6 +16,7 @@ class Partition:
 
     def __init__(self) -> None:
         self._parent = [FIXED]
+        self._others: dict[int, list[int]] = {}  # what else is in the class of a root
 
     def fresh(self, count: int) -> Tensor:
         """Make `count` new ids, each in a class of its own."""
@@ -31,23 +32,31 @@ class Partition:
         differ = a != b
         lost = []
         for left, right in zip(a[differ].tolist(), b[differ].tolist(), strict=True):
-            one, other = self._root(left), self._root(right)
-            if one != other:
-                self._parent[max(one, other)] = min(one, other)
-                if FIXED in (one, other):
-                    lost.append(right if one == FIXED else left)
+            lost += self._merge(self._root(left), self._root(right))
         return lost
 
     def freeze(self, ids: Tensor) -> list[int]:
-        """Merge the classes of `ids` into the class of 0; returns those that were not in it."""
-        lost = [one for one in set(ids.flatten().tolist()) if self._root(one) != FIXED]
-        for one in lost:
-            self._parent[self._root(one)] = FIXED
+        """Merge the classes of `ids` into the class of 0; returns all that was not in it."""
+        lost = []
+        for one in set(ids.flatten().tolist()):
+            lost += self._merge(FIXED, self._root(one))
         return lost
 
     def roots(self) -> Tensor:
         """The smallest id of its class, for every id."""
         return torch.tensor([self._root(one) for one in range(len(self._parent))])
+
+    def _merge(self, one: int, other: int) -> list[int]:
+        """Merge two classes, given by their roots; returns the ids that are fixed by that."""
+        if one == other:
+            return []
+        kept, gone = min(one, other), max(one, other)
+        moved = [gone, *self._others.pop(gone, [])]
+        self._parent[gone] = kept
+        if kept == FIXED:
+            return moved
+        self._others.setdefault(kept, []).extend(moved)
+        return []
 
     def _root(self, one: int) -> int:
         parent = self._parent

@@ -27,7 +27,7 @@ def rehearse(first: Discovery) -> None:
     Where no operation depends on sizes, labels alone are exact. Raises TraceError where nothing
     more can be frozen and a rehearsal still fails.
     """
-    if all(_follows_labels(node, first) for node in first.nodes):
+    if not first.adopted and all(_follows_labels(node, first) for node in first.nodes):
         return
     clean = 0
     for seed in count():

@@ -309,7 +309,11 @@ def test_several_inputs_and_defaults():
     ("net", "example", "message"),
     [
         (Branching(), EXAMPLE, r"Branching cannot be traced at test_graph.py:\d+ \(if x.sum"),
-        (Body(lambda net, x: x), torch.rand(1, 4, 8, 8), r"fails on an example .* at first: "),
+        (
+            Body(lambda net, x: x),
+            torch.rand(1, 4, 8, 8),
+            r"fails on an example of shape .* at first, ",
+        ),
         (Body(lambda net, x: x.view(3, 5)), EXAMPLE, r"at view at test_graph.py:\d+: "),
         (nn.Sequential(nn.LazyConv2d(3, 1)), EXAMPLE, "lazy layers; run one batch"),
         (Body(lambda net, x: x), "image", "must be a tensor or a tuple"),
@@ -337,6 +341,16 @@ def test_a_head_that_only_training_calls_is_noted():
     assert ChannelGraph.trace(net, EXAMPLE).notes == (
         "aux: not called in eval or train mode, keeps its size",
     )
+
+
+def test_a_parameter_that_was_used_before_it_met_channels_stays():
+    def middle(net, x):
+        return x * net.place.mean() + net.place
+
+    graph, _ = compare(Body(middle, place=nn.Parameter(torch.rand(8, 8, 8))))
+    assert sizes(graph) == LAST and graph.notes
+    graph, _ = compare(Body(lambda net, x: x + net.place, place=nn.Parameter(torch.rand(8, 8, 8))))
+    assert sizes(graph) == {"first": 8, **LAST}
 
 
 def test_what_fails_in_train_mode_only_stays():
