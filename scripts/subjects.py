@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from torch import nn
 
 LARGE = 100e6  # parameters: checked on smaller images, where the network takes them
-RIGID = ("vit_", "swin", "maxvit")  # networks of torchvision that take one image size only
+RIGID = (
+    "vit_",
+    "swin",
+    "maxvit",
+    "inception",
+)  # networks of torchvision that take one image size only
 TIMM = (  # one small member of each family of CNNs, that is of each file of models
     "mobileone_s0",
     "convmixer_768_32",
@@ -86,8 +91,7 @@ class Subject:
         """The sides of the images it is checked on, in single and in double precision."""
         if self.name.startswith((*RIGID, "timm/")):
             return self.side, self.side
-        least = 128 if self.side == 224 else 160
-        return (least, 96) if params > LARGE else (self.side, least)
+        return (128, 96) if params > LARGE else (self.side, 128)
 
 
 def torchvision_names() -> list[str]:
