@@ -178,10 +178,12 @@ def prune(
     """
     judge = criterion_named(criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
-    selection = _selection(shares, scope, layers, {"round_to": round_to, "ignore": [*ignore]})
+    selection = _selection(shares, scope, layers, {"round_to": round_to, "ignore": ignore})
     known = _data(data, judge)
-    device = next((str(p.device) for p in model.parameters()), "cpu")
+    choice("over_norms", over_norms, (True, False))
     graph = ChannelGraph.trace(model, example, over_norms=over_norms)
+    _check_numbers(model, example)
+    device = next((str(p.device) for p in model.parameters()), "cpu")
     batch = _placed(example if known is None else known.inputs(_CHECKED), device)
     scores = judge.scores(model, graph, known, device)
     cost = selection.costs(model, graph, example, device)
@@ -253,6 +255,17 @@ def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, judge: Criterion)
     if data is None or isinstance(data, Data):
         return data
     return given_data(data, int(getattr(judge, "samples", _SCORED)))
+
+
+def _check_numbers(model: nn.Module, example: Batch) -> None:
+    """Raise ConfigError for tensors on the meta device, which are shapes only."""
+    inputs = [example] if isinstance(example, Tensor) else [*example]
+    for name, tensors in (("model", [*model.parameters()]), ("example", inputs)):
+        if any(tensor.is_meta for tensor in tensors):
+            raise ConfigError(
+                f"the {name} is on the meta device, which holds shapes only; give it numbers "
+                "(ChannelGraph.trace needs none)"
+            )
 
 
 def _placed(batch: Batch, device: str) -> Batch:

@@ -160,9 +160,13 @@ class ChannelGraph:
 
 
 def _shapes_of(example: Example) -> list[Tensor]:
-    tensors = [example] if isinstance(example, Tensor) else list(example)
+    tensors = list(example) if isinstance(example, tuple | list) else [example]
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        raise TraceError("the example must be a tensor or a tuple of tensors")
+        kinds = ", ".join(type(x).__name__ for x in tensors) or "nothing"
+        raise TraceError(f"the example is {kinds}; it must be a tensor or a tuple of tensors")
+    if not all(tensor.numel() for tensor in tensors):
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
+        raise TraceError(f"the example is empty: {shapes}; give at least one input")
     batch = tensors[0].shape[:1]
     return [
         torch.empty_like(tensor[:1] if tensor.shape[:1] == batch else tensor, device="meta")

@@ -20,6 +20,7 @@ from prunekit.graph.tracer import Mode, Tracer, in_torch, set_mode
 
 def shapes_only(model: nn.Module) -> nn.Module:
     """A copy of the model in eval mode on the meta device: no memory, no hooks, no numbers."""
+    _check(model)
     tensors = [leaf for module in model.modules() for leaf in _tensors(module)]
     if any(isinstance(leaf, nn.parameter.UninitializedTensorMixin) for leaf in tensors):
         raise TraceError(f"{type(model).__name__} has lazy layers; run one batch through it first")
@@ -31,6 +32,18 @@ def shapes_only(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied: {_first_line(error)}; "
             "keep objects that cannot be copied out of the module's attributes"
         ) from error
+
+
+def _check(model: Any) -> None:
+    """Raise TraceError for what is no network, or a wrapper around one."""
+    kind = type(model).__name__
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"the model is a {kind}, not a torch.nn.Module; give the network itself")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TraceError(f"{kind} is compiled by torch.jit; give the module that it was made of")
+    inside = "_orig_mod" if kind == "OptimizedModule" else "module"
+    if kind == "OptimizedModule" or isinstance(model, _WRAPPERS):
+        raise TraceError(f"{kind} is a wrapper; give the network inside it, model.{inside}")
 
 
 def _twin(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
@@ -129,6 +142,7 @@ _HOOKS = frozenset(key for key in vars(nn.Module()) if key.endswith("_hooks")) |
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
 }
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.Size, type})
 
 

@@ -138,8 +138,11 @@ def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tens
             )
         if not bool(score.isfinite().all()):
             raise ConfigError(f"scores: those of {name} are not finite; check the source model")
+    if not graph.groups:
+        why = "; ".join(graph.stays()[:_LISTED]) or "it has no layers with channels"
+        raise ConfigError(f"no channel of this network can be removed: {why}")
     if not scores:
-        raise ConfigError("there are no scores, so nothing to select; check the network's groups")
+        raise ConfigError("there are no scores, so nothing to select; check the criterion")
     return {name: scores[name].detach().double().cpu() for name in widths if name in scores}
 
 
