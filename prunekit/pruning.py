@@ -164,21 +164,23 @@ def prune(
 
     Exactly one of four shares in (0, 1] says what is kept: `keep` of the channels of every group
     (in the scope `global`: of all of them together), or `macs`, `params` or `latency` of that
-    budget, by the same share everywhere (`global`: wherever scores are lowest). `layers` are other
-    shares for patterns of names, `ignore` patterns of layers that keep all. Widths are multiples
-    of `round_to`. `criterion` is a name or an object; some need `data`, a prunekit Data or batches
-    of (inputs, labels). `example` is an input, or a tuple of them. The cut is checked against the
-    silenced network unless `check` is off. What removed channels emit is absorbed by the next
-    layer; "auto" leaves that out where only units that score exactly zero went, and "maps" is exact
-    at padded borders too, by a bias for every position: for inputs of this size only. With
-    `over_norms` channels that a layer norm runs over can go too; that is not exact, and the
-    difference is reported.
+    budget, by the same share everywhere (`global`: wherever scores are lowest, over the mean of
+    their group unless the criterion's compare as they are). `layers` are other shares for patterns
+    of names, `ignore` patterns of layers that keep all. Widths are multiples of `round_to`.
+    `criterion` is a name or an object; some need `data`, a prunekit Data or batches of (inputs,
+    labels). `example` is an input, or a tuple of them. The cut is checked against the silenced
+    network unless `check` is off. What removed channels emit is absorbed by the next layer; "auto"
+    leaves that out where only units that score exactly zero went, and "maps" is exact at padded
+    borders too, by a bias for every position: for inputs of this size only. With `over_norms`
+    channels that a layer norm runs over can go too; that is not exact, and the difference is
+    reported.
 
     Raises ConfigError for settings, TraceError, SurgeryError.
     """
     judge = criterion_named(criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
-    selection = _selection(shares, scope, layers, {"round_to": round_to, "ignore": ignore})
+    common = {"round_to": round_to, "ignore": ignore}
+    selection = _selection(shares, scope, layers, common, judge.comparable)
     known = _data(data, judge)
     choice("over_norms", over_norms, (True, False))
     graph = ChannelGraph.trace(model, example, over_norms=over_norms)
@@ -231,6 +233,7 @@ def _selection(
     scope: str,
     layers: Mapping[str, float] | None,
     common: Mapping[str, Any],
+    comparable: bool,
 ) -> Selection:
     asked = {name: share for name, share in shares.items() if share is not None}
     if len(asked) != 1:
@@ -248,7 +251,8 @@ def _selection(
     if name == "keep":
         return Global(share, **common)
     target = {"macs": MacsTarget, "params": ParamsTarget, "latency": LatencyTarget}[name]
-    return target(share, scope=scope, **common)
+    scale = {"normalise": None} if comparable else {}  # else by the mean of each group
+    return target(share, scope=scope, **scale, **common)
 
 
 def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, judge: Criterion) -> Data | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,8 @@ class Taylor(OnExamples):
     Euclidean norm one within each group, so that groups compare. Units made by several layers
     vanish in all of them at once, so their terms are added before the absolute value.
     """
+
+    comparable: ClassVar[bool] = True
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,13 @@ Scores = dict[str, Tensor]
 
 
 class Criterion(ABC):
-    """Says how much every removable unit of a network is worth."""
+    """Says how much every removable unit of a network is worth.
+
+    `comparable` scores are made to be compared between groups as they are; a selection that scales
+    them by group would undo that.
+    """
+
+    comparable: ClassVar[bool] = False
 
     @abstractmethod
     def scores(

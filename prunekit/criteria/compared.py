@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +40,8 @@ class LAMP(Criterion):
     Lee et al. 2021, eq. 5, made for single weights, here for whole units; a group's best unit
     scores 1. Made to be compared between layers as it is: selections should not normalise it.
     """
+
+    comparable: ClassVar[bool] = True
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ class HessianDiagonal(OnExamples):
     carries it: filters, biases, norm scales and shifts. Scores compare between layers as they are.
     """
 
+    comparable: ClassVar[bool] = True
     probes: int = 1
     seed: int = 0
 

@@ -73,6 +73,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
             *notes,
             *data.notes,
             *_told(way.cuts),
+            *_scaled(criterion, selection),
             *selection.notes(keep, way.scores, graph, cost),
             *graph.notes,
             *_rescued(way.scores, keep),
@@ -192,6 +193,18 @@ def _told(cuts: list[Cut]) -> list[str]:
         if made.absorbed:
             found += [f"{where}{note}" for note in (made.absorbed, *made.absorbed.notes)]
     return found
+
+
+def _scaled(criterion: Criterion, selection: Selection) -> list[str]:
+    """Where a selection scales scores that compare between groups as they are."""
+    if getattr(selection, "normalise", None) is None or not criterion.comparable:
+        return []
+    if getattr(selection, "scope", "global") == "local":
+        return []
+    return [
+        f"{type(criterion).__name__} compares between layers as it is, and selection.normalise "
+        "scaled it by layer; selection.normalise=null leaves it as it is"
+    ]
 
 
 def _rescued(scores: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> list[str]:

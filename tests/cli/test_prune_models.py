@@ -401,3 +401,21 @@ class Net(nn.Sequential):
             nn.Linear(16, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)
         )
 """
+
+
+def test_scores_that_need_no_scale_are_told_of_one(bare):
+    """A budget scales scores by layer, which the criterion has done in its own way."""
+    settings = ("model=lenet5", "dataset=none", "dataset.shape=[1,28,28]", "criterion=lamp")
+    note = "LAMP compares between layers as it is"
+    for index, (extra, told) in enumerate(
+        [
+            (("selection=macs",), True),
+            (("selection=macs", "selection.normalise=null"), False),
+            (("selection=macs", "selection.scope=local"), False),
+            (("selection=per_layer",), False),
+            (("selection=macs", "criterion=l1_norm"), False),
+        ]
+    ):
+        found = bare("prune", *settings, *extra, f"name=n{index}")
+        assert found.code == 0, found.err
+        assert (note in found.out) is told, extra

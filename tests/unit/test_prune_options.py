@@ -9,7 +9,11 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 import prunekit
+from prunekit.criteria import LAMP, L1Norm
 from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.pruning import CRITERIA
+from prunekit.selection import MacsTarget, MeanNorm
 from prunekit.surgery import BiasMaps, load_model
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -126,3 +130,32 @@ class TestMaps:
         written = prunekit.export_onnx(found.model, X, tmp_path / "model.onnx")
         other = prunekit.export_program(found.model, X, tmp_path / "model.pt2")
         assert max(written.difference, other.difference) < 1e-5
+
+
+class TestComparable:
+    """Scores that compare between layers as they are stay as they are."""
+
+    def net(self):
+        torch.manual_seed(3)
+        return nn.Sequential(
+            *(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 48, 3), nn.ReLU(), nn.Conv2d(48, 4, 3))
+        )
+
+    @pytest.mark.parametrize(("name", "as_it_is"), [("lamp", True), ("l1_norm", False)])
+    def test_a_global_budget(self, name, as_it_is):
+        net = self.net()
+        net[0].weight.data *= 3
+        net[2].weight.data[:6] *= 0.5
+        found = prunekit.prune(net, X, macs=0.5, scope="global", criterion=name)
+        judge = {"lamp": LAMP(), "l1_norm": L1Norm()}[name]
+        scores, cost = judge.scores(net, found.graph, None), CostModel(net, found.graph)
+        assert judge.comparable is as_it_is
+        plain = MacsTarget(0.5, normalise=None).choose(scores, found.graph, cost)
+        scaled = MacsTarget(0.5, normalise=MeanNorm()).choose(scores, found.graph, cost)
+        wanted, other = (plain, scaled) if as_it_is else (scaled, plain)
+        assert all(torch.equal(found.masks[group], wanted[group]) for group in wanted)
+        assert any(not torch.equal(found.masks[group], other[group]) for group in other)
+
+    def test_which_criteria_compare(self):
+        compare = {name for name, kind in CRITERIA.items() if kind.comparable}
+        assert compare == {"lamp", "hessian", "taylor"}

@@ -280,9 +280,7 @@ def test_a_budget_out_of_reach_may_be_missed_and_says_so():
         near = replace(selection, on_miss="nearest")
         assert choose(near) == {"a": [1], "b": [3]}
         (note,) = notes(near)
-        assert note.startswith("asked to keep 0.") and note.endswith(
-            "the nearest there is"
-        )
+        assert note.startswith("asked to keep 0.") and note.endswith("the nearest there is")
         with pytest.raises(ConfigError, match="on_miss=nearest"):
             choose(selection)
     (aim,) = aims(replace(MacsTarget(11), on_miss="nearest"))
