@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=180, help="limit for a tool and network")
     parser.add_argument("--gigabytes", type=float, default=16, help="limit for memory")
     parser.add_argument("--table", action="store_true", help="only show what is in the file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
     asked = parser.parse_args()
     names = [f"timm/{name}" for name in TIMM] if asked.timm else torchvision_names()
     unknown = sorted(set(asked.only or ()) - set(names))
@@ -61,7 +62,7 @@ def main() -> int:
     if not asked.table:
         collect(path, names, tools, asked.seconds, asked.gigabytes)
     rows = [row for row in read(path) if row["network"] in names and row["tool"] in tools]
-    show(rows, tools)
+    show(rows, tools, asked.markdown)
     return 0
 
 
@@ -121,23 +122,29 @@ def append(path: Path, row: Row) -> None:
         writer.writerow(row)
 
 
-def show(rows: Sequence[Row], tools: Sequence[str]) -> None:
+def show(rows: Sequence[Row], tools: Sequence[str], markdown: Path | None = None) -> None:
     """One line a network, the tools side by side; then the totals."""
     found = {(row["network"], row["tool"]): row for row in rows}
     names = list(dict.fromkeys(row["network"] for row in rows))
     heads = ["outcome", "cut", "left", "traced", "pruned", "step", "float", "double"]
     marks = {OURS: "", PEER: " *"}
-    columns = ["network", "layers", *[head + marks[tool] for tool in tools for head in heads]]
+    sizes = ["network", "params, M", "layers"]
+    columns = [*sizes, *[head + marks[tool] for tool in tools for head in heads]]
+    known = {row["network"]: row for row in reversed(rows)}
     lines = [
         [
             name,
-            next(row["layers"] for row in rows if row["network"] == name),
+            f"{int(known[name]['params']) / 1e6:.2f}",
+            known[name]["layers"],
             *[cell for tool in tools for cell in cells(found.get((name, tool), {}))],
         ]
         for name in names
     ]
     title = f"half of all channels kept by {OURS}" + (f" and by {PEER} (*)" * (PEER in tools))
     table(title, columns, lines)
+    if markdown is not None:
+        marked = [columns, ["---"] * len(columns), *lines]
+        markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in marked))
     for line in totals([row for row in rows if row["tool"] == OURS], found):
         say(line)
 
