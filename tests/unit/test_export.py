@@ -8,10 +8,12 @@ import warnings
 
 import pytest
 import torch
+from blocks import MORE
 from hypothesis import HealthCheck, given
 from hypothesis import settings as rules
 from hypothesis import strategies as st
-from networks import Network, settings
+from laws import Cut
+from networks import BLOCKS, Network, settings
 from torch import nn
 
 import prunekit
@@ -19,7 +21,6 @@ from prunekit.errors import ArtifactError, ConfigError, ExportError
 from prunekit.export import Export, Int8, OnnxModule, Traced, export_onnx, export_program, silent
 from prunekit.export import files as export_files
 from prunekit.export import session as export_session
-from prunekit.surgery import Narrow
 
 onnx = pytest.importorskip("onnx", reason="needs the extra: pip install prunekit[export]")
 ort = pytest.importorskip("onnxruntime", reason="needs the extra: pip install prunekit[export]")
@@ -123,26 +124,28 @@ def test_the_opset_is_that_of_the_file(tmp_path):
     assert batch.dim_param and [output.name for output in proto.graph.output] == ["output"]
 
 
+def check_cut(tmp_path, network, seed):
+    """A random cut of a network gives its logits from both files."""
+    example = network.float().example.float()
+    narrow = Cut.random(network, (example,), seed).narrow
+    files = tmp_path / "model.onnx", tmp_path / "model.pt2"
+    assert Traced.of(narrow, example).difference(narrow) <= 1e-6
+    export_onnx(narrow, example, files[0])
+    export_program(narrow, example, files[1])
+    check(narrow, *files, (3, 8, 8))
+
+
 @pytest.mark.slow
 @rules(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(settings(), st.integers(0, 99))
+@given(settings((*BLOCKS, *MORE)), st.integers(0, 99))
 def test_random_networks_cut_and_exported_give_equal_logits(tmp_path, chosen, seed):
-    network = Network(**chosen).float()
-    graph = prunekit.ChannelGraph.trace(network, network.example.float())
-    source = torch.Generator().manual_seed(seed)
-    drop = {
-        group.name: torch.rand(len(group.units), generator=source) < 0.5 for group in graph.groups
-    }
-    for group in graph.groups:
-        drop[group.name][0] = False
-    if not graph.emptied(graph.drop(drop)):
-        Narrow.of(graph, graph.drop(drop)).apply(network)
-    files = tmp_path / "model.onnx", tmp_path / "model.pt2"
-    traced = Traced.of(network, network.example.float())
-    assert traced.difference(network) == 0
-    export_onnx(network, network.example.float(), files[0])
-    export_program(network, network.example.float(), files[1])
-    check(network, *files, (3, 8, 8))
+    check_cut(tmp_path, Network(**chosen), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", sorted(MORE))
+def test_every_pattern_cut_and_exported_gives_equal_logits(tmp_path, block):
+    check_cut(tmp_path, Network([[block, 8], [block, 12]]), seed=3)
 
 
 def test_several_inputs_and_outputs(tmp_path):
