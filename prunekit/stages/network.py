@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from prunekit.build import build
 from prunekit.errors import ConfigError
@@ -73,5 +74,10 @@ def _network(arch: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(
             f"model describes a {type(model).__name__}, not a Module; give a _target_ that makes "
             "one"
+        )
+    if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
+        raise ConfigError(
+            f"model={type(model).__name__} has lazy layers, whose sizes no model file could repeat; "
+            "give them their input sizes"
         )
     return model

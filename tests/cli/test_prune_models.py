@@ -403,6 +403,27 @@ class Net(nn.Sequential):
 """
 
 
+def test_lazy_layers_are_refused_before_a_file_is_written_that_cannot_be_read(
+    bare, tmp_path, monkeypatch
+):
+    (tmp_path / "idle.py").write_text(LAZY)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings = ("model=custom", "model._target_=idle.Net", "dataset.shape=[3,8,8]", "name=a")
+    found = bare("prune", *settings, "criterion=l1_norm", "selection=per_layer")
+    refused(found, "model=Net", "lazy layers", "input sizes")
+    assert not list(tmp_path.rglob("model.pt"))
+
+
+LAZY = """
+from torch import nn
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.LazyConv2d(8, 3), nn.LazyConv2d(3, 3))
+"""
+
+
 def test_scores_that_need_no_scale_are_told_of_one(bare):
     """A budget scales scores by layer, which the criterion has done in its own way."""
     settings = ("model=lenet5", "dataset=none", "dataset.shape=[1,28,28]", "criterion=lamp")
