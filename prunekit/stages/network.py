@@ -77,7 +77,7 @@ def _network(arch: Mapping[str, Any]) -> nn.Module:
         )
     if any(isinstance(parameter, UninitializedParameter) for parameter in model.parameters()):
         raise ConfigError(
-            f"model={type(model).__name__} has lazy layers, whose sizes no model file could repeat; "
+            f"model={type(model).__name__} has lazy layers, whose sizes no file could repeat; "
             "give them their input sizes"
         )
     return model
