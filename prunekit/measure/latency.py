@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +28,24 @@ class Latency:
     q3: float
     runs: int
     fastest: float
+    times: tuple[float, ...] = field(default=(), repr=False, compare=False)  # in order
 
     @classmethod
     def of(cls, times: Sequence[float]) -> Latency:
         """Summarise times in milliseconds, at least two."""
         q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
-        return cls(median, q1, q3, len(times), min(times))
+        return cls(median, q1, q3, len(times), min(times), tuple(times))
+
+    def over(self, other: Latency) -> float:
+        """How many times as long this takes as `other`, timed in turns with it.
+
+        The median over rounds of the ratio within a round: what slows a machine for a while slows
+        both.
+        """
+        if len(self.times) != len(other.times) or not self.times:
+            return self.median_ms / other.median_ms
+        pairs = zip(self.times, other.times, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
 @dataclass(frozen=True)

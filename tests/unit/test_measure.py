@@ -198,6 +198,9 @@ def test_latency_leaves_the_models_as_they_are():
 
 def test_quartiles():
     assert Latency.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Latency(3.0, 2.0, 4.0, 5, 1.0)
+    slowed = Latency.of([2.0, 2.0, 20.0, 20.0, 20.0])
+    assert slowed.over(Latency.of([4.0, 4.0, 40.0, 4.0, 40.0])) == 0.5
+    assert Latency(3.0, 2.0, 4.0, 5, 1.0).over(slowed) == 3.0 / 20.0
 
 
 @pytest.mark.parametrize(
