@@ -159,6 +159,7 @@ def prune(
     absorb: bool | str = "auto",
     check: bool = True,
     over_norms: bool = False,
+    on_miss: str = "refuse",
 ) -> Pruned:
     """A narrowed copy of a network, whose own parameters and mode stay as they are.
 
@@ -167,6 +168,7 @@ def prune(
     budget, by the same share everywhere (`global`: wherever scores are lowest, over the mean of
     their group unless the criterion's compare as they are). `layers` are other shares for patterns
     of names, `ignore` patterns of layers that keep all. Widths are multiples of `round_to`.
+    A budget out of reach is refused with the range there is; `on_miss="nearest"` takes the nearest.
     `criterion` is a name or an object; some need `data`, a prunekit Data or batches of (inputs,
     labels). `example` is an input, or a tuple of them. The cut is checked against the silenced
     network unless `check` is off. What removed channels emit is absorbed by the next layer; "auto"
@@ -180,7 +182,7 @@ def prune(
     judge = criterion_named(criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
     common = {"round_to": round_to, "ignore": ignore}
-    selection = _selection(shares, scope, layers, common, judge.comparable)
+    selection = _selection(shares, scope, layers, common, judge.comparable, on_miss)
     known = _data(data, judge)
     choice("over_norms", over_norms, (True, False))
     graph = ChannelGraph.trace(model, example, over_norms=over_norms)
@@ -189,7 +191,7 @@ def prune(
     batch = _placed(example if known is None else known.inputs(_CHECKED), device)
     scores = judge.scores(model, graph, known, device)
     cost = selection.costs(model, graph, example, device)
-    masks = selection.choose(scores, graph, cost)
+    masks = _chosen(selection, scores, graph, cost, shares)
     wish = absorbs(absorb, scores, masks)
     made = cut(model, graph, masks, batch, absorb=wish, check=check, maps=absorb == "maps")
     return Pruned(
@@ -234,6 +236,7 @@ def _selection(
     layers: Mapping[str, float] | None,
     common: Mapping[str, Any],
     comparable: bool,
+    on_miss: str,
 ) -> Selection:
     asked = {name: share for name, share in shares.items() if share is not None}
     if len(asked) != 1:
@@ -246,13 +249,31 @@ def _selection(
         raise ConfigError(
             "layers={...} are shares of channels: they go with keep=... and scope='local'"
         )
+    choice("on_miss", on_miss, ("refuse", "nearest"))
     if name == "keep" and scope == "local":
         return PerLayer(share, layers=layers or {}, **common)
     if name == "keep":
-        return Global(share, **common)
+        return Global(share, on_miss=on_miss, **common)
     target = {"macs": MacsTarget, "params": ParamsTarget, "latency": LatencyTarget}[name]
     scale = {"normalise": None} if comparable else {}  # else by the mean of each group
-    return target(share, scope=scope, **scale, **common)
+    return target(share, scope=scope, on_miss=on_miss, **scale, **common)
+
+
+def _chosen(
+    selection: Selection,
+    scores: Scores,
+    graph: ChannelGraph,
+    cost: CostModel,
+    shares: Mapping[str, float | None],
+) -> dict[str, Tensor]:
+    """What the selection keeps; its errors speak of the arguments of `prune`."""
+    try:
+        return selection.choose(scores, graph, cost)
+    except ConfigError as error:
+        name = next(name for name, share in shares.items() if share is not None)
+        told = str(error).replace("selection.keep", name)
+        told = told.replace(", lower selection.min_keep", "").replace("selection.", "")
+        raise ConfigError(told) from error
 
 
 def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, judge: Criterion) -> Data | None:

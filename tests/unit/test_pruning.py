@@ -404,3 +404,13 @@ class TestSettings:
         line = r"LeNet5 fails on an example of shape \(1, 3, 28, 28\) at conv1, Conv2d"
         with pytest.raises(TraceError, match=line):
             prunekit.prune(self.net(), torch.zeros(1, 3, 28, 28), keep=0.5)
+
+
+def test_a_budget_out_of_reach_is_told_in_the_words_of_the_call():
+    net, example = models.LeNet5(), torch.randn(2, 1, 28, 28)
+    with pytest.raises(ConfigError, match=r"^macs=0.0001 cannot be reached: .* leave 0.0\d+ to 1;"):
+        prunekit.prune(net, example, macs=0.0001)
+    nearest = prunekit.prune(net, example, macs=0.0001, on_miss="nearest")
+    assert all(len(kept) == 1 for kept in nearest.kept.values())
+    with pytest.raises(ConfigError, match="on_miss"):
+        prunekit.prune(net, example, macs=0.5, on_miss="never")
