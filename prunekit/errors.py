@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -38,9 +38,6 @@ class TrainingError(PrunekitError):
     """Training broke down, for instance because the loss is no longer finite."""
 
 
-_LISTED = 16
-
-
 def one_of(value: object, accepted: Iterable[str]) -> str:
     """Say what would have been accepted in place of `value`, the nearest names first."""
     names = sorted(set(accepted))
@@ -49,5 +46,10 @@ def one_of(value: object, accepted: Iterable[str]) -> str:
         return f"did you mean {' or '.join(near)}?"
     if not names:
         return "nothing is accepted here"
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"accepted: {', '.join(names[:_LISTED])}{more}"
+    return f"accepted: {listed(names, 16)}"
+
+
+def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
+    """The first names of a list, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return between.join(names[:most]) + more

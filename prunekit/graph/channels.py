@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import SurgeryError, TraceError, one_of
+from prunekit.errors import SurgeryError, TraceError, listed, one_of
 from prunekit.graph import symbolic
-from prunekit.graph.discovery import Discovery, listed
+from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.rehearsal import rehearse

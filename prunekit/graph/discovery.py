@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from prunekit.errors import PrunekitError, TraceError
+from prunekit.errors import PrunekitError, TraceError, listed
 from prunekit.graph.calls import Call
 from prunekit.graph.costs import counted
 from prunekit.graph.labels import Run
@@ -322,12 +322,6 @@ class Discovery(Run):
         module = self.twin.get_submodule(node.target) if node.op == "call_module" else None
         small = module is not None and not [*module.children()]
         return f"{describe(node)}, {module!r}" if small else describe(node)
-
-
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
 
 
 def _user_tensors(twin: nn.Module) -> set[str]:

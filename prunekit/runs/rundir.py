@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, listed
 from prunekit.runs.files import read_json, write_csv, write_json
 from prunekit.runs.report import Outcome, Report, Settings, environment
 
@@ -206,10 +206,9 @@ class StageDir:
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
         if keys:
-            shown = "; ".join(f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys[:4])
-            more = f" and {len(keys) - 4} more" if len(keys) > 4 else ""
+            changes = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys]
             raise ArtifactError(
-                f"{self.path} was made with other settings: {shown}{more}; "
+                f"{self.path} was made with other settings: {listed(changes, 4, '; ')}; "
                 "choose name=..., or overwrite=true"
             )
 

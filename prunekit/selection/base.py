@@ -154,9 +154,3 @@ def untouched(scores: Mapping[str, Tensor], graph: ChannelGraph) -> Masks:
 def whole(width: int) -> Tensor:
     """A mask that keeps all."""
     return torch.ones(width, dtype=torch.bool)
-
-
-def listed(names: list[str]) -> str:
-    """Some names, and how many more there are."""
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{', '.join(names[:_LISTED])}{more}"

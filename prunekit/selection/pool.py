@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from prunekit.checks import integer
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, listed
 from prunekit.selection.base import (
     Aim,
     Masks,
     Selection,
     best_first,
     checked,
-    listed,
     protected,
     untouched,
 )
@@ -60,7 +59,7 @@ class FindsWidths(Selection):
         """Which groups had no scores, and what was missed by more than 1 %."""
         closed = ignored(graph, self.ignore)
         names = [g.name for g in graph.groups if g.name not in scores and g.name not in closed]
-        notes = [f"not scored, so kept whole: {listed(names)}"] if names else []
+        notes = [f"not scored, so kept whole: {listed(names, 4)}"] if names else []
         return (*notes, *_misses(self.aims(masks, scores, graph, cost)))
 
     def open(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:

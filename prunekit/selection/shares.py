@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from prunekit.checks import number
-from prunekit.errors import ConfigError
-from prunekit.selection.base import Masks, listed
+from prunekit.errors import ConfigError, listed
+from prunekit.selection.base import Masks
 from prunekit.selection.patterns import assigned
 from prunekit.selection.pool import FindsWidths
 
@@ -62,7 +62,7 @@ class PerLayer(FindsWidths):
         pool = self.pool(self.open(scores, graph), graph)
         below = (self._asked(pool.names, pool.widths, graph) < pool.least).tolist()
         names = [name for name, low in zip(pool.names, below, strict=True) if low]
-        who = "every group keeps" if len(names) == len(below) else f"{listed(names)} keep"
+        who = "every group keeps" if len(names) == len(below) else f"{listed(names, 4)} keep"
         notes = super().notes(masks, scores, graph, cost)
         return (*notes, f"{who} the least width: the share is below it") if names else notes
 

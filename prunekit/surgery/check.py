@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from prunekit.errors import SurgeryError
+from prunekit.errors import SurgeryError, listed
 from prunekit.graph import ChannelGraph
 from prunekit.modes import duplicate, evaluating
 
@@ -204,8 +204,7 @@ def rehearsing(model: nn.Module) -> Iterator[None]:
 
 
 def _by_request(found: Agreement, norms: list[str]) -> Agreement:
-    more = f" and {len(norms) - 1} more" if len(norms) > 1 else ""
-    note = f"not exact, because norms over channels lost some: {norms[0]}{more}"
+    note = f"not exact, because norms over channels lost some: {listed(norms, 1)}"
     return dataclasses.replace(found, note="; ".join(filter(None, (note, found.note))))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, listed
 from prunekit.torchfile import read_safetensors, read_torch
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
@@ -120,5 +120,4 @@ def _shape(value: Any) -> Any:
 
 
 def _some(what: str, names: Sequence[str]) -> list[str]:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{what}: {', '.join(names[:3])}{more}"] if names else []
+    return [f"{what}: {listed(names)}"] if names else []
