@@ -7,7 +7,7 @@ import random
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,15 +92,16 @@ def compare(
     contents, all entries equal, is replaced by noise; a single example becomes two in train mode.
     Raises SurgeryError where the networks differ, or the dense one cannot run in eval mode.
     """
-    args = inputs_of(batch)
+    case = _Case(model, narrow, graph, drop, inputs_of(batch))
     dtype = _precision(model)
     limit = (_EXACT if dtype == torch.float64 else _CLOSE) if tolerance is None else tolerance
     norms = [name for name in graph.inexact if bool(drop.cpu()[graph.ins[name]].any())]
     if norms:
-        return _by_request(_agreement(model, narrow, graph, drop, args, float("inf")), norms)
-    found = _agreement(model, narrow, graph, drop, args, limit)
+        return _by_request(case.agreement(float("inf")), norms)
+    found = case.agreement(limit)
     if found.worst > limit and dtype != torch.float64:
-        found = _in_double(model, narrow, graph, drop, args, limit) or found
+        wide = case.in_double()
+        found = wide.agreement(limit) if wide is not None else found
     for mode, gap in (("eval", found.eval), ("train", found.train)):
         if gap is not None and gap.relative > limit:
             raise SurgeryError(
@@ -208,46 +209,45 @@ def _by_request(found: Agreement, norms: list[str]) -> Agreement:
     return dataclasses.replace(found, note="; ".join(filter(None, (note, found.note))))
 
 
-def _agreement(
-    model: nn.Module,
-    narrow: nn.Module,
-    graph: ChannelGraph,
-    drop: Tensor,
-    args: tuple[Tensor, ...],
-    limit: float,
-) -> Agreement:
-    name = str(_precision(model)).removeprefix("torch.")
-    with evaluating(model, narrow), graph.silencer(model, drop):
-        reference = run_on(model, args, "the dense network")
-        still = Gap.between(run_on(narrow, args, "the narrow network"), reference)
-    if still.relative > limit:
-        return Agreement(still, None, name, "train mode not compared, eval mode differs")
-    with graph.silencer(model, drop):
-        inputs, reference, trouble = trained(model, args)
-    if inputs is None:
-        return Agreement(still, None, name, f"train mode not compared: {trouble}")
-    with rehearsing(narrow):
-        found = run_on(narrow, inputs, "the narrow network")
-    return Agreement(still, Gap.between(found, reference), name)
+@dataclass(frozen=True, eq=False)
+class _Case:
+    """What is compared: two networks, what one of them lost, and on which inputs."""
 
+    model: nn.Module
+    narrow: nn.Module
+    graph: ChannelGraph
+    drop: Tensor
+    args: tuple[Tensor, ...]
 
-def _in_double(
-    model: nn.Module,
-    narrow: nn.Module,
-    graph: ChannelGraph,
-    drop: Tensor,
-    args: tuple[Tensor, ...],
-    limit: float,
-) -> Agreement | None:
-    """The same comparison between copies in double precision; None where they cannot run."""
-    try:
-        pair = [duplicate(net).double() for net in (model, narrow)]
-        wide = tuple(x.double() if x.is_floating_point() else x for x in args)
-        with evaluating(pair[0]):
-            run_on(pair[0], wide, "the dense network")
-    except Exception:  # forwards that insist on a precision, devices without doubles
-        return None
-    return _agreement(*pair, graph, drop, wide, limit)
+    def agreement(self, limit: float) -> Agreement:
+        """The comparison in eval mode and, where that is within the limit, in train mode."""
+        name = str(_precision(self.model)).removeprefix("torch.")
+        with evaluating(self.model, self.narrow), self._silenced():
+            reference = run_on(self.model, self.args, "the dense network")
+            still = Gap.between(run_on(self.narrow, self.args, "the narrow network"), reference)
+        if still.relative > limit:
+            return Agreement(still, None, name, "train mode not compared, eval mode differs")
+        with self._silenced():
+            inputs, reference, trouble = trained(self.model, self.args)
+        if inputs is None:
+            return Agreement(still, None, name, f"train mode not compared: {trouble}")
+        with rehearsing(self.narrow):
+            found = run_on(self.narrow, inputs, "the narrow network")
+        return Agreement(still, Gap.between(found, reference), name)
+
+    def in_double(self) -> _Case | None:
+        """The same case in double precision; None where the networks cannot run so."""
+        try:
+            pair = [duplicate(net).double() for net in (self.model, self.narrow)]
+            wide = tuple(x.double() if x.is_floating_point() else x for x in self.args)
+            with evaluating(pair[0]):
+                run_on(pair[0], wide, "the dense network")
+        except Exception:  # forwards that insist on a precision, devices without doubles
+            return None
+        return _Case(*pair, self.graph, self.drop, wide)
+
+    def _silenced(self) -> AbstractContextManager[None]:
+        return self.graph.silencer(self.model, self.drop)
 
 
 def _gap(found: Tensor, reference: Tensor) -> Gap:
