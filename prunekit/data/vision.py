@@ -128,7 +128,7 @@ class CIFAR10(Vision):
     """Ten classes of 32 x 32 photographs, 50,000 + 10,000; shifted by up to 4 and mirrored.
 
     Mean and std are those of the network-slimming papers. Files of a subset are accepted and
-    noted; with `only_exact` its test set is cut to the images that its array `exact` marks.
+    noted; with `only_exact` it is cut to the images that its array `exact` marks.
     """
 
     mean: Sequence[float] = _CIFAR_MEAN
@@ -146,14 +146,9 @@ class CIFAR10(Vision):
 
     def parse(self) -> Raw:
         """Training and test images as bytes."""
-        parts = [_cifar(self.home / name, "labels", 10) for name in _CIFAR10_FILES[:-1]]
+        *parts, test = (self._batch(self.home / name) for name in _CIFAR10_FILES)
         train = _joined(parts)
-        test = _cifar(self.home / _CIFAR10_FILES[-1], "labels", 10)
-        notes = _size_notes(self.title, train, test)
-        if self.only_exact:
-            test = test[self._exact(len(test.labels))]
-            notes += (f"tested on the {len(test.labels)} test images marked exact",)
-        return Raw(train, test, 10, notes)
+        return Raw(train, test, 10, _size_notes(self.title, train, test))
 
     def fetches(self) -> list[Callable[[], object]]:
         """torchvision's download."""
@@ -161,12 +156,14 @@ class CIFAR10(Vision):
 
         return [lambda: source(self.root, download=True)]
 
-    def _exact(self, count: int) -> torch.Tensor:
-        path = self.home / _CIFAR10_FILES[-1]
+    def _batch(self, path: Path) -> Examples:
+        examples = _cifar(path, "labels", 10)
+        if not self.only_exact:
+            return examples
         exact = read_pickle(path).get("exact", ())
-        if len(exact) != count:
+        if len(exact) != len(examples.labels):
             raise DataError(f"{path} does not say which images are exact; set only_exact=false")
-        return torch.as_tensor(exact) == 1
+        return examples[torch.as_tensor(exact) == 1]
 
 
 _CIFAR10_FILES = (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch")
