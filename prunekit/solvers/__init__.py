@@ -1,6 +1,6 @@
 """Solvers: hooks around the optimizer's step that make training minimise loss + penalty."""
 
-from prunekit.solvers.base import Solver, check_fit, learning_rate
+from prunekit.solvers.base import Solver, below, check_fit, learning_rate
 from prunekit.solvers.hold import Hold
 from prunekit.solvers.proximal import Proximal
 from prunekit.solvers.splitting import ADMM, AULM
@@ -13,6 +13,7 @@ __all__ = [
     "Proximal",
     "Solver",
     "Subgradient",
+    "below",
     "check_fit",
     "learning_rate",
 ]

@@ -6,12 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Size, Tensor
 from torch.optim import Optimizer
 
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
+
+BELOW = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # row norms that are counted as small
 
 
 class Solver(ABC):
@@ -50,7 +53,10 @@ class Solver(ABC):
         return False
 
     def metrics(self) -> dict[str, float]:
-        """Numbers worth a column in the training log: penalty, rows left in all and per block."""
+        """Numbers worth a column in the training log.
+
+        The penalty, rows left in all and per block, and the shares of small rows (see `below`).
+        """
         matrices = self.solution()
         left = {
             f"rows/{block.name}": int((matrix != 0).any(dim=1).sum())
@@ -60,7 +66,7 @@ class Solver(ABC):
             block.weight * float(self.penalty.value(matrix))
             for block, matrix in zip(self.blocks, matrices, strict=True)
         )
-        return {"penalty": penalty, "rows": sum(left.values()), **left}
+        return {"penalty": penalty, "rows": sum(left.values()), **left, **below(self.blocks)}
 
     def solution(self) -> list[Tensor]:
         """The sparse matrix of every block, whose row norms are the scores for pruning."""
@@ -72,6 +78,16 @@ class Solver(ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
         """Continue from what `state_dict` returned."""
+
+
+def below(blocks: Sequence[Rows]) -> dict[str, float]:
+    """The share of rows with a norm below each of `BELOW`, as "below/1e-02" to "below/1e-06".
+
+    Of the parameters as they are, which a subgradient leaves small but not zero, and not of a
+    solver's solution.
+    """
+    norms = torch.cat([block.read().norm(dim=1).cpu() for block in blocks])
+    return {f"below/{limit:.0e}": float((norms < limit).float().mean()) for limit in BELOW}
 
 
 def check_fit(solver: Solver, penalty: Penalty) -> None:

@@ -183,6 +183,17 @@ def test_metrics_count_rows_and_the_gap():
     assert metrics["outer"] == 1
 
 
+def test_metrics_tell_which_share_of_the_parameters_is_small():
+    scales = block_of([[0.5], [-0.005], [5e-5]], "bn1")
+    filters = block_of([[3e-6, 4e-6]], "conv")  # a row is small when its norm is
+    metrics = bound(Subgradient(), scales, filters).metrics()
+    shares = {key: value for key, value in metrics.items() if key.startswith("below/")}
+    assert shares == {
+        **{"below/1e-02": 0.75, "below/1e-03": 0.5, "below/1e-04": 0.5},
+        **{"below/1e-05": 0.25, "below/1e-06": 0.0},
+    }
+
+
 def test_a_state_of_other_rows_is_refused():
     state = bound(AULM(), block_of([[1.0, 2.0]])).state_dict()
     with pytest.raises(ArtifactError, match=r"state of conv1 is \(1, 2\), not \(2, 2\)"):
