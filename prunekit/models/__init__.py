@@ -1,5 +1,6 @@
 """Networks built from plain numbers: those that pruning papers report on, and others by name."""
 
+from prunekit.models.densenet import DenseNet, densenet40
 from prunekit.models.foreign import (
     timm_model,
     timm_weights,
@@ -7,13 +8,18 @@ from prunekit.models.foreign import (
     torchvision_weights,
 )
 from prunekit.models.lenet import LeNet5
+from prunekit.models.preresnet import PreResNet, preresnet164
 from prunekit.models.resnet import ResNet, resnet20, resnet32, resnet56, resnet110
 from prunekit.models.vgg import VGG, vgg16, vgg16_three_linear, vgg16_two_linear, vgg19
 
 __all__ = [
     "VGG",
+    "DenseNet",
     "LeNet5",
+    "PreResNet",
     "ResNet",
+    "densenet40",
+    "preresnet164",
     "resnet20",
     "resnet32",
     "resnet56",

@@ -13,6 +13,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from prunekit.models.initial import start_slimming
+
 _VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 _VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 
@@ -105,10 +107,7 @@ def _classifier(widths: Sequence[int], classes: int) -> OrderedDict[str, nn.Modu
 
 
 def _initialise(module: nn.Module, scale: float) -> None:
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    if isinstance(module, nn.BatchNorm2d):
-        nn.init.constant_(module.weight, scale)
+    start_slimming(module, scale)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:
