@@ -5,12 +5,19 @@ from prunekit.stages.base import Runtime, Settings, Stage, execute
 PRETRAIN = Stage("pretrain", ("seed", "model", "dataset", "schedule.pretrain", "weights"), False)
 SPARSIFY = Stage(
     "sparsify",
-    ("seed", "dataset", "regularizer", "solver", "order", "schedule.sparsify"),
+    (
+        *("seed", "dataset", "regularizer", "solver", "order", "schedule.sparsify"),
+        "channel_selection",
+    ),
     True,
+    without_source=("model", "weights"),
 )
 PRUNE = Stage(
     "prune",
-    ("seed", "dataset", "criterion", "selection", "absorb", "over_norms", "schedule.between"),
+    (
+        *("seed", "dataset", "criterion", "selection", "absorb", "over_norms", "schedule.between"),
+        *("channel_selection", "diagnose", "statistics"),
+    ),
     True,
     without_source=("model", "weights"),
 )

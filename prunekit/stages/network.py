@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,12 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from prunekit.build import build
+from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.models import timm_weights, torchvision_weights
+from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
+from prunekit.stages.parts import load_source
 from prunekit.surgery import SavedModel, load_weights
 from prunekit.surgery.weights import fit
 
@@ -56,6 +60,29 @@ def built(settings: Settings, runtime: Runtime) -> SavedModel:
         model = _network(arch)
         fit(model, fetch(), f"weights={weights}")
     return SavedModel(model.to(runtime.device), arch, (), {})
+
+
+def start(settings: Settings, stage: StageDir, runtime: Runtime) -> SavedModel:
+    """The network that a stage works on: an earlier stage's, or one built here."""
+    return load_source(stage.source, runtime) if stage.sourced else built(settings, runtime)
+
+
+def with_selections(saved: SavedModel, data: Data) -> SavedModel:
+    """The network with a channel selection in front of every norm whose channels others read too.
+
+    ConfigError where there is no such norm; one that has its selection already keeps it.
+    """
+    from prunekit.surgery import Selections
+
+    edit = Selections.of(saved.model, data.example.to(next(saved.model.parameters()).device))
+    if not edit.norms and not any(isinstance(done, Selections) for done in saved.edits):
+        raise ConfigError(
+            "channel_selection=true, but no channels of a batch norm are read past it, as in "
+            "pre-activation and dense networks; set channel_selection=false"
+        )
+    if edit.norms:
+        edit.apply(saved.model)
+    return replace(saved, edits=(*saved.edits, *([edit] if edit.norms else [])))
 
 
 def notes_on(weights: str | None) -> list[str]:

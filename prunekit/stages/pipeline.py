@@ -93,7 +93,8 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
     integer("seed", settings["seed"], at_least=0)
     weights_of(settings)
     choice("absorb", settings["absorb"], ABSORB)
-    for flag in ("overwrite", "keep_zeros", "over_norms"):
+    choice("statistics", settings["statistics"], ("kept", "recomputed"))
+    for flag in ("overwrite", "keep_zeros", "over_norms", "channel_selection", "diagnose"):
         choice(flag, settings[flag], (True, False))
 
 

@@ -18,18 +18,18 @@ from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.selection import Aim, Selection
+from prunekit.stages.aftermath import Aftermath, aftermath, recomputed
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.network import built, notes_on, weights_of
+from prunekit.stages.network import notes_on, start, weights_of, with_selections
 from prunekit.stages.parts import (
     check_fits,
     counts,
     history_writer,
     load_data,
-    load_source,
     quality,
 )
 from prunekit.stages.rounds import Rounds
-from prunekit.surgery import SavedModel, save_model
+from prunekit.surgery import save_model
 from prunekit.surgery.cut import Cut
 from prunekit.training import Schedule, fit
 
@@ -38,10 +38,12 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Select units, remove them, and check that removing equals silencing."""
     criterion = criterion_of(settings, stage)
     selection: Selection = build(settings["selection"], "selection")
-    saved, notes = start(settings, stage, runtime)
+    saved = start(settings, stage, runtime)
     data = load_data(settings, runtime)
     check_fits(saved.model, data)
     _check_rounds(selection, criterion, data)
+    if settings["channel_selection"]:
+        saved = with_selections(saved, data)
     example = data.example.to(runtime.device)
     graph = ChannelGraph.trace(saved.model, example, over_norms=settings["over_norms"])
     cost = selection.costs(saved.model, graph, example, runtime.device, track)
@@ -58,6 +60,9 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     )
     keep = way.run(_training(settings, stage, data, runtime))
     aims = selection.aims(keep, way.scores, graph, cost)
+    after = aftermath(way, data, runtime) if settings["diagnose"] else Aftermath({}, ())
+    if settings["statistics"] == "recomputed":
+        way.model = recomputed(way.model, data, runtime)
     edits = [edit for made in way.cuts for edit in made.edits]
     write_json(stage.path / "plan.json", plan(graph, keep))
     save_model(stage.path / "model.pt", way.model, saved.arch, [*saved.edits, *edits])
@@ -67,27 +72,20 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
             **counts(way.model, data),
             **_facts(way.cuts),
             **_asked(aims),
+            **after.metrics,
             **{f"kept/{name}": int(mask.sum()) for name, mask in keep.items()},
         },
         (
-            *notes,
+            *_on_start(settings, stage),
             *data.notes,
             *_told(way.cuts),
+            *after.notes,
             *_scaled(criterion, selection),
             *selection.notes(keep, way.scores, graph, cost),
             *graph.notes,
             *_rescued(way.scores, keep),
         ),
     )
-
-
-def start(settings: Settings, stage: StageDir, runtime: Runtime) -> tuple[SavedModel, list[str]]:
-    """The network to prune, with what must be said of it: an earlier stage's, or one built here."""
-    if stage.sourced:
-        return load_source(stage.source, runtime), []
-    weights = weights_of(settings)
-    untrained = "the network was randomly initialised: no earlier stage, and model.weights is null"
-    return built(settings, runtime), notes_on(weights) or [untrained]
 
 
 def criterion_of(settings: Settings, stage: StageDir) -> Criterion:
@@ -156,6 +154,14 @@ def _training(settings: Settings, stage: StageDir, data: Data, runtime: Runtime)
         past.extend({"round": number, **row} for row in history)
 
     return train
+
+
+def _on_start(settings: Settings, stage: StageDir) -> list[str]:
+    """What must be said of a network that was built here."""
+    if stage.sourced:
+        return []
+    untrained = "the network was randomly initialised: no earlier stage, and model.weights is null"
+    return notes_on(weights_of(settings)) or [untrained]
 
 
 def _facts(cuts: list[Cut]) -> Metrics:

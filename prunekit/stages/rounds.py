@@ -54,6 +54,15 @@ class Rounds:
                 self._now = ChannelGraph.trace(self.model, example, over_norms=self.over_norms)
         return self.keep
 
+    @property
+    def absorbed(self) -> bool:
+        """Whether the last cut absorbed constants."""
+        return self.cuts[-1].absorbed is not None
+
+    def again(self, absorb: bool) -> nn.Module:
+        """What the last cut would have made with constants absorbed, or dropped."""
+        return cut(*self._last, absorb=absorb, check=False).model
+
     def _once(self, left: int) -> None:
         """Remove the lowest-scored of the units that have to go, one of `left` equal parts."""
         place = self._places()
@@ -64,12 +73,9 @@ class Rounds:
         keep = {n: part_of(goal[n], self.keep[n], self.scores.get(n), left) for n in self.keep}
         batch = self.data.inputs(_BATCH).to(self.device)
         going = {name: ~mask for name, mask in keep.items()}
-        now = self._lowered(self.graph.drop(going), place)
+        self._last = (self.model, self._now, self._lowered(self.graph.drop(going), place), batch)
         made = cut(
-            self.model,
-            self._now,
-            now,
-            batch,
+            *self._last,
             absorb=absorbs(self.absorb, self.scores, keep),
             maps=self.absorb == "maps" and left == 1,  # they rename layers, so only at the end
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prunekit.build import build
 from prunekit.criteria import save_scores
@@ -12,7 +13,8 @@ from prunekit.problems import Regularizer, Training
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import counts, history_writer, load_data, load_source, quality
+from prunekit.stages.network import start, with_selections
+from prunekit.stages.parts import check_fits, counts, history_writer, load_data, quality
 from prunekit.surgery import save_model
 
 
@@ -33,10 +35,19 @@ def sparsify(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     regularizer = regularizer_of(settings)
     problem = build(settings["order"], "order")
     schedule = build(settings["schedule"]["sparsify"], "schedule.sparsify")
-    saved = load_source(stage.source, runtime)
-    model = saved.model
+    saved = start(settings, stage, runtime)
     data = load_data(settings, runtime)
+    check_fits(saved.model, data)
+    if settings["channel_selection"]:
+        saved = with_selections(saved, data)
+    model = saved.model
     graph = ChannelGraph.trace(model, data.example.to(runtime.device))
+    write, last = history_writer(stage), {}
+
+    def on_epoch(history: list[dict[str, Any]]) -> None:
+        last.update(history[-1])
+        write(history)
+
     training = Training(
         model=model,
         graph=graph,
@@ -45,14 +56,15 @@ def sparsify(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
         seed=settings["seed"],
         device=runtime.device,
         checkpoint=stage.checkpoint,
-        on_epoch=history_writer(stage),
+        on_epoch=on_epoch,
     )
     scores = problem.solve(regularizer, training)
     save_scores(stage.path / "scores.pt", scores)
     save_model(stage.path / "model.pt", model, saved.arch, saved.edits)
+    small = {key: value for key, value in last.items() if key.startswith("below/")}
     alive = {f"alive/{name}": int((score > 0).sum()) for name, score in scores.items()}
     notes = [f"every unit of {name} is zero" for name, score in scores.items() if not score.any()]
     return Outcome(
-        {**quality(model, data, runtime), **counts(model, data), **alive},
+        {**quality(model, data, runtime), **counts(model, data), **small, **alive},
         (*data.notes, *graph.notes, *notes),
     )

@@ -2,6 +2,7 @@
 
 from prunekit.training.evaluate import evaluate, predictions
 from prunekit.training.loop import CrossEntropy, fit
+from prunekit.training.recalibrate import keeps_statistics, recompute_statistics
 from prunekit.training.schedule import Constant, Cosine, Schedule, Steps
 from prunekit.training.seed import mix, seed_everything
 
@@ -13,7 +14,9 @@ __all__ = [
     "Steps",
     "evaluate",
     "fit",
+    "keeps_statistics",
     "mix",
     "predictions",
+    "recompute_statistics",
     "seed_everything",
 ]
