@@ -1,9 +1,9 @@
 """Solvers: hooks around the optimizer's step that make training minimise loss + penalty."""
 
+from prunekit.solvers.aulm import ADMM, AULM
 from prunekit.solvers.base import Solver, below, check_fit, learning_rate
 from prunekit.solvers.hold import Hold
 from prunekit.solvers.proximal import Proximal
-from prunekit.solvers.splitting import ADMM, AULM
 from prunekit.solvers.subgradient import Subgradient
 
 __all__ = [

@@ -1,189 +1,71 @@
-"""Splitting solvers: the network trains towards a sparse copy of the penalised rows."""
+"""What splitting solvers share: the network trains towards a sparse copy of the penalised rows."""
 
 from __future__ import annotations
 
-import logging
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
-from prunekit.checks import integer, number
-from prunekit.rows import grad_of
-from prunekit.solvers.base import Solver, check_state, learning_rate
-
-log = logging.getLogger(__name__)
-
-CALM = 3  # outer steps in a row within the tolerance before it counts as convergence
-REACH = 5.0  # lr rho inner / (1 - momentum) below which K cannot follow its target
+from prunekit.solvers.base import Solver, check_state
 
 
-@dataclass
-class AULM(Solver):
-    """Alternative updating with Lagrange multipliers (Lin et al. 2019, SSR eq. 5-12, algorithm 1).
+class Splitting(Solver):
+    """Keeps F, a sparse copy of the rows, near K, the parameters that the loss sees.
 
-    K, the parameters, and F, their sparse copy, are kept together by multipliers Y:
-    L(K) + penalty(F) + <Y, K - F> + (rho / 2) |K - F|^2. `inner` optimizer steps move K, then one
-    outer step updates F and Y and over-relaxes them by k / (k + r), r >= 3 (infinite: not at all).
-
-    A run lasts as long as its schedule, unless a stop rule is set: `max_outer` outer steps; a
-    relative |K - F| or change of F within `tol` three times in a row; or the same rows of F, some
-    of them zero, for `patience` outer steps. 0 switches a rule off. A tolerance needs lam / rho
-    well above it times the row norms: while Y still builds up, F moves by lam / rho only.
+    Subclasses say how the two meet. `copies` and `counters` name what a resumed run needs.
     """
 
-    rho: float = 1.0
-    inner: int = 50
-    r: float = 3.0
-    max_outer: int = 0
-    tol: float = 0.0
-    patience: int = 0
     needs: ClassVar[frozenset[str]] = frozenset({"prox"})
-
-    def __post_init__(self) -> None:
-        number("rho", self.rho, above=0)
-        integer("inner", self.inner, at_least=1)
-        if self.r != math.inf:
-            number("r", self.r, at_least=3)
-        integer("max_outer", self.max_outer, at_least=0)
-        number("tol", self.tol, at_least=0)
-        integer("patience", self.patience, at_least=0)
-
-    def start(self) -> None:
-        """F = K and Y = 0: the first inner steps pull K to where it was."""
-        self.steps = self.outer = self.calm = self.still = 0
-        self.F = [block.read() for block in self.blocks]
-        self.Y = [torch.zeros_like(rows) for rows in self.F]
-        self.Fhat, self.Yhat = list(self.F), list(self.Y)
-        self._aim()
-
-    @torch.no_grad()
-    def before_step(self, optimizer: Optimizer) -> None:
-        """Add the gradient of (rho / 2) |K - T1|^2 with T1 = Fhat - Yhat / rho (eq. 10-11)."""
-        if self.steps == 0:
-            self._warn_if_slow(optimizer)
-        for param, target in self.targets:
-            grad_of(param).add_(param - target, alpha=self.rho)
-
-    def after_step(self, optimizer: Optimizer) -> None:
-        """Every `inner` steps of K, one step of F and Y."""
-        self.steps += 1
-        if self.steps % self.inner == 0:
-            self.update()
-
-    def update(self) -> None:
-        """One outer step: F (eq. 12-16), Y (eq. 7), relaxation (eq. 8-9)."""
-        K, F, Y = self._parameters(), self.F, self.Y
-        relax = self.outer / (self.outer + self.r)
-        self.F = [
-            self.penalty.prox(k + yhat / self.rho, block.weight / self.rho)
-            for block, k, yhat in zip(self.blocks, K, self.Yhat, strict=True)
-        ]
-        self.Y = [
-            yhat + self.rho * (k - f) for yhat, k, f in zip(self.Yhat, K, self.F, strict=True)
-        ]
-        self.Yhat = [new + relax * (new - old) for new, old in zip(self.Y, Y, strict=True)]
-        self.Fhat = [new + relax * (new - old) for new, old in zip(self.F, F, strict=True)]
-        self.outer += 1
-        self._aim()
-        self._watch(K, F)
+    copies: ClassVar[tuple[str, ...]] = ("F",)
+    counters: ClassVar[tuple[str, ...]] = ()
+    F: list[Tensor]
 
     def solution(self) -> list[Tensor]:
-        """F: its zeros are exact, unlike those of K or of the extrapolated Fhat."""
+        """F: its zeros are exact, unlike those of K."""
         return list(self.F)
 
     def finish(self) -> None:
-        """Rows that are zero in F become zero; survivors keep K, since F is shrunk by lam / rho."""
-        for block, k, f in zip(self.blocks, self._parameters(), self.F, strict=True):
+        """Rows that are zero in F become zero; survivors keep K, since the penalty shrinks F."""
+        for block, k, f in zip(self.blocks, self.parameters(), self.F, strict=True):
             block.write(k.masked_fill((f == 0).all(dim=1, keepdim=True), 0.0))
 
-    @property
-    def done(self) -> bool:
-        """Whether one of the stop rules fired."""
-        return (
-            0 < self.max_outer <= self.outer
-            or (self.tol > 0 and self.calm >= CALM)
-            or 0 < self.patience <= self.still
-        )
-
     def metrics(self) -> dict[str, float]:
-        """The usual ones, outer steps done, and the relative distance of K and F."""
-        K = self._parameters()
-        gap = _distance(K, self.F) / max(_norm(K), 1e-30)
-        return {**super().metrics(), "outer": self.outer, "gap": gap}
+        """The usual ones, and the relative distance of K and F."""
+        K = self.parameters()
+        return {**super().metrics(), "gap": distance(K, self.F) / max(norm(K), 1e-30)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Both copies, both multipliers and the counters: enough to resume bit for bit."""
-        return {name: getattr(self, name) for name in (*_COUNTERS, *_COPIES)}
+        """Copies and counters: enough to resume bit for bit."""
+        return {name: getattr(self, name) for name in (*self.counters, *self.copies)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`; ArtifactError when it belongs to other rows."""
-        for name in _COPIES:
+        for name in self.copies:
             check_state(self.blocks, state[name], [rows.shape for rows in self.F])
-        for name in _COUNTERS:
+        for name in self.counters:
             setattr(self, name, int(state[name]))
-        for name in _COPIES:
+        for name in self.copies:
             pairs = zip(state[name], self.F, strict=True)
             setattr(self, name, [saved.to(like) for saved, like in pairs])
-        self._aim()
 
-    def _parameters(self) -> list[Tensor]:
+    def parameters(self) -> list[Tensor]:
+        """K, read out of the network."""
         return [block.read() for block in self.blocks]
 
-    def _aim(self) -> None:
-        """Lay T1 out like the parameters, once for all `inner` steps."""
-        self.targets = [
-            (param, entries.contiguous())
-            for block, fhat, yhat in zip(self.blocks, self.Fhat, self.Yhat, strict=True)
-            for param, entries in block.scatter(fhat - yhat / self.rho)
-        ]
 
-    def _watch(self, K: list[Tensor], before: list[Tensor]) -> None:
-        """Count the outer steps in a row that look converged; no work for rules that are off."""
-        if self.tol > 0:
-            calm = _distance(K, self.F) <= self.tol * _norm(K)
-            calm = calm or _distance(self.F, before) <= self.tol * _norm(self.F)
-            self.calm = self.calm + 1 if calm else 0
-        if self.patience > 0:
-            alive, was = _alive(self.F), _alive(before)
-            same = bool((alive == was).all()) and not bool(alive.all())
-            self.still = self.still + 1 if same else 0
-
-    def _warn_if_slow(self, optimizer: Optimizer) -> None:
-        momentum = optimizer.param_groups[0].get("momentum")
-        if momentum is None:  # the rule holds for SGD, adaptive methods set their own pace
-            return
-        rate = min(learning_rate(optimizer, block) for block in self.blocks)
-        reach = rate * self.rho * self.inner / (1 - momentum)
-        if reach < REACH:
-            log.warning(
-                "lr * rho * inner / (1 - momentum) = %.2g is below %g, so the weights cannot "
-                "follow their sparse copy; raise inner=%d or rho=%g",
-                *(reach, REACH, self.inner, self.rho),
-            )
-
-
-@dataclass
-class ADMM(AULM):
-    """AULM without over-relaxation, as in the code that was released with the paper."""
-
-    r: float = field(default=math.inf, init=False)
-
-
-_COUNTERS = ("steps", "outer", "calm", "still")
-_COPIES = ("F", "Fhat", "Y", "Yhat")
-
-
-def _norm(matrices: list[Tensor]) -> float:
+def norm(matrices: Sequence[Tensor]) -> float:
+    """The 2-norm of all entries of all matrices."""
     return math.sqrt(sum(float(rows.double().square().sum()) for rows in matrices))
 
 
-def _distance(left: list[Tensor], right: list[Tensor]) -> float:
-    return _norm([a - b for a, b in zip(left, right, strict=True)])
+def distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """The 2-norm of the difference."""
+    return norm([a - b for a, b in zip(left, right, strict=True)])
 
 
-def _alive(matrices: list[Tensor]) -> Tensor:
+def alive(matrices: Sequence[Tensor]) -> Tensor:
+    """Which rows, of all matrices in turn, are not zero."""
     return torch.cat([(rows != 0).any(dim=1).cpu() for rows in matrices])
