@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from prunekit.checks import number
 from prunekit.console import complain
 from prunekit.errors import ConfigError, PrunekitError, one_of
 
@@ -20,16 +24,38 @@ def config_dir() -> Path:
 
 def resolve(config: Any) -> dict[str, Any]:
     """A DictConfig as plain nested dictionaries, interpolations resolved, `hydra` left out."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     try:
         settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(_missing(str(error)) or str(error).splitlines()[0]) from error
+        text = str(error).splitlines()[0]
+        raise ConfigError(_missing(str(error)) or _unwrapped(text)) from error
     if not isinstance(settings, dict):
         raise ConfigError("the composed config is not a mapping")
     return {str(key): value for key, value in settings.items()}
+
+
+def concavity(flat: float, lam: float) -> float:
+    """The gamma of MCP, or the a of SCAD, whose penalty of strength `lam` is constant past `flat`.
+
+    `flat` is in units of what is penalised, so it means the same for every `lam` of a sweep.
+    Configs call it as `${concavity:FLAT,LAM}`.
+    """
+    number("regularizer.flat", flat, above=0)
+    try:
+        return flat / number("regularizer.lam", lam, above=0)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}, where the penalty turns flat at regularizer.flat={flat}; for no penalty "
+            "choose regularizer=none"
+        ) from error
+
+
+OmegaConf.register_new_resolver("concavity", concavity, replace=True)
+
+
+def _unwrapped(text: str) -> str:
+    """What a function of an interpolation said, without OmegaConf's words in front of it."""
+    return re.sub(r"^ConfigError raised while resolving interpolation: ", "", text)
 
 
 def _missing(text: str) -> str | None:
@@ -55,7 +81,6 @@ def groups(directory: Path | None = None) -> dict[str, list[str]]:
 def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
     """One line for an error that the user can mend, None for any other error."""
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
     text = " ".join(str(error).split())
     if isinstance(error, PrunekitError):
@@ -100,7 +125,7 @@ def _composed(text: str, command: str, argv: Sequence[str]) -> str:
         key = unknown.group(1).split("@")[0]
         hint = one_of(key, _keys(command, argv))
         return f"{key} is no setting of {command}; {hint} (prunekit {command} --help lists all)"
-    return text.split(" See https")[0]
+    return _unwrapped(text.split(" See https")[0])
 
 
 def warn_about_shadowed(argv: Sequence[str]) -> None:
@@ -136,8 +161,6 @@ def _known(choice: str, known: Mapping[str, list[str]]) -> bool:
 
 
 def _dotted(node: Any, prefix: str = "") -> list[str]:
-    from omegaconf import DictConfig, OmegaConf
-
     if not isinstance(node, DictConfig):
         return [prefix]
     plain = OmegaConf.to_container(node, resolve=False)
