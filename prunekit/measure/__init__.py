@@ -1,7 +1,7 @@
 """What a network costs: multiply-adds, parameters, latency, memory."""
 
 from prunekit.measure.cost import CostModel
-from prunekit.measure.flops import counted_macs
+from prunekit.measure.flops import counted_macs, slimming_flops
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.latency_table import Compared, TimedCost
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
@@ -16,5 +16,6 @@ __all__ = [
     "file_bytes",
     "nonzero_params",
     "peak_memory",
+    "slimming_flops",
     "sparsity",
 ]

@@ -1,9 +1,13 @@
-"""Multiply-adds counted by fvcore, a second opinion on the cost model."""
+"""Second opinions on the cost model: fvcore's count, and the conventions of published tables."""
 
 from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
+from functools import partial
+from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,55 @@ def counted_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> int:
     """
     counts = _analysis(model, example)
     return int(sum(counts[name] for name in _COUNTED if name in counts))
+
+
+def slimming_flops(model: nn.Module, example: Tensor) -> int:
+    """Operations of one forward pass as the code released with network slimming counts them.
+
+    Two for each multiply-add of convolutions and linear layers, one for each of their biased
+    outputs, two for each entry that a batch norm puts out, one for each of a ReLU, and for each
+    output of a pooling the entries it looks at. Only modules are seen, not functions. Batch norms
+    behind a channel selection count at full width: in that code the selection comes after them.
+    """
+    found: list[int] = []
+    hooks = [
+        module.register_forward_hook(partial(_note_operations, found)) for module in model.modules()
+    ]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(found)
+
+
+def _note_operations(
+    found: list[int], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+) -> None:
+    for kinds, operations in _SLIMMING.items():
+        if isinstance(module, kinds):
+            found.append(operations(module, inputs[0], output))
+
+
+def _weighted(module: nn.Module, _: Tensor, output: Tensor) -> int:
+    """Two for each weight that an output meets, one for its bias."""
+    return output.numel() * (2 * module.weight[0].numel() + (module.bias is not None))
+
+
+def _pooled(module: nn.Module, _: Tensor, output: Tensor) -> int:
+    side = module.kernel_size
+    return output.numel() * (side**2 if isinstance(side, int) else prod(side))
+
+
+# kinds of modules, and the operations of one call: of the module, its input and its output
+_SLIMMING: dict[tuple[type[nn.Module], ...], Callable[[Any, Tensor, Tensor], int]] = {
+    (nn.Conv2d, nn.Linear): _weighted,
+    (nn.BatchNorm2d,): lambda module, x, y: 2 * x.numel(),
+    (nn.ReLU,): lambda module, x, y: x.numel(),
+    (nn.MaxPool2d, nn.AvgPool2d): _pooled,
+    (nn.AdaptiveAvgPool2d,): lambda module, x, y: x.numel(),
+}
 
 
 def _analysis(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
