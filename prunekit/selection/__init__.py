@@ -1,7 +1,8 @@
-"""Which units stay: zeros go, a share per layer or over all, a budget, or given widths.
+"""Which units stay: by zeros, a share per layer or over all, a threshold, a budget, or widths.
 
 Every selection keeps the best-scored units of a group; of equal scores the earlier one is better.
-Groups without scores stay whole. Every setting says what is kept, never what goes.
+Groups without scores stay whole. Settings say what is kept, but for the ratio of `Slimming`, which
+is the published share that goes.
 """
 
 from prunekit.selection.base import Aim, Masks, Selection, best, checked, protected, untouched
@@ -12,6 +13,7 @@ from prunekit.selection.patterns import ignored
 from prunekit.selection.pool import FindsWidths, Pool
 from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
 from prunekit.selection.shares import PerLayer, Zeros
+from prunekit.selection.slimming import Slimming
 from prunekit.selection.widths import LikeRun, Widths, read_plan
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Selection",
+    "Slimming",
     "Widths",
     "Zeros",
     "best",

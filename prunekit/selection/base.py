@@ -75,6 +75,12 @@ class Selection(ABC):
         """What was asked for and what `masks` have of it; none where no total was asked for."""
         return ()
 
+    def collapsed(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
+    ) -> tuple[str, ...]:
+        """The layers that the scores alone would have emptied, whatever was done about it."""
+        return ()
+
     def notes(
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
     ) -> tuple[str, ...]:
@@ -144,6 +150,11 @@ def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tens
     if not scores:
         raise ConfigError("there are no scores, so nothing to select; check the criterion")
     return {name: scores[name].detach().double().cpu() for name in widths if name in scores}
+
+
+def gone(graph: ChannelGraph, masks: Masks) -> Tensor:
+    """What masks (True: keep) take away, as a mask over unit ids."""
+    return graph.drop({name: ~mask for name, mask in masks.items()})
 
 
 def untouched(scores: Mapping[str, Tensor], graph: ChannelGraph) -> Masks:

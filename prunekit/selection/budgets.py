@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prunekit.checks import choice, number
+from prunekit.selection.base import Masks
 from prunekit.selection.normalise import MeanNorm, Normalise, relative_ranks
 from prunekit.selection.ranking import Limit, Ranked, Ranking, budget_limit, check_budget
 
@@ -53,6 +54,12 @@ class Budget(Ranked):
     def __post_init__(self) -> None:
         super().__post_init__()
         choice("selection.scope", self.scope, ("global", "local"))
+
+    def collapsed(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
+    ) -> tuple[str, ...]:
+        """None in the local scope: a share of a narrow group may be less than a unit."""
+        return () if self.scope == "local" else super().collapsed(masks, scores, graph)
 
     def ranking(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> Ranking:
         """In the local scope, places within the group stand for the scores."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.checks import instance, number
 from prunekit.errors import ConfigError
 from prunekit.measure import Compared, LatencyTest, TimedCost
-from prunekit.selection.base import Aim, Masks
+from prunekit.selection.base import Aim, Masks, gone
 from prunekit.selection.budgets import Budget
 from prunekit.selection.ranking import Limit, Ranking
 from prunekit.surgery import Narrow
@@ -79,7 +79,7 @@ class LatencyTarget(Budget):
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
     ) -> tuple[Aim, ...]:
         """The latency asked for, measured if `choose` has measured this network, and predicted."""
-        drop = graph.drop({name: ~mask for name, mask in masks.items()})
+        drop = gone(graph, masks)
         limit, found = self._limit(_timed(cost)), _timed(cost).compared(drop)
         aim = limit.aim(drop)
         if found is None:
@@ -92,7 +92,7 @@ class LatencyTarget(Budget):
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
     ) -> tuple[str, ...]:
         """Also what was predicted and measured."""
-        drop = graph.drop({name: ~mask for name, mask in masks.items()})
+        drop = gone(graph, masks)
         found, notes = _timed(cost).compared(drop), super().notes(masks, scores, graph, cost)
         if found is None:
             return notes

@@ -106,6 +106,10 @@ class Pool:
         self.least = self.up(self.count(self.stays))
         self._ids = graph.count
 
+    def worst_first(self) -> Tensor:
+        """Indices of all units, the lowest score first; of equal scores the later unit is first."""
+        return self.scores.argsort(descending=True, stable=True).flip(0)
+
     def count(self, kept: Tensor) -> Tensor:
         """How many units of every group are True in a mask over all of them."""
         return torch.bincount(self.group[kept], minlength=len(self.widths))
@@ -120,8 +124,12 @@ class Pool:
 
     def drop(self, counts: Tensor) -> Tensor:
         """The same as a mask over unit ids, True where a unit goes."""
+        return self.gone(~self._kept(counts))
+
+    def gone(self, units: Tensor) -> Tensor:
+        """A mask over all units of the pool as one over unit ids, True where a unit goes."""
         drop = torch.zeros(self._ids, dtype=torch.bool)
-        drop[self.units] = ~self._kept(counts)
+        drop[self.units] = units
         return drop
 
     def _kept(self, counts: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from prunekit.checks import choice, instance, number
 from prunekit.errors import ConfigError
-from prunekit.selection.base import Aim, Masks
+from prunekit.selection.base import Aim, Masks, gone
+from prunekit.selection.collapse import first_emptied, told
 from prunekit.selection.normalise import Normalise
 from prunekit.selection.pool import FindsWidths, Pool
 
@@ -30,7 +31,7 @@ class Ranking:
     """
 
     def __init__(self, pool: Pool) -> None:
-        order = pool.scores.argsort(descending=True, stable=True).flip(0)
+        order = pool.worst_first()
         self.pool = pool
         self._groups = pool.group[order[~pool.stays[order]]]
         self.steps = len(self._groups)
@@ -47,6 +48,14 @@ class Ranking:
     def drop(self, removed: int) -> Tensor:
         """The same as a mask over unit ids, True where a unit goes."""
         return self.pool.drop(self.counts(removed))
+
+    def unprotected(self, drop: Tensor) -> Tensor:
+        """What would be gone with `drop`, were nothing protected: all up to its last unit."""
+        order = self.pool.worst_first()
+        gone = drop[self.pool.units[order]].nonzero().flatten()
+        units = torch.zeros(len(order), dtype=torch.bool)
+        units[order[: int(gone.max()) + 1 if len(gone) else 0]] = True
+        return self.pool.gone(units)
 
 
 @dataclass(frozen=True)
@@ -117,9 +126,24 @@ class Ranked(FindsWidths):
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
     ) -> tuple[Aim, ...]:
         """What was asked for and what there is, a pair for every limit."""
-        drop = graph.drop({name: ~mask for name, mask in masks.items()})
+        drop = gone(graph, masks)
         limits = self._limits(self.ranking(self.open(scores, graph), graph), cost)
         return tuple(limit.aim(drop) for limit in limits)
+
+    def collapsed(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
+    ) -> tuple[str, ...]:
+        """The layers all of whose units come before another one that went."""
+        ranking = self.ranking(self.open(scores, graph), graph)
+        return first_emptied(graph, ranking.unprotected(gone(graph, masks)))
+
+    def notes(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[str, ...]:
+        """Also the layers that live because something is protected, and those nearly empty."""
+        collapsed = self.collapsed(masks, scores, graph)
+        notes = super().notes(masks, scores, graph, cost)
+        return (*notes, *told(graph, masks, collapsed, nearly=scores))
 
     def ranking(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> Ranking:
         """The units of these groups in the order in which they go."""

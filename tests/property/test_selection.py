@@ -54,11 +54,14 @@ class Chain:
 
     @property
     def outs(self):
-        return {group.name: group.units for group in self.groups}
+        return {g.name: g.units for g in self.groups} | {"last": torch.zeros(3).long()}
 
     @property
     def ins(self):
-        return {"layer0": torch.zeros(2).long(), **self.outs, "last": self.groups[-1].units}
+        sides = [torch.zeros(2).long(), *(group.units for group in self.groups)]
+        return dict(zip(self.outs, sides, strict=True))
+
+    emptied = ChannelGraph.emptied
 
     def drop(self, chosen):
         return torch.cat([torch.zeros(1).bool(), *(chosen[group.name] for group in self.groups)])

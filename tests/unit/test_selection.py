@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from prunekit.errors import ArtifactError, ConfigError
+from prunekit.graph import ChannelGraph
 from prunekit.selection import (
     Aim,
     Budgets,
@@ -54,6 +55,8 @@ class Chain:
     def ins(self):
         before = [torch.zeros(1).long(), *self.outs.values()]
         return dict(zip(self.widths, before, strict=False))
+
+    emptied = ChannelGraph.emptied
 
     def drop(self, chosen):
         vector = torch.zeros(self.count, dtype=torch.bool)

@@ -1,0 +1,139 @@
+"""The threshold rules of network slimming: the lowest share of all scales goes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import choice, integer, number
+from prunekit.errors import ConfigError
+from prunekit.selection.base import Aim, Masks
+from prunekit.selection.collapse import fewest_left, first_emptied, told
+from prunekit.selection.pool import FindsWidths, Pool
+
+if TYPE_CHECKING:
+    from prunekit.graph import ChannelGraph
+    from prunekit.measure import CostModel
+
+_NEXT = 3  # layers that a refusal names beside the emptied ones
+
+
+@dataclass(frozen=True)
+class Slimming(FindsWidths):
+    """One threshold over all scored units, as network slimming prunes (Liu et al. 2017).
+
+    `ratio` in [0, 1) is the share that goes: the one setting that says so, because the published
+    runs are named by it. It counts the units that have a score and are not in `ignore`. With the
+    criterion `bn_scale` those are the batch-norm scales, one per unit; a unit that several norms
+    scale, as in a residual stream without channel selection, counts once, by their mean.
+
+    `rule` is `exact`: of N units int(N * ratio) go, of equal scores the later one first; or
+    `published`, the released code's: a unit stays if it is above the score at place int(N * ratio)
+    in ascending order, so one more goes, and all that tie with it, zeros among them.
+
+    `on_empty` says what happens where that leaves nothing of a layer: `error`; `keep_best`, which
+    keeps the best `min_keep` units of its group and the best unit on each side of the layer; or
+    `skip_block`, which lets the whole group go, for `cut` to remove the residual block around it.
+    A group that keeps some units never has fewer than `min_keep`. What is protected stays in
+    addition: the threshold is not moved for it.
+    """
+
+    ratio: float
+    _: KW_ONLY
+    rule: str = "exact"
+    on_empty: str = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        number("selection.ratio", self.ratio, at_least=0, below=1)
+        choice("selection.rule", self.rule, ("exact", "published"))
+        choice("selection.on_empty", self.on_empty, ("error", "keep_best", "skip_block"))
+        integer("selection.min_keep", self.min_keep, at_least=1)
+        if self.on_empty == "skip_block" and self.rounds > 1:
+            raise ConfigError(
+                f"selection.rounds={self.rounds} and selection.on_empty=skip_block: between rounds "
+                "there are no blocks to remove; give rounds=1, or on_empty=keep_best"
+            )
+
+    def aims(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[Aim, ...]:
+        """The share of the scored units that should stay, and that does."""
+        kept = torch.cat([masks[name] for name in self.open(scores, graph)])
+        asked, reached = len(kept) - self._count(len(kept)), int(kept.sum())
+        share = round(1 - self.ratio, 12)
+        return (Aim("channels", share, reached / len(kept), reached <= asked),)
+
+    def collapsed(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
+    ) -> tuple[str, ...]:
+        """The layers that the threshold empties."""
+        pool = self.pool(self.open(scores, graph), graph)
+        return first_emptied(graph, pool.gone(~self._above(pool)))
+
+    def notes(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[str, ...]:
+        """Also ties at the threshold, and the layers that it empties or nearly does."""
+        pool = self.pool(self.open(scores, graph), graph)
+        return (
+            *super().notes(masks, scores, graph, cost),
+            *self._ties(pool),
+            *told(graph, masks, self.collapsed(masks, scores, graph), nearly=pool.names),
+        )
+
+    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+        pool = self.pool(scores, graph)
+        above = self._above(pool)
+        if self.on_empty == "error":
+            self._refuse_empty(pool, above, graph)
+        masks = pool.masks(pool.count(above | pool.stays))
+        if self.on_empty == "skip_block":
+            lives = dict(zip(pool.names, pool.count(above) > 0, strict=True))
+            masks = {name: mask & lives[name] for name, mask in masks.items()}
+        return masks
+
+    def _count(self, units: int) -> int:
+        """How many go; cut off, not rounded, as in the released code."""
+        return int(units * self.ratio)
+
+    def _above(self, pool: Pool) -> Tensor:
+        """Which units of the pool the rule keeps, when nothing is protected."""
+        count = self._count(len(pool.scores))
+        if self.rule == "published":
+            return pool.scores > pool.scores.sort().values[count]
+        stays = torch.ones(len(pool.scores), dtype=torch.bool)
+        stays[pool.worst_first()[:count]] = False
+        return stays
+
+    def _refuse_empty(self, pool: Pool, above: Tensor, graph: ChannelGraph) -> None:
+        """Raise ConfigError where a layer has no unit above the threshold."""
+        empty = first_emptied(graph, pool.gone(~above))
+        if not empty:
+            return
+        kept = dict(zip(pool.names, above.split(pool.widths.tolist()), strict=True))
+        rows = [row for row in fewest_left(kept) if row[0] not in empty and row[1] < row[2]]
+        shares = [f"{name} keeps {n} of {full} ({n / full:.1%})" for name, n, full in rows[:_NEXT]]
+        raise ConfigError(
+            f"selection.ratio={self.ratio} would leave nothing of {', '.join(empty)}, whose "
+            f"scores are not above the threshold {float(pool.scores[~above].max()):.3g}"
+            + (f"; next, {', '.join(shares)}" if shares else "")
+            + "; lower it, or give selection.on_empty=keep_best, or skip_block to remove the "
+            "residual blocks around them"
+        )
+
+    def _ties(self, pool: Pool) -> list[str]:
+        """Where equal scores, above all zeros, make the rule stop short or go on."""
+        units, count = len(pool.scores), self._count(len(pool.scores))
+        zeros, gone = int((pool.scores == 0).sum()), int((~self._above(pool)).sum())
+        asked = f"selection.ratio={self.ratio} asks for {count} of {units} units"
+        if gone > count + 1:
+            level = float(pool.scores.sort().values[count])
+            return [f"{asked}; {gone} go, because so many are not above {level:.3g}"]
+        if zeros > gone:
+            return [f"{asked}; {zeros} score exactly zero, and selection=zeros takes just those"]
+        return []
