@@ -1,0 +1,103 @@
+"""Network slimming from the command line, on toy images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from prunekit.data import Synthetic
+from prunekit.surgery import load_model
+from prunekit.training import evaluate, recompute_statistics
+
+TINY = (
+    *("dataset.train=96", "dataset.val=32", "dataset.test=40", "dataset.channels=3"),
+    *("dataset.image_size=16", "latency.batch=2", "criterion=bn_scale", "regularizer=slim_l1"),
+    *("solver=subgradient", "solver.threshold=0"),
+)
+RESNET = (*TINY, "model=resnet20", "selection=macs", "selection.normalise=null")
+FIGURES = ("dropped", "absorbed", "dropped_recomputed", "absorbed_recomputed")
+
+
+def report(stage: Path) -> dict:
+    return json.loads((stage / "report.json").read_text())
+
+
+@pytest.fixture
+def run(cli):
+    def go(command: str, *settings: str):
+        found = cli(command, *settings, "name=a")
+        assert found.code == 0, found.err
+        return found
+
+    return go
+
+
+def data():
+    sizes = {"train": 96, "val": 32, "test": 40}
+    return Synthetic(channels=3, image_size=16, **sizes).load()
+
+
+class TestAfterPruning:
+    """Four figures, each that of a network which can be made by hand."""
+
+    def test_they_are_those_of_the_networks(self, run, tmp_path):
+        stages = "pipeline=[pretrain,sparsify,prune]"
+        found = run("run", *RESNET, stages, "absorb=false", "regularizer.lam=0.3")
+        place = tmp_path / "outputs/a"
+        values = report(place / "prune")["metrics"]
+        assert {f"after/{name}" for name in FIGURES} <= values.keys()
+        assert {f"val_after/{name}" for name in FIGURES} <= values.keys()
+        assert values["after/dropped"] == values["top1"]
+        sets, narrow = data(), load_model(place / "prune/model.pt").model
+        assert evaluate(narrow, sets.test, "cpu")["top1"] == pytest.approx(values["after/dropped"])
+        recompute_statistics(narrow, sets.train, 2048)
+        again = evaluate(narrow, sets.test, "cpu")["top1"]
+        assert again == pytest.approx(values["after/dropped_recomputed"])
+        assert "with constants dropped" in found.out and "statistics recomputed" in found.out
+
+    def test_the_one_that_is_written(self, run, tmp_path):
+        run("run", *RESNET, "pipeline=[pretrain,sparsify]", "regularizer.lam=0.3")
+        source, place = "source=outputs/a/sparsify", tmp_path / "outputs/a/prune"
+        run("prune", *RESNET, source, "absorb=true", "statistics=recomputed")
+        values = report(place)["metrics"]
+        assert values["top1"] == values["after/absorbed_recomputed"]
+        assert values["val_top1"] == pytest.approx(values["val_after/absorbed_recomputed"])
+
+    def test_none_where_they_are_not_wanted(self, run, tmp_path):
+        run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false")
+        values = report(tmp_path / "outputs/a/prune")["metrics"]
+        assert "top1" in values and not any("after" in key for key in values)
+
+    def test_two_without_batch_norm(self, run, tmp_path):
+        lenet = ("model.widths=[6,8,20]", "selection=per_layer", "criterion=l1_norm")
+        found = run("run", *lenet, "pipeline=[pretrain,prune]")
+        values = report(tmp_path / "outputs/a/prune")["metrics"]
+        assert {key for key in values if key.startswith("after/")} == {
+            *("after/dropped", "after/absorbed")
+        }
+        assert "recomputed" not in found.out
+
+    def test_a_wrong_choice_is_named(self, cli):
+        found = cli("prune", *RESNET, "statistics=fresh")
+        assert found.code == 1 and "statistics='fresh'" in found.err
+
+
+def test_sparse_training_from_scratch(run, tmp_path):
+    """As network slimming is published: there is no pre-trained network."""
+    run("run", *RESNET, "pipeline=[sparsify,prune,finetune,measure]", "seed=3")
+    place = tmp_path / "outputs/a"
+    assert not (place / "pretrain").exists()
+    found = report(place / "sparsify")
+    assert found["settings"]["model"]["name"] == "resnet20" and found["source"] is None
+    assert {f"below/1e-0{digit}" for digit in range(2, 7)} <= found["metrics"].keys()
+    run("sparsify", *RESNET, "seed=3", "name=a")  # finished: the same command does nothing
+    first = load_model(place / "sparsify/model.pt").model
+    run("run", *RESNET, "pipeline=[sparsify]", "seed=3", "root=again")
+    second = load_model(tmp_path / "again/a/sparsify/model.pt").model
+    assert all(
+        torch.equal(one, two)
+        for one, two in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
