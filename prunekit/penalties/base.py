@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,14 +19,35 @@ class Penalty(ABC):
     """A function of a (groups x features) matrix that is small when rows vanish.
 
     `lam` is inside: the strength is part of the function, as MCP and SCAD need it.
-    `offers` names what solvers may ask of it and is compared with `Solver.needs`.
+    `offers` names what solvers may ask of it and is compared with `Solver.needs`; `shape` names
+    the setting that brings it nearer to a convex penalty when raised, where it has one.
     """
 
     lam: float
     offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient"})
+    shape: ClassVar[str | None] = None
 
     def __post_init__(self) -> None:
         number("lam", self.lam, at_least=0)
+
+    @property
+    def flat_from(self) -> float:
+        """The row norm from which on the slope is zero by design; infinite where there is none."""
+        return math.inf
+
+    @property
+    def convex_step(self) -> float:
+        """The largest step for which |u - rows|^2 / (2 step) + value(u) is convex in u.
+
+        Beyond it the prox jumps, so that rows of a middle size cannot last. Infinite for a convex
+        penalty, 0 for one that is too concave for every step, whose nature those jumps are.
+        """
+        return math.inf
+
+    @property
+    def remark(self) -> str | None:
+        """What a user should know about these settings, if there is anything."""
+        return None
 
     @abstractmethod
     def value(self, rows: Tensor) -> Tensor:

@@ -28,6 +28,11 @@ class L0(RadialPenalty):
 
     offers: ClassVar[frozenset[str]] = frozenset({"prox"})
 
+    @property
+    def convex_step(self) -> float:
+        """None: the jump is in the penalty itself."""
+        return 0.0
+
     def phi(self, t: Tensor) -> Tensor:
         """The price lam of each magnitude that is not zero."""
         return self.lam * (t != 0).to(t.dtype)
@@ -63,35 +68,48 @@ class L1(RadialPenalty):
 
 @dataclass(frozen=True)
 class Lp(RadialPenalty):
-    """A power of the magnitude: lam t^p with 0 < p < 1 (Bui et al. 2021)."""
+    """A power of the magnitude: lam t^p with 0 < p < 1 (Bui et al. 2021).
+
+    With `eps` it is lam ((t + eps)^p - eps^p), whose slope at zero is finite: a subgradient step
+    then cannot overshoot by more than rate lam p eps^(p-1). The published code has no eps.
+    """
 
     p: float = 0.5
+    eps: float = 0.0
+    shape: ClassVar[str | None] = "eps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("p", self.p, above=0, below=1)
+        number("eps", self.eps, at_least=0)
+
+    @property
+    def convex_step(self) -> float:
+        """eps^(2-p) / (lam p (1 - p)), so none without eps."""
+        return _step_within(self.lam * self.p * (1 - self.p), self.eps ** (2 - self.p))
 
     def phi(self, t: Tensor) -> Tensor:
         """The power p of the magnitude, times lam."""
-        return self.lam * t**self.p
+        return self.lam * ((t + self.eps) ** self.p - self.eps**self.p)
 
     def slope(self, t: Tensor) -> Tensor:
-        """Grows without bound towards zero."""
-        return self.lam * self.p * t ** (self.p - 1)
+        """Without eps it grows without bound towards zero."""
+        return self.lam * self.p * (t + self.eps) ** (self.p - 1)
 
     def shrink(self, t: Tensor, step: float) -> Tensor:
         """The largest root of u + step lam p u^(p-1) = t by Newton's method, or zero.
 
         From u = t the iteration falls monotonically, since the left side is convex and increasing
-        above `jump`, the smallest non-zero result (Marjanovic and Solo 2012).
+        above `jump`, the smallest non-zero result (Marjanovic and Solo 2012). With eps the same
+        equation holds for u + eps and t + eps.
         """
-        strength, p = step * self.lam, self.p
+        strength, p, far = step * self.lam, self.p, t + self.eps
         jump = (2 * strength * (1 - p)) ** (1 / (2 - p))
-        u = t.clamp_min(jump)
+        u = far.clamp_min(jump)
         for _ in range(NEWTON_STEPS):
             bend = strength * p * u ** (p - 2)
-            u = (u - (u + bend * u - t) / (1 - (1 - p) * bend)).clamp_min(jump)
-        return best_of(t, step, self.phi, u)
+            u = (u - (u + bend * u - far) / (1 - (1 - p) * bend)).clamp_min(jump)
+        return best_of(t, step, self.phi, u - self.eps)
 
 
 @dataclass(frozen=True)
@@ -99,10 +117,16 @@ class TransformedL1(RadialPenalty):
     """Between l0 (a small) and l1 (a large): lam (a + 1) t / (a + t) (Zhang and Xin 2017)."""
 
     a: float = 1.0
+    shape: ClassVar[str | None] = "a"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("a", self.a, above=0)
+
+    @property
+    def convex_step(self) -> float:
+        """a^2 / (2 lam (a + 1))."""
+        return _step_within(2 * self.lam * (self.a + 1), self.a**2)
 
     def phi(self, t: Tensor) -> Tensor:
         """Equal to lam at t = 1, and at most lam (a + 1)."""
@@ -129,10 +153,21 @@ class MCP(RadialPenalty):
     """
 
     gamma: float
+    shape: ClassVar[str | None] = "gamma"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("gamma", self.gamma, above=0)
+
+    @property
+    def flat_from(self) -> float:
+        """Gamma lam, the end of the parabola."""
+        return self.gamma * self.lam
+
+    @property
+    def convex_step(self) -> float:
+        """Gamma, since the parabola's curvature is -1 / gamma."""
+        return self.gamma
 
     def phi(self, t: Tensor) -> Tensor:
         """A parabola up to gamma lam, then gamma lam^2 / 2."""
@@ -158,10 +193,28 @@ class SCAD(RadialPenalty):
     """
 
     a: float
+    shape: ClassVar[str | None] = "a"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("a", self.a, above=1)
+
+    @property
+    def flat_from(self) -> float:
+        """The end of the parabola, a lam."""
+        return self.a * self.lam
+
+    @property
+    def convex_step(self) -> float:
+        """The parabola's curvature is -1 / (a - 1)."""
+        return self.a - 1
+
+    @property
+    def remark(self) -> str | None:
+        """The original penalty has a > 2."""
+        if self.a > 2:
+            return None
+        return f"SCAD is defined for a > 2; with a={self.a:g} its prox of step 1 jumps"
 
     def phi(self, t: Tensor) -> Tensor:
         """A line, a parabola, a constant."""
@@ -185,10 +238,16 @@ class LogSum(RadialPenalty):
     """A logarithm, steep at zero: lam log(1 + t / eps) (Candes, Wakin and Boyd 2008)."""
 
     eps: float
+    shape: ClassVar[str | None] = "eps"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("eps", self.eps, above=0)
+
+    @property
+    def convex_step(self) -> float:
+        """eps^2 / lam."""
+        return _step_within(self.lam, self.eps**2)
 
     def phi(self, t: Tensor) -> Tensor:
         """The logarithm of 1 + t / eps, times lam."""
@@ -212,6 +271,11 @@ class L1MinusL2(RadialPenalty):
     It is zero on one row, so its prox never empties a block (Lou and Yan 2018, lemma 1).
     """
 
+    @property
+    def convex_step(self) -> float:
+        """None: the subtracted norm is concave without bound near zero."""
+        return 0.0
+
     def phi(self, t: Tensor) -> Tensor:
         """Each magnitude's share t_i - t_i^2 / |t|, times lam; the shares add up to the penalty."""
         return self.lam * (t - t.square() / t.norm().clamp_min(torch.finfo(t.dtype).tiny))
@@ -231,3 +295,8 @@ class L1MinusL2(RadialPenalty):
         alone = torch.zeros_like(t)
         alone[t.argmax()] = t.max()
         return torch.where(length > 0, stretched, alone)
+
+
+def _step_within(bend: float, room: float) -> float:
+    """The step at which the curvature -bend / room of a penalty is made up for; never when 0."""
+    return room / bend if bend > 0 else math.inf

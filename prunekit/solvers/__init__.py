@@ -3,12 +3,14 @@
 from prunekit.solvers.aulm import ADMM, AULM
 from prunekit.solvers.base import Solver, below, check_fit, learning_rate
 from prunekit.solvers.hold import Hold
+from prunekit.solvers.palm import PALM
 from prunekit.solvers.proximal import Proximal
 from prunekit.solvers.subgradient import Subgradient
 
 __all__ = [
     "ADMM",
     "AULM",
+    "PALM",
     "Hold",
     "Proximal",
     "Solver",

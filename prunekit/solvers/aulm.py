@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,8 +14,6 @@ from prunekit.checks import integer, number
 from prunekit.rows import grad_of
 from prunekit.solvers.base import learning_rate
 from prunekit.solvers.splitting import Splitting, alive, distance, norm
-
-log = logging.getLogger(__name__)
 
 CALM = 3  # outer steps in a row within the tolerance before it counts as convergence
 REACH = 5.0  # lr rho inner / (1 - momentum) below which K cannot follow its target
@@ -43,6 +40,7 @@ class AULM(Splitting):
     tol: float = 0.0
     patience: int = 0
     copies: ClassVar[tuple[str, ...]] = ("F", "Fhat", "Y", "Yhat")
+    lower_step: ClassVar[str] = "raise rho"
     counters: ClassVar[tuple[str, ...]] = ("steps", "outer", "calm", "still")
 
     def __post_init__(self) -> None:
@@ -81,7 +79,7 @@ class AULM(Splitting):
         K, F, Y = self.parameters(), self.F, self.Y
         relax = self.outer / (self.outer + self.r)
         self.F = [
-            self.penalty.prox(k + yhat / self.rho, block.weight / self.rho)
+            self.prox(block, k + yhat / self.rho, 1 / self.rho)
             for block, k, yhat in zip(self.blocks, K, self.Yhat, strict=True)
         ]
         self.Y = [
@@ -137,10 +135,11 @@ class AULM(Splitting):
         rate = min(learning_rate(optimizer, block) for block in self.blocks)
         reach = rate * self.rho * self.inner / (1 - momentum)
         if reach < REACH:
-            log.warning(
-                "lr * rho * inner / (1 - momentum) = %.2g is below %g, so the weights cannot "
-                "follow their sparse copy; raise inner=%d or rho=%g",
-                *(reach, REACH, self.inner, self.rho),
+            self.warn(
+                "slow",
+                f"lr * rho * inner / (1 - momentum) = {reach:.2g} is below {REACH:g}, so the "
+                "weights cannot follow their sparse copy; "
+                f"raise inner={self.inner} or rho={self.rho:g}",
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -13,6 +14,9 @@ from torch.optim import Optimizer
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
+from prunekit.solvers.advice import about_flatness, about_step
+
+log = logging.getLogger(__name__)
 
 BELOW = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # row norms that are counted as small
 
@@ -24,18 +28,38 @@ class Solver(ABC):
     `after_step`; once at the end `finish`. Constructed from settings alone, then bound.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()  # nothing: the penalty is only reported
+    lower_step: ClassVar[str] = "lower the learning rate"  # what makes its prox steps shorter
 
     def bind(self, penalty: Penalty, blocks: Sequence[Rows]) -> None:
-        """Take the penalty and the rows it acts on; refuses a pair that does not fit."""
+        """Take the penalty and the rows it acts on; refuses a pair that does not fit.
+
+        Logs a warning where the penalty does nothing to the rows as they are.
+        """
         check_fit(self, penalty)
         if not blocks:
             raise ConfigError("the target has no rows to penalise; choose another target or layers")
         self.penalty, self.blocks = penalty, tuple(blocks)
+        self.warned: set[str] = set()
+        if self.needs and penalty.lam > 0:
+            self.warn("flat", about_flatness(penalty, blocks))
+            self.warn("remark", penalty.remark)
         self.start()
 
     def start(self) -> None:  # noqa: B027  (stateless solvers have nothing to prepare)
         """Prepare the state for the bound rows."""
+
+    def warn(self, subject: str, line: str | None) -> None:
+        """Log a warning, one a subject and run."""
+        if line is not None and subject not in self.warned:
+            self.warned.add(subject)
+            log.warning(line)
+
+    def prox(self, block: Rows, rows: Tensor, step: float) -> Tensor:
+        """The prox of the penalty on a block, whose weight lengthens the step."""
+        weighted = step * block.weight
+        self.warn("step", about_step(self.penalty, weighted, self.lower_step))
+        return self.penalty.prox(rows, weighted)
 
     def before_step(self, optimizer: Optimizer) -> None:  # noqa: B027
         """After backward, unscaling and clipping; may edit gradients."""

@@ -15,8 +15,9 @@ from prunekit.solvers.base import Solver, learning_rate
 class Proximal(Solver):
     """Applies the prox with step rate * weight * `every` after each `every`-th optimizer step.
 
-    Forward-backward splitting; the zeros are exact, and the optimizer's momentum never sees the
-    penalty. A rate of zero, as in the first step of a warm-up, leaves the parameters alone.
+    Forward-backward splitting; the zeros are exact. The optimizer's momentum m never sees the
+    penalty, only the loss, which it makes weigh 1 / (1 - m): the same lam is that much weaker than
+    under `Subgradient`. A rate of zero leaves the parameters alone.
     """
 
     every: int = 1
@@ -35,9 +36,9 @@ class Proximal(Solver):
         if self.steps % self.every:
             return
         for block in self.blocks:
-            step = learning_rate(optimizer, block) * block.weight * self.every
+            step = learning_rate(optimizer, block) * self.every
             if step > 0:
-                block.write(self.penalty.prox(block.read(), step))
+                block.write(self.prox(block, block.read(), step))
 
     def finish(self) -> None:
         """Nothing to do: the parameters hold the answer."""

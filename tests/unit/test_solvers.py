@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from prunekit.errors import ArtifactError, ConfigError
-from prunekit.penalties import L0, L1
+from prunekit.penalties import L0, L1, MCP, SCAD, LogSum, Lp, TransformedL1
 from prunekit.rows import Rows, Slice
-from prunekit.solvers import ADMM, AULM, Hold, Proximal, Solver, Subgradient, check_fit
+from prunekit.solvers import ADMM, AULM, PALM, Hold, Proximal, Solver, Subgradient, check_fit
 
 torch.set_num_threads(1)
 
@@ -63,6 +63,9 @@ def test_equal_settings_make_equal_solvers():
         (lambda: AULM(r=2.0), "r=2.0 must be at least 3"),
         (lambda: AULM(patience=-1), "patience=-1 must be at least 0"),
         (lambda: AULM(max_outer=1.5), "max_outer=1.5 is not a whole number"),
+        (lambda: PALM(beta=0), "beta=0 must be above 0"),
+        (lambda: PALM(spread=1), "spread=1 must be below 1"),
+        (lambda: PALM(seed=-1), "seed=-1 must be at least 0"),
         (lambda: Proximal(every=0), "every=0 must be at least 1"),
         (lambda: Subgradient(threshold=-1.0), "threshold=-1.0 must be at least 0"),
     ],
@@ -172,6 +175,132 @@ def test_aulm_warns_once_when_the_weights_cannot_follow(caplog: pytest.LogCaptur
     assert not caplog.records
 
 
+def test_palm_starts_around_the_rows_and_keeps_zeros_and_directions():
+    rows = torch.tensor([[3.0, -4.0], [0.0, 0.0], [0.5, 0.5]])
+    first, second = (bound(PALM(spread=0.1, seed=s), block_of(rows.tolist())) for s in (0, 0))
+    copy = first.solution()[0]
+    assert torch.equal(copy, second.solution()[0])
+    other = bound(PALM(spread=0.1, seed=1), block_of(rows.tolist())).solution()[0]
+    assert not torch.equal(copy, other)
+    assert (copy[1] == 0).all()
+    factors = copy[[0, 2]] / rows[[0, 2]]
+    assert torch.allclose(factors[:, 0], factors[:, 1])
+    assert ((factors - 1).abs() < 0.1).all() and (factors != 1).all()
+    exact = bound(PALM(spread=0.0), block_of(rows.tolist())).solution()[0]
+    assert torch.equal(exact, rows)
+
+
+def test_palm_finishes_with_the_zeros_of_the_copy_and_trained_survivors():
+    block = block_of([[0.5], [0.001], [-0.5]])
+    solver = bound(PALM(beta=1.0), block, penalty=L1(0.1))
+    still(block, solver, 3, lr=0.1)
+    before = block.read()
+    assert (before != 0).all()
+    assert (solver.solution()[0] != 0).flatten().tolist() == [True, False, True]
+    assert solver.metrics()["rows"] == 2
+    solver.finish()
+    assert block.read().flatten().tolist() == [before[0, 0], 0, before[2, 0]]
+
+
+def test_palm_uses_the_rate_of_the_owner_and_stands_still_without_one(caplog):
+    fast, slow = block_of([[1.0]], "fast"), block_of([[1.0]], "slow")
+    solver = bound(PALM(beta=1.0, spread=0.0), fast, slow, penalty=L1(1.0))
+    groups = [{"params": fast.parameters, "lr": 1.0}, {"params": slow.parameters, "lr": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=1.0)
+    with caplog.at_level(logging.WARNING, logger="prunekit"):
+        solver.after_step(optimizer)
+        solver.after_step(optimizer)
+    # first K and F are both 1, F shrinks by 1 / (1 + 1); then K moves half way to it
+    assert [float(block.read()) for block in (fast, slow)] == [0.75, 1.0]
+    assert [float(rows) for rows in solver.solution()] == [pytest.approx(0.125), 1.0]
+    assert caplog.messages == ["the rate of slow is 0: neither it nor its copy moves"]
+
+
+class Warned:
+    """Warnings of prunekit, gathered while a test runs."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.WARNING, logger="prunekit")
+        self.caplog = caplog
+
+    def on(self, solver: Solver, penalty, block: Rows, lr: float = 0.1, steps: int = 2) -> str:
+        self.caplog.clear()
+        still(block, bound(solver, block, penalty=penalty), steps, lr=lr)
+        return "\n".join(self.caplog.messages)
+
+
+@pytest.mark.parametrize("solver", [Subgradient(), Proximal(), AULM(rho=20.0), PALM()], ids=str)
+def test_a_penalty_that_is_flat_everywhere_is_named(caplog, solver: Solver):
+    warned, half = Warned(caplog), [[0.5], [0.7], [-0.9], [0.6]]
+    for penalty, setting in ((MCP(1e-4, 100.0), "gamma"), (SCAD(1e-4, 100.0), "a")):
+        assert (
+            f"{type(penalty).__name__} is flat from 0.01 on and the smallest of 4 rows is 0.5: it "
+            f"does nothing; raise {setting}"
+        ) in warned.on(solver, penalty, block_of(half))
+    assert "flat from 0.65 on, so it does nothing to 50%" not in warned.on(
+        solver, MCP(1e-4, 6500.0), block_of(half)
+    )
+    assert "flat from 0.55 on, so it does nothing to 75% of 4 rows" in warned.on(
+        solver, MCP(1e-4, 5500.0), block_of(half)
+    )
+
+
+def test_what_works_is_not_warned_about(caplog):
+    warned, rows = Warned(caplog), [[0.5], [0.7], [0.0]]
+    for solver in (Subgradient(), Proximal(), AULM(rho=20.0), PALM(), Hold()):
+        for penalty in (L1(0.1), Lp(0.1), TransformedL1(0.01), MCP(0.1, 20.0), SCAD(0.1, 20.0)):
+            assert warned.on(solver, penalty, block_of(rows)) == ""
+    for penalty in (MCP(0.0, 2.0), SCAD(0.0, 3.0)):
+        assert warned.on(Subgradient(), penalty, block_of(rows)) == ""
+    for solver in (Proximal(), AULM(rho=20.0), PALM()):  # jumps are the nature of these
+        for penalty in (L0(0.1), Lp(0.9, 0.25)):
+            assert warned.on(solver, penalty, block_of(rows), lr=1.0) == ""
+    assert warned.on(Hold(), MCP(1e-4, 1.0), block_of(rows)) == ""  # it only reports the penalty
+
+
+@pytest.mark.parametrize(
+    ("solver", "penalty", "numbers", "mend"),
+    [
+        (Proximal(every=4), MCP(10.0, 0.5), "step 0.8 is above 0.5", "lower the learning rate or"),
+        (AULM(rho=5.0, inner=2), SCAD(10.0, 1.2), "step 0.4 is above 0.2", "raise rho or raise a"),
+        (PALM(beta=5.0), TransformedL1(9.0, 0.5), "step 0.133333 is above 0.00925926", "raise a"),
+        (PALM(beta=5.0), LogSum(9.0, 0.5), "step 0.133333 is above 0.0277778", "raise eps"),
+        (Proximal(), Lp(9.0, 0.5, eps=0.01), "step 0.2 is above 0.000444444", "raise eps"),
+    ],
+    ids=str,
+)
+def test_a_step_beyond_the_convex_regime_is_named_once(caplog, solver, penalty, numbers, mend):
+    block = block_of([[0.5], [1.0]], weight=2.0)
+    text = Warned(caplog).on(solver, penalty, block, lr=0.1, steps=8)
+    lines = [line for line in text.splitlines() if "convex" in line or "step" in line]
+    found = [line for line in lines if numbers in line and mend in line]
+    assert len(found) == 1 and sum("the prox step" in line for line in lines) == 1
+
+
+def test_scad_below_its_definition_is_remarked(caplog):
+    block = block_of([[0.01], [0.02]])
+    text = Warned(caplog).on(Subgradient(), SCAD(0.1, 1.5), block)
+    assert text == "SCAD is defined for a > 2; with a=1.5 its prox of step 1 jumps"
+
+
+def test_subgradient_under_momentum_is_the_published_rule():
+    """grad += lam sgn(gamma) before the step, so momentum and weight decay act on both."""
+    start = torch.tensor([0.5, -0.2, 0.0, 0.01], dtype=torch.float64)
+    pulls = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    scale = nn.Parameter(start.clone())
+    solver = bound(Subgradient(), Rows("norm", (Slice(scale),), torch.arange(1, 5)))
+    optimizer = torch.optim.SGD([scale], lr=0.05, momentum=0.9, weight_decay=0.01)
+    expected, velocity = start.clone(), torch.zeros(4, dtype=torch.float64)
+    for pull in pulls:
+        scale.grad = pull.clone()
+        solver.before_step(optimizer)
+        optimizer.step()
+        solver.after_step(optimizer)
+        velocity = 0.9 * velocity + pull + 0.1 * torch.sign(expected) + 0.01 * expected
+        expected = expected - 0.05 * velocity
+        assert torch.allclose(scale.detach(), expected, atol=1e-14)
+
+
 def test_metrics_count_rows_and_the_gap():
     block = block_of([[3.0, 4.0], [0.01, 0.0]])
     solver = bound(AULM(inner=1), block, penalty=L1(0.1))
@@ -231,16 +360,13 @@ def test_hold_restores_its_mask_whatever_it_was_bound_to():
     assert entries.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
-@pytest.mark.parametrize("solver", [AULM(inner=2), Proximal(), Subgradient(), Hold()], ids=str)
+@pytest.mark.parametrize(
+    "solver", [AULM(inner=2), PALM(), Proximal(), Subgradient(), Hold()], ids=str
+)
 def test_solvers_work_where_the_parameters_are(solver: Solver):
     """The meta device stands in for an accelerator: mixing devices fails on it."""
     weight = nn.Parameter(torch.empty(4, 3, device="meta"))
     block = Rows("layer", (Slice(weight, 1),), torch.arange(3))
-    if not isinstance(solver, AULM):
-        bound(solver, block)
-        solver.before_step(sgd(block))
-        solver.after_step(sgd(block))
-        return
     bound(solver, block)
     for _ in range(4):
         solver.before_step(sgd(block))
