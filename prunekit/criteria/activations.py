@@ -16,6 +16,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from prunekit.checks import integer
 from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
 from prunekit.errors import ConfigError
+from prunekit.graph.select import ChannelSelection
 from prunekit.modes import evaluating
 
 if TYPE_CHECKING:
@@ -166,10 +167,16 @@ def _labelled(
     with ExitStack() as stack:
         for name, units in graph.outs.items():
             module = model.get_submodule(name)
-            if [*module.parameters(), *module.buffers()]:
+            if _makes(module):
                 handle = module.register_forward_hook(note(units.cpu()))
                 stack.callback(handle.remove)
         yield
+
+
+def _makes(module: nn.Module) -> bool:
+    """Whether it makes a tensor of its own; a channel selection may hand on what it got."""
+    held = [*module.parameters(), *module.buffers()]
+    return bool(held) and not isinstance(module, ChannelSelection)
 
 
 @dataclass(frozen=True, eq=False)

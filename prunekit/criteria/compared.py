@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria.base import Criterion, Scores, by_group, unit_sums
-from prunekit.criteria.weights import filter_norms, filters
+from prunekit.criteria.base import Criterion, Scores
+from prunekit.criteria.weights import by_filters, filter_norms, filters
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -30,7 +30,7 @@ class FPGM(Criterion):
         """Euclidean distances of filters without their biases."""
         rows = ((name, found.double()) for name, found in filters(model, graph))
         distances = {name: torch.cdist(found, found).sum(1) for name, found in rows}
-        return by_group(graph, unit_sums(graph, distances))
+        return by_filters(graph, distances)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LAMP(Criterion):
         """Squares of the filters of all layers that produce a unit are added; no biases."""
         norms = filter_norms(model, graph, 2)
         squares = {name: norm.square() for name, norm in norms.items()}
-        scores = by_group(graph, unit_sums(graph, squares))
+        scores = by_filters(graph, squares)
         return {name: _share_of_larger(score) for name, score in scores.items()}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.checks import integer
-from prunekit.criteria.base import Criterion, Scores, by_group, seen_groups, unit_sums
+from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
 from prunekit.graph.layers import TRANSPOSED, layer_named
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 _ENTRIES = 2**17
+_NO_FILTERS = "has filters of its own; use for instance criterion=bn_scale"
 _NO_SCALES = "has a norm layer that scales all of its channels; use for instance criterion=l1_norm"
 
 
@@ -49,7 +50,7 @@ class L1Norm(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Biases do not count (Li et al. 2017)."""
-        return by_group(graph, unit_sums(graph, filter_norms(model, graph, 1)))
+        return by_filters(graph, filter_norms(model, graph, 1))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class L2Norm(Criterion):
         """Biases do not count."""
         norms = filter_norms(model, graph, 2)
         squares = {name: norm.square() for name, norm in norms.items()}
-        return by_group(graph, unit_sums(graph, squares).sqrt())
+        return {name: sums.sqrt() for name, sums in by_filters(graph, squares).items()}
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,12 @@ class BatchNormScale(Criterion):
         seen = unit_sums(graph, {name: torch.ones_like(scale) for name, scale in scales.items()})
         mean = unit_sums(graph, scales) / seen.clamp_min(1)
         return seen_groups(graph, mean, seen, _NO_SCALES)
+
+
+def by_filters(graph: ChannelGraph, values: Mapping[str, Tensor]) -> Scores:
+    """Sums of values of filters per unit; channels behind a selection have none, and no score."""
+    seen = unit_sums(graph, {name: torch.ones_like(value) for name, value in values.items()})
+    return seen_groups(graph, unit_sums(graph, values), seen, _NO_FILTERS)
 
 
 def filters(model: nn.Module, graph: ChannelGraph) -> Iterator[tuple[str, Tensor]]:

@@ -31,7 +31,8 @@ class Group:
 
     `units` are ids, in the channel order of the first producer, `name`. `producers` are all
     convolutions and linear layers whose output channels belong to the units, in order of execution,
-    depthwise convolutions included.
+    depthwise convolutions included. Channels behind a `ChannelSelection` are units of their own,
+    named after it; they have no producers.
     """
 
     name: str
@@ -78,7 +79,7 @@ class ChannelGraph:
         removed, and the narrow network is then another function than the silenced one. Raises
         TraceError where torch.fx cannot follow the forward or the example does not fit.
         """
-        inputs = _shapes_of(example)
+        inputs = shapes_of(example)
         twin = symbolic.shapes_only(model)
         with torch.no_grad():
             first = Discovery(twin, symbolic.graphs(twin, inputs), inputs, over_norms)
@@ -121,7 +122,7 @@ class ChannelGraph:
             (
                 group.name,
                 str(len(group.units)),
-                listed(group.producers),
+                listed(group.producers or (group.name,)),
                 listed([n for n in self.uses if bool(torch.isin(self.ins[n], group.units).any())]),
             )
             for group in self.groups
@@ -159,7 +160,8 @@ class ChannelGraph:
             yield
 
 
-def _shapes_of(example: Example) -> list[Tensor]:
+def shapes_of(example: Example) -> list[Tensor]:
+    """The tensors of an example as shapes, for one input each; TraceError for what is none."""
     tensors = list(example) if isinstance(example, tuple | list) else [example]
     if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
         kinds = ", ".join(type(x).__name__ for x in tensors) or "nothing"

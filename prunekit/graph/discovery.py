@@ -112,11 +112,11 @@ class Discovery(Run):
         if lost:
             self.note(lost, f"{call.title}: they meet what cannot be removed")
 
-    def freeze(self, labels: Tensor, call: Call, why: str | None) -> None:
+    def freeze(self, labels: Tensor, call: Call | None, why: str | None) -> None:
         """Merge the classes of `labels` into the fixed one."""
         lost = self.parts.freeze(labels)
         if lost and why:
-            self.note(lost, f"{call.title}: {why}")
+            self.note(lost, why if call is None else f"{call.title}: {why}")
 
     def layer(self, call: Call, incoming: Tensor) -> tuple[Tensor, Tensor]:
         """Record what goes in, label what comes out; a second call unites with the first."""
@@ -133,7 +133,7 @@ class Discovery(Run):
         if call.weighs:
             self.functional[name] = None
             self.shapes.setdefault(name, tuple(meta.shape))
-        if self._counts(call):
+        if self._counts(call) and isinstance(module, CONSUMERS):
             counted = call.values[0].meta if isinstance(module, TRANSPOSED) else meta
             channels = counted.shape[channel_dim(module, counted.ndim)]
             self.uses[name] = self.uses.get(name, 0) + counted.numel() // channels

@@ -41,8 +41,8 @@ class Run(ABC):
         """Labels that meet share their fate."""
 
     @abstractmethod
-    def freeze(self, labels: Tensor, call: Call, why: str | None) -> None:
-        """These labels stay; `why` becomes a note, None says nothing."""
+    def freeze(self, labels: Tensor, call: Call | None, why: str | None) -> None:
+        """These labels stay; `why` becomes a note, behind the call's title; None says nothing."""
 
     @abstractmethod
     def layer(self, call: Call, incoming: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from prunekit.errors import SurgeryError
 from prunekit.graph import moves, rules
 from prunekit.graph.calls import NAMES, Call
 from prunekit.graph.rules import Rule
+from prunekit.graph.select import ChannelSelection
 from prunekit.graph.values import Value, resize, spread
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def weight_path(twin: nn.Module, node: fx.Node) -> str | None:
 
     None if it is computed, or if the layer that owns it also gets a bias of somebody else.
     """
-    if node.op != "call_function" or NAMES.get(node.target) not in _FUNCTIONS:
+    if node.op != "call_function" or NAMES.get(node.target) not in FUNCTIONS:
         return None
     given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
     weight, bias = given.get("weight"), given.get("bias")
@@ -159,7 +160,7 @@ def weight_path(twin: nn.Module, node: fx.Node) -> str | None:
     return str(weight.target) if isinstance(getattr(layer, leaf), nn.Parameter) else None
 
 
-_FUNCTIONS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
+FUNCTIONS = frozenset({"conv1d", "conv2d", "conv3d", "linear"})
 _NORM_FUNCTIONS = frozenset({"batch_norm", "instance_norm", "prelu"})
 
 
@@ -202,8 +203,20 @@ def layer_norm(run: Run, call: Call) -> Any:
     return Value(value.meta, value.labels)
 
 
+def selected(run: Run, call: Call) -> Any:
+    """What is picked are channels of their own, what it is picked from stays."""
+    value = call.values[0]
+    if _elsewhere(run, call, 1):
+        return rules.unknown(run, call, "its input holds channels in more than one place")
+    run.freeze(value.labels, None, "being read through a channel selection")
+    meta, labels = run.layer(call, value.along(1))
+    return Value(resize(meta, 1, len(labels)), spread(labels, 1, meta.ndim))
+
+
 def widths(module: nn.Module) -> tuple[int, int]:
     """The input and output channels that a layer holds parameters for."""
+    if isinstance(module, ChannelSelection):
+        return module.width, len(module.kept)
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features
     if isinstance(module, CONSUMERS):
@@ -277,10 +290,11 @@ LAYERS: dict[type[nn.Module], Rule] = {
     **dict.fromkeys((nn.Softmax, nn.LogSoftmax, nn.Softmin), rules.normalise(None)),
     nn.GroupNorm: group_norm,
     nn.LayerNorm: layer_norm,
+    ChannelSelection: selected,
 }
 
 
-RULES |= dict.fromkeys(_FUNCTIONS, by_function)
+RULES |= dict.fromkeys(FUNCTIONS, by_function)
 RULES |= dict.fromkeys(_NORM_FUNCTIONS, norm_by_function)
 
 

@@ -129,7 +129,7 @@ class Rehearsal(Run):
         if not _equal(*torch.broadcast_tensors(a, b)):
             raise _Mismatch
 
-    def freeze(self, labels: Tensor, call: Call, why: str | None) -> None:
+    def freeze(self, labels: Tensor, call: Call | None, why: str | None) -> None:
         """Nothing is left to freeze."""
         if bool((labels != FIXED).any()):
             raise _Mismatch

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx import _symbolic_trace as tracing
 
+from prunekit.graph.select import ChannelSelection
+
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _CONTAINERS = (
     *(nn.Sequential, nn.ModuleList, nn.ModuleDict),
@@ -68,7 +70,7 @@ class Tracer(fx.Tracer):
         """Layers that inherit their forward from torch.nn are leaves, under whatever name."""
         if isinstance(module, _CONTAINERS):
             return False
-        if isinstance(module, nn.LayerNorm):  # also those that permute around it
+        if isinstance(module, nn.LayerNorm | ChannelSelection):  # also norms that permute around
             return True
         return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
 

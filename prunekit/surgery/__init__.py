@@ -7,6 +7,7 @@ from prunekit.surgery.edits import Edit, Keep, Narrow, edit_from_dict
 from prunekit.surgery.files import SavedModel, load_model, save_model
 from prunekit.surgery.narrow import narrow
 from prunekit.surgery.optimizer import narrow_optimizer
+from prunekit.surgery.selections import Selections
 from prunekit.surgery.weights import load_weights
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Narrow",
     "NewBiases",
     "SavedModel",
+    "Selections",
     "absorb",
     "compare",
     "edit_from_dict",

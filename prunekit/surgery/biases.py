@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.layers import CONSUMERS, layer_named
 from prunekit.surgery.edits import register
+from prunekit.surgery.selections import replace
 
 
 class BiasMap(nn.Module):
@@ -79,10 +80,7 @@ class BiasMaps:
             both = nn.Sequential(module, BiasMap(_zeros(module, shape)))
             both.training = module.training
             both[1].train(module.training)
-            for parent in [parent for parent in model.modules() if parent is not both]:
-                for attribute, child in parent._modules.items():
-                    if child is module:
-                        parent._modules[attribute] = both
+            replace(model, module, both)
 
     def to_dict(self) -> dict[str, Any]:
         """The shape for every layer."""

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunekit.graph import ChannelGraph
+from prunekit.graph import ChannelGraph, ChannelSelection
 from prunekit.graph.layers import BATCH_NORMS, CONSUMERS, INSTANCE_NORMS, channel_dim, layer_named
 from prunekit.modes import evaluating
 from prunekit.surgery.check import floats_in, run_on, trained
@@ -84,7 +84,8 @@ def listen(
 def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[None]:
     """Inside it, removed channels of `model` carry no signal, but the constants they would emit.
 
-    Convolutions and linear layers put out their bias for them, norms their shift, zero without one.
+    Convolutions and linear layers put out their bias for them, norms their shift, zero without one:
+    the norm behind a channel selection too, whose scale then counts as zero.
     """
     drop, functions = drop.cpu(), _Constants()
     with ExitStack() as stack:
@@ -192,6 +193,10 @@ class _Followers(TorchFunctionMode):
 
         return hook
 
+    def select(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """A forward pre-hook of a channel selection: no function may show that it reads."""
+        self.leaves(args[0])
+
     def leaves(self, outputs: Any) -> None:
         """What leaves the network is used there."""
         for tensor in floats_in(outputs):
@@ -260,6 +265,9 @@ class _Ear:
             for name, module in model.named_modules():
                 if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
                     hook = module.register_forward_pre_hook(self.followers.norm(name))
+                    stack.callback(hook.remove)
+                if isinstance(module, ChannelSelection):
+                    hook = module.register_forward_pre_hook(self.followers.select)
                     stack.callback(hook.remove)
             yield
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.weight_norm import WeightNorm
 
 from prunekit.errors import SurgeryError
+from prunekit.graph import ChannelSelection
 from prunekit.graph.layers import weight_norm
 
 Indices = Sequence[int] | Tensor | None
@@ -88,6 +89,13 @@ def _layer_norm(module: nn.LayerNorm, keep_in: Indices = None, keep_out: Indices
 def _prelu(module: nn.PReLU, keep_in: Indices = None, keep_out: Indices = None) -> None:
     narrow_tensor(module, "weight", 0, _either(keep_in, keep_out))
     module.num_parameters = len(module.weight)
+
+
+@narrow.register
+def _selection(module: ChannelSelection, keep_in: Indices = None, keep_out: Indices = None) -> None:
+    if keep_in is not None and len(_indices(keep_in, module.width)) < module.width:
+        raise SurgeryError(f"it selects from {module.width} channels, all of which stay")
+    narrow_tensor(module, "kept", 0, keep_out)
 
 
 def _put_weight(module: nn.Module, weight: Tensor) -> None:
