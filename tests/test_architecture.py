@@ -32,7 +32,7 @@ THIRD_PARTY = {
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.flops"},
-    "matplotlib": {"runs.plots"},
+    "matplotlib": {"runs.figures", "runs.plots", "runs.curves"},
 }
 
 

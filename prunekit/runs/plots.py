@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,29 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
-from prunekit.atomic import replacing
 from prunekit.errors import ArtifactError
+from prunekit.runs.figures import COLOURS, LINES, MARKERS, figure, legend_above
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from pandas import DataFrame
-
-# Okabe and Ito's palette without yellow, which is lost on white paper
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-# as many markers as share no divisor with the colours: no pair comes twice among 56 lines
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-_LINES = ("-", "--", "-.", ":")
-_STYLE = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#dddddd",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "savefig.dpi": 200,
-}
 
 
 def convergence(frames: Mapping[str, DataFrame], path: str | Path) -> None:
@@ -53,12 +34,12 @@ def convergence(frames: Mapping[str, DataFrame], path: str | Path) -> None:
             f"{path}: {', '.join(frames) or 'no run'} has none of the columns {', '.join(panels)}"
         )
     size = (3.4 * len(present), 3.2)
-    with _figure(path, size, (1, len(present))) as (figure, grid):
+    with figure(path, size, (1, len(present))) as (made, grid):
         axes = grid[0]
         for axis, key in zip(axes, present, strict=True):
             title, change = panels[key]
             for (label, frame), colour, line in zip(
-                frames.items(), cycle(_COLOURS), cycle(_LINES), strict=False
+                frames.items(), cycle(COLOURS), cycle(LINES), strict=False
             ):
                 if key in frame:
                     shown = change(frame[key].astype(float))
@@ -68,7 +49,7 @@ def convergence(frames: Mapping[str, DataFrame], path: str | Path) -> None:
             axis.xaxis.get_major_locator().set_params(integer=True)
         if "rows" in present:
             axes[0].set_ylim(bottom=0)
-        _legend_above(figure, axes)
+        legend_above(made, axes)
 
 
 def tradeoff(frame: DataFrame, path: str | Path, x: str = "macs") -> None:
@@ -87,10 +68,10 @@ def tradeoff(frame: DataFrame, path: str | Path, x: str = "macs") -> None:
     methods = (
         points["method"].fillna("") if "method" in points else points["top1"].map(lambda _: "")
     )
-    with _figure(path, (5.2, 3.8)) as (figure, grid):
+    with figure(path, (5.2, 3.8)) as (made, grid):
         axis = grid[0, 0]
         for (label, group), colour, marker in zip(
-            points.groupby(methods, sort=False), cycle(_COLOURS), cycle(_MARKERS), strict=False
+            points.groupby(methods, sort=False), cycle(COLOURS), cycle(MARKERS), strict=False
         ):
             group = group.sort_values(column)
             errors = 100 - group["top1"].astype(float)
@@ -104,7 +85,7 @@ def tradeoff(frame: DataFrame, path: str | Path, x: str = "macs") -> None:
             )
         axis.set(xlabel=f"Times fewer {names[x]} (dense / pruned)", ylabel="Test error (%)")
         _spread_over_decades(axis, points[column].astype(float))
-        _legend_above(figure, [axis])
+        legend_above(made, [axis])
 
 
 def widths(before: Mapping[str, int], after: Mapping[str, int], path: str | Path) -> None:
@@ -116,10 +97,10 @@ def widths(before: Mapping[str, int], after: Mapping[str, int], path: str | Path
     full = [before[name] for name in names]
     left = [after.get(name, before[name]) for name in names]
     rotate = len(names) > 8 or max(map(len, names)) > 9
-    with _figure(path, (max(4.5, 0.42 * len(names) + 1.5), 3.6)) as (figure, grid):
+    with figure(path, (max(4.5, 0.42 * len(names) + 1.5), 3.6)) as (made, grid):
         axis, places = grid[0, 0], np.arange(len(names))
         axis.bar(places, full, color="#d0d0d0", width=0.75, label="dense")
-        axis.bar(places, left, color=_COLOURS[0], width=0.75, label="kept")
+        axis.bar(places, left, color=COLOURS[0], width=0.75, label="kept")
         size = 8 if len(names) <= 20 else 6
         for place, kept, whole in zip(places, left, full, strict=True):
             axis.annotate(
@@ -134,7 +115,7 @@ def widths(before: Mapping[str, int], after: Mapping[str, int], path: str | Path
         axis.set(ylabel="Channels", xlim=(-0.6, len(names) - 0.4))
         axis.margins(y=0.12)
         axis.grid(visible=False, axis="x")
-        _legend_above(figure, [axis])
+        legend_above(made, [axis])
 
 
 def filters(weight_before: Tensor, weight_after: Tensor, path: str | Path) -> None:
@@ -150,7 +131,7 @@ def filters(weight_before: Tensor, weight_after: Tensor, path: str | Path) -> No
     across = min(10, max(len(part) for part in tiles))
     heights = [-(-len(part) // across) for part in tiles]
     size = (0.5 * across + 2.2, 0.5 * sum(heights) + 0.4)
-    with _figure(path, size, (sum(heights), across)) as (figure, grid):
+    with figure(path, size, (sum(heights), across)) as (made, grid):
         axes = list(grid.flat)
         cut = heights[0] * across
         for part, places, title in zip(
@@ -162,25 +143,7 @@ def filters(weight_before: Tensor, weight_after: Tensor, path: str | Path) -> No
             for index, axis in enumerate(places):
                 _draw_tile(axis, part[index] if index < len(part) else None, limit)
         scale = next(axis.images[0] for axis in axes if axis.images)
-        figure.colorbar(scale, ax=axes, label="Weight", shrink=0.8, aspect=30)
-
-
-@contextmanager
-def _figure(
-    path: str | Path, size: tuple[float, float], shape: tuple[int, int] = (1, 1)
-) -> Iterator[tuple[Figure, Any]]:
-    """A figure and its (rows, columns) axes; it is written to `path` and needs no display."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    place = Path(path)
-    with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(figure)
-        yield figure, figure.subplots(*shape, squeeze=False)
-        with replacing(place) as draft:
-            figure.savefig(draft, format=place.suffix.lstrip(".") or "png", bbox_inches="tight")
+        made.colorbar(scale, ax=axes, label="Weight", shrink=0.8, aspect=30)
 
 
 def _draw_tile(axis: Any, tile: np.ndarray | None, limit: float) -> None:
@@ -192,15 +155,6 @@ def _draw_tile(axis: Any, tile: np.ndarray | None, limit: float) -> None:
         spine.set(visible=tile is not None, color="#999999", linewidth=0.5)
     if tile is not None and tile.any():
         axis.imshow(tile, cmap="gray", vmin=-limit, vmax=limit)
-
-
-def _legend_above(figure: Figure, axes: Sequence[Any]) -> None:
-    """One legend for all panels, above them, where it hides no data."""
-    labels: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            labels.setdefault(label, handle)
-    figure.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=3)
 
 
 def _spread_over_decades(axis: Any, ratios: Any) -> None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit import console
 from prunekit.errors import ArtifactError
+from prunekit.runs.figures import check_place
 from prunekit.runs.files import read_json, write_text
+from prunekit.runs.methods import described, fingerprint, told_apart
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import STAGES
 
@@ -33,6 +35,10 @@ _COLUMNS = (
     ("gpu_ms", "GPU ms", "{:.3g}"),
     ("gpu_ms_compile", "GPU ms compiled", "{:.3g}"),
 )
+# norms below which the training log counts rows as small
+SMALL = ("1e-02", "1e-03", "1e-04", "1e-05", "1e-06")
+# what the settings of stages say about a run
+_SAID = ("model", "dataset", "method", "lam", "ratio", "keep", "seed")
 # metric, heading: dense divided by the row
 _RATIOS = (
     ("params", "params ratio"),
@@ -44,22 +50,37 @@ _RATIOS = (
     ("gpu_ms_compile", "GPU compiled speed-up"),
 )
 _SUMMARY = (
-    *("run", "model", "dataset", "method", "last_stage", "top1", "top1_change", "top5", "params"),
-    *("macs", "cpu_ms", "gpu_ms", "params_ratio", "macs_ratio", "speedup", "gpu_speedup"),
-    "problems",
+    *("run", "model", "dataset", "method", "lam", "ratio", "keep", "seed", "setting", "last_stage"),
+    *("top1", "top1_change", "top5", "pruned_top1", "tuned_top1", "dense_top1", "params", "macs"),
+    *("params_share", "macs_share", "cpu_ms", "gpu_ms", "params_ratio", "macs_ratio", "speedup"),
+    "gpu_speedup",
 )
 _SHOWN = (
     ("run", "run", "{}"),
     ("method", "method", "{}"),
+    ("lam", "lam", "{:g}"),
+    ("ratio", "ratio", "{:g}"),
+    ("keep", "keep", "{:g}"),
+    ("seed", "seed", "{:.0f}"),
     ("last_stage", "last stage", "{}"),
+    ("dense_top1", "dense %", "{:.2f}"),
+    ("pruned_top1", "pruned %", "{:.2f}"),
     ("top1", "top-1 %", "{:.2f}"),
     ("top1_change", "change", "{:+.2f}"),
     ("params", "parameters", "{:,.0f}"),
     ("macs", "MACs", "{:,.0f}"),
+    ("params_share", "params kept", "{:.1%}"),
+    ("macs_share", "MACs kept", "{:.1%}"),
     ("params_ratio", "params ratio", "{:.1f}x"),
     ("macs_ratio", "MACs ratio", "{:.1f}x"),
     ("speedup", "CPU speed-up", "{:.1f}x"),
     ("problems", "problems", "{}"),
+)
+# further columns of a summary that are written, not printed
+_WRITTEN = (
+    ("tuned_top1", "fine-tuned %", "{:.2f}"),
+    ("gpu_speedup", "GPU speed-up", "{:.1f}x"),
+    *((f"below/{limit}", f"below {limit}", "{:.1%}") for limit in SMALL),
 )
 
 
@@ -100,9 +121,9 @@ def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def collect(paths: Iterable[str | Path]) -> DataFrame:
     """Every stage found under the given directories, one row a run and stage.
 
-    Columns: run, stage, status (finished, unfinished, damaged), path, seconds, model, dataset,
-    method, then one per metric. Stages without a readable report have no metrics. Raises
-    ArtifactError when there is no stage at all.
+    Columns: run, stage, status (finished, unfinished, damaged), path, seconds, what the settings
+    say (see `methods.described`), then one per metric. Stages without a readable report have no
+    metrics. Raises ArtifactError when there is no stage at all.
     """
     import pandas as pd
 
@@ -118,16 +139,21 @@ def summary(frame: DataFrame) -> DataFrame:
     """One row a run: its last finished stage, beside the dense network of the same run.
 
     Ratios are dense divided by narrow, `top1_change` is narrow minus dense in percentage points;
-    they are missing where the run has no dense figures. `problems` names stages without a report.
+    they are missing where the run has no dense figures; shares are narrow divided by dense.
+    `pruned_top1` and `tuned_top1` are right after pruning and after fine-tuning. `method` says in
+    which arguments the runs of one penalty differ, `setting` is equal for runs that differ in the
+    seed only. Columns below/... are shares of small rows after sparsifying. `problems` names
+    stages without a report.
     """
     import pandas as pd
 
-    rows = [
-        _run_row(str(run), stages.to_dict("records"))
-        for run, stages in frame.groupby("run", sort=False)
-    ]
+    groups = frame.groupby("run", sort=False)
+    rows = [_run_row(str(run), stages.to_dict("records")) for run, stages in groups]
+    for row, method in zip(rows, told_apart(rows), strict=True):
+        row["method"] = method
     table = pd.DataFrame(rows)
-    return table[[column for column in _SUMMARY if column in table]]
+    small = [column for column in table if column.startswith("below/")]
+    return table[[column for column in (*_SUMMARY, *small, "problems") if column in table]]
 
 
 def show(table: DataFrame, title: str = "runs") -> None:
@@ -149,9 +175,13 @@ def write_table(table: DataFrame, path: str | Path) -> None:
 
 
 def markdown(table: DataFrame) -> str:
-    """The frame as a markdown table; numbers as in the printed summary, unknown ones plainly."""
-    forms = {key: (heading, form) for key, heading, form in (*_COLUMNS, *_SHOWN)}
-    keys = [key for key in table.columns if _filled(table[key])]
+    """The frame as a markdown table; numbers as in the printed summary, unknown ones plainly.
+
+    Fingerprints of settings are left to csv files.
+    """
+    known = (*_COLUMNS, *_SHOWN, *_WRITTEN)
+    forms = {key: (heading, form) for key, heading, form in known}
+    keys = [key for key in table.columns if key != "setting" and _filled(table[key])]
     lines = [
         [forms.get(key, (key, "{}"))[0] for key in keys],
         ["---:" if _number(table[key].dropna().iloc[0]) is not None else "---" for key in keys],
@@ -169,16 +199,22 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument("paths", nargs="*", default=["outputs"], help="where runs are kept")
     parser.add_argument("--out", action="append", default=[], help="write to FILE.csv or FILE.md")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw error against compression")
+    parser.add_argument(
+        "--plot", metavar="FILE.png", help="draw accuracy against size; also .pdf or .svg"
+    )
     arguments = parser.parse_args(list(argv))
+    for path in arguments.out:
+        check_place(path, (".csv", ".md"))
+    if arguments.plot:
+        check_place(arguments.plot)
     table = summary(collect(arguments.paths))
     show(table)
     for path in arguments.out:
         write_table(table, path)
     if arguments.plot:
-        from prunekit.runs.plots import tradeoff
+        from prunekit.runs.curves import accuracy_against_size
 
-        tradeoff(table, Path(arguments.plot))
+        accuracy_against_size(table, arguments.plot)
 
 
 def _stages(root: Path) -> list[Path]:
@@ -202,24 +238,11 @@ def _stage_row(root: Path, place: Path) -> dict[str, Any]:
             **row,
             "status": "finished",
             "seconds": float(report.seconds),
-            **_labels(report.settings),
+            **described(report.settings),
             **report.metrics,
         }
     except (ArtifactError, TypeError, ValueError, AttributeError):
         return {**row, "status": "damaged"}
-
-
-def _labels(settings: Row) -> dict[str, str]:
-    """What people call the parts of a run, from the settings of one stage."""
-    labels = {key: _label(settings.get(key)) for key in ("model", "dataset")}
-    labels["method"] = _label(settings.get("regularizer")) or _label(settings.get("criterion"))
-    return {key: label for key, label in labels.items() if label}
-
-
-def _label(node: object) -> str:
-    if not isinstance(node, Mapping):
-        return ""
-    return str(node.get("name") or str(node.get("_target_", "")).rpartition(".")[2])
 
 
 def _run_row(run: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -229,29 +252,61 @@ def _run_row(run: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
     if not done:
         return row
     last, dense = done[-1], _dense(done)
-    for key in ("model", "dataset", "method"):
-        # the first stage that names it: sparsify's penalty before prune's criterion
-        row[key] = next((s[key] for s in done if isinstance(s.get(key), str)), "")
+    row |= _named(done)
     row.update({key: last.get(key) for key in ("top1", "top5", "params", "macs")})
     row.update({key: last.get(key) for key in ("cpu_ms", "gpu_ms")}, last_stage=last["stage"])
     row["top1_change"] = _difference(last.get("top1"), dense.get("top1"))
-    for key, name in (("params", "params_ratio"), ("macs", "macs_ratio")):
-        row[name] = _ratio(dense.get(key), last.get(key))
+    row["dense_top1"] = _number(dense.get("top1"))
+    for key in ("params", "macs"):
+        row[f"{key}_ratio"] = _ratio(dense.get(key), last.get(key))
+        row[f"{key}_share"] = _ratio(last.get(key), dense.get(key))
     row["speedup"] = _ratio(dense.get("cpu_ms"), last.get("cpu_ms"))
     row["gpu_speedup"] = last.get("gpu_speedup")
-    return row
+    return row | _moments(done)
+
+
+def _named(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the run is called: the first stage that says so, sparsify's penalty before a criterion.
+
+    Timing and exported files do not make two runs different.
+    """
+    keys = [key for stage in done for key in stage if key in _SAID or key.startswith("trait/")]
+    found = {
+        key: next((s[key] for s in done if s.get(key) is not None and s[key] == s[key]), None)
+        for key in dict.fromkeys(keys)
+    }
+    made = [stage.get("setting") for stage in done if stage["stage"] not in ("export", "measure")]
+    return {**dict.fromkeys(("model", "dataset", "method"), ""), **found} | {
+        "setting": fingerprint(made)
+    }
+
+
+def _moments(done: list[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy right after pruning and after tuning, and how many rows were small before."""
+    stages = {stage["stage"]: stage for stage in done}
+    sparse = stages.get("sparsify", {})
+    small = {key: value for key, value in sparse.items() if str(key).startswith("below/")}
+    return {
+        "pruned_top1": stages.get("prune", {}).get("top1"),
+        "tuned_top1": stages.get("finetune", {}).get("top1"),
+        **small,
+    }
 
 
 def _dense(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of the dense network: from measure, what it lacks from the stage that trained it."""
+    """Figures of the dense network: from measure, what it lacks from the stage that trained it.
+
+    A run without either knows the sizes alone, from sparsifying, which leaves channels in place.
+    """
     prefix = "dense_"
     measured = {
         key.removeprefix(prefix): value
         for key, value in done[-1].items()
         if key.startswith(prefix) and _number(value) is not None
     }
-    trained = next((stage for stage in done if stage["stage"] == "pretrain"), {})
-    return {**trained, **measured}
+    stages = {stage["stage"]: stage for stage in done}
+    sizes = {key: stages.get("sparsify", {}).get(key) for key in ("params", "macs")}
+    return {**sizes, **stages.get("pretrain", {}), **measured}
 
 
 def _number(value: object) -> float | None:

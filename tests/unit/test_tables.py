@@ -136,6 +136,89 @@ def test_summary_takes_dense_figures_from_pretrain_without_measure(outputs):
     assert row["last_stage"] == "finetune" and row["macs_ratio"] == pytest.approx(35.263, abs=1e-3)
 
 
+def lp(lam, p, seed, ratio, name="lp"):
+    penalty = {"_target_": "prunekit.penalties.Lp", "lam": lam, "p": p}
+    return {
+        "seed": seed,
+        "regularizer": {"name": name, "lam": lam, "penalty": penalty},
+        "solver": {"_target_": "prunekit.solvers.Subgradient"},
+        "selection": {"_target_": "prunekit.selection.Slimming", "ratio": ratio},
+    }
+
+
+def sparse_run(place, settings, pruned, tuned, params):
+    """A run as a sweep leaves it: every stage sees its own part of the settings."""
+    keep = {key: value for key, value in settings.items() if key != "selection"}
+    report(place, "pretrain", {"top1": 90.0, "params": 200, "macs": 4000}, seed=settings["seed"])
+    small = {"top1": 89.0, "params": 200, "macs": 4000, "below/1e-02": 0.75, "below/1e-06": 0.5}
+    report(place, "sparsify", small, **keep)
+    narrow = {"top1": pruned, "params": params, "macs": 10 * params}
+    prune = {"seed": settings["seed"], "selection": settings["selection"]}
+    report(place, "prune", narrow, **prune, criterion={"name": "bn_scale"})
+    report(place, "finetune", {**narrow, "top1": tuned}, seed=settings["seed"])
+
+
+def test_summary_tells_strength_share_and_both_accuracies(tmp_path):
+    sparse_run(tmp_path / "a", lp(0.001, 0.5, 3, 0.4), 40.0, 88.5, 50)
+    row = summary(collect([tmp_path])).iloc[0]
+    assert (row["method"], row["lam"], row["ratio"], row["seed"]) == ("lp", 0.001, 0.4, 3)
+    assert (row["pruned_top1"], row["tuned_top1"], row["dense_top1"]) == (40.0, 88.5, 90.0)
+    assert (row["params_share"], row["macs_share"]) == (0.25, 0.125)
+    assert (row["below/1e-02"], row["below/1e-06"]) == (0.75, 0.5)
+
+
+def test_methods_are_told_apart_by_what_differs(tmp_path):
+    sparse_run(tmp_path / "a", lp(0.001, 0.5, 0, 0.4), 40.0, 88.5, 50)
+    sparse_run(tmp_path / "b", lp(0.001, 0.75, 0, 0.4), 41.0, 88.0, 50)
+    sparse_run(tmp_path / "c", lp(0.002, 0.75, 0, 0.4), 41.0, 88.0, 50)
+    tl1 = lp(0.001, 1.0, 0, 0.4, name="tl1")
+    sparse_run(tmp_path / "d", tl1, 41.0, 88.0, 50)
+    sparse_run(tmp_path / "e", tl1 | {"solver": {"_target_": "x.Proximal"}}, 41.0, 88.0, 50)
+    methods = summary(collect([tmp_path])).set_index("run")["method"].to_dict()
+    assert methods == {
+        **{"a": "lp p=0.5", "b": "lp p=0.75", "c": "lp p=0.75"},
+        **{"d": "tl1 Subgradient", "e": "tl1 Proximal"},
+    }
+
+
+def test_where_mcp_turns_flat_is_its_trait_whatever_the_strength(tmp_path):
+    for run, lam, gamma in (("a", 0.001, 1000.0), ("b", 0.002, 500.0), ("c", 0.001, 500.0)):
+        penalty = {"_target_": "prunekit.penalties.MCP", "lam": lam, "gamma": gamma}
+        settings = {"regularizer": {"name": "mcp", "lam": lam, "penalty": penalty}}
+        report(tmp_path / run, "sparsify", NARROW, **settings, solver={"_target_": "x.Proximal"})
+    table = summary(collect([tmp_path]))
+    assert list(table["method"]) == ["mcp flat=1", "mcp flat=1", "mcp flat=0.5"]
+
+
+def test_a_setting_is_the_same_for_runs_that_differ_in_the_seed_only(tmp_path):
+    sparse_run(tmp_path / "a", lp(0.001, 0.5, 0, 0.4), 40.0, 88.5, 50)
+    sparse_run(tmp_path / "b", lp(0.001, 0.5, 1, 0.4), 41.0, 88.0, 51)
+    sparse_run(tmp_path / "c", lp(0.001, 0.5, 0, 0.6), 30.0, 87.0, 30)
+    a, b, c = summary(collect([tmp_path]))["setting"]
+    assert a == b != c
+
+
+def test_sizes_of_the_dense_network_are_known_from_sparsifying(tmp_path):
+    sparse_run(tmp_path / "a", lp(0.001, 0.5, 0, 0.4), 40.0, 88.5, 50)
+    frame = collect([tmp_path])
+    row = summary(frame[frame["stage"] != "pretrain"]).iloc[0]
+    assert row["params_share"] == 0.25 and math.isnan(row["dense_top1"] or math.nan)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["--plot", "curve.jpg"], r"curve\.jpg must end in \.png, \.pdf or \.svg"),
+        (["--plot", "none/curve.png"], "there is no folder none; create it"),
+        (["--out", "table.txt"], r"must end in \.csv or \.md"),
+    ],
+)
+def test_report_refuses_places_before_it_reads_anything(line, message, outputs, capsys):
+    with pytest.raises(ArtifactError, match=message):
+        main([str(outputs), *line])
+    assert capsys.readouterr().out == ""
+
+
 def test_written_tables_come_back(outputs, capsys):
     table = summary(collect([outputs]))
     write_table(table, outputs / "table.csv")
