@@ -41,7 +41,7 @@ WANTED = {
 # what the test below sees at work; a root key that is not here fails
 ROOT_KEYS = {
     *("seed", "stage", "pipeline", "source", "weights", "keep_zeros", "overwrite", "root", "name"),
-    *("absorb", "over_norms"),
+    *("absorb", "over_norms", "channel_selection", "diagnose", "statistics"),
     *("defaults", "hydra"),
 }
 
@@ -80,9 +80,10 @@ def told(config: DictConfig) -> DictConfig:
 def built(config: DictConfig, group: str, device: str = "meta") -> Any:
     """What the stages make of one group, in a form that compares; networks on `device`."""
     parts = {group, "solver"} if group == "regularizer" else {group}
-    settings = {key: OmegaConf.to_container(config[key], resolve=True) for key in parts}
+    settings = {key: resolve(config[key]) for key in parts}
     if group == "regularizer":
-        return seen(regularizer_of(settings)), config.name, config.absorb
+        root = (config.name, config.absorb, config.channel_selection, config.pipeline)
+        return seen(regularizer_of(settings)), *root
     if group == "schedule":
         keys = {key for stage in STAGES.values() for key in stage.reads if group in key}
         return [seen(build(settings[group][key.split(".")[1]], key)) for key in sorted(keys)]
@@ -261,7 +262,8 @@ def _dead_in_experiment(file: Path, place: Path, raw: dict[str, Any]) -> list[st
         whys = [verdict(config, path, value, group) for config in variants]
         if all(whys) or not all(arrives(config, path, value) for config in variants):
             found.append(f"{'.'.join(map(str, path))}: {whys[0]}")
-    for entry in raw.get("defaults", ()):
+    overrides = (entry for entry in raw.get("defaults", ()) if not isinstance(entry, str))
+    for entry in overrides:  # what is no override is another experiment, or the file itself
         (key, option), *_ = entry.items()
         group = key.removeprefix("override /")
         plain = composed("run", f"experiment={file.stem}", place=place)
