@@ -11,6 +11,7 @@ from prunekit.errors import ArtifactError
 from prunekit.torchfile import read_torch, write_torch
 
 _KEYS = {"done", "history", "model", "optimizer", "solver"}
+_NEWER = {"scaler"}  # absent in older files, which were made without one
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -24,9 +25,9 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
     """What `save_checkpoint` wrote, tensors on `device`; runs no code from the file."""
     state = read_torch(path, device, mend="delete it to start over")
-    if not isinstance(state, dict) or set(state) != _KEYS:
+    if not isinstance(state, dict) or set(state) - _NEWER != _KEYS:
         raise _foreign(path, "it is no training checkpoint")
-    return state
+    return {"scaler": {}, **state}
 
 
 def mismatched(path: Path, error: object) -> ArtifactError:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,12 @@ from prunekit.errors import TrainingError
 from prunekit.solvers.base import Solver
 from prunekit.training.checkpoint import load_checkpoint, mismatched, save_checkpoint
 from prunekit.training.evaluate import evaluate, placed
-from prunekit.training.schedule import Schedule
+from prunekit.training.schedule import HALVES, Schedule
 from prunekit.training.seed import mix, seed_everything
 
 Row = dict[str, float]  # one line of metrics.csv
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+Batch = tuple[Tensor, Tensor]
 
 
 def fit(
@@ -82,6 +84,13 @@ class CrossEntropy:
         return F.cross_entropy(logits, y, label_smoothing=self.smoothing), logits
 
 
+def _together(stream: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
+    """Lists of `count` batches each, the last one of what is left."""
+    rest = iter(stream)
+    while taken := list(islice(rest, count)):
+        yield taken
+
+
 @dataclass
 class _Run:
     model: nn.Module
@@ -96,54 +105,74 @@ class _Run:
     def __post_init__(self) -> None:
         self.rates = [group["lr"] for group in self.optimizer.param_groups]
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.half = HALVES.get(self.schedule.precision)
+        self.kind = torch.device(self.device).type
+        # gradients of float16 would vanish below 6e-8; disabled, it passes everything on
+        self.scaler = torch.amp.GradScaler(self.kind, enabled=self.half is torch.float16)
 
     def train(self, batches: Batches, epoch: int, seed: int) -> Row:
         """One epoch."""
         self.model.train()
         for module in self.frozen:
             module.eval()
-        steps = batches.steps(self.schedule.batch)
+        count = batches.steps(self.schedule.batch)
+        steps = -(-count // self.schedule.accumulate)
         losses, seen = torch.zeros(steps, device=self.device), 0
         hits = torch.zeros((), dtype=torch.long, device=self.device)
         shown = f"{self.label} {epoch + 1}/{self.schedule.epochs}"
-        stream = track(batches.epoch(self.schedule.batch, seed), shown, steps)
-        for step, (x, y) in enumerate(stream):
-            x, y = placed(x, self.device), y.to(self.device, non_blocking=True)
+        stream = track(batches.epoch(self.schedule.batch, seed), shown, count)
+        for step, taken in enumerate(_together(stream, self.schedule.accumulate)):
             self.set_rates(epoch + step / steps)
-            loss, logits = self.step(x, y)
-            losses[step] = loss
-            hits += (logits.argmax(dim=1) == y).sum()
-            seen += len(y)
+            losses[step], right = self.step(taken)
+            hits += right
+            seen += sum(len(y) for _, y in taken)
             # on a GPU a look at the loss would wait for it, so there it is the epoch's end
-            if loss.device.type == "cpu" and not math.isfinite(loss):
-                self._diverged(epoch, f"step {step + 1}", float(loss))
+            if self.kind == "cpu" and not math.isfinite(losses[step]):
+                self._diverged(epoch, f"step {step + 1}", float(losses[step]))
         for step, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
                 self._diverged(epoch, f"step {step + 1}", loss)
-        top1 = 100 * int(hits) / seen
         lr = self.optimizer.param_groups[0]["lr"]
         return {
             "epoch": epoch + 1,
             "lr": lr,
             "train_loss": float(losses.mean()),
-            "train_top1": top1,
+            "train_top1": 100 * int(hits) / seen,
         }
 
-    def step(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """One step; the loss and the logits before it, detached."""
-        half = self.schedule.precision == "bfloat16"
+    def step(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer; the loss before it, and how many examples were right.
+
+        The penalty joins once, after the gradient is whole, in its true scale, and clipped.
+        """
         self.model.zero_grad()  # also what the optimizer does not train
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=half):
-            loss, logits = self.loss(self.model, x, y)
-        loss.backward()
+        examples = sum(len(y) for _, y in batches)
+        parts = [self._backward(x, y, len(y) / examples) for x, y in batches]
+        self.scaler.unscale_(self.optimizer)
         if self.schedule.clip is not None:
             nn.utils.clip_grad_norm_(self.trained, self.schedule.clip)
         if self.solver:
             self.solver.before_step(self.optimizer)
-        self.optimizer.step()
-        if self.solver:
+        if self._take() and self.solver:
             self.solver.after_step(self.optimizer)
-        return loss.detach(), logits.detach()
+        losses, hits = zip(*parts, strict=True)
+        return torch.stack(losses).sum(), torch.stack(hits).sum()
+
+    def _backward(self, x: Tensor, y: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Add a batch's gradient, weighted; the weighted loss, and how many were right."""
+        x, y = placed(x, self.device), y.to(self.device, non_blocking=True)
+        with torch.autocast(self.kind, self.half, enabled=self.half is not None):
+            loss, logits = self.loss(self.model, x, y)
+        loss = loss * share
+        self.scaler.scale(loss).backward()
+        return loss.detach(), (logits.detach().argmax(dim=1) == y).sum()
+
+    def _take(self) -> bool:
+        """The optimizer's step; False if the scaled gradient overflowed, which leaves it out."""
+        before = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return self.scaler.get_scale() >= before
 
     def set_rates(self, epoch: float) -> None:
         """Give every parameter group its rate after `epoch` epochs."""
@@ -176,6 +205,7 @@ class _Run:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.solver:
                 self.solver.load_state_dict(state["solver"])
+            self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
             raise mismatched(checkpoint, error) from error
         return state["history"], state["done"]
@@ -187,6 +217,7 @@ class _Run:
         state = {"history": history, "done": done, "model": self.model.state_dict()}
         state["optimizer"] = self.optimizer.state_dict()
         state["solver"] = self.solver.state_dict() if self.solver else {}
+        state["scaler"] = self.scaler.state_dict()
         save_checkpoint(checkpoint, state)
 
     def _diverged(self, epoch: int, place: str, loss: float) -> None:

@@ -14,6 +14,8 @@ from torch.optim import LBFGS, Optimizer
 from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
 
+HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # precisions of autocast
+
 
 class Decay(Protocol):
     """A learning-rate plan; it remembers nothing, so a resumed run follows it exactly."""
@@ -79,7 +81,9 @@ class Schedule:
 
     `optimizer` takes parameters and returns a PyTorch optimizer: `functools.partial(SGD, lr=0.1)`,
     in settings a `_target_` with `_partial_: true`. `clip` bounds the norm of the loss gradient.
-    `precision` is float32 or bfloat16 (autocast). Bad values raise ConfigError here.
+    `precision` is float32, or bfloat16 or float16 (autocast; float16 with a loss scale that leaves
+    gradient and penalty as they are). A step takes `accumulate` batches, whose gradient is that of
+    one batch of all their examples; batch norm sees each on its own. Bad values raise ConfigError.
     """
 
     epochs: int
@@ -89,12 +93,14 @@ class Schedule:
     clip: float | None = None
     label_smoothing: float = 0.0
     precision: str = "float32"
+    accumulate: int = 1
 
     def __post_init__(self) -> None:
         integer("epochs", self.epochs, at_least=0)
         integer("batch", self.batch, at_least=1)
         number("label_smoothing", self.label_smoothing, at_least=0, below=1)
-        choice("precision", self.precision, ("float32", "bfloat16"))
+        choice("precision", self.precision, ("float32", *HALVES))
+        integer("accumulate", self.accumulate, at_least=1)
         if self.clip is not None:
             number("clip", self.clip, above=0)
         if not callable(getattr(self.decay, "factor", None)):

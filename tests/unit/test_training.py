@@ -10,7 +10,9 @@ from torch.optim import LBFGS, SGD, Adam
 
 from prunekit.data import Data, Normalize, Synthetic, TensorBatches
 from prunekit.errors import ArtifactError, ConfigError, DataError, TrainingError
-from prunekit.solvers.base import Solver
+from prunekit.penalties import L1
+from prunekit.rows import Rows, Slice
+from prunekit.solvers import AULM, PALM, Proximal, Solver, Subgradient
 from prunekit.training import (
     Constant,
     Cosine,
@@ -107,6 +109,180 @@ def test_clip_bounds_the_gradient_before_the_solver_sees_it():
     fit(model, one_example(), Schedule(1, 1, partial(SGD, lr=1.0), clip=0.1), solver=solver)
     assert [name for name, _ in solver.calls] == ["before", "after"]
     assert solver.calls[0][1] == pytest.approx(0.1, rel=1e-4)
+
+
+def examples(count):
+    """Training data of `count` images that are not augmented."""
+    draw = torch.Generator().manual_seed(7)
+    x = torch.randn(count, 1, 8, 8, generator=draw)
+    y = torch.randint(0, 3, (count,), generator=draw)
+    plain = Normalize((0.0,), (1.0,))
+    batches = TensorBatches(x, y, plain)
+    return Data(batches, TensorBatches(x[:0], y[:0], plain), batches, 3, (1, 8, 8))
+
+
+def penalised(solver, model, lam=0.05):
+    """The solver, bound to the scales of the model's batch norm."""
+    scales = Rows("norm", (Slice(model[1].weight),), torch.arange(1, 5))
+    solver.bind(L1(lam), [scales])
+    return solver
+
+
+def fixed():
+    """The small network in float64 without dropout, whose batch norm ignores the batch."""
+    model = network().double()
+    model[1].weight.data = torch.tensor([0.5, -0.02, 1.0, 0.01], dtype=torch.float64)
+    model[4].p = 0.0
+    return model
+
+
+def one_epoch(solver, batch, count, **options):
+    """The network after an epoch under a solver that is bound to its scales."""
+    model, data = fixed(), examples(count)
+    data.train.images, data.test.images = data.train.images.double(), data.test.images.double()
+    schedule = Schedule(1, batch, partial(SGD, lr=0.1, momentum=0.9), **options)
+    bound = penalised(solver, model)
+    rows = fit(model, data, schedule, solver=bound, frozen=[model[1]], seed=1)
+    return model, bound, rows
+
+
+SPARSE = [Subgradient, partial(Proximal, every=1), partial(AULM, inner=1), partial(PALM, beta=3.0)]
+
+
+@pytest.mark.parametrize("make", SPARSE)
+@pytest.mark.parametrize(("count", "batch"), [(16, 4), (14, 4), (3, 1)])
+def test_accumulated_batches_are_one_large_one(make, count, batch):
+    """Four batches a step, the last of them smaller or missing; the penalty joins once."""
+    whole, solver, rows = one_epoch(make(), 16, count)
+    split, other, found = one_epoch(make(), batch, count, accumulate=4)
+    for a, b in zip(whole.state_dict().values(), split.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-12)
+    assert torch.allclose(solver.solution()[0], other.solution()[0], atol=1e-12)
+    assert found[0]["train_loss"] == pytest.approx(rows[0]["train_loss"])
+    assert found[0]["train_top1"] == pytest.approx(rows[0]["train_top1"])
+    assert not same(whole, fixed())
+
+
+def test_what_is_left_of_an_epoch_is_a_step_too(monkeypatch):
+    totals = []
+
+    def noted(items, label, total):
+        totals.append(total)
+        return items
+
+    monkeypatch.setattr("prunekit.training.loop.track", noted)
+    solver, model = Recorder(), network()
+    decay = Steps([0.5], 0.1)
+    plans = Schedule(1, 4, partial(SGD, lr=0.1), accumulate=2, decay=decay)
+    rows = fit(model, examples(22), plans, solver=solver)
+    rates = [rate for name, rate in solver.calls if name == "after"]
+    assert rates == pytest.approx([0.1, 0.1, 0.01])  # 2 + 2 + 2 batches
+    assert [name for name, _ in solver.calls] == ["before", "after"] * 3
+    assert totals == [6]
+    assert int(model[1].num_batches_tracked) == 6
+    assert rows[0]["lr"] == pytest.approx(0.01)
+
+
+def test_the_loss_scale_of_float16_is_gone_before_clip_and_penalty():
+    """Gradients of one step that float16 holds exactly: (-1, 1) / 4, clipped to norm 1 / 8."""
+    for precision in ("float32", "float16"):
+        model = flat_linear()
+        nn.init.constant_(model[1].weight, 0.25)
+        solver = Subgradient()
+        solver.bind(L1(3.0), [Rows("fc", (Slice(model[1].weight),), torch.arange(1, 3))])
+        schedule = Schedule(1, 1, partial(SGD, lr=0.125), clip=0.125, precision=precision)
+        fit(model, one_example(0.5), schedule, solver=solver)
+        part = 0.125 / 2**0.5
+        expected = [0.25 - 0.125 * (-part + 3.0), 0.25 - 0.125 * (part + 3.0)]
+        assert model[1].weight.flatten().tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def gentle(model, x, y):
+    """A loss whose gradient float16 holds under the first loss scale, 65536."""
+    logits = model(x)
+    return nn.functional.cross_entropy(logits, y) / 64, logits
+
+
+@pytest.mark.parametrize(("batch", "accumulate"), [(16, 1), (4, 4)])
+def test_a_step_in_float16_is_one_in_float32_up_to_rounding(batch, accumulate):
+    moved = {}
+    for precision in ("float32", "float16"):
+        model = network()
+        model[4].p = 0.0
+        solver, frozen = penalised(Subgradient(), model, lam=0.01), [model[1]]
+        options = {"precision": precision, "accumulate": accumulate}
+        schedule = Schedule(1, batch, partial(SGD, lr=1.0), **options)
+        fit(model, examples(16), schedule, solver=solver, loss=gentle, frozen=frozen)
+        start = network().state_dict()
+        moved[precision] = {key: value - start[key] for key, value in model.state_dict().items()}
+    for key, change in moved["float32"].items():
+        assert torch.allclose(moved["float16"][key], change, rtol=0.02, atol=1e-4), key
+    assert float(moved["float32"]["1.weight"].max()) < -0.005
+
+
+def steep(model, x, y):
+    """A loss whose gradient overflows float16 until its scale came down a good deal."""
+    logits = model(x)
+    return nn.functional.cross_entropy(logits, y) * 300, logits
+
+
+def test_a_step_that_the_loss_scale_leaves_out_is_none_for_the_solver():
+    class Witness(Recorder):
+        def before_step(self, optimizer):
+            self.before = model[5].weight.detach().clone()
+            self.tried = getattr(self, "tried", 0) + 1
+
+        def after_step(self, optimizer):
+            super().after_step(optimizer)
+            assert not torch.equal(model[5].weight, self.before)
+
+    model, solver = network(), Witness()
+    schedule = plan(4, partial(SGD, lr=1e-4), precision="float16")
+    rows = fit(model, TOY.load(), schedule, solver=solver, loss=steep)
+    assert solver.tried == 12 and 0 < solver.count < 12
+    assert rows[-1]["count"] == solver.count
+    aulm = penalised(AULM(inner=1000, rho=20.0), model := network())
+    fit(model, TOY.load(), schedule, solver=aulm, loss=steep)
+    assert aulm.steps == solver.count
+
+
+def test_the_loss_scale_resumes_with_the_run(tmp_path):
+    """Without its state the resumed run would overflow again and leave steps out."""
+
+    def run(model, path, loss):
+        schedule = plan(4, partial(SGD, lr=1e-4, momentum=0.9), precision="float16")
+        solver = penalised(PALM(beta=3.0), model)
+        return fit(model, TOY.load(), schedule, solver=solver, checkpoint=path, loss=loss), solver
+
+    def killed(model, x, y):
+        killed.calls += 1
+        if killed.calls == 9:
+            raise Killed
+        return steep(model, x, y)
+
+    killed.calls = 0
+    whole, again = network(), network()
+    expected, solver = run(whole, tmp_path / "whole.pt", steep)
+    with pytest.raises(Killed):
+        run(network(), tmp_path / "last.pt", killed)
+    found, other = run(again, tmp_path / "last.pt", steep)
+    assert found == expected and same(whole, again)
+    assert torch.equal(solver.solution()[0], other.solution()[0])
+    left_out = torch.load(tmp_path / "last.pt", weights_only=True)["scaler"]
+    assert left_out["scale"] < 65536
+
+
+def test_a_checkpoint_from_before_loss_scales_continues(tmp_path):
+    path, whole, again = tmp_path / "last.pt", network(), network()
+    fit(whole, TOY.load(), plan(2))
+    fit(network(), TOY.load(), plan(1), checkpoint=path)
+    held = torch.load(path, weights_only=True)
+    del held["scaler"]
+    torch.save(held, path)
+    fit(again, TOY.load(), plan(2), checkpoint=path)
+    assert same(whole, again)
+    with pytest.raises(ArtifactError, match="belongs to another training run"):
+        fit(network(), TOY.load(), plan(2, precision="float16"), checkpoint=path)
 
 
 def test_label_smoothing_reaches_the_loss():
@@ -368,7 +544,11 @@ def test_decays_by_hand(decay, expected):
         (lambda: Schedule(1, 0, partial(SGD, lr=1)), "batch=0 must be at least 1"),
         (lambda: plan(clip=0), "clip=0 must be above 0"),
         (lambda: plan(label_smoothing=1), "label_smoothing=1 must be below 1"),
-        (lambda: plan(precision="half"), "precision='half' is unknown; accepted: float32, bfloat"),
+        (lambda: plan(accumulate=0), "accumulate=0 must be at least 1"),
+        (
+            lambda: plan(precision="half"),
+            "precision='half' is unknown; accepted: float32, bfloat16, float16",
+        ),
         (lambda: plan(decay="cosine"), "decay='cosine' is no plan; use Constant, Steps or Cosine"),
         (lambda: plan(1, partial(SGD, lr=-1)), "optimizer refuses its settings: .*learning rate"),
         (lambda: plan(1, partial(SGD, lr="a")), "optimizer refuses its settings"),
