@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
+from prunekit.graph import ChannelSelection
+
 
 class Block(nn.Module):
     """A convolution to the new width and a norm, then what the block is about."""
@@ -179,10 +181,24 @@ class Literal(Block):
         return torch.cat([two, one], 1)
 
 
+class PreActivated(nn.Module):
+    """A norm whose channels the shortcut reads too, behind a channel selection."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.select = ChannelSelection(inputs)
+        self.bn = nn.BatchNorm2d(inputs)
+        self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.relu(self.bn(self.select(x)))) + self.shortcut(x)
+
+
 MORE: dict[str, type[nn.Module]] = {
     block.__name__: block
     for block in (
         *(Turned, Repeated, Scaled, Functional, Normed, ShuffleUnit, Bottlenecks, PixelShuffled),
-        *(GroupedUp, Tokens, Gates, Literal),
+        *(GroupedUp, Tokens, Gates, Literal, PreActivated),
     )
 }

@@ -8,11 +8,12 @@ from patterns.base import Pattern, randomise
 from patterns.blocks import BLOCKS
 from patterns.layers import LAYERS
 from patterns.moves import MOVES
+from patterns.selected import SELECTED
 from patterns.values import VALUES
 
 __all__ = ["PATTERNS", "Pattern", "network", "randomise"]
 
-PATTERNS: dict[str, Pattern] = {**LAYERS, **MOVES, **VALUES, **BLOCKS}
+PATTERNS: dict[str, Pattern] = {**LAYERS, **MOVES, **VALUES, **BLOCKS, **SELECTED}
 
 
 def network(name: str, seed: int = 0) -> nn.Module:
