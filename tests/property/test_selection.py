@@ -27,6 +27,7 @@ from prunekit.selection import (
     PerLayer,
     Pool,
     Ranking,
+    Slimming,
     Widths,
     Zeros,
     protected,
@@ -237,8 +238,13 @@ def random_scores(graph, seed):
         lambda keep: Budgets(macs=keep, params=keep),
         lambda keep: PerLayer(keep, round_to=4),
         lambda keep: MacsTarget(keep, scope="local", round_to=2),
+        lambda keep: Slimming(1 - keep, on_empty="keep_best"),
+        lambda keep: Slimming(1 - keep, rule="published", on_empty="keep_best", round_to=4),
     ],
-    ids=["zeros", "per_layer", "global", "normalised", "macs", "budgets", "rounded", "local"],
+    ids=[
+        *("zeros", "per_layer", "global", "normalised", "macs", "budgets", "rounded", "local"),
+        *("slimming", "published"),
+    ],
 )
 @settings(max_examples=15, deadline=None)
 @given(chosen=networks.settings(), seed=st.integers(0, 99), keep=st.floats(0.05, 0.7))
