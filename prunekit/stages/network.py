@@ -17,7 +17,7 @@ from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.parts import load_source
-from prunekit.surgery import SavedModel, load_weights
+from prunekit.surgery import SavedModel, Selections, load_weights
 from prunekit.surgery.weights import fit
 
 _NAMED = {
@@ -72,8 +72,6 @@ def with_selections(saved: SavedModel, data: Data) -> SavedModel:
 
     ConfigError where there is no such norm; one that has its selection already keeps it.
     """
-    from prunekit.surgery import Selections
-
     edit = Selections.of(saved.model, data.example.to(next(saved.model.parameters()).device))
     if not edit.norms and not any(isinstance(done, Selections) for done in saved.edits):
         raise ConfigError(

@@ -101,3 +101,74 @@ def test_sparse_training_from_scratch(run, tmp_path):
         torch.equal(one, two)
         for one, two in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
+
+
+DENSE = """
+name: small
+_target_: prunekit.models.{network}
+classes: 10
+scale: 0.5
+"""
+NETWORKS = {"DenseNet": "layers: 2", "PreResNet": "blocks: 1"}
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Small networks of the published kinds, as a folder of settings."""
+
+    def settings(network: str) -> tuple[str, ...]:
+        folder = tmp_path / "cfg/model"
+        folder.mkdir(parents=True, exist_ok=True)
+        text = DENSE.format(network=network) + NETWORKS[network] + "\n"
+        (folder / "small.yaml").write_text(text)
+        return ("--config-dir", str(tmp_path / "cfg"), *TINY, "model=small", "absorb=false")
+
+    return settings
+
+
+class TestChannelSelection:
+    """One setting puts it in; the scales of every norm are then pruned on their own."""
+
+    @pytest.mark.parametrize("network", NETWORKS)
+    def test_all_stages(self, run, small, tmp_path, network):
+        stages = "pipeline=[sparsify,prune,finetune,measure]"
+        chosen = (stages, "channel_selection=true", "selection=slimming", "selection.ratio=0.4")
+        run("run", *small(network), *chosen, "selection.on_empty=keep_best")
+        place = tmp_path / "outputs/a"
+        pruned = load_model(place / "prune/model.pt")
+        values = report(place / "prune")["metrics"]
+        scales = _scales(place / "sparsify")
+        assert _scales(place / "prune") == scales - int(0.4 * scales)
+        assert values["surgery_error"] < 1e-4
+        assert [edit.kind for edit in pruned.edits] == ["select", "narrow"]
+
+    def test_prune_by_itself_puts_it_in_too(self, run, small, tmp_path):
+        settings = small("PreResNet")
+        run("run", *settings, "pipeline=[pretrain,sparsify]")
+        run("prune", *settings, "channel_selection=true", "selection=slimming")
+        kinds = [e.kind for e in load_model(tmp_path / "outputs/a/prune/model.pt").edits]
+        assert kinds == ["select", "narrow"]
+
+    def test_exact_zeros_need_no_threshold(self, run, small, tmp_path):
+        """Scores of the splitting, learned behind selections, fit the network that is pruned."""
+        split = ("solver=palm", "regularizer.lam=30", "criterion=stored", "selection=zeros")
+        both = ("channel_selection=true", "pipeline=[sparsify,prune]")
+        plain = [s for s in small("PreResNet") if not s.startswith(("solver", "criterion"))]
+        run("run", *plain, *both, *split)
+        place = tmp_path / "outputs/a"
+        scored = sum(report(place / "sparsify")["metrics"][key] for key in _alive(place))
+        assert 0 < scored <= _scales(place / "prune") < _scales(place / "sparsify")
+
+    def test_refused_where_nothing_is_read_past_a_norm(self, cli):
+        found = cli("prune", *RESNET, "channel_selection=true")
+        assert found.code == 1
+        assert "no channels of a batch norm are read past it" in found.err
+
+
+def _alive(place: Path) -> list[str]:
+    return [key for key in report(place / "sparsify")["metrics"] if key.startswith("alive/")]
+
+
+def _scales(stage: Path) -> int:
+    model = load_model(stage / "model.pt").model
+    return sum(m.num_features for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
