@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
@@ -24,7 +25,9 @@ class Attached:
     """A penalty on a network, to be called around the optimizer's step; made by `attach`.
 
     The order in a loop: backward, unscale and clip if you do, `before_step`, `optimizer.step`,
-    `after_step`; once after the last epoch `finish`.
+    `after_step`; once after the last epoch `finish`. With accumulated gradients the hooks go around
+    the optimizer's step, not every backward; a step that a GradScaler leaves out has no
+    `after_step`. In several processes each calls the hooks, with the same result.
     """
 
     def __init__(self, graph: ChannelGraph, solver: Solver, blocks: list[Rows]) -> None:
@@ -69,9 +72,11 @@ def attach(
 ) -> Attached:
     """Put a penalty on a network, which should be on its device already.
 
-    `example` is a batch the network accepts. ConfigError when penalty, solver and target do not
-    fit, TraceError when the network cannot be traced.
+    `example` is a batch the network accepts. A network inside DistributedDataParallel, which makes
+    all processes start alike, is taken out of it. ConfigError when penalty, solver and target do
+    not fit, TraceError when the network cannot be traced.
     """
+    model = _bare(model)
     for name, value, kind in (("penalty", penalty, Penalty), ("solver", solver, Solver)):
         if not isinstance(value, kind):
             raise ConfigError(f"{name}={value!r} is not an instance of prunekit's {kind.__name__}")
@@ -94,8 +99,15 @@ def shrink(
     The model keeps its parameters; an optimizer for the copy must be made anew. Nothing is checked
     or absorbed, so that what the solver zeroed goes exactly; `prunekit.prune` does both.
     """
+    model = _bare(model)
     chosen = (selection or Zeros()).choose(scores, graph, CostModel(model, graph))
     narrow = duplicate(model)
     drop = graph.drop({name: ~mask for name, mask in chosen.items()})
     Narrow.of(graph, drop).apply(narrow)
     return narrow
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The network itself, where it is wrapped for several devices or processes."""
+    wrapped = isinstance(model, DataParallel | DistributedDataParallel)
+    return model.module if wrapped else model

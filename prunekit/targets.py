@@ -100,15 +100,26 @@ class Inputs(Target):
 
 @dataclass(frozen=True, kw_only=True)
 class Scales(Target):
-    """The scale of every batch norm channel, as in network slimming; shifts are never penalised."""
+    """The scale of every batch norm channel, as in network slimming; shifts are never penalised.
+
+    That is batch norm of any dimension, behind linear layers and synchronised too, but no group or
+    layer norm: their channels share statistics, so that one scale says little about one channel.
+    ConfigError where there is no batch norm with scales.
+    """
 
     def blocks(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
         """One block per batch norm layer, with rows of width one."""
-        return [
+        found = [
             Rows(name, (Slice(module.weight),), graph.outs[name])
             for name, module in model.named_modules()
             if isinstance(module, _BatchNorm) and module.affine and name in graph.outs
         ]
+        if not found:
+            raise ConfigError(
+                f"target=scales: {type(model).__name__} has no batch norm with scales; use "
+                "target=filters (regularizer=l21), which needs none"
+            )
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

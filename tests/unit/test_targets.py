@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
+from prunekit.graph import ChannelGraph
 from prunekit.targets import Coupled, Entries, Filters, Inputs, Scales, Target, target_named
 
 
@@ -117,6 +118,47 @@ def test_scales_are_rows_of_width_one():
     assert list(blocks) == ["norm"]
     assert blocks["norm"].read().tolist() == [[1.0], [1.0]]
     assert blocks["norm"].units.tolist() == [1, 2]
+
+
+class Norms(nn.Module):
+    """Every kind of norm there is; only batch norm is meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.sync = nn.SyncBatchNorm(4)
+        self.plain = nn.BatchNorm2d(4, affine=False)
+        self.grouped = nn.GroupNorm(2, 4)
+        self.instance = nn.InstanceNorm2d(4, affine=True)
+        self.fc = nn.Linear(4, 5)
+        self.flat = nn.BatchNorm1d(5)
+        self.classifier = nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.instance(self.grouped(self.plain(self.sync(self.conv(x)))))
+        return self.classifier(torch.relu(self.flat(self.fc(x.mean((2, 3))))))
+
+
+def test_scales_are_those_of_batch_norm_of_every_dimension():
+    net = Norms()
+    graph = ChannelGraph.trace(net, torch.zeros(2, 3, 8, 8))
+    blocks = {block.name: block for block in Scales().rows(net, graph)}
+    assert list(blocks) == ["sync", "flat"]
+    groups = {group.name: group.units for group in graph.groups}
+    assert torch.equal(blocks["flat"].units, groups["fc"])
+
+
+def test_a_network_without_batch_norm_is_told_what_to_use():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(4, 4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+    graph = ChannelGraph.trace(net, torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ConfigError) as caught:
+        Scales().rows(net, graph)
+    assert str(caught.value) == (
+        "target=scales: Sequential has no batch norm with scales; use target=filters "
+        "(regularizer=l21), which needs none"
+    )
+    with pytest.raises(ConfigError, match="has no batch norm with scales"):
+        Scales(layers={"norm*": 1.0}).rows(net, graph)
 
 
 def test_coupled_layers_are_one_long_row_per_channel():
