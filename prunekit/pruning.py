@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit import criteria
-from prunekit.checks import choice, number
+from prunekit.checks import choice, instance, number
 from prunekit.criteria import Criterion, Scores
 from prunekit.data import Data, given_data
 from prunekit.errors import ConfigError, one_of
@@ -150,6 +151,7 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
+    selection: Selection | None = None,
     criterion: str | Criterion = "l1_norm",
     scope: str = "local",
     round_to: int = 1,
@@ -169,6 +171,8 @@ def prune(
     their group unless the criterion's compare as they are). `layers` are other shares for patterns
     of names, `ignore` patterns of layers that keep all. Widths are multiples of `round_to`.
     A budget out of reach is refused with the range there is; `on_miss="nearest"` takes the nearest.
+    Any other rule is a `selection` in place of the share, such as `Slimming(0.7)`, with settings of
+    its own for these.
     `criterion` is a name or an object; some need `data`, a prunekit Data or batches of (inputs,
     labels). `example` is an input, or a tuple of them. The cut is checked against the silenced
     network unless `check` is off. What removed channels emit is absorbed by the next layer; "auto"
@@ -182,7 +186,11 @@ def prune(
     judge = criterion_named(criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
     common = {"round_to": round_to, "ignore": ignore}
-    selection = _selection(shares, scope, layers, common, judge.comparable, on_miss)
+    if selection is None:
+        selection = _selection(shares, scope, layers, common, judge.comparable, on_miss)
+    else:
+        rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
+        _check_alone(selection, shares | rules)
     known = _data(data, judge)
     choice("over_norms", over_norms, (True, False))
     graph = ChannelGraph.trace(model, example, over_norms=over_norms)
@@ -230,6 +238,18 @@ def absorbs(wish: bool | str, scores: Scores, keep: Mapping[str, Tensor]) -> boo
     return any(bool(score[~keep[name].to(score.device)].any()) for name, score in scores.items())
 
 
+def _check_alone(selection: Selection, settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where something is given that a selection would not heed."""
+    instance("selection", selection, Selection)
+    usual = {name: setting.default for name, setting in signature(prune).parameters.items()}
+    beside = [n for n, value in settings.items() if value != usual[n] and (value or usual[n])]
+    if beside:
+        raise ConfigError(
+            f"{', '.join(beside)} beside selection={type(selection).__name__}(...): a selection "
+            "says by itself what is kept; give that to it, or leave it out"
+        )
+
+
 def _selection(
     shares: Mapping[str, float | None],
     scope: str,
@@ -241,7 +261,9 @@ def _selection(
     asked = {name: share for name, share in shares.items() if share is not None}
     if len(asked) != 1:
         given = ", ".join(f"{name}={share}" for name, share in asked.items()) or "none of them"
-        raise ConfigError(f"give exactly one of keep, macs, params and latency, not {given}")
+        raise ConfigError(
+            f"give exactly one of keep, macs, params and latency, or a selection, not {given}"
+        )
     choice("scope", scope, ("local", "global"))
     ((name, share),) = asked.items()
     number(name, share, above=0, at_most=1)
@@ -270,7 +292,9 @@ def _chosen(
     try:
         return selection.choose(scores, graph, cost)
     except ConfigError as error:
-        name = next(name for name, share in shares.items() if share is not None)
+        name = next((name for name, share in shares.items() if share is not None), None)
+        if name is None:
+            raise
         told = str(error).replace("selection.keep", name)
         told = told.replace(", lower selection.min_keep", "").replace("selection.", "")
         raise ConfigError(told) from error

@@ -142,6 +142,8 @@ def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:
 
     A unit may be several channels there, one in every part of a grouped convolution for instance.
     """
+    if round_to == 1:
+        return 1
     outs = graph.outs.get(name, units)
     own = outs[torch.isin(outs, units)]
     channels = len(own) // max(len(own.unique()), 1)

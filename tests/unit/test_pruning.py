@@ -14,10 +14,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import prunekit
 from prunekit import models
-from prunekit.criteria import L2Norm, Taylor
+from prunekit.criteria import BatchNormScale, L2Norm, Taylor
 from prunekit.data import Synthetic
 from prunekit.errors import ConfigError, DataError, PrunekitError, SurgeryError, TraceError
 from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.selection import Slimming
 from prunekit.surgery import Narrow, load_model
 from prunekit.surgery.optimizer import sources
 
@@ -340,6 +342,16 @@ class TestSettings:
         found = self.prune(params=0.3, scope=scope, absorb=False)
         assert 0.2 < found.after.params / found.before.params <= 0.3
 
+    def test_a_selection_in_place_of_a_share(self):
+        net, rule = Net().double(), Slimming(0.3)
+        found = prunekit.prune(net, X, selection=rule, criterion="bn_scale")
+        scores = BatchNormScale().scores(net, found.graph, None)
+        masks = rule.choose(scores, found.graph, CostModel(net, found.graph))
+        assert all(torch.equal(mask, found.masks[name]) for name, mask in masks.items())
+        assert found.aims == rule.aims(masks, scores, found.graph, None)
+        with pytest.raises(ConfigError, match=r"^selection.ratio=0.99 would leave nothing of"):
+            prunekit.prune(net, X, selection=Slimming(0.99), criterion="bn_scale")
+
     def test_latency(self):
         found = self.prune(latency=1)
         assert found.after.macs <= found.before.macs and found.aims[0].name == "latency"
@@ -378,7 +390,12 @@ class TestSettings:
     @pytest.mark.parametrize(
         ("settings", "parts"),
         [
-            ({}, ["exactly one of keep, macs, params and latency", "none of them"]),
+            (
+                {"selection": Slimming(0.5), "keep": 0.5, "round_to": 8, "ignore": []},
+                ["keep, round_to beside selection=Slimming(...)", "give that to it"],
+            ),
+            ({"selection": "slimming"}, ["selection='slimming' is a str, not a Selection"]),
+            ({}, ["exactly one of keep, macs, params and latency, or a", "none of them"]),
             ({"keep": 0.5, "macs": 0.5}, ["exactly one", "keep=0.5, macs=0.5"]),
             ({"keep": 0}, ["keep=0", "above 0"]),
             ({"keep": 1.5}, ["keep=1.5", "at most 1"]),
