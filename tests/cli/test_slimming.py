@@ -151,7 +151,13 @@ class TestChannelSelection:
 
     def test_exact_zeros_need_no_threshold(self, run, small, tmp_path):
         """Scores of the splitting, learned behind selections, fit the network that is pruned."""
-        split = ("solver=palm", "regularizer.lam=30", "criterion=stored", "selection=zeros")
+        split = (
+            "solver=palm",
+            "solver.spread=0.5",
+            "regularizer.lam=90",
+            "criterion=stored",
+            "selection=zeros",
+        )
         both = ("channel_selection=true", "pipeline=[sparsify,prune]")
         plain = [s for s in small("PreResNet") if not s.startswith(("solver", "criterion"))]
         run("run", *plain, *both, *split)
