@@ -349,8 +349,9 @@ class TestSettings:
         masks = rule.choose(scores, found.graph, CostModel(net, found.graph))
         assert all(torch.equal(mask, found.masks[name]) for name, mask in masks.items())
         assert found.aims == rule.aims(masks, scores, found.graph, None)
-        with pytest.raises(ConfigError, match=r"^selection.ratio=0.99 would leave nothing of"):
-            prunekit.prune(net, X, selection=Slimming(0.99), criterion="bn_scale")
+        rule = Slimming(0.99, rule="published")
+        with pytest.raises(ConfigError, match=r"^selection.ratio=0.99 would leave nothing of stem"):
+            prunekit.prune(net, X, selection=rule, criterion="bn_scale")
 
     def test_latency(self):
         found = self.prune(latency=1)
