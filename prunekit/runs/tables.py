@@ -38,7 +38,8 @@ _COLUMNS = (
 # norms below which the training log counts rows as small
 SMALL = ("1e-02", "1e-03", "1e-04", "1e-05", "1e-06")
 # what the settings of stages say about a run
-_SAID = ("model", "dataset", "method", "lam", "ratio", "keep", "seed")
+_NUMBERS = ("lam", "ratio", "keep", "seed")
+_SAID = ("model", "dataset", "method", *_NUMBERS)
 # metric, heading: dense divided by the row
 _RATIOS = (
     ("params", "params ratio"),
@@ -63,14 +64,11 @@ _SHOWN = (
     ("keep", "keep", "{:g}"),
     ("seed", "seed", "{:.0f}"),
     ("last_stage", "last stage", "{}"),
-    ("dense_top1", "dense %", "{:.2f}"),
     ("pruned_top1", "pruned %", "{:.2f}"),
     ("top1", "top-1 %", "{:.2f}"),
     ("top1_change", "change", "{:+.2f}"),
     ("params", "parameters", "{:,.0f}"),
     ("macs", "MACs", "{:,.0f}"),
-    ("params_share", "params kept", "{:.1%}"),
-    ("macs_share", "MACs kept", "{:.1%}"),
     ("params_ratio", "params ratio", "{:.1f}x"),
     ("macs_ratio", "MACs ratio", "{:.1f}x"),
     ("speedup", "CPU speed-up", "{:.1f}x"),
@@ -78,6 +76,9 @@ _SHOWN = (
 )
 # further columns of a summary that are written, not printed
 _WRITTEN = (
+    ("dense_top1", "dense %", "{:.2f}"),
+    ("params_share", "params kept", "{:.1%}"),
+    ("macs_share", "MACs kept", "{:.1%}"),
     ("tuned_top1", "fine-tuned %", "{:.2f}"),
     ("gpu_speedup", "GPU speed-up", "{:.1f}x"),
     *((f"below/{limit}", f"below {limit}", "{:.1%}") for limit in SMALL),
@@ -157,8 +158,12 @@ def summary(frame: DataFrame) -> DataFrame:
 
 
 def show(table: DataFrame, title: str = "runs") -> None:
-    """Print a summary; columns in which no run has a value are left out."""
+    """Print a summary.
+
+    Columns in which no run has a value are left out, and settings in which no two runs differ.
+    """
     columns = [c for c in _SHOWN if c[0] in table and _filled(table[c[0]])]
+    columns = [c for c in columns if c[0] not in _NUMBERS or table[c[0]].nunique() > 1]
     rows = [[_shown(row[key], form) for key, _, form in columns] for _, row in table.iterrows()]
     console.table(title, [heading for _, heading, _ in columns], rows)
 

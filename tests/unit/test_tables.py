@@ -250,6 +250,12 @@ def test_show_leaves_empty_columns_out(capsys):
     assert "98.50" in shown and "parameters" not in shown and "problems" not in shown
 
 
+def test_show_leaves_out_settings_in_which_no_two_runs_differ(capsys):
+    show(pd.DataFrame({"run": ["a", "b"], "lam": [0.5, 0.25], "seed": [7, 7], "keep": [0.5, None]}))
+    shown = capsys.readouterr().out
+    assert "0.25" in shown and "seed" not in shown and "keep" not in shown
+
+
 def history(epochs):
     return pd.DataFrame(
         {
