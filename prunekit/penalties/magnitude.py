@@ -17,6 +17,7 @@ from prunekit.checks import number
 from prunekit.penalties.base import RadialPenalty, best_of
 
 NEWTON_STEPS = 10  # float64 is reached after at most 9, for p from 0.01 to 0.999
+SMALL_STEPS = 40  # halvings of the distance to a double root
 
 
 @dataclass(frozen=True)
@@ -100,15 +101,17 @@ class Lp(RadialPenalty):
         """The largest root of u + step lam p u^(p-1) = t by Newton's method, or zero.
 
         From u = t the iteration falls monotonically, since the left side is convex and increasing
-        above `jump`, the smallest non-zero result (Marjanovic and Solo 2012). With eps the same
-        equation holds for u + eps and t + eps.
+        above `floor`, the smallest non-zero result (Marjanovic and Solo 2012). With eps the same
+        equation holds for u + eps and t + eps, down to where the left side is least; there two
+        roots meet, and each round halves the distance only.
         """
         strength, p, far = step * self.lam, self.p, t + self.eps
-        jump = (2 * strength * (1 - p)) ** (1 / (2 - p))
-        u = far.clamp_min(jump)
-        for _ in range(NEWTON_STEPS):
+        share, rounds = (2, NEWTON_STEPS) if self.eps == 0 else (p * (1 + 1e-6), SMALL_STEPS)
+        floor = (share * strength * (1 - p)) ** (1 / (2 - p))
+        u = far.clamp_min(floor)
+        for _ in range(rounds):
             bend = strength * p * u ** (p - 2)
-            u = (u - (u + bend * u - far) / (1 - (1 - p) * bend)).clamp_min(jump)
+            u = (u - (u + bend * u - far) / (1 - (1 - p) * bend)).clamp_min(floor)
         return best_of(t, step, self.phi, u - self.eps)
 
 

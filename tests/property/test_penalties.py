@@ -29,6 +29,7 @@ separable = st.one_of(
     st.builds(L0, lams),
     st.builds(L1, lams),
     st.builds(Lp, lams, st.floats(0.02, 0.98)),
+    st.builds(Lp, lams, st.floats(0.02, 0.98), eps=st.floats(1e-6, 2.0)),
     st.builds(TransformedL1, lams, st.floats(0.05, 20.0)),
     st.builds(MCP, lams, st.floats(0.1, 20.0)),
     st.builds(SCAD, lams, st.floats(1.02, 20.0)),
