@@ -1,7 +1,7 @@
 """What a network costs: multiply-adds, parameters, latency, memory."""
 
 from prunekit.measure.cost import CostModel
-from prunekit.measure.flops import counted_macs, slimming_flops
+from prunekit.measure.flops import counted_macs, slimming_flops, slimming_params
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.latency_table import Compared, TimedCost
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
@@ -17,5 +17,6 @@ __all__ = [
     "nonzero_params",
     "peak_memory",
     "slimming_flops",
+    "slimming_params",
     "sparsity",
 ]

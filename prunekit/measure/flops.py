@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph import ChannelSelection, shared_norms
 from prunekit.modes import evaluating
 
 _COUNTED = ("conv", "linear", "addmm")
@@ -47,6 +48,20 @@ def slimming_flops(model: nn.Module, example: Tensor) -> int:
     return sum(found)
 
 
+def slimming_params(model: nn.Module, example: Tensor) -> int:
+    """Parameters as the code released with network slimming counts them.
+
+    There a channel selection is a mask of full width among the parameters, and the batch norm
+    before it stays wide. Norms that have none yet, but share their channels, count with a mask.
+    """
+    sizes = dict(model.named_modules())
+    masks = sum(sizes[name].num_features for name in shared_norms(model, example))
+    for module in sizes.values():
+        if isinstance(module, ChannelSelection):
+            masks += module.width + 2 * (module.width - len(module.kept))
+    return sum(parameter.numel() for parameter in model.parameters()) + masks
+
+
 def _note_operations(
     found: list[int], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
 ) -> None:
@@ -72,6 +87,7 @@ _SLIMMING: dict[tuple[type[nn.Module], ...], Callable[[Any, Tensor, Tensor], int
     (nn.ReLU,): lambda module, x, y: x.numel(),
     (nn.MaxPool2d, nn.AvgPool2d): _pooled,
     (nn.AdaptiveAvgPool2d,): lambda module, x, y: x.numel(),
+    (ChannelSelection,): lambda module, x, y: 2 * (x.numel() - y.numel()),
 }
 
 
