@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 
+import torch
 from torch import Tensor, nn
 
 
@@ -20,6 +21,20 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextmanager
+def muted(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Inside it, these modules put out zeros in place of what they compute."""
+    with ExitStack() as stack:
+        for name in names:
+            hook = model.get_submodule(name).register_forward_hook(_zeros)
+            stack.callback(hook.remove)
+        yield
+
+
+def _zeros(module: nn.Module, args: object, out: Tensor) -> Tensor:
+    return torch.zeros_like(out)
 
 
 def duplicate(model: nn.Module) -> nn.Module:

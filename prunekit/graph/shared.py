@@ -71,7 +71,7 @@ def _read_past(norm: fx.Node, makers: Collection[fx.Node], layers: Collection[fx
         for user in queue.pop().users:
             if user.op == "output" or user in layers:
                 return True
-            if user not in seen and not _asks(user):
+            if user not in seen and not asks(user):
                 seen.add(user)
                 queue.append(user)
     return False
@@ -83,7 +83,7 @@ def _is_layer(twin: nn.Module, node: fx.Node) -> bool:
     return node.op == "call_function" and NAMES.get(node.target) in FUNCTIONS
 
 
-def _asks(node: fx.Node) -> bool:
+def asks(node: fx.Node) -> bool:
     """Whether a step asks for a size or a type: nothing of the channels goes on."""
     name = node.target if isinstance(node.target, str) else NAMES.get(node.target)
     return node.op in ("call_function", "call_method") and name in {"getattr", *QUESTIONS}

@@ -8,6 +8,7 @@ from prunekit.surgery.files import SavedModel, load_model, save_model
 from prunekit.surgery.narrow import narrow
 from prunekit.surgery.optimizer import narrow_optimizer
 from prunekit.surgery.selections import Selections
+from prunekit.surgery.skip import Shift, SkipBlock
 from prunekit.surgery.weights import load_weights
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "NewBiases",
     "SavedModel",
     "Selections",
+    "Shift",
+    "SkipBlock",
     "absorb",
     "compare",
     "edit_from_dict",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
+from prunekit.graph.layers import layer_named
 from prunekit.modes import evaluating
 from prunekit.surgery.biases import BiasMaps, NewBiases
 from prunekit.surgery.check import Batch, Gap, inputs_of, run_on
 from prunekit.surgery.edits import Edit
-from prunekit.surgery.emission import Emission, Heard, listen, slack
+from prunekit.surgery.emission import Emission, Heard, hear_ends, listen, slack
+from prunekit.surgery.residual import EmptyBlock
+from prunekit.surgery.skip import Shift
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,34 @@ class Absorbed:
 
 
 @dataclass(frozen=True, eq=False)
+class Constant:
+    """What stands for something heard: a number per channel, or `mapped` one per position too.
+
+    `why` says why it is not exact.
+    """
+
+    value: Tensor
+    mapped: bool
+    why: tuple[str, ...]
+
+    @classmethod
+    def of(cls, calls: Sequence[Heard], maps: bool) -> Constant | None:
+        """The mean over calls and, unless they may differ, over positions; None for zeros."""
+        if not any(bool(call.offset.any()) for call in calls):
+            return None
+        parts = [_constant_part(call.by_channel) for call in calls]
+        share, why = max(part[1] for part in parts), _varying(calls)
+        if maps and share > 0 and len({call.offset.shape for call in calls}) == 1:
+            return cls(torch.stack([call.offset for call in calls]).mean(0), True, why)
+        if share:
+            why = (
+                f"{share:.0%} of positions (borders) get another constant, the mean is taken",
+                *why,
+            )
+        return cls(torch.stack([part[0] for part in parts]).mean(0), False, why)
+
+
+@dataclass(frozen=True, eq=False)
 class _Plan:
     """What one layer is given: `value` per channel, or per channel and position if `mapped`.
 
@@ -105,6 +138,7 @@ def absorb(
     drop: Tensor,
     batch: Batch,
     maps: bool = False,
+    shifts: Mapping[str, Constant] | None = None,
 ) -> Absorbed:
     """Give `narrow` the constants that the channels in `drop` would still emit in `model`.
 
@@ -112,7 +146,8 @@ def absorb(
     else the running mean of the batch norm that alone follows, else a new bias. That is exact where
     the emission is the same at all positions and for all examples of the batch. At zero padding it
     is not: there the mean over positions is taken, or with `maps` one bias for every position,
-    which binds the network to this size of input. Raises SurgeryError.
+    which binds the network to this size of input. `shifts` are constants for blocks that were
+    removed whole (`branch_constants`), of which `narrow` has the places. Raises SurgeryError.
     """
     args = inputs_of(batch)
     emission = listen(model, graph, drop, args)
@@ -120,7 +155,9 @@ def absorb(
     planned = [
         _plan(name, calls, emission, narrow, maps and name not in graph.functional)
         for name, calls in emission.heard.items()
+        if _has(narrow, name)
     ]
+    planned += [_shift(narrow, block, shift) for block, shift in (shifts or {}).items()]
     plans = [plan for plan in planned if plan is not None]
     edits = _edits(plans)
     for edit in edits:
@@ -132,28 +169,64 @@ def absorb(
     return Absorbed(edits, tuple(plan.row for plan in plans), Change(moved, *distances), maps)
 
 
+def branch_constants(
+    model: nn.Module,
+    graph: ChannelGraph,
+    drop: Tensor,
+    blocks: Sequence[EmptyBlock],
+    batch: Batch,
+    maps: bool = False,
+) -> dict[str, Constant]:
+    """What the branches of blocks that are removed whole still put out, shaped to be added.
+
+    By the name of the block, over the channels that stay; blocks that put out zeros are left out.
+    """
+    makers = {block.end: block.maker for block in blocks}
+    heard = hear_ends(model, graph, drop, makers, inputs_of(batch)) if makers else {}
+    found = {block.block: _broadcast(heard[block.end], maps) for block in blocks}
+    return {name: constant for name, constant in found.items() if constant is not None}
+
+
+def _broadcast(heard: Heard, maps: bool) -> Constant | None:
+    found = Constant.of([heard], maps)
+    if found is None or found.mapped:
+        return found
+    shape = [-1 if dim == heard.dim else 1 for dim in range(heard.offset.ndim)]
+    return replace(found, value=found.value.reshape(shape))
+
+
 def _plan(
     name: str, calls: list[Heard], emission: Emission, narrow: nn.Module, maps: bool
 ) -> _Plan | None:
     if not calls:
         return _Plan(name, torch.zeros(0), False, "nothing", "", "its input was never seen")
-    if not any(bool(call.offset.any()) for call in calls):
+    found = Constant.of(calls, maps)
+    if found is None:
         return None
-    parts = [_constant_part(call.by_channel) for call in calls]
-    value = torch.stack([part[0] for part in parts]).mean(0)
-    share, why = max(part[1] for part in parts), _varying(calls)
-    mapped = maps and share > 0 and len({call.offset.shape for call in calls}) == 1
-    if mapped:
-        value = torch.stack([call.offset for call in calls]).mean(0)
-    elif share:
-        why = [f"{share:.0%} of positions (borders) get another constant, the mean is taken", *why]
-    into, path = ("bias map", f"{name}.1.bias_map") if mapped else _place(name, emission, narrow)
+    into, path = _place(name, emission, narrow)
+    if found.mapped:
+        into, path = "bias map", f"{name}.1.bias_map"
+    why = found.why
     if into == "nothing":
-        why = ["its bias is computed, or used elsewhere too, or a function gets none", *why]
-    return _Plan(name, value, mapped, into, path, "; ".join(why))
+        why = ("its bias is computed, or used elsewhere too, or a function gets none", *why)
+    return _Plan(name, found.value, found.mapped, into, path, "; ".join(why))
 
 
-def _varying(calls: list[Heard]) -> list[str]:
+def _shift(narrow: nn.Module, block: str, found: Constant) -> _Plan:
+    path = f"{block}.shift"
+    leaf = "bias" if isinstance(narrow.get_submodule(path), Shift) else "bias_map"
+    return _Plan(block, found.value, False, "shift", f"{path}.{leaf}", "; ".join(found.why))
+
+
+def _has(narrow: nn.Module, name: str) -> bool:
+    """Whether a layer, or a parameter used as one, is still there."""
+    try:
+        return layer_named(narrow, name) is not None
+    except SurgeryError:
+        return False
+
+
+def _varying(calls: Sequence[Heard]) -> tuple[str, ...]:
     """Why no constant can stand for what was heard, whatever the position."""
     found = []
     varies = max(call.varies for call in calls)
@@ -164,8 +237,9 @@ def _varying(calls: list[Heard]) -> list[str]:
     for call in calls[1:]:
         other = call.by_channel
         if other.shape != first.shape or float((other - first).abs().max()) > limit:
-            return [*found, f"it differs between {len(calls)} calls, the mean is taken"]
-    return found
+            found.append(f"it differs between {len(calls)} calls, the mean is taken")
+            break
+    return tuple(found)
 
 
 def _constant_part(offset: Tensor) -> tuple[Tensor, float]:

@@ -6,8 +6,8 @@ import dataclasses
 import random
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import SurgeryError, listed
 from prunekit.graph import ChannelGraph
-from prunekit.modes import duplicate, evaluating
+from prunekit.modes import duplicate, evaluating, muted
 
 Batch = Tensor | tuple[Tensor, ...]
 
@@ -82,6 +82,7 @@ def compare(
     drop: Tensor,
     batch: Batch,
     tolerance: float | None = None,
+    silent: Sequence[str] = (),
 ) -> Agreement:
     """Check that cutting the channels in `drop` equals silencing them in the dense `model`.
 
@@ -90,9 +91,11 @@ def compare(
     default 1e-4, and 1e-9 for doubles. Where that is missed in less than double precision, copies
     in double precision decide, so that rounding is not taken for an error. An input without
     contents, all entries equal, is replaced by noise; a single example becomes two in train mode.
+    `silent` are modules that end the branches of blocks removed whole: in the dense network they
+    put out zeros.
     Raises SurgeryError where the networks differ, or the dense one cannot run in eval mode.
     """
-    case = _Case(model, narrow, graph, drop, inputs_of(batch))
+    case = _Case(model, narrow, graph, drop, inputs_of(batch), tuple(silent))
     dtype = _precision(model)
     limit = (_EXACT if dtype == torch.float64 else _CLOSE) if tolerance is None else tolerance
     norms = [name for name in graph.inexact if bool(drop.cpu()[graph.ins[name]].any())]
@@ -109,7 +112,8 @@ def compare(
                 f"largest output in {mode} mode (at most {limit:g}, {found.precision}); please "
                 "report the network"
             )
-    return found
+    note = f"with zeros from {listed(case.silent)}" if silent else ""
+    return dataclasses.replace(found, note="; ".join(filter(None, (note, found.note))))
 
 
 def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -218,6 +222,7 @@ class _Case:
     graph: ChannelGraph
     drop: Tensor
     args: tuple[Tensor, ...]
+    silent: tuple[str, ...] = ()
 
     def agreement(self, limit: float) -> Agreement:
         """The comparison in eval mode and, where that is within the limit, in train mode."""
@@ -244,10 +249,12 @@ class _Case:
                 run_on(pair[0], wide, "the dense network")
         except Exception:  # forwards that insist on a precision, devices without doubles
             return None
-        return _Case(*pair, self.graph, self.drop, wide)
+        return _Case(*pair, self.graph, self.drop, wide, self.silent)
 
-    def _silenced(self) -> AbstractContextManager[None]:
-        return self.graph.silencer(self.model, self.drop)
+    @contextmanager
+    def _silenced(self) -> Iterator[None]:
+        with self.graph.silencer(self.model, self.drop), muted(self.model, self.silent):
+            yield
 
 
 def _gap(found: Tensor, reference: Tensor) -> Gap:

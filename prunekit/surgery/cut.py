@@ -5,24 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.graph import ChannelGraph
 from prunekit.modes import duplicate
-from prunekit.surgery.absorb import Absorbed
+from prunekit.surgery.absorb import Absorbed, branch_constants
 from prunekit.surgery.absorb import absorb as absorb_constants
 from prunekit.surgery.check import Agreement, Batch, compare
 from prunekit.surgery.edits import Edit, Narrow
+from prunekit.surgery.residual import empty_blocks
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A narrow copy of a network, and what was done to make it; None where it was not asked for."""
+    """A narrow copy of a network, and what was done to make it; None where it was not asked for.
+
+    `keep` is the mask of every group of the graph, without the units that left with the blocks in
+    `skipped`, which were removed whole.
+    """
 
     model: nn.Module
     edits: tuple[Edit, ...]
     agreement: Agreement | None
     absorbed: Absorbed | None
+    keep: Mapping[str, Tensor]
+    skipped: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A sentence for every block that was removed whole."""
+        return tuple(
+            f"block {name} was removed whole: its branch was empty" for name in self.skipped
+        )
 
 
 def cut(
@@ -37,16 +52,45 @@ def cut(
 ) -> Cut:
     """Remove the units of `graph` that are False in `keep` (group name -> mask) from a copy.
 
-    With `check` the copy is compared with the silenced network on `batch`, before constants are
+    Where that would empty layers, the residual blocks in whose branches they are go whole. With
+    `check` the copy is compared with the silenced network on `batch`, before constants are
     absorbed, which `absorb` asks for; with `maps` by position at padded borders (`BiasMaps`).
-    Raises SurgeryError.
+    Raises SurgeryError, for an empty layer in no residual branch too.
     """
     drop = graph.drop({name: ~mask for name, mask in keep.items()})
-    edit = Narrow.of(graph, drop)
+    blocks = empty_blocks(model, graph, drop, batch)
+    shifts = branch_constants(model, graph, drop, blocks, batch, maps) if absorb else {}
+    gone = {n for n in (*graph.ins, *graph.tensors) if any(block.loses(n) for block in blocks)}
+    shapes = {name: tuple(shift.value.shape) for name, shift in shifts.items()}
+    edits: tuple[Edit, ...] = (
+        Narrow.of(graph, drop, gone),
+        *(block.edit(shapes.get(block.block)) for block in blocks),
+    )
     narrow = duplicate(model)
-    edit.apply(narrow)
-    agreement = compare(model, narrow, graph, drop, batch) if check else None
+    for edit in edits:
+        edit.apply(narrow)
+    silent = [block.end for block in blocks]
+    agreement = compare(model, narrow, graph, drop, batch, silent=silent) if check else None
     absorbed = None
     if absorb:
-        absorbed = absorb_constants(model, narrow, graph, drop, batch, maps)
-    return Cut(narrow, (edit, *(absorbed.edits if absorbed else ())), agreement, absorbed)
+        absorbed = absorb_constants(model, narrow, graph, drop, batch, maps, shifts)
+    return Cut(
+        model=narrow,
+        edits=(*edits, *(absorbed.edits if absorbed else ())),
+        agreement=agreement,
+        absorbed=absorbed,
+        keep=_left(graph, keep, gone),
+        skipped=tuple(block.block for block in blocks),
+    )
+
+
+def _left(graph: ChannelGraph, keep: Mapping[str, Tensor], gone: set[str]) -> dict[str, Tensor]:
+    """The masks without units that sit in layers that are gone, and in no other."""
+    sits = torch.full((graph.count,), not gone)
+    for name in graph.ins.keys() - gone:
+        sits[graph.ins[name]] = sits[graph.outs[name]] = True
+    return {
+        group.name: keep.get(group.name, torch.ones(len(group.units), dtype=torch.bool)).cpu()
+        & sits[group.units]
+        for group in graph.groups
+    }

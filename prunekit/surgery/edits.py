@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -81,10 +81,11 @@ class Narrow:
     kind: ClassVar[str] = "narrow"
 
     @classmethod
-    def of(cls, graph: ChannelGraph, drop: Tensor) -> Narrow:
+    def of(cls, graph: ChannelGraph, drop: Tensor, without: Collection[str] = ()) -> Narrow:
         """Remove the units that are True in `drop`, wherever they sit.
 
-        Raises SurgeryError when a layer would lose all of its channels.
+        Layers and tensors `without` which the network will do are left as they are. Raises
+        SurgeryError when another layer would lose all of its channels.
         """
         drop = drop.cpu()
         if drop.dtype != torch.bool or drop.shape != (graph.count,):
@@ -94,13 +95,14 @@ class Narrow:
             )
         if bool(drop[0]):
             raise SurgeryError("drop[0] is set, but unit 0 is what cannot be removed")
-        _refuse_empty(graph, drop)
+        _refuse_empty(graph, drop, without)
         keeps = {}
         for name, units in graph.ins.items():
             ins, outs = _kept(units, drop), _kept(graph.outs[name], drop)
-            if ins is not None or outs is not None:
+            if name not in without and (ins is not None or outs is not None):
                 keeps[name] = Keep(ins, outs, (len(units), len(graph.outs[name])))
-        return cls(keeps, dict(_entries(graph, drop)))
+        tensors = {path: one for path, one in _entries(graph, drop) if path not in without}
+        return cls(keeps, tensors)
 
     def apply(self, model: nn.Module) -> None:
         """Narrow the layers in place; nothing is changed if one of them does not fit."""
@@ -170,8 +172,10 @@ def _kept(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
     return tuple((~gone).nonzero().flatten().tolist()) if bool(gone.any()) else None
 
 
-def _refuse_empty(graph: ChannelGraph, drop: Tensor) -> None:
+def _refuse_empty(graph: ChannelGraph, drop: Tensor, without: Collection[str]) -> None:
     for name in graph.emptied(drop):
+        if name in without:
+            continue
         units = torch.cat([graph.ins[name], graph.outs[name]])
         groups = [group.name for group in graph.groups if torch.isin(units, group.units).any()]
         raise SurgeryError(

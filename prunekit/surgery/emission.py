@@ -80,6 +80,38 @@ def listen(
     return Emission(ear.heard, outputs, ear.followers.sure(), ear.followers.biases(paths))
 
 
+def hear_ends(
+    model: nn.Module,
+    graph: ChannelGraph,
+    drop: Tensor,
+    makers: Mapping[str, str],
+    args: tuple[Tensor, ...],
+) -> dict[str, Heard]:
+    """What modules of the dense network put out meanwhile, over the channels that stay.
+
+    `makers` maps each to the layer in it whose output channels these are.
+    """
+    heard: dict[str, Heard] = {}
+
+    def listen(end: str, maker: str) -> Callable[..., None]:
+        kept = (~drop.cpu()[graph.outs[maker]]).nonzero().flatten()
+
+        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+            dim, (usual, varies) = _out_dim(layer_named(model, maker), out.ndim), _usual(out)
+            heard[end] = Heard(usual.index_select(dim, kept.to(out.device))[0], dim - 1, varies)
+
+        return hook
+
+    with ExitStack() as stack:
+        for end, maker in makers.items():
+            hook = model.get_submodule(end).register_forward_hook(listen(end, maker))
+            stack.callback(hook.remove)
+        stack.enter_context(emitting(model, graph, drop))
+        stack.enter_context(evaluating(model))
+        run_on(model, args, "the dense network")
+    return heard
+
+
 @contextmanager
 def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[None]:
     """Inside it, removed channels of `model` carry no signal, but the constants they would emit.
@@ -288,18 +320,23 @@ def _heard(
     if not isinstance(module, nn.Linear) and x.ndim < len(module.kernel_size) + 2:
         x = x.unsqueeze(0)  # without a batch dimension
     dim = channel_dim(module, x.ndim)
-    emitted = x.index_select(dim, gone.nonzero().flatten().to(x.device))
-    first = emitted[:1]
-    size, spread = float(first.abs().max()), float((emitted - first).abs().max())
-    varies = spread / max(size, spread) if spread else 0.0
-    if varies > slack(x.dtype):
-        first = emitted.mean(0, keepdim=True)
+    first, varies = _usual(x.index_select(dim, gone.nonzero().flatten().to(x.device)))
     alone = torch.zeros_like(x[:1])
     alone.index_copy_(dim, gone.nonzero().flatten().to(x.device), first)
     offset = run(alone) - run(torch.zeros_like(alone))
     dim = channel_dim(module, offset.ndim)
     offset = offset.index_select(dim, kept.nonzero().flatten().to(x.device))
-    return Heard(offset[0], dim - 1, varies if varies > slack(x.dtype) else 0.0)
+    return Heard(offset[0], dim - 1, varies)
+
+
+def _usual(emitted: Tensor) -> tuple[Tensor, float]:
+    """What is emitted for any example, and by how much examples differ; then the mean over them."""
+    first = emitted[:1]
+    size, spread = float(first.abs().max()), float((emitted - first).abs().max())
+    varies = spread / max(size, spread) if spread else 0.0
+    if varies > slack(emitted.dtype):
+        return emitted.mean(0, keepdim=True), varies
+    return first, 0.0
 
 
 def slack(dtype: torch.dtype) -> float:
