@@ -11,6 +11,7 @@ from torch import nn
 
 from prunekit.errors import ArtifactError, ConfigError, ExportError
 from prunekit.export import OnnxModule
+from prunekit.graph import ChannelGraph
 from prunekit.measure import (
     Latency,
     LatencyTest,
@@ -20,8 +21,13 @@ from prunekit.measure import (
     latency,
     nonzero_params,
     peak_memory,
+    slimming_flops,
+    slimming_params,
     sparsity,
 )
+from prunekit.models import DenseNet
+from prunekit.surgery import Selections
+from prunekit.surgery.cut import cut
 
 
 class Sleep(nn.Module):
@@ -54,6 +60,49 @@ def test_counted_macs_leaves_normalisation_and_pooling_out():
     expected = 8 * 64 * 27 + 8 * 4 * 9 + 320
     assert counted_macs(model, torch.zeros(1, 3, 8, 8)) == expected
     assert model.training and model[1].num_batches_tracked == 0
+
+
+def test_slimming_flops_by_hand():
+    """Modules alone, biases once, poolings by their windows; nothing of the network is touched."""
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3, groups=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d((2, 1)),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 2, 1, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 5),
+    ).train()
+    conv = 8 * 64 * (2 * 2 * 9 + 1)
+    norm, relu, pools = 2 * 8 * 64, 8 * 64, 2 * (8 * 32) + 4 * (8 * 8)
+    assert slimming_flops(model, torch.zeros(1, 4, 8, 8)) == (
+        conv + norm + relu + pools + 2 * 2 * 8 * 8 + 2 * 8 + (2 * 2 + 1) * 5
+    )
+    assert model.training and model[1].num_batches_tracked == 0
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_slimming_counts_of_a_narrow_network_keep_the_norms_wide():
+    """What the release would have: norms of full width, a mask behind them, then what is left."""
+    torch.manual_seed(0)
+    x = torch.zeros(2, 3, 16, 16)
+    model = DenseNet(layers=1, growth=2, stem=4)
+    scales = 4 + 6 + 6 + 8 + 8 + 10
+    published = sum(param.numel() for param in model.parameters()) + scales
+    flops = slimming_flops(model, x[:1])
+    assert slimming_params(model, x) == published
+    Selections.of(model, x).apply(model)
+    assert (slimming_flops(model, x[:1]), slimming_params(model, x)) == (flops, published)
+
+    graph = ChannelGraph.trace(model, x)
+    keep = {group.name: torch.ones(len(group.units), dtype=torch.bool) for group in graph.groups}
+    keep["block2.0.bn.select"][[1, 4, 5]] = False  # of 6 channels of 8 x 8, read by a 3 x 3
+    narrow = cut(model, graph, keep, x, absorb=False).model
+    assert slimming_params(narrow, x) == published - 3 * 2 * 9
+    gone = 3 * 64 * (2 * 2 * 9 + 1)  # of the convolution and of the ReLU
+    assert slimming_flops(narrow, x[:1]) == flops - gone
 
 
 def test_counting_is_silent(capfd, caplog):

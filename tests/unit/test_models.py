@@ -7,9 +7,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import prunekit
 from prunekit import models
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, counted_macs, slimming_flops, slimming_params
 
 SHARED = Path(__file__).parents[3] / "shared"
+ORACLE = SHARED / "methods" / "checks" / "arch_counts.py"
 
 # widths, parameters, multiply-adds, multiply-adds + one add per biased output (SSR, table I)
 LENET_ROWS = [
@@ -32,11 +36,26 @@ CIFAR_ROWS = [
     (models.vgg16_three_linear, 10, 15253578, 313725952),
     (models.vgg19, 10, 20035018, 398136320),
     (models.vgg19, 100, 20081188, 398182400),
+    (models.densenet40, 10, 1059298, 282917328),
+    (models.densenet40, 100, 1100428, 282958368),
+    (models.preresnet164, 10, 1703258, 247646720),
+    (models.preresnet164, 100, 1726388, 247669760),
     (models.resnet20, 10, 269722, 40551040),
     (models.resnet32, 10, 464154, 68862592),
     (models.resnet56, 10, 853018, 125485696),
     (models.resnet110, 10, 1727962, 252887680),
 ]
+
+# scales of batch norms, their number, parameters with masks and FLOPs as the released code counts
+SLIMMING_ROWS = [
+    (models.vgg19, 10, 5504, 16, 20035018, 7.973e8),
+    (models.vgg19, 100, 5504, 16, 20081188, 7.974e8),
+    (models.densenet40, 10, 9360, 39, 1068658, 5.731e8),
+    (models.densenet40, 100, 9360, 39, 1109788, 5.731e8),
+    (models.preresnet164, 10, 12112, 163, 1711338, 5.048e8),
+    (models.preresnet164, 100, 12112, 163, 1734468, 5.048e8),
+]
+IMAGE = torch.zeros(1, 3, 32, 32)
 
 
 def counts(model, shape):
@@ -68,6 +87,157 @@ def test_cifar_networks_have_their_published_size(make, classes, params, macs):
     assert counts(make(classes), (3, 32, 32)) == (params, macs)
 
 
+@pytest.mark.parametrize(("make", "classes", "scales", "norms", "params", "flops"), SLIMMING_ROWS)
+def test_slimming_networks_in_every_convention(make, classes, scales, norms, params, flops):
+    model = make(classes)
+    widths = [module.num_features for module in model.modules() if is_norm(module)]
+    assert (sum(widths), len(widths)) == (scales, norms)
+    cost = CostModel(model, ChannelGraph.trace(model, IMAGE))
+    assert cost.macs() == counted_macs(model, IMAGE) == counts(model, (3, 32, 32))[1]
+    assert cost.params() == sum(param.numel() for param in model.parameters())
+    assert slimming_params(model, IMAGE) == params
+    assert float(f"{slimming_flops(model, IMAGE):.4g}") == flops
+
+
+@pytest.mark.skipif(
+    not ORACLE.is_file(), reason="no arithmetic of the architectures beside the tree"
+)
+@pytest.mark.parametrize(
+    ("make", "name", "more"),
+    [  # the release calls VGG's last pooling as a function, which its count does not see
+        (models.vgg19, "vgg19", 2 * 2 * 512),
+        (models.densenet40, "densenet", 0),
+        (models.preresnet164, "resnet164", 0),
+    ],
+)
+@pytest.mark.parametrize("classes", [10, 100])
+def test_slimming_networks_agree_with_arithmetic_without_torch(make, name, more, classes):
+    layers, norms, relus, pools, masks = oracle()[name](classes)
+    total = {key: sum(layer[key] for layer in layers) for key in ("w", "b", "mac", "badd")}
+    scales = sum(width for width, _ in norms)
+    entries = sum(width * side**2 for width, side in norms)
+    model = make(classes)
+    params, macs = counts(model, (3, 32, 32))
+    assert (params, macs) == (total["w"] + total["b"] + 2 * scales, total["mac"])
+    assert slimming_params(model, IMAGE) == params + masks
+    flops = 2 * macs + total["badd"] + 2 * entries + relus + pools
+    assert slimming_flops(model, IMAGE) == flops + more
+
+
+def oracle():
+    """The functions of the arithmetic, without its tables."""
+    found = {}
+    exec(ORACLE.read_text().split('print("=== (A)')[0], found)
+    return found
+
+
+def test_a_stem_of_sixteen_is_the_densenet_of_the_slimming_paper():
+    sizes = [counts(models.densenet40(c, stem=16), (3, 32, 32))[0] for c in (10, 100)]
+    assert sizes == [1019722, 1060132]
+
+
+@pytest.mark.parametrize("make", [models.vgg19, models.densenet40, models.preresnet164])
+def test_slimming_networks_start_as_published(make):
+    torch.manual_seed(0)
+    model = make(scale=0.25)
+    norms = [module for module in model.modules() if is_norm(module)]
+    assert all((n.weight == 0.25).all() and (n.bias == 0).all() and n.eps == 1e-5 for n in norms)
+    convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    assert len(convs) > 15 and all(conv.bias is None for conv in convs)
+    for conv in convs:
+        if conv.weight.numel() > 1000:
+            area = conv.kernel_size[0] * conv.kernel_size[1] * conv.out_channels
+            assert conv.weight.std().item() == pytest.approx((2 / area) ** 0.5, rel=0.1)
+            assert abs(conv.weight.mean().item()) < 0.1 * (2 / area) ** 0.5
+
+
+@pytest.mark.parametrize("make", [models.vgg19, models.densenet40, models.preresnet164])
+def test_half_is_where_scales_start_unless_told_otherwise(make):
+    assert all((module.weight == 0.5).all() for module in make().modules() if is_norm(module))
+
+
+def is_norm(module):
+    return isinstance(module, nn.BatchNorm2d)
+
+
+def test_shortcuts_of_preresnet_read_what_no_norm_has_touched():
+    """First blocks of a stage have a convolution there, without a norm; the others nothing."""
+    torch.manual_seed(0)
+    model = models.PreResNet(2, widths=(2, 3, 4), stem=3).eval()
+    kinds = [type(block.shortcut) for stage in stages(model) for block in stage]
+    assert kinds == [nn.Conv2d, nn.Identity] * 3
+    first = model.layer2[0]
+    nn.init.zeros_(first.conv3.weight)
+    x = torch.randn(2, 8, 8, 8)
+    assert first.shortcut.kernel_size == (1, 1) and first.shortcut.stride == (2, 2)
+    assert torch.equal(first(x), first.shortcut(x)) and first(x).shape == (2, 12, 4, 4)
+    nn.init.zeros_(model.layer2[1].conv3.weight)
+    assert torch.equal(model.layer2[1](first(x)), first(x))
+
+
+def stages(model):
+    return model.layer1, model.layer2, model.layer3
+
+
+def test_dense_layers_hand_on_all_they_read():
+    torch.manual_seed(0)
+    model = models.DenseNet(layers=2, growth=3, stem=5).eval()
+    x = torch.randn(2, 5, 8, 8)
+    wide = model.block1(x)
+    assert wide.shape == (2, 11, 8, 8) and torch.equal(wide[:, :5], x)
+    assert model.transition1(wide).shape == (2, 11, 4, 4)
+    assert [layer.bn.num_features for layer in model.block2] == [11, 14]
+
+
+@pytest.mark.parametrize("size", [8, 32, 40])
+@pytest.mark.parametrize("make", [models.DenseNet, models.PreResNet])
+def test_slimming_networks_take_other_images(make, size):
+    small = make(1, 7, in_channels=1)
+    assert small(torch.zeros(2, 1, size, size)).shape == (2, 7)
+
+
+def test_channels_that_are_added_or_concatenated_live_and_die_together():
+    """A residual stream is one group; a feature map is one group, however many layers read it."""
+    dense = ChannelGraph.trace(models.DenseNet(layers=2, growth=3, stem=5), IMAGE)
+    convs = ["conv1", *(f"block{b}.{i}.conv" for b in (1, 2, 3) for i in (0, 1))]
+    convs += ["transition1.conv", "transition2.conv"]
+    assert {group.producers for group in dense.groups} == {(name,) for name in convs}
+    first, conv1 = dense.ins["block1.1.conv"], dense.outs["conv1"]
+    assert torch.equal(first, torch.cat([conv1, dense.outs["block1.0.conv"]]))
+
+    residual = ChannelGraph.trace(models.PreResNet(2, widths=(2, 3, 4), stem=3), IMAGE)
+    found = {frozenset(group.producers) for group in residual.groups}
+    inner = {
+        frozenset({f"layer{s}.{b}.conv{c}"}) for s in (1, 2, 3) for b in (0, 1) for c in (1, 2)
+    }
+    streams = {
+        frozenset({f"layer{s}.0.conv3", f"layer{s}.0.shortcut", f"layer{s}.1.conv3"})
+        for s in (1, 2, 3)
+    }
+    assert found == {frozenset({"conv1"})} | inner | streams
+    for graph in (dense, residual):
+        assert graph.frozen == {"linear": "they leave the network"} and not graph.notes
+
+
+SMALL = {
+    "vgg": lambda: models.VGG(((6,), (8, 8), (8,), (8,), (8,)), average=True, scale=0.5),
+    "densenet": lambda: models.DenseNet(layers=2, growth=4, stem=6, scale=0.5),
+    "preresnet": lambda: models.PreResNet(2, widths=(4, 4, 6), stem=6, scale=0.5),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("share", [{"keep": 0.6}, {"macs": 0.5}])
+def test_slimming_networks_are_pruned(name, share):
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    model = SMALL[name]()
+    pruned = prunekit.prune(model, images, criterion="l1_norm", **share)
+    narrow = sum(param.numel() for param in pruned.model.parameters())
+    assert narrow < sum(param.numel() for param in model.parameters())
+    assert pruned.model.eval()(images).shape == (2, 10)
+
+
 def test_caffe_form_of_lenet_has_one_relu():
     relus = [
         name
@@ -83,11 +253,9 @@ def test_small_vgg_takes_small_images():
     assert [name for name, _ in small.features.named_children()][3] == "pool1"
 
 
-def test_slimming_starts_batch_norms_at_a_half():
-    assert (models.vgg19().features.bn1_1.weight == 0.5).all()
-
-
-@pytest.mark.parametrize("make", [models.LeNet5, models.vgg16, models.resnet20])
+@pytest.mark.parametrize(
+    "make", [models.LeNet5, models.vgg16, models.resnet20, models.densenet40, models.preresnet164]
+)
 def test_networks_trace(make):
     torch.fx.symbolic_trace(make())
 
