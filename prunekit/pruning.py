@@ -64,14 +64,16 @@ class Pruned:
     """A narrow copy of a network, and everything about how it came about.
 
     `kept` gives for every group of the dense network's `graph` the indices of its units that
-    stayed. `edits` repeat the cut on another copy; `agreement` and `absorbed` are None where they
-    were not asked for; `aims` are budgets, asked and reached.
+    stayed, `chosen` the masks that the selection gave: blocks that were removed whole took more.
+    `edits` repeat the cut on another copy; `agreement` and `absorbed` are None where they were not
+    asked for; `aims` are budgets, asked and reached.
     """
 
     model: nn.Module
     dense: nn.Module
     graph: ChannelGraph
     kept: Mapping[str, Tensor]
+    chosen: Mapping[str, Tensor]
     edits: tuple[Edit, ...]
     agreement: Agreement | None
     absorbed: Absorbed | None
@@ -92,9 +94,12 @@ class Pruned:
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
-        """Layer -> its output channels before and after."""
+        """Layer -> its output channels before and after, 0 where a block was removed whole."""
         drop = self.graph.drop({name: ~mask for name, mask in self.masks.items()})
-        return {n: (len(ids), int((~drop[ids]).sum())) for n, ids in self.graph.outs.items()}
+        left = {n: int((~drop[ids]).sum()) for n, ids in self.graph.outs.items()}
+        before, now = ({n for n, _ in net.named_modules()} for net in (self.dense, self.model))
+        left |= dict.fromkeys(left.keys() & (before - now), 0)
+        return {n: (len(ids), left[n]) for n, ids in self.graph.outs.items()}
 
     def save(self, path: str | Path, arch: Mapping[str, Any] | None = None, **facts: Any) -> None:
         """Write a model file that `load_model` reads, with the cut to repeat; see `save_model`."""
@@ -122,7 +127,7 @@ class Pruned:
         return copy.deepcopy(model, {id(model.module): inside})
 
     def _cut(self, model: nn.Module) -> Cut:
-        given, made = (model, self.graph, self.masks, self.batch), self.absorbed
+        given, made = (model, self.graph, self.chosen, self.batch), self.absorbed
         maps = made is not None and made.maps
         return cut(*given, absorb=made is not None, check=False, maps=maps)
 
@@ -206,14 +211,16 @@ def prune(
         model=made.model,
         dense=model,
         graph=graph,
-        kept={name: mask.nonzero().flatten() for name, mask in masks.items()},
+        chosen=masks,
+        kept={name: mask.nonzero().flatten() for name, mask in made.keep.items()},
         edits=made.edits,
         agreement=made.agreement,
         absorbed=made.absorbed,
-        **_sizes(model, made.model, graph, masks),
+        **_sizes(model, made, graph, example),
         aims=selection.aims(masks, scores, graph, cost),
         notes=(
             *graph.notes,
+            *made.notes,
             *selection.notes(masks, scores, graph, cost),
             *(made.absorbed.notes if made.absorbed else ()),
         ),
@@ -321,14 +328,14 @@ def _placed(batch: Batch, device: str) -> Batch:
     return batch.to(device) if isinstance(batch, Tensor) else tuple(x.to(device) for x in batch)
 
 
-def _sizes(
-    model: nn.Module, narrow: nn.Module, graph: ChannelGraph, masks: Mapping[str, Tensor]
-) -> dict[str, Size]:
+def _sizes(model: nn.Module, made: Cut, graph: ChannelGraph, example: Batch) -> dict[str, Size]:
     """Parameters are counted, absorbed biases among them; multiply-adds are the cost model's."""
     cost = CostModel(model, graph)
-    drop = graph.drop({name: ~mask for name, mask in masks.items()})
-    sizes = [sum(p.numel() for p in net.parameters()) for net in (model, narrow)]
-    return {"before": Size(sizes[0], cost.macs()), "after": Size(sizes[1], cost.macs(drop))}
+    after = cost.macs(graph.drop({name: ~mask for name, mask in made.keep.items()}))
+    if made.skipped:  # whole layers are gone, which no choice of units says
+        after = CostModel(made.model, ChannelGraph.trace(made.model, example)).macs()
+    sizes = [sum(p.numel() for p in net.parameters()) for net in (model, made.model)]
+    return {"before": Size(sizes[0], cost.macs()), "after": Size(sizes[1], after)}
 
 
 def _change(name: str, before: int, after: int) -> str:

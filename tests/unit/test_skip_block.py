@@ -1,4 +1,4 @@
-"""Residual blocks with an empty branch go whole: what is left, what it computes, what is refused."""
+"""Residual blocks with an empty branch go whole: what is left, what it computes, what stays."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.mobilenetv2 import InvertedResidual
 
+import prunekit
 from prunekit import models
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
@@ -429,3 +430,21 @@ def test_narrow_itself_still_refuses_an_empty_layer():
     keep = keeping(graph, "layer1.1.conv1")
     with pytest.raises(SurgeryError, match="would be left without channels"):
         Narrow.of(graph, graph.drop({name: ~mask for name, mask in keep.items()}))
+
+
+@pytest.mark.parametrize("absorb", [False, True])
+def test_prune_by_scales_removes_a_block_and_reports_what_is_left(absorb):
+    net = lively(preresnet)
+    net.layer2[1].bn2.weight.data.mul_(1e-3)
+    graph = ChannelGraph.trace(net, X)
+    share = 6 / sum(len(group.units) for group in graph.groups)
+    rule = prunekit.selection.Slimming(share, on_empty="skip_block")
+    found = prunekit.prune(net, X, selection=rule, criterion="bn_scale", absorb=absorb)
+    assert any("block layer2.1 was removed whole" in note for note in found.notes)
+    assert found.after.macs == counted_macs(found.model, (X[:1],))
+    assert found.after.params == sum(p.numel() for p in found.model.parameters())
+    assert found.widths["layer2.1.conv3"] == (20, 0) and found.widths["layer2.0.conv3"] == (20, 20)
+    assert not any(len(found.kept[f"layer2.1.{name}"]) for name in ("bn1.select", "conv1", "conv2"))
+    assert found.agreement.worst < 1e-12 and "layer2.1.conv3" in str(found)
+    again = found.narrow_copy(net)
+    assert torch.equal(again.eval()(X), found.model.eval()(X))
