@@ -13,7 +13,7 @@ from tables import Job, Scale
 TABLE = "slim_resnet20"
 EXPERIMENT = (f"experiment={TABLE}_exact",)
 WEIGHTS = "weights/resnet20-12fca82f.th"  # beside the data
-STRENGTHS = (0.002, 0.006, 0.02)
+STRENGTHS = (0.006, 0.012, 0.02)
 PENALTIES = {
     "l1": ("regularizer=slim_l1",),
     "l1/2": ("regularizer=lp", "regularizer.penalty.p=0.5"),
