@@ -30,7 +30,10 @@ from prunekit.data import Data, Normalize, TensorBatches
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.models import densenet40, preresnet164, vgg19
 from prunekit.selection import PerLayer
+from prunekit.surgery import Selections
+from prunekit.targets import Scales, unit_scores
 
 
 class Net(nn.Module):
@@ -153,6 +156,26 @@ def test_batch_norm_scale_is_the_mean_over_the_norms_that_carry_the_unit():
     )
     (found,) = BatchNormScale().scores(model, only, None).values()
     assert found.tolist() == [2.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("make", "scales"), [(vgg19, 5504), (densenet40, 9360), (preresnet164, 12112)]
+)
+def test_batch_norm_scale_and_target_reach_every_scale_behind_channel_selections(make, scales):
+    """As network slimming counts them: one unit per scale, though others read the channel too."""
+    model, example = make(classes=10), torch.zeros(1, 3, 32, 32)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.weight.data.uniform_(-1, 1)
+    Selections.of(model, example).apply(model)
+    graph = ChannelGraph.trace(model, example)
+    found = torch.cat([*BatchNormScale().scores(model, graph, None).values()])
+    assert len(found) == scales
+    every = torch.cat([norm.weight.detach().abs().double() for norm in norms])
+    assert torch.equal(found.sort().values, every.sort().values)
+    blocks = Scales().rows(model, graph)
+    stored = unit_scores(graph, blocks, [block.read().detach() for block in blocks])
+    torch.testing.assert_close(torch.cat([*stored.values()]).double(), found)
 
 
 def test_batch_norm_scale_leaves_groups_without_norm_to_others():

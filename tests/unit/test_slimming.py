@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import prunekit
 from prunekit.criteria import BatchNormScale
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.models import vgg19
+from prunekit.models import DenseNet, PreResNet, vgg19
 from prunekit.selection import MacsTarget, Slimming
+from prunekit.surgery import Selections
 
 
 def chain(*widths: int) -> nn.Sequential:
@@ -218,6 +221,40 @@ def test_a_branch_emptied_in_a_group_that_lives():
     (mask,) = case.choose(Slimming(0.5, on_empty="keep_best")).values()
     assert mask.tolist() == [True] * 4 + [False] * 3 + [True]
     assert "two keeps 1 of 4" in case.notes(Slimming(0.5, on_empty="keep_best"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: chain(*WIDTHS),
+        lambda: DenseNet(layers=2, growth=3, stem=6),
+        lambda: PreResNet(blocks=2, widths=(12, 13, 14)),
+    ],
+    ids=["chain", "dense", "preresnet"],
+)
+def test_the_narrow_network_is_the_one_that_the_released_code_masks(make):
+    """It sets scale and shift of dropped channels to zero, wherever the norm stands."""
+    torch.manual_seed(0)
+    model = make().double().eval()
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    count = sum(norm.num_features for norm in norms)
+    stays = torch.tensor(released(distinct(count), 0.4))
+    parts = torch.tensor(distinct(count)).split([norm.num_features for norm in norms])
+    for norm, part in zip(norms, parts, strict=True):
+        norm.weight.data.copy_(part)
+        for tensor in (norm.bias.data, norm.running_mean, norm.running_var):
+            tensor.uniform_(0.5, 1.5)
+    example = torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    opened = copy.deepcopy(model)
+    Selections.of(opened, example).apply(opened)
+    rule = Slimming(0.4, rule="published")
+    found = prunekit.prune(opened, example, selection=rule, criterion="bn_scale", absorb=False)
+    for norm, part in zip(norms, stays.split([len(p) for p in parts]), strict=True):
+        norm.weight.data *= part
+        norm.bias.data *= part
+    kept = sum(m.num_features for m in found.model.modules() if isinstance(m, nn.BatchNorm2d))
+    assert kept == int(stays.sum()) == count - int(count * 0.4) - 1
+    torch.testing.assert_close(found.model(example), model(example))
 
 
 def test_ignored_layers_stay_and_do_not_count():
