@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +90,28 @@ def execute(
     runtime = build(settings["runtime"], "runtime")
     runtime.apply(integer("seed", settings["seed"], at_least=0))
     runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
-    return place.complete(stage.work(chosen, place, runtime)), True
+    with _warnings() as heard:
+        outcome = stage.work(chosen, place, runtime)
+    return place.complete(replace(outcome, notes=(*outcome.notes, *heard))), True
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Inside it, what prunekit logs as a warning is kept too, once each: reports must tell it."""
+    heard: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() not in heard:
+                heard.append(record.getMessage())
+
+    listener = Listener(logging.WARNING)
+    log = logging.getLogger("prunekit")
+    log.addHandler(listener)
+    try:
+        yield heard
+    finally:
+        log.removeHandler(listener)
 
 
 def select(settings: Settings, keys: tuple[str, ...]) -> dict[str, Any]:

@@ -178,3 +178,13 @@ def _alive(place: Path) -> list[str]:
 def _scales(stage: Path) -> int:
     model = load_model(stage / "model.pt").model
     return sum(m.num_features for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d))
+
+
+def test_a_penalty_without_effect_is_told_and_kept_in_the_report(run, tmp_path):
+    flat = ("regularizer=mcp", "regularizer.flat=0.01")
+    tiny = [item for item in RESNET if not item.startswith("regularizer")]
+    found = run("run", *tiny, *flat, "pipeline=[sparsify]")
+    line = "MCP is flat from 0.01 on and the smallest of 688 rows is 1: it does nothing"
+    assert found.err.count(line) == 1
+    notes = report(tmp_path / "outputs/a/sparsify")["notes"]
+    assert sum(note.startswith(line) for note in notes) == 1
