@@ -448,3 +448,28 @@ def test_prune_by_scales_removes_a_block_and_reports_what_is_left(absorb):
     assert found.agreement.worst < 1e-12 and "layer2.1.conv3" in str(found)
     again = found.narrow_copy(net)
     assert torch.equal(again.eval()(X), found.model.eval()(X))
+
+
+class Feedforward(nn.Module):
+    """A residual branch of linear layers, over the last dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 5), nn.Linear(5, 6)
+
+    def forward(self, x):
+        return x + self.b(F.gelu(self.a(x)))
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (4, 7, 3)])
+def test_linear_layers_get_a_shift_along_the_last_dimension(shape):
+    net = lively(lambda: nn.Sequential(nn.Linear(3, 6), Feedforward(), nn.Linear(6, 2)))
+    x = torch.rand(shape, dtype=torch.double)
+    graph = ChannelGraph.trace(net, x)
+    keep = keeping(graph, "1.a", share=0.5)
+    with torch.no_grad(), emitting(net, graph, graph.drop({n: ~m for n, m in keep.items()})):
+        reference = net(x)
+    found = cut(net, graph, keep, x)
+    assert found.skipped == ("1",) and found.absorbed.exact
+    assert found.model[1].shift.bias.numel() == int(keep["0"].sum())
+    assert torch.allclose(found.model(x), reference, rtol=0, atol=1e-12)
