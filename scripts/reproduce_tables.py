@@ -12,58 +12,61 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import slimming_tables
 import ssr_tables
-from tables import Job, Scale, figure3, figure5, lambda_groups, table1
+import tables
+from tables import Job
 
 from prunekit.console import complain, say
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, one_of
 from prunekit.runs.files import read_json, write_json
 
-SCALES = {
-    "short": Scale(
-        (0, 1, 2),
-        (3, 4),
-        (),
-        32,
-        ("schedule.finetune.epochs=5", "schedule.finetune.optimizer.lr=0.05"),
-        ("schedule.sparsify.epochs=12",),
-        ("schedule.sparsify.epochs=2",),
-    ),
-    "smoke": Scale(
-        (0, 1), (), ("dataset=synthetic", "schedule=smoke", "latency.runs=5", "latency.batch=8"), 1
-    ),
-}
-JOBS = {
-    "ssr_t1": table1,
-    "ssr_f3": figure3,
-    "ssr_f56": figure5,
-    "ssr_lambda": lambda_groups,
-}
-WRITE = {
-    "ssr_t1": ssr_tables.write_table1,
-    "ssr_f3": ssr_tables.write_figure3,
-    "ssr_f56": ssr_tables.write_figure5,
-    "ssr_lambda": ssr_tables.write_lambda_groups,
+
+@dataclass(frozen=True)
+class Table:
+    """One table: its scales by name, the jobs of a scale, and what writes it from their runs.
+
+    `write` gets the directory of runs, the one for tables, and the scale. A table whose later jobs
+    depend on what the first ones found has `then`, which gets the scale, the directory of runs and
+    the folder of the data once those are done.
+    """
+
+    scales: Mapping[str, Any]
+    jobs: Callable[[Any], list[Job]]
+    write: Callable[[Path, Path, Any], None]
+    then: Callable[[Any, Path, str], list[Job]] | None = None
+
+
+TABLES = {
+    "ssr_t1": Table(tables.SCALES, tables.table1, ssr_tables.write_table1),
+    "ssr_f3": Table(tables.SCALES, tables.figure3, ssr_tables.write_figure3),
+    "ssr_f56": Table(tables.SCALES, tables.figure5, ssr_tables.write_figure5),
+    "ssr_lambda": Table(tables.SCALES, tables.lambda_groups, ssr_tables.write_lambda_groups),
+    "ns_t1": Table(slimming_tables.SCALES, slimming_tables.table1, slimming_tables.write_table1),
 }
 
 
 def main() -> int:
     """Run, collect, write; exit code 1 when a job failed or nothing was measured."""
     arguments = parse()
-    scale = SCALES[arguments.scale]
-    jobs = JOBS[arguments.table](scale)
-    shared = [] if arguments.scale == "smoke" else [f"dataset.root={arguments.data}"]
-    failed = [] if arguments.only_collect else run_all(jobs, arguments, shared)
-    root = Path(arguments.root)
-    for name in failed:
-        complain(f"failed: {name}; see {root / 'logs' / name.replace('/', '-')}.log")
+    table, name = TABLES[arguments.table], arguments.scale
+    if name not in table.scales:
+        complain(f"--scale {name}: {arguments.table} has none; {one_of(name, table.scales)}")
+        return 1
+    scale, root = table.scales[name], Path(arguments.root)
+    failed = [] if arguments.only_collect else run_table(table, scale, arguments)
+    for job in failed:
+        complain(f"failed: {job}; see {root / 'logs' / job.replace('/', '-')}.log")
     try:
-        WRITE[arguments.table](root, Path(arguments.out or root / "tables"), scale)
+        table.write(root, Path(arguments.out or root / "tables"), scale)
     except PrunekitError as error:
         complain(str(error))
         return 1
@@ -73,14 +76,23 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", choices=sorted(JOBS), default="ssr_t1")
-    parser.add_argument("--scale", choices=sorted(SCALES), default="short")
+    parser.add_argument("--table", choices=sorted(TABLES), default="ssr_t1")
+    parser.add_argument("--scale", default="short", help="smoke, short, or paper")
     parser.add_argument("--data", default="data", help="dataset.root of every job")
     parser.add_argument("--root", default="outputs", help="where runs are kept")
     parser.add_argument("--out", help="where tables are written (default: ROOT/tables)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--only-collect", action="store_true", help="run nothing, write tables")
     return parser.parse_args()
+
+
+def run_table(table: Table, scale: Any, arguments: argparse.Namespace) -> list[str]:
+    """Run the jobs of a table, then those that depend on them; returns the names of failed ones."""
+    shared = [] if arguments.scale == "smoke" else [f"dataset.root={arguments.data}"]
+    failed = run_all(table.jobs(scale), arguments, shared)
+    if table.then is None or failed:
+        return failed
+    return run_all(table.then(scale, Path(arguments.root), arguments.data), arguments, shared)
 
 
 def run_all(jobs: list[Job], arguments: argparse.Namespace, shared: list[str]) -> list[str]:

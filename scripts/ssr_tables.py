@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import csv
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
+from measured import (
+    NOT_RUN,
+    Row,
+    metrics,
+    publish,
+    refuse_empty,
+    show,
+    spread,
+    verdict,
+    write_markdown,
+)
 from tables import (
     CRITERIA,
     FIGURE_WIDTHS,
@@ -24,30 +31,12 @@ from tables import (
     unstructured,
 )
 
-from prunekit.console import say, table
+from prunekit.console import say
 from prunekit.errors import ArtifactError
-from prunekit.runs.compare import Comparison, paired
-from prunekit.runs.files import read_json, write_csv, write_text
+from prunekit.runs.files import write_csv
 
 PUBLISHED = Path(__file__).parent / "published" / "ssr_table1.csv"
-NOT_RUN = "not run"
 METHODS = ("l21", "l20", "ssl", *CRITERIA, "scratch")
-
-Row = dict[str, Any]
-
-
-def metrics(root: Path, run: str, stage: str) -> Row | None:
-    """The metrics of a finished stage, None where it has not finished."""
-    file = root / run / stage / "report.json"
-    return read_json(file)["metrics"] if file.is_file() else None
-
-
-def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
-    """Mean and standard deviation over seeds; one value stands alone, none is "not run"."""
-    if not values:
-        return NOT_RUN
-    mean = form.format(statistics.fmean(values))
-    return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
 def cell(root: Path, scale: Scale, method: str, widths: str) -> Row:
@@ -117,18 +106,15 @@ def write_table1(root: Path, out: Path, scale: Scale) -> None:
     rows += [cell(root, scale, m, w) for w in TABLE_WIDTHS for m in METHODS]
     measured = {(row["method"], row["widths"]): row for row in rows}
     joined = _beside_published(measured)
-    _refuse_empty(rows)
+    refuse_empty(rows)
     verdicts = judge(root, scale)
-    columns = [key for key in joined[0] if key != "mean error"]
-    write_csv(out / "ssr_t1.csv", [{key: row[key] for key in columns} for row in joined])
-    write_csv(out / "ssr_t1_verdicts.csv", verdicts)
-    text = _markdown(columns, joined)
-    if verdicts:
-        text += "\n" + _markdown(list(verdicts[0]), verdicts)
-    write_text(out / "ssr_t1.md", lambda file: file.write(text))
-    _show("SSR table I, LeNet on MNIST: published beside measured", columns, joined)
-    if verdicts:
-        _show("against the same network from scratch", list(verdicts[0]), verdicts)
+    shown = [{k: v for k, v in row.items() if k != "mean error"} for row in joined]
+    title = "SSR table I, LeNet on MNIST: published beside measured"
+    write_markdown(
+        out / "ssr_t1.md",
+        publish(out, "ssr_t1", title, shown),
+        publish(out, "ssr_t1_verdicts", "against the same network from scratch", verdicts),
+    )
 
 
 def _beside_published(measured: dict[tuple[str, str], Row]) -> list[Row]:
@@ -169,37 +155,17 @@ def judge(root: Path, scale: Scale) -> list[Row]:
     rows = []
     for widths in TABLE_WIDTHS:
         for method in METHODS[:-1]:
-            pair = _correct(root, scale, method, widths)
-            if pair:
-                rows.append(_verdict(LABELS[method], widths, paired(*pair), len(pair[0])))
+            found = verdict(
+                root, *(_names(scale, one, widths) for one in (method, "scratch")), "scratch"
+            )
+            if found:
+                rows.append({"method": LABELS[method], "widths": widths, **found})
     return rows
 
 
-def _verdict(method: str, widths: str, result: Comparison, seeds: int) -> Row:
-    return {
-        "method": method,
-        "widths": widths,
-        "seeds": seeds,
-        "error minus scratch, points": f"{result.difference:+.3f}",
-        "95 % interval": f"{result.low:+.3f} to {result.high:+.3f}",
-        "verdict": result.verdict,
-    }
-
-
-def _correct(
-    root: Path, scale: Scale, method: str, widths: str
-) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
-    first, second = [], []
-    for seed in (*scale.seeds, *scale.extra_seeds):
-        files = [
-            root / to_widths("ssr_t1", seed, scale, m, widths).name / "measure" / "correct.pt"
-            for m in (method, "scratch")
-        ]
-        if all(file.is_file() for file in files):
-            one, two = (torch.load(file, weights_only=True) for file in files)
-            first.append(list(one.values())[-1].numpy())
-            second.append(list(two.values())[-1].numpy())
-    return (first, second) if first else None
+def _names(scale: Scale, method: str, widths: str) -> list[str]:
+    seeds = (*scale.seeds, *scale.extra_seeds)
+    return [to_widths("ssr_t1", seed, scale, method, widths).name for seed in seeds]
 
 
 def write_figure3(root: Path, out: Path, scale: Scale) -> None:
@@ -233,7 +199,7 @@ def write_figure3(root: Path, out: Path, scale: Scale) -> None:
     frame["top1"] = 100 - frame["error"]
     for axis in ("macs", "params"):
         tradeoff(frame, out / f"ssr_f3_{axis}.png", x=axis)
-    _show("figure 3: error against compression", list(points[0]), points)
+    show("figure 3: error against compression", list(points[0]), points)
 
 
 def write_figure5(root: Path, out: Path, scale: Scale) -> None:
@@ -282,28 +248,9 @@ def write_lambda_groups(root: Path, out: Path, scale: Scale) -> None:
                     "error, %": f"{100 - found['top1']:.2f}",
                 }
             )
-    _refuse_empty(rows)
-    write_csv(out / "ssr_lambda.csv", rows)
-    write_text(out / "ssr_lambda.md", lambda file: file.write(_markdown(list(rows[0]), rows)))
-    _show("published lambda groups, as found", list(rows[0]), rows)
-
-
-def _refuse_empty(rows: Sequence[Row]) -> None:
-    if not rows or all(row.get("seeds") == 0 for row in rows):
-        raise ArtifactError("nothing was measured for this table; run without --only-collect")
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    lines = [columns, ["---"] * len(columns), *([_text(row[c]) for c in columns] for row in rows)]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def _show(title: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
-    table(title, columns, [[_text(row[column]) for column in columns] for row in rows])
-
-
-def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    refuse_empty(rows)
+    found = publish(out, "ssr_lambda", "published lambda groups, as found", rows)
+    write_markdown(out / "ssr_lambda.md", found)
 
 
 __all__ = ["sparsified", "write_figure3", "write_figure5", "write_lambda_groups", "write_table1"]

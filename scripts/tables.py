@@ -29,14 +29,28 @@ class Scale:
     """
 
     seeds: tuple[int, ...]
-    extra_seeds: tuple[int, ...]
-    overrides: tuple[str, ...]
-    scratch_epochs: int
+    extra_seeds: tuple[int, ...] = ()
+    overrides: tuple[str, ...] = ()
+    scratch_epochs: int = 0
     dense_tuning: tuple[str, ...] = ()
     convergence: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
 
 
+SCALES = {  # of the tables of SSR
+    "short": Scale(
+        (0, 1, 2),
+        (3, 4),
+        (),
+        32,
+        ("schedule.finetune.epochs=5", "schedule.finetune.optimizer.lr=0.05"),
+        ("schedule.sparsify.epochs=12",),
+        ("schedule.sparsify.epochs=2",),
+    ),
+    "smoke": Scale(
+        (0, 1), (), ("dataset=synthetic", "schedule=smoke", "latency.runs=5", "latency.batch=8"), 1
+    ),
+}
 TAIL = ("prune", "finetune", "measure")
 EXPERIMENT = ("experiment=ssr_lenet_mnist",)
 TABLE_WIDTHS = ("3-11-108", "2-8-77")

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import csv
 import importlib
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from prunekit.build import build
 from prunekit.config import config_dir, resolve
+from prunekit.errors import ArtifactError
 from prunekit.stages.pipeline import check, pipeline
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-TABLES = ("ssr_t1", "ssr_f3", "ssr_f56", "ssr_lambda")
+SSR = ("ssr_t1", "ssr_f3", "ssr_f56", "ssr_lambda")
+ALL = (*SSR, "ns_t1")
 
 
 @pytest.fixture(scope="module")
@@ -29,13 +34,17 @@ def reproduce():
 
 
 def lists(reproduce):
-    scales = reproduce.SCALES.items()
-    return {(t, name): reproduce.JOBS[t](scale) for t in TABLES for name, scale in scales}
+    return {
+        (name, scale): table.jobs(extent)
+        for name, table in reproduce.TABLES.items()
+        for scale, extent in table.scales.items()
+    }
 
 
-def test_every_table_has_jobs_and_a_writer(reproduce):
-    assert set(reproduce.JOBS) == set(reproduce.WRITE) == set(TABLES)
+def test_every_table_has_jobs_at_every_scale(reproduce):
+    assert set(ALL) <= set(reproduce.TABLES)
     assert all(lists(reproduce).values())
+    assert all({"short", "smoke"} <= set(table.scales) for table in reproduce.TABLES.values())
 
 
 def test_names_are_unique(reproduce):
@@ -51,26 +60,27 @@ def test_what_a_job_comes_after_is_there_and_comes_before(reproduce):
             seen.add(job.name)
 
 
-def test_a_job_starts_from_a_source_unless_it_trains_the_dense_network(reproduce):
-    for jobs in lists(reproduce).values():
+def test_a_job_starts_from_a_source_unless_it_trains_a_network_from_scratch(reproduce):
+    for (table, _), jobs in lists(reproduce).items():
         for job in jobs:
-            assert (job.after is None) == ("pretrain" in job.stages)
+            scratch = ("pretrain", "sparsify") if table.startswith("ns_") else ("pretrain",)
+            assert (job.after is None) == (job.stages[0] in scratch), job.name
 
 
 def test_tables_that_share_a_job_agree_about_it(reproduce):
-    for scale in reproduce.SCALES.values():
-        jobs = [job for table in TABLES for job in reproduce.JOBS[table](scale)]
+    for scale in ("short", "smoke"):
+        jobs = [job for name in SSR for job in lists(reproduce)[name, scale]]
         assert len(set(jobs)) == len({job.name for job in jobs})
 
 
-def shapes(reproduce, scale: str):
-    """One job of each kind: the same overrides but for seeds and widths."""
+def kinds(reproduce, scale: str):
+    """One job of each kind, with its table: the same overrides but for seeds, widths and shares."""
     found = {}
-    for table in TABLES:
-        for job in reproduce.JOBS[table](reproduce.SCALES[scale]):
-            loose = ("seed=", "selection.widths=", "model.widths=")
+    loose = ("seed=", "selection.widths=", "model.widths=", "selection.ratio=")
+    for (table, of), jobs in lists(reproduce).items():
+        for job in jobs if of == scale and table in ALL else ():
             kind = tuple(word for word in job.overrides if not word.startswith(loose))
-            found[job.stages, kind] = job
+            found[job.stages, kind] = table, job
     return list(found.values())
 
 
@@ -78,19 +88,85 @@ def shapes(reproduce, scale: str):
 def test_every_kind_of_job_composes_and_builds(reproduce, tmp_path, scale):
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        for job in shapes(reproduce, scale):
+        for table, job in kinds(reproduce, scale):
             line = [word for word in job.command(str(tmp_path)) if not word.startswith("source=")]
             settings = resolve(compose(config_name="run", overrides=line))
             names = pipeline(settings)
             assert names == job.stages, job.name
             check(settings, names)
-            assert build(settings["dataset"], "dataset").shape == (1, 28, 28)
+            shape = (3, 32, 32) if table == "ns_t1" else (1, 28, 28)
+            assert build(settings["dataset"], "dataset").shape == shape
     GlobalHydra.instance().clear()
 
 
 def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, str(SCRIPTS / "reproduce_tables.py"), *arguments]
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_published_slimming_cells_are_those_of_the_files(reproduce):
+    cells = reproduce.slimming_tables.published()
+    rows = {(c.dataset, c.network, c.percent, p) for c, found in cells.items() for p in found}
+    assert ("CIFAR-10", "DenseNet-40", 70, "l1") in rows  # of the paper alone
+    assert ("CIFAR-10", "DenseNet-40", 60, "l1") in rows  # of the port alone
+    assert sum("Liu error" in row for found in cells.values() for row in found.values()) == 23
+    vgg = next(found for cell, found in cells.items() if cell.network == "VGG-19" and cell.percent)
+    assert vgg["l1"] == {
+        **{"Liu error": "6.2", "Liu params": "2.30M", "Liu FLOPs": "3.91e8"},
+        **{"port error, pruned": "67.46", "port error": "6.22", "port params": "2.25M"},
+    }
+
+
+def finished(root, job, stage, top1, right=None):
+    folder = root / job.name / stage
+    folder.mkdir(parents=True)
+    values = {"top1": top1, "params": 1000, "macs": 1}
+    (folder / "report.json").write_text(json.dumps({"metrics": values}))
+    if right is not None:
+        torch.save({"pruned": torch.tensor(right)}, folder / "correct.pt")
+
+
+def test_slimming_rows_are_means_over_seeds_beside_the_published_ones(
+    reproduce, tmp_path, monkeypatch
+):
+    tables = reproduce.slimming_tables
+    monkeypatch.setattr(tables, "_flops", lambda file: 3.91e8)
+    extent = replace(tables.SCALES["paper"], seeds=(0, 1))
+    cell = tables.Cell("CIFAR-10", "VGG-19", 70)
+    for seed, error in ((0, 6.0), (1, 7.0)):
+        for penalty, right in (("l1", [True, True, False]), ("TL1", [True, True, True])):
+            job = tables.pruned(extent, cell, seed, penalty)
+            finished(tmp_path, job, "prune", 40.0)
+            finished(tmp_path, job, "finetune", 100 - error)
+            finished(tmp_path, job, "measure", 100 - error, right)
+    tables.write_table1(tmp_path, tmp_path / "out", extent)
+    with open(tmp_path / "out/ns_t1.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = ("data", "network", "pruned %", "penalty")
+    found = {tuple(row[key] for key in keys): row for row in rows}
+    l1 = found["CIFAR-10", "VGG-19", "70", "l1"]
+    assert (l1["Liu error"], l1["seeds"], l1["error"]) == ("6.2", "2", "6.50 ± 0.71")
+    assert (l1["error, pruned"], l1["FLOPs"], l1["needs"]) == ("60.00 ± 0.00", "3.91e+08 ± 0", "")
+    other = found["CIFAR-10", "VGG-19", "70", "MCP"]
+    assert (other["Liu error"], other["error"]) == ("-", "not run") and "a GPU" in other["needs"]
+    assert rows[-1]["penalty"].startswith("Bayesian") and rows[-1]["needs"] == "not identified"
+    verdicts = (tmp_path / "out/ns_t1_verdicts.csv").read_text().splitlines()
+    assert len(verdicts) == 2 and "TL1" in verdicts[1] and "-33.333" in verdicts[1]
+    text = (tmp_path / "out/ns_t1.md").read_text()
+    assert "not at hand" in text and text.count("not identified") == 1
+
+
+def test_a_slimming_table_of_no_run_is_refused(reproduce, tmp_path):
+    tables = reproduce.slimming_tables
+    with pytest.raises(ArtifactError, match="nothing was measured for this table"):
+        tables.write_table1(tmp_path, tmp_path / "out", tables.SCALES["paper"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_scale_that_a_table_lacks_is_refused(reproduce, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", "--table", "ssr_t1", "--scale", "papr"])
+    assert reproduce.main() == 1
+    assert "--scale papr: ssr_t1 has none; accepted: short, smoke" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -112,3 +188,15 @@ def test_a_table_from_start_to_end(tmp_path):
     reports = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("report.json")}
     assert len(reports) == 5 and script(*line, cwd=tmp_path).returncode == 0
     assert {f: f.stat().st_mtime_ns for f in tmp_path.rglob("report.json")} == reports
+
+
+@pytest.mark.slow
+def test_slimming_from_start_to_end(tmp_path):
+    found = script("--table", "ns_t1", "--scale", "smoke", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    with open(tmp_path / "outputs/tables/ns_t1.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    done = [(row["pruned %"], row["penalty"]) for row in rows if row["seeds"] == "1"]
+    assert done == [("0", "none"), ("0", "l1"), ("0", "TL1"), ("40", "l1"), ("40", "TL1")]
+    assert all(row["error"] != "not run" for row in rows if row["seeds"] == "1")
+    assert (tmp_path / "outputs/tables/ns_t1_verdicts.csv").is_file()
