@@ -217,11 +217,11 @@ def prune(
         agreement=made.agreement,
         absorbed=made.absorbed,
         **_sizes(model, made, graph, example),
-        aims=selection.aims(masks, scores, graph, cost),
+        aims=selection.aims(made.keep, scores, graph, cost),
         notes=(
             *graph.notes,
             *made.notes,
-            *selection.notes(masks, scores, graph, cost),
+            *selection.notes(made.keep, scores, graph, cost),
             *(made.absorbed.notes if made.absorbed else ()),
         ),
         batch=batch,

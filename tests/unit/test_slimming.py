@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 
 import prunekit
 from prunekit.criteria import BatchNormScale
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.models import DenseNet, PreResNet, vgg19
@@ -221,6 +222,43 @@ def test_a_branch_emptied_in_a_group_that_lives():
     (mask,) = case.choose(Slimming(0.5, on_empty="keep_best")).values()
     assert mask.tolist() == [True] * 4 + [False] * 3 + [True]
     assert "two keeps 1 of 4" in case.notes(Slimming(0.5, on_empty="keep_best"))
+
+
+def test_a_block_whose_branch_is_emptied_goes_whole():
+    """All of its scales are gone then, not only the ones below the threshold."""
+    torch.manual_seed(0)
+    model = PreResNet(blocks=2, widths=(12, 13, 14))
+    example = torch.randn(2, 3, 8, 8)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.data.uniform_(0.5, 1.5)
+    model.layer2[1].bn2.weight.data *= 1e-3
+    Selections.of(model, example).apply(model)
+    prune = partial(prunekit.prune, model, example, criterion="bn_scale")
+    with pytest.raises(ConfigError, match=r"would leave nothing of layer2\.1\.conv1, whose"):
+        prune(selection=Slimming(0.1))
+    found = prune(selection=Slimming(0.1, on_empty="skip_block"))
+    assert not any("layer2.1." in name for name, _ in found.model.named_modules())
+    assert "block layer2.1 was removed whole: its branch was empty" in found.notes
+    assert "nothing is left of layer2.1.conv1" in found.notes
+    norms = [m for m in found.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    scored = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    (aim,) = found.aims
+    assert aim.reached == pytest.approx(sum(m.num_features for m in norms) / scored)
+    assert aim.asked == 0.9 and aim.reached < 0.85 and aim.met
+    rescued = prune(selection=Slimming(0.1, on_empty="keep_best", min_keep=3))
+    assert len(rescued.kept["layer2.1.conv1"]) == 3
+
+
+def test_an_emptied_layer_outside_of_blocks_is_refused():
+    case = low(1, 8, 6, 30)
+    with pytest.raises(SurgeryError, match=r"\b3\b.*keep_best"):
+        prunekit.prune(
+            case.model,
+            torch.zeros(1, 3, 8, 8),
+            selection=Slimming(0.3, on_empty="skip_block"),
+            criterion="bn_scale",
+        )
 
 
 @pytest.mark.parametrize(
