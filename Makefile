@@ -36,7 +36,7 @@ lint: $(STAMP)  ## style and formatting
 bench: $(STAMP)  ## speed, as ratios inside one run
 	$(BIN)/python scripts/bench.py
 
-reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ssr_f3|ssr_f56|ssr_lambda SCALE=smoke|short DATA=folder
+reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ssr_f3|ssr_f56|ssr_lambda|ns_t1 SCALE=smoke|short|paper DATA=folder
 	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --data $(DATA)
 
 clean:  ## remove the environment, caches and builds; outputs/ stays
