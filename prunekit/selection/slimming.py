@@ -118,8 +118,9 @@ class Slimming(FindsWidths):
         kept = dict(zip(pool.names, above.split(pool.widths.tolist()), strict=True))
         rows = [row for row in fewest_left(kept) if row[0] not in empty and row[1] < row[2]]
         shares = [f"{name} keeps {n} of {full} ({n / full:.1%})" for name, n, full in rows[:_NEXT]]
+        names = ", ".join(empty) if bool(above.any()) else f"all {len(pool.names)} groups"
         raise ConfigError(
-            f"selection.ratio={self.ratio} would leave nothing of {', '.join(empty)}, whose "
+            f"selection.ratio={self.ratio} would leave nothing of {names}, whose "
             f"scores are not above the threshold {float(pool.scores[~above].max()):.3g}"
             + (f"; next, {', '.join(shares)}" if shares else "")
             + "; lower it, or give selection.on_empty=keep_best, or skip_block to remove the "
