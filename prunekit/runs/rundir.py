@@ -118,7 +118,7 @@ class StageDir:
 
         A directory in which no work was done yet takes the new settings.
         """
-        identity = {**settings, "source": _identity(source)}
+        identity = {**settings, "source": identity_of(source)}
         self._settings, self._source = identity, source
         self._refuse_itself(source)
         if overwrite and self.path.exists():
@@ -238,7 +238,7 @@ def model_file(place: str | Path) -> Path:
     raise ArtifactError(f"source={place} {found}; give a model.pt, or finish that run first")
 
 
-def _identity(source: Path | None) -> str | None:
+def identity_of(source: Path | None) -> str | None:
     """What a source is called and holds: a changed file is another source, a moved one is not."""
     if source is None:
         return None

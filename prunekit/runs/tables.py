@@ -15,7 +15,7 @@ from prunekit.runs.figures import check_place
 from prunekit.runs.files import read_json, write_text
 from prunekit.runs.methods import described, fingerprint, told_apart
 from prunekit.runs.report import Report
-from prunekit.runs.rundir import STAGES
+from prunekit.runs.rundir import STAGES, identity_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -122,9 +122,9 @@ def compare(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
 def collect(paths: Iterable[str | Path]) -> DataFrame:
     """Every stage found under the given directories, one row a run and stage.
 
-    Columns: run, stage, status (finished, unfinished, damaged), path, seconds, what the settings
-    say (see `methods.described`), then one per metric. Stages without a readable report have no
-    metrics. Raises ArtifactError when there is no stage at all.
+    Columns: run, stage, status (finished, unfinished, damaged), path, seconds, source, what the
+    settings say (see `methods.described`), then one per metric. Stages without a readable report
+    have no metrics. Raises ArtifactError when there is no stage at all.
     """
     import pandas as pd
 
@@ -143,13 +143,16 @@ def summary(frame: DataFrame) -> DataFrame:
     they are missing where the run has no dense figures; shares are narrow divided by dense.
     `pruned_top1` and `tuned_top1` are right after pruning and after fine-tuning. `method` says in
     which arguments the runs of one penalty differ, `setting` is equal for runs that differ in the
-    seed only. Columns below/... are shares of small rows after sparsifying. `problems` names
-    stages without a report.
+    seed only. A run that was pruned from another run's sparsified network takes its penalty from
+    there, where that run is in the frame. Columns below/... are shares of small rows after
+    sparsifying. `problems` names stages without a report.
     """
     import pandas as pd
 
-    groups = frame.groupby("run", sort=False)
-    rows = [_run_row(str(run), stages.to_dict("records")) for run, stages in groups]
+    groups = [(str(run), part.to_dict("records")) for run, part in frame.groupby("run", sort=False)]
+    starts = {run: _start(stages) for run, stages in groups}
+    known = _sparsified(frame) if any(starts.values()) else {}
+    rows = [_run_row(run, stages, known.get(starts[run] or "")) for run, stages in groups]
     for row, method in zip(rows, told_apart(rows), strict=True):
         row["method"] = method
     table = pd.DataFrame(rows)
@@ -243,6 +246,7 @@ def _stage_row(root: Path, place: Path) -> dict[str, Any]:
             **row,
             "status": "finished",
             "seconds": float(report.seconds),
+            "source": report.source,
             **described(report.settings),
             **report.metrics,
         }
@@ -250,14 +254,32 @@ def _stage_row(root: Path, place: Path) -> dict[str, Any]:
         return {**row, "status": "damaged"}
 
 
-def _run_row(run: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
+def _start(stages: Sequence[Row]) -> str | None:
+    """What a run starts from that no stage of its own tells of: a network of another run."""
+    first = next((stage for stage in stages if stage["status"] == "finished"), {})
+    start = first.get("source") if first.get("stage") in ("prune", "finetune") else None
+    return start if isinstance(start, str) else None
+
+
+def _sparsified(frame: DataFrame) -> dict[str, dict[str, Any]]:
+    """Finished sparsify stages, by what a stage that starts from them calls its source."""
+    stages = frame[(frame["stage"] == "sparsify") & (frame["status"] == "finished")]
+    files = [(Path(record["path"]) / "model.pt", record) for record in stages.to_dict("records")]
+    return {str(identity_of(file)): record for file, record in files if file.is_file()}
+
+
+def _run_row(
+    run: str, stages: list[dict[str, Any]], before: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """`before` is the sparsify stage of another run that this one starts from."""
     done = [stage for stage in stages if stage["status"] == "finished"]
     problems = [f"{s['stage']} {s['status']}" for s in stages if s["status"] != "finished"]
     row: dict[str, Any] = {"run": run, "problems": ", ".join(problems)}
     if not done:
         return row
     last, dense = done[-1], _dense(done)
-    row |= _named(done)
+    known = [before, *done] if before else done
+    row |= _named(known)
     row.update({key: last.get(key) for key in ("top1", "top5", "params", "macs")})
     row.update({key: last.get(key) for key in ("cpu_ms", "gpu_ms")}, last_stage=last["stage"])
     row["top1_change"] = _difference(last.get("top1"), dense.get("top1"))
@@ -267,7 +289,7 @@ def _run_row(run: str, stages: list[dict[str, Any]]) -> dict[str, Any]:
         row[f"{key}_share"] = _ratio(last.get(key), dense.get(key))
     row["speedup"] = _ratio(dense.get("cpu_ms"), last.get("cpu_ms"))
     row["gpu_speedup"] = last.get("gpu_speedup")
-    return row | _moments(done)
+    return row | _moments(known)
 
 
 def _named(done: list[dict[str, Any]]) -> dict[str, Any]:
@@ -276,14 +298,15 @@ def _named(done: list[dict[str, Any]]) -> dict[str, Any]:
     Timing and exported files do not make two runs different.
     """
     keys = [key for stage in done for key in stage if key in _SAID or key.startswith("trait/")]
-    found = {
-        key: next((s[key] for s in done if s.get(key) is not None and s[key] == s[key]), None)
-        for key in dict.fromkeys(keys)
-    }
+    found = {key: _first(done, key) for key in dict.fromkeys(keys)}
+    names = {key: found.get(key) or "" for key in ("model", "dataset", "method")}
     made = [stage.get("setting") for stage in done if stage["stage"] not in ("export", "measure")]
-    return {**dict.fromkeys(("model", "dataset", "method"), ""), **found} | {
-        "setting": fingerprint(made)
-    }
+    return {**found, **names, "setting": fingerprint([_start(done), *made])}
+
+
+def _first(done: Sequence[Row], key: str) -> Any:
+    """The first value that is there; frames mark what is not by not-a-number."""
+    return next((s[key] for s in done if s.get(key) is not None and s[key] == s[key]), None)
 
 
 def _moments(done: list[dict[str, Any]]) -> dict[str, Any]:

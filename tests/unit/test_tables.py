@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 
@@ -196,6 +197,24 @@ def test_a_setting_is_the_same_for_runs_that_differ_in_the_seed_only(tmp_path):
     sparse_run(tmp_path / "c", lp(0.001, 0.5, 0, 0.6), 30.0, 87.0, 30)
     a, b, c = summary(collect([tmp_path]))["setting"]
     assert a == b != c
+
+
+def test_a_run_takes_its_penalty_from_the_run_it_was_pruned_from(tmp_path):
+    for name, p in (("half", 0.5), ("more", 0.75)):
+        settings = lp(0.001, p, 0, 0.4)
+        report(tmp_path / name, "sparsify", {"params": 200, "macs": 4000}, **settings)
+        (tmp_path / name / "sparsify" / "model.pt").write_text(name)
+        report(tmp_path / name / "pruned", "prune", NARROW, criterion={"name": "bn_scale"})
+        file = tmp_path / name / "pruned" / "prune" / "report.json"
+        digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+        source = {"source": f"sparsify/model.pt ({digest})"}
+        file.write_text(json.dumps(json.loads(file.read_text()) | source))
+    table = summary(collect([tmp_path])).set_index("run")
+    assert table.loc["half/pruned", "method"] == "lp p=0.5"
+    assert table.loc["more/pruned", "method"] == "lp p=0.75"
+    assert table.loc["half/pruned", "setting"] != table.loc["more/pruned", "setting"]
+    alone = summary(collect([tmp_path / "half" / "pruned", tmp_path / "more" / "pruned"]))
+    assert list(alone["method"]) == ["bn_scale"]  # both are called "pruned" from there
 
 
 def test_sizes_of_the_dense_network_are_known_from_sparsifying(tmp_path):
