@@ -11,14 +11,22 @@ from torch import nn
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ExportError
-from prunekit.measure import Latency, LatencyTest, counted_macs, file_bytes, peak_memory
+from prunekit.measure import (
+    Latency,
+    LatencyTest,
+    counted_macs,
+    file_bytes,
+    peak_memory,
+    slimming_flops,
+    slimming_params,
+)
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.parts import counts, load_data, load_source, quality
 from prunekit.torchfile import write_torch
-from prunekit.training import predictions
+from prunekit.training import keeps_statistics, predictions
 
 LABELS = {
     "pretrain": "dense",
@@ -87,9 +95,20 @@ def _row(model: nn.Module, data: Data, file: Path) -> Metrics:
     example = data.example.to(next(model.parameters()).device)
     return {
         **counts(model, data),
+        **_as_published(model, example),
         "fvcore_macs": counted_macs(model, example),
         "memory_bytes": peak_memory(model, example),
         "file_bytes": file_bytes(file),
+    }
+
+
+def _as_published(model: nn.Module, example: torch.Tensor) -> Metrics:
+    """What tables of network slimming call FLOPs and parameters, for networks with batch norm."""
+    if not keeps_statistics(model):
+        return {}
+    return {
+        "flops_slimming": slimming_flops(model, example),
+        "params_slimming": slimming_params(model, example),
     }
 
 

@@ -7,17 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ConfigError
+from prunekit.graph import ChannelSelection
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import load_source
-from prunekit.surgery import SavedModel, Selections, load_weights
+from prunekit.stages.parts import check_fits, load_source
+from prunekit.surgery import Edit, SavedModel, Selections, load_weights
 from prunekit.surgery.weights import fit
 
 _NAMED = {
@@ -62,25 +63,30 @@ def built(settings: Settings, runtime: Runtime) -> SavedModel:
     return SavedModel(model.to(runtime.device), arch, (), {})
 
 
-def start(settings: Settings, stage: StageDir, runtime: Runtime) -> SavedModel:
-    """The network that a stage works on: an earlier stage's, or one built here."""
-    return load_source(stage.source, runtime) if stage.sourced else built(settings, runtime)
+def start(settings: Settings, stage: StageDir, data: Data, runtime: Runtime) -> SavedModel:
+    """The network that a stage works on: an earlier stage's, or one built here; it fits the data.
 
-
-def with_selections(saved: SavedModel, data: Data) -> SavedModel:
-    """The network with a channel selection in front of every norm whose channels others read too.
-
-    ConfigError where there is no such norm; one that has its selection already keeps it.
+    With channel selections where settings ask for them.
     """
-    edit = Selections.of(saved.model, data.example.to(next(saved.model.parameters()).device))
-    if not edit.norms and not any(isinstance(done, Selections) for done in saved.edits):
+    saved = load_source(stage.source, runtime) if stage.sourced else built(settings, runtime)
+    check_fits(saved.model, data)
+    done = with_selections(saved.model, data.example) if settings["channel_selection"] else ()
+    return replace(saved, edits=(*saved.edits, *done))
+
+
+def with_selections(model: nn.Module, example: Tensor) -> tuple[Edit, ...]:
+    """Put a channel selection in front of every norm whose channels others read too, in place.
+
+    Returns what was done: nothing where all have theirs. ConfigError where there is no such norm.
+    """
+    edit = Selections.of(model, example.to(next(model.parameters()).device))
+    if not edit.norms and not any(isinstance(one, ChannelSelection) for one in model.modules()):
         raise ConfigError(
             "channel_selection=true, but no channels of a batch norm are read past it, as in "
             "pre-activation and dense networks; set channel_selection=false"
         )
-    if edit.norms:
-        edit.apply(saved.model)
-    return replace(saved, edits=(*saved.edits, *([edit] if edit.norms else [])))
+    edit.apply(model)
+    return (edit,) if edit.norms else ()
 
 
 def notes_on(weights: str | None) -> list[str]:

@@ -22,7 +22,7 @@ from prunekit.runs.rundir import RunDir
 from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Runtime, Settings, execute
-from prunekit.stages.network import architecture, weights_of
+from prunekit.stages.network import architecture, weights_of, with_selections
 from prunekit.training import Schedule
 
 
@@ -151,7 +151,10 @@ def inspect(settings: Settings, directory: str) -> None:
     else:
         model = build(architecture(settings), "model")
     example = torch.zeros(1, *build(settings["dataset"], "dataset").shape)
-    choice("over_norms", settings["over_norms"], (True, False))
+    for flag in ("over_norms", "channel_selection"):
+        choice(flag, settings[flag], (True, False))
+    if settings["channel_selection"]:
+        with_selections(model, example)
     graph = ChannelGraph.trace(model, example, over_norms=settings["over_norms"])
     cost = CostModel(model, graph)
     table("channel groups", ("group", "units", "made by", "read by"), graph.rows())

@@ -20,9 +20,8 @@ from prunekit.runs.rundir import StageDir
 from prunekit.selection import Aim, Selection
 from prunekit.stages.aftermath import Aftermath, aftermath, recomputed
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.network import notes_on, start, weights_of, with_selections
+from prunekit.stages.network import notes_on, start, weights_of
 from prunekit.stages.parts import (
-    check_fits,
     counts,
     history_writer,
     load_data,
@@ -38,12 +37,9 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Select units, remove them, and check that removing equals silencing."""
     criterion = criterion_of(settings, stage)
     selection: Selection = build(settings["selection"], "selection")
-    saved = start(settings, stage, runtime)
     data = load_data(settings, runtime)
-    check_fits(saved.model, data)
+    saved = start(settings, stage, data, runtime)
     _check_rounds(selection, criterion, data)
-    if settings["channel_selection"]:
-        saved = with_selections(saved, data)
     example = data.example.to(runtime.device)
     graph = ChannelGraph.trace(saved.model, example, over_norms=settings["over_norms"])
     cost = selection.costs(saved.model, graph, example, runtime.device, track)
@@ -73,6 +69,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
             **_facts(way.cuts),
             **_asked(aims),
             **after.metrics,
+            "collapsed_layers": ", ".join(selection.collapsed(keep, way.scores, graph)) or None,
             **{f"kept/{name}": int(mask.sum()) for name, mask in keep.items()},
         },
         (
@@ -195,6 +192,7 @@ def _told(cuts: list[Cut]) -> list[str]:
     found = []
     for number, made in enumerate(cuts, start=1):
         where = f"round {number}: " if len(cuts) > 1 else ""
+        found += [f"{where}{note}" for note in made.notes]
         found += [f"{where}{made.agreement}"] if made.agreement else []
         if made.absorbed:
             found += [f"{where}{note}" for note in (made.absorbed, *made.absorbed.notes)]

@@ -80,15 +80,22 @@ class Rounds:
             maps=self.absorb == "maps" and left == 1,  # they rename layers, so only at the end
         )
         self.cuts.append(made)
-        self.model, self.keep = made.model, keep
+        self.model, self.keep = made.model, self._kept(made.keep, place)
 
     def _places(self) -> Tensor:
         """For every unit id of the dense network the one in the network as it is now; -1: gone."""
         gone = self.graph.drop({name: ~mask for name, mask in self.keep.items()})
         place = torch.full((self.graph.count,), -1)
         for name, units in self.graph.outs.items():
-            place[units[~gone[units]]] = self._now.outs[name]
+            if name in self._now.outs:  # it may have gone with its block
+                place[units[~gone[units]]] = self._now.outs[name]
         return place
+
+    def _kept(self, keep: Mapping[str, Tensor], place: Tensor) -> Masks:
+        """Masks over the network as it is now as masks over the dense one."""
+        gone = self._now.drop({name: ~mask for name, mask in keep.items()})
+        stays = (place >= 0) & ~gone[place.clamp_min(0)]
+        return {group.name: stays[group.units] for group in self.graph.groups}
 
     def _lifted(self, scores: Mapping[str, Tensor], place: Tensor) -> Scores:
         """Scores of the dense network's units: gone ones below all, unscored groups left out."""

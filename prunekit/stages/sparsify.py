@@ -13,8 +13,8 @@ from prunekit.problems import Regularizer, Training
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.network import start, with_selections
-from prunekit.stages.parts import check_fits, counts, history_writer, load_data, quality
+from prunekit.stages.network import start
+from prunekit.stages.parts import counts, history_writer, load_data, quality
 from prunekit.surgery import save_model
 
 
@@ -35,11 +35,8 @@ def sparsify(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     regularizer = regularizer_of(settings)
     problem = build(settings["order"], "order")
     schedule = build(settings["schedule"]["sparsify"], "schedule.sparsify")
-    saved = start(settings, stage, runtime)
     data = load_data(settings, runtime)
-    check_fits(saved.model, data)
-    if settings["channel_selection"]:
-        saved = with_selections(saved, data)
+    saved = start(settings, stage, data, runtime)
     model = saved.model
     graph = ChannelGraph.trace(model, data.example.to(runtime.device))
     write, last = history_writer(stage), {}

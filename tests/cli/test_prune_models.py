@@ -274,7 +274,7 @@ class TestRounds:
             return plain(model, graph, keep, *args, **settings)
 
         monkeypatch.setattr(rounds, "cut", cut)
-        settings = (*self.SETTINGS, "selection=per_layer", "selection.rounds=3")
+        settings = (*self.SETTINGS, "selection=per_layer", "selection.rounds=3", "diagnose=false")
         assert cli("prune", *settings).code == 0
         assert [row[2] for row in seen] == [17, 13, 10] and seen[-1] == [3, 4, 10]
         assert all(
@@ -330,7 +330,7 @@ class TestAbsorb:
         torch.save(net.state_dict(), "w.pth")
         given = ("weights=w.pth", "dataset=synthetic")
         assert "constants absorbed" in self.run(cli, *given, "name=a")
-        assert "absorbed" not in self.run(cli, *given, "name=b", "absorb=false")
+        assert "constants absorbed" not in self.run(cli, *given, "name=b", "absorb=false")
         assert "constants absorbed" in self.run(cli, *given, "name=c", "absorb=true")
         assert metrics(tmp_path)["absorbed"] > 0 and metrics(tmp_path)["absorbed_change"] > 0
         assert metrics(tmp_path, run="b")["absorbed"] is None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from prunekit.data import Synthetic
+from prunekit.models import PreResNet
 from prunekit.surgery import load_model
 from prunekit.training import evaluate, recompute_statistics
 
@@ -188,3 +189,46 @@ def test_a_penalty_without_effect_is_told_and_kept_in_the_report(run, tmp_path):
     assert found.err.count(line) == 1
     notes = report(tmp_path / "outputs/a/sparsify")["notes"]
     assert sum(note.startswith(line) for note in notes) == 1
+
+
+class TestOnEmpty:
+    """A network one of whose blocks is worth nothing."""
+
+    @pytest.fixture
+    def emptied(self, tmp_path):
+        torch.manual_seed(0)
+        model = PreResNet(blocks=2, widths=(4, 4, 4), stem=4, scale=0.5)
+        for module in model.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                torch.nn.init.uniform_(module.weight, 0.5, 1.0)
+        torch.nn.init.constant_(model.layer2[1].bn2.weight, 1e-3)
+        torch.save(model.state_dict(), tmp_path / "weights.pt")
+        folder = tmp_path / "cfg/model"
+        folder.mkdir(parents=True)
+        text = DENSE.format(network="PreResNet") + "blocks: 2\nwidths: [4, 4, 4]\nstem: 4\n"
+        (folder / "small.yaml").write_text(text)
+        chosen = ("model=small", "weights=weights.pt", "selection=slimming", "absorb=false")
+        return ("--config-dir", str(tmp_path / "cfg"), *TINY, *chosen, "channel_selection=true")
+
+    def test_error_names_the_layer(self, cli, emptied):
+        found = cli("prune", *emptied, "selection.ratio=0.1", "selection.on_empty=error")
+        assert found.code == 1
+        assert "would leave nothing of layer2.1.conv1" in found.err
+        assert "on_empty=keep_best" in found.err
+
+    def test_keep_best(self, run, emptied, tmp_path):
+        run("prune", *emptied, "selection.ratio=0.1", "selection.on_empty=keep_best")
+        narrow = load_model(tmp_path / "outputs/a/prune/model.pt").model
+        assert narrow.layer2[1].conv1.out_channels == 1
+
+    def test_skip_block(self, run, emptied, tmp_path):
+        found = run("prune", *emptied, "selection.ratio=0.1", "selection.on_empty=skip_block")
+        assert "block layer2.1 was removed whole" in found.out
+        place = tmp_path / "outputs/a/prune"
+        narrow = load_model(place / "model.pt").model
+        assert isinstance(narrow.layer2[1], torch.nn.Identity)
+        values = report(place)["metrics"]
+        assert values["kept/layer2.1.conv1"] == values["kept/layer2.1.conv2"] == 0
+        assert values["surgery_error"] < 1e-5
+        run("finetune", *emptied)
+        run("measure", *emptied)
