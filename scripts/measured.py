@@ -34,23 +34,34 @@ def spread(values: Sequence[float], form: str = "{:.2f}") -> str:
     return f"{mean} ± {form.format(statistics.stdev(values))}" if len(values) > 1 else mean
 
 
-def correct(root: Path, run: str) -> np.ndarray | None:
-    """Which test images the last network of a run recognises, None where it was not measured."""
+def correct(root: Path, run: str, network: str | None = None) -> np.ndarray | None:
+    """Which test images a network of a run recognises, its last one unless `network` names another.
+
+    None where it was not measured.
+    """
     file = root / run / "measure" / "correct.pt"
     if not file.is_file():
         return None
-    return list(torch.load(file, weights_only=True).values())[-1].numpy()
+    found = torch.load(file, weights_only=True)
+    return (list(found.values())[-1] if network is None else found[network]).numpy()
 
 
 def verdict(
-    root: Path, first: Sequence[str], second: Sequence[str], against: str, digits: int = 3
+    root: Path,
+    first: Sequence[str],
+    second: Sequence[str],
+    against: str,
+    digits: int = 3,
+    network: str | None = None,
 ) -> Row | None:
     """The first runs minus the second in error, paired over seeds and test images.
 
     Both name runs in the order of their seeds; a seed counts where both were measured, and without
-    one there is no verdict. `against` is what the second are called.
+    one there is no verdict. `against` is what the second are called, `network` which of a run's
+    networks is meant.
     """
-    pairs = [(correct(root, a), correct(root, b)) for a, b in zip(first, second, strict=True)]
+    runs = zip(first, second, strict=True)
+    pairs = [tuple(correct(root, run, network) for run in both) for both in runs]
     whole = [(a, b) for a, b in pairs if a is not None and b is not None]
     if not whole:
         return None
@@ -58,7 +69,9 @@ def verdict(
     form = f"{{:+.{digits}f}}".format
     return {
         "seeds": len(whole),
-        f"error minus {against}, points": form(result.difference),
+        f"error minus {against}, points" if against else "error difference, points": form(
+            result.difference
+        ),
         "95 % interval": f"{form(result.low)} to {form(result.high)}",
         "verdict": result.verdict,
     }

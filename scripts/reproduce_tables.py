@@ -20,6 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import slim_resnet20
+import slim_resnet20_tables
 import slimming_tables
 import ssr_tables
 import tables
@@ -50,6 +52,12 @@ TABLES = {
     "ssr_f3": Table(tables.SCALES, tables.figure3, ssr_tables.write_figure3),
     "ssr_f56": Table(tables.SCALES, tables.figure5, ssr_tables.write_figure5),
     "ssr_lambda": Table(tables.SCALES, tables.lambda_groups, ssr_tables.write_lambda_groups),
+    "slim_resnet20": Table(
+        slim_resnet20.SCALES,
+        slim_resnet20.choosing,
+        slim_resnet20_tables.write_tables,
+        slim_resnet20.judging,
+    ),
     "ns_t1": Table(slimming_tables.SCALES, slimming_tables.table1, slimming_tables.write_table1),
 }
 

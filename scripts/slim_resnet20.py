@@ -6,14 +6,16 @@ validation images; the published weights, which have seen them, are pruned at th
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from tables import Job, Scale
+from measured import metrics
+from tables import TAIL, Job
 
 TABLE = "slim_resnet20"
 EXPERIMENT = (f"experiment={TABLE}_exact",)
-WEIGHTS = "weights/resnet20-12fca82f.th"  # beside the data
-STRENGTHS = (0.006, 0.012, 0.02)
+WEIGHTS = Path("weights/resnet20-12fca82f.th")  # beside the folder of the data
 PENALTIES = {
     "l1": ("regularizer=slim_l1",),
     "l1/2": ("regularizer=lp", "regularizer.penalty.p=0.5"),
@@ -26,34 +28,64 @@ NONE = "no penalty"  # the same training and the same threshold
 TRIED = ("sparsify", "prune", "finetune")
 
 
-def scratch(scale: Scale) -> Job:
+@dataclass(frozen=True)
+class Extent:
+    """How much is done: seeds, penalties and strengths, and overrides of every job.
+
+    Without `weights` a network that is trained here takes the place of the published one.
+    """
+
+    seeds: tuple[int, ...]
+    strengths: tuple[float, ...]
+    penalties: tuple[str, ...] = tuple(PENALTIES)
+    overrides: tuple[str, ...] = ()
+    weights: bool = True
+
+
+SCALES = {
+    "short": Extent((0, 1, 2), (0.006, 0.012, 0.02)),
+    "smoke": Extent(
+        seeds=(0,),
+        strengths=(0.01, 0.1),
+        penalties=("l1", "TL1"),
+        overrides=(
+            *("dataset=synthetic", "dataset.channels=3", "dataset.image_size=32", "dataset.val=32"),
+            *("~dataset.only_exact", "~dataset.mean", "~dataset.std", "dataset.train=160"),
+            *("schedule=smoke", "latency.runs=5", "latency.batch=8", "diagnose=false"),
+        ),
+        weights=False,
+    ),
+}
+
+
+def scratch(extent: Extent) -> Job:
     """The network that strengths are chosen on."""
-    return Job(f"{TABLE}/scratch", (*EXPERIMENT, *scale.overrides), ("pretrain",))
+    return Job(f"{TABLE}/scratch", (*EXPERIMENT, *extent.overrides), ("pretrain",))
 
 
-def given(scale: Scale, weights: str) -> Job:
+def given(extent: Extent, data: str) -> Job:
     """The published weights, not trained any further."""
-    start = (f"weights={weights}", "schedule.pretrain.epochs=0")
-    return Job(f"{TABLE}/given", (*EXPERIMENT, *scale.overrides, *start), ("pretrain",))
+    start = (f"weights={Path(data).parent / WEIGHTS}", "schedule.pretrain.epochs=0")
+    settings = (*EXPERIMENT, *extent.overrides, *(start if extent.weights else ("seed=1",)))
+    return Job(f"{TABLE}/given", settings, ("pretrain",))
 
 
-def setting(method: str, lam: float) -> tuple[str, ...]:
-    """The overrides of a penalty and its strength; without a penalty it is l1 of strength 0."""
-    return (*PENALTIES.get(method, PENALTIES["l1"]), f"regularizer.lam={lam}")
-
-
-def trial(scale: Scale, method: str, lam: float) -> Job:
+def trial(extent: Extent, method: str, lam: float) -> Job:
     """One strength of one penalty on the network trained here."""
     name = f"{TABLE}/choose/{folder(method)}-{lam:g}"
-    settings = (*EXPERIMENT, *scale.overrides, *setting(method, lam))
-    return Job(name, settings, TRIED, scratch(scale).name)
+    settings = (*EXPERIMENT, *extent.overrides, *_setting(method, lam))
+    return Job(name, settings, TRIED, scratch(extent).name)
 
 
-def run(scale: Scale, method: str, lam: float, seed: int, weights: str) -> Job:
+def judged(extent: Extent, method: str, lam: float, seed: int) -> Job:
     """The published weights, pruned and tuned at the chosen strength."""
-    base = given(scale, weights)
-    settings = (*EXPERIMENT, *scale.overrides, *setting(method, lam), f"seed={seed}")
-    return Job(f"{TABLE}/seed{seed}/{folder(method)}", settings, (*TRIED, "measure"), base.name)
+    settings = (*EXPERIMENT, *extent.overrides, *_setting(method, lam), f"seed={seed}")
+    return Job(named(method, seed), settings, ("sparsify", *TAIL), f"{TABLE}/given")
+
+
+def named(method: str, seed: int) -> str:
+    """The run of a method and a seed."""
+    return f"{TABLE}/seed{seed}/{folder(method)}"
 
 
 def folder(method: str) -> str:
@@ -61,18 +93,36 @@ def folder(method: str) -> str:
     return method.replace("/", "-").replace(" ", "-")
 
 
-def choosing(scale: Scale) -> list[Job]:
+def choosing(extent: Extent) -> list[Job]:
     """What must be run before strengths are known."""
-    strengths = [(method, lam) for lam in STRENGTHS for method in PENALTIES]
-    return [scratch(scale), *(trial(scale, method, lam) for method, lam in strengths)]
+    pairs = [(method, lam) for lam in extent.strengths for method in extent.penalties]
+    return [scratch(extent), *(trial(extent, method, lam) for method, lam in pairs)]
 
 
-def judged(scale: Scale, chosen: dict[str, float], weights: Path | str) -> list[Job]:
-    """Every penalty at its strength and the network without one, seed by seed."""
-    methods = {NONE: 0.0, **chosen}
-    runs = [
-        run(scale, method, lam, seed, str(weights))
-        for seed in scale.seeds
-        for method, lam in methods.items()
-    ]
-    return [given(scale, str(weights)), *runs]
+def judging(extent: Extent, root: Path, data: str) -> list[Job]:
+    """Every penalty at its strength, and no penalty, seed by seed."""
+    methods = {NONE: 0.0, **chosen(extent, root)}
+    jobs = [judged(extent, m, lam, seed) for seed in extent.seeds for m, lam in methods.items()]
+    return [given(extent, data), *jobs]
+
+
+def chosen(extent: Extent, root: Path) -> Mapping[str, float]:
+    """The strength of each penalty whose tuned network does best on the validation images.
+
+    Of equally good ones the weakest; penalties none of whose trials has finished are left out.
+    """
+    found = {}
+    for method in extent.penalties:
+        tuned = {
+            lam: done["val_top1"]
+            for lam in sorted(extent.strengths)
+            if (done := metrics(root, trial(extent, method, lam).name, "finetune"))
+        }
+        if tuned:
+            found[method] = max(tuned, key=lambda lam: tuned[lam])
+    return found
+
+
+def _setting(method: str, lam: float) -> tuple[str, ...]:
+    """The overrides of a penalty and its strength; without a penalty it is l1 of strength 0."""
+    return (*PENALTIES.get(method, PENALTIES["l1"]), f"regularizer.lam={lam}")

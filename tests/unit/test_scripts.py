@@ -22,7 +22,7 @@ from prunekit.stages.pipeline import check, pipeline
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SSR = ("ssr_t1", "ssr_f3", "ssr_f56", "ssr_lambda")
-ALL = (*SSR, "ns_t1")
+ALL = (*SSR, "ns_t1", "slim_resnet20")
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +94,7 @@ def test_every_kind_of_job_composes_and_builds(reproduce, tmp_path, scale):
             names = pipeline(settings)
             assert names == job.stages, job.name
             check(settings, names)
-            shape = (3, 32, 32) if table == "ns_t1" else (1, 28, 28)
+            shape = (1, 28, 28) if table in SSR else (3, 32, 32)
             assert build(settings["dataset"], "dataset").shape == shape
     GlobalHydra.instance().clear()
 
