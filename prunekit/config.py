@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,7 +51,17 @@ def concavity(flat: float, lam: float) -> float:
         ) from error
 
 
+def fitting(name: str) -> str:
+    """A name for a folder: itself, or its beginning and a digest where file systems refuse it."""
+    if len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return f"{name.encode()[: _LONGEST - 13].decode(errors='ignore')}-{digest}"
+
+
+_LONGEST = 200  # bytes; 255 is what most file systems take
 OmegaConf.register_new_resolver("concavity", concavity, replace=True)
+OmegaConf.register_new_resolver("fitting", fitting, replace=True)
 
 
 def _unwrapped(text: str) -> str:

@@ -74,3 +74,14 @@ def test_a_sweep_over_seeds_and_choices(cli, tmp_path):
     found = sorted(file.parents[1].name for file in tmp_path.rglob("report.json"))
     assert len(found) == 4 and len({name.split("seed=")[1] for name in found}) == 2
     assert sum("lenet5_caffe" in name for name in found) == 2
+
+
+def test_a_line_of_many_settings_makes_names_that_file_systems_take(cli, tmp_path):
+    stages = ("pretrain", "sparsify", "finetune", "between")
+    many = [f"schedule.{stage}.clip=100.0" for stage in stages]
+    more = ("model.widths=[4,6,12]", "selection.keep=0.5", "selection=per_layer", "diagnose=false")
+    line = ("pretrain", "-m", "name=s", "seed=1,2", *many, *more, "regularizer.lam=0.012345")
+    found = cli(*line, "dataset.train=64", "dataset.val=0")
+    assert found.code == 0, found.err
+    names = [file.parents[1].name for file in tmp_path.rglob("report.json")]
+    assert len(set(names)) == 2 and all(len(name) == 200 for name in names)
