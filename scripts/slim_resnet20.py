@@ -1,7 +1,8 @@
 """ResNet-20 on the exact CIFAR-10 images: penalties on batch-norm scales at equal cost, as jobs.
 
 Strengths are chosen by validation accuracy on a network that was trained from scratch without the
-validation images; the published weights, which have seen them, are pruned at these strengths.
+validation images; the published weights, which have seen them, are pruned at these strengths, and
+once more, with one seed, at the strongest, where scales become small before they are cut.
 """
 
 from __future__ import annotations
@@ -77,15 +78,22 @@ def trial(extent: Extent, method: str, lam: float) -> Job:
     return Job(name, settings, TRIED, scratch(extent).name)
 
 
-def judged(extent: Extent, method: str, lam: float, seed: int) -> Job:
-    """The published weights, pruned and tuned at the chosen strength."""
+def judged(extent: Extent, name: str, method: str, lam: float, seed: int) -> Job:
+    """The published weights, pruned and tuned."""
     settings = (*EXPERIMENT, *extent.overrides, *_setting(method, lam), f"seed={seed}")
-    return Job(named(method, seed), settings, ("sparsify", *TAIL), f"{TABLE}/given")
+    return Job(name, settings, ("sparsify", *TAIL), f"{TABLE}/given")
 
 
 def named(method: str, seed: int) -> str:
-    """The run of a method and a seed."""
+    """The run of a method at its strength, and a seed."""
     return f"{TABLE}/seed{seed}/{folder(method)}"
+
+
+def strong(extent: Extent, root: Path, method: str) -> str:
+    """The run of a method at the strongest strength, with the first seed."""
+    if chosen(extent, root).get(method) == max(extent.strengths):
+        return named(method, extent.seeds[0])
+    return f"{TABLE}/strong/{folder(method)}"
 
 
 def folder(method: str) -> str:
@@ -100,10 +108,20 @@ def choosing(extent: Extent) -> list[Job]:
 
 
 def judging(extent: Extent, root: Path, data: str) -> list[Job]:
-    """Every penalty at its strength, and no penalty, seed by seed."""
-    methods = {NONE: 0.0, **chosen(extent, root)}
-    jobs = [judged(extent, m, lam, seed) for seed in extent.seeds for m, lam in methods.items()]
-    return [given(extent, data), *jobs]
+    """No penalty and every penalty at its strength, seed by seed, then at the strongest."""
+    methods, most, first = (
+        {NONE: 0.0, **chosen(extent, root)},
+        max(extent.strengths),
+        extent.seeds[0],
+    )
+    jobs = [
+        judged(extent, named(method, seed), method, lam, seed)
+        for seed in extent.seeds
+        for method, lam in methods.items()
+    ]
+    names = {strong(extent, root, method): method for method in extent.penalties}
+    jobs += [judged(extent, name, method, most, first) for name, method in names.items()]
+    return [given(extent, data), *dict.fromkeys(jobs)]
 
 
 def chosen(extent: Extent, root: Path) -> Mapping[str, float]:

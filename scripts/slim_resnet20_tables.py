@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 from measured import Row, metrics, publish, refuse_empty, spread, verdict, write_markdown
-from slim_resnet20 import NONE, TABLE, Extent, chosen, named, trial
+from slim_resnet20 import NONE, TABLE, Extent, chosen, named, strong, trial
 
 from prunekit.runs.curves import accuracy_against_size
 from prunekit.runs.tables import collect, summary
@@ -22,17 +24,23 @@ CHOICE = (
     "tuning is taken; test accuracies stand beside it, and had no part in it."
 )
 FOUND = (
-    "From the published weights, at the chosen strengths; test accuracy, mean and standard "
-    "deviation over seeds. `pruned` drops what removed channels emit, as published; `absorbed` "
-    "keeps it as biases; `recomputed` has batch-norm statistics of training images."
+    "From the published weights, at the chosen strengths, then at the strongest (first seed); test "
+    "accuracy, mean and standard deviation over seeds. `pruned` drops what removed channels emit, "
+    "as published; `absorbed` keeps it as biases; `recomputed` has batch-norm statistics of "
+    "training images."
 )
 VERDICTS = "Error differences, paired over seeds and test images; undecided where 0 is inside."
 
 
 def write_tables(root: Path, out: Path, extent: Extent) -> None:
     """Three tables as csv, on the screen and in one markdown file; and the figure."""
-    found = [_judged(root, extent, method) for method in (NONE, *extent.penalties)]
+    best, most = chosen(extent, root), max(extent.strengths)
+    found = [
+        _judged(root, method, best.get(method), [named(method, seed) for seed in extent.seeds])
+        for method in (NONE, *extent.penalties)
+    ]
     refuse_empty(found)
+    found += [_judged(root, m, most, [strong(extent, root, m)]) for m in extent.penalties]
     parts = [
         publish(out, f"{TABLE}_choice", "strengths", _choices(root, extent), CHOICE),
         publish(out, TABLE, "ResNet-20 at half of the MACs", found, FOUND),
@@ -66,16 +74,14 @@ def _choice(root: Path, extent: Extent, method: str, lam: float, taken: bool) ->
     return row | {key: spread([sparse[key]] if sparse else [], "{:.3f}") for key in SMALL}
 
 
-def _judged(root: Path, extent: Extent, method: str) -> Row:
-    """One row of measured figures over the seeds that have finished."""
-    runs = [named(method, seed) for seed in extent.seeds]
+def _judged(root: Path, method: str, lam: float | None, runs: Sequence[str]) -> Row:
+    """One row of measured figures over the runs that have finished."""
     done = [run for run in runs if metrics(root, run, "measure")]
 
     def over(stage: str, key: str, form: str = "{:.2f}") -> str:
         values = [metrics(root, run, stage).get(key) for run in done]
         return spread([value for value in values if value is not None], form)
 
-    lam = chosen(extent, root).get(method)
     return {
         "penalty": method,
         "lam": "-" if lam is None else lam,
@@ -92,12 +98,13 @@ def _judged(root: Path, extent: Extent, method: str) -> Row:
 
 def _verdicts(root: Path, extent: Extent) -> list[Row]:
     """Every penalty against l1 and against none, right after pruning and after tuning."""
-    rows = []
-    for network in ("pruned", "fine-tuned"):
-        for against in ("l1", NONE):
-            for method in (NONE, *extent.penalties):
-                pair = [[named(m, seed) for seed in extent.seeds] for m in (method, against)]
-                found = method not in (against, NONE) and verdict(root, *pair, "", network=network)
-                if found:
-                    rows.append({"network": network, "penalty": method, "against": against} | found)
-    return rows
+    at_best = {m: [named(m, seed) for seed in extent.seeds] for m in (NONE, *extent.penalties)}
+    at_most = {method: [strong(extent, root, method)] for method in extent.penalties}
+    found = []
+    for strength, runs in (("chosen", at_best), ("strongest", at_most)):
+        for network, against, method in product(("pruned", "fine-tuned"), ("l1", NONE), runs):
+            if against in runs and method not in (against, NONE):
+                row = {"strength": strength, "network": network, "penalty": method}
+                one = verdict(root, runs[method], runs[against], "", network=network)
+                found += [row | {"against": against} | one] if one else []
+    return found
