@@ -49,6 +49,7 @@ SOLVERS = {
     "Proximal": solvers.Proximal,
     "ADMM": solvers.ADMM,
     "AULM": solvers.AULM,
+    "PALM": solvers.PALM,
 }
 TARGETS = {"filters": targets.Filters(), "scales": targets.Scales()}
 NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))

@@ -126,6 +126,7 @@ class StageDir:
         for draft in self.path.glob(".*.part*"):  # a process was killed while it wrote this
             draft.unlink(missing_ok=True)
         if not self.started:
+            self._warnings.unlink(missing_ok=True)
             write_json(self.path / "settings.json", identity)
             return Status.NEW
         self._refuse_other(flat(self._recorded()), flat(identity))
@@ -141,7 +142,7 @@ class StageDir:
             settings=self._settings,
             source=self._settings.get("source"),
             metrics=outcome.metrics,
-            notes=tuple(outcome.notes),
+            notes=(*outcome.notes, *self._warned()),
             environment=environment(),
             seconds=round(self._earlier() + time.monotonic() - self._started, 3),
         )
@@ -174,6 +175,20 @@ class StageDir:
         """Remember the seconds spent so far, so that a resumed run reports the whole."""
         write_json(self.path / "seconds", {"seconds": self._earlier() + self._since()})
 
+    def warn(self, line: str) -> None:
+        """Remember a warning, so that the report tells it, a resumed run's too."""
+        known = self._warned()
+        if line not in known:
+            write_json(self._warnings, {"lines": [*known, line]})
+
+    @property
+    def _warnings(self) -> Path:
+        return self.path / ".warnings"  # no work: other settings may follow what was warned of
+
+    def _warned(self) -> list[str]:
+        there = self._warnings.is_file()
+        return list(read_json(self._warnings).get("lines", ())) if there else []
+
     def _since(self) -> float:
         now = time.monotonic()
         elapsed, self._started = now - self._started, now
@@ -185,8 +200,9 @@ class StageDir:
 
     def _drop_progress(self) -> None:
         """Delete what only an unfinished stage needs."""
-        for file in (*self.path.glob("last*.pt"), *self.path.glob("seconds")):
-            file.unlink()
+        for pattern in ("last*.pt", "seconds", self._warnings.name):
+            for file in self.path.glob(pattern):
+                file.unlink()
 
     def _recorded(self) -> Settings:
         try:

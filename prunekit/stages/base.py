@@ -90,26 +90,19 @@ def execute(
     runtime = build(settings["runtime"], "runtime")
     runtime.apply(integer("seed", settings["seed"], at_least=0))
     runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
-    with _warnings() as heard:
-        outcome = stage.work(chosen, place, runtime)
-    return place.complete(replace(outcome, notes=(*outcome.notes, *heard))), True
+    with _listening(place.warn):
+        return place.complete(stage.work(chosen, place, runtime)), True
 
 
 @contextmanager
-def _warnings() -> Iterator[list[str]]:
-    """Inside it, what prunekit logs as a warning is kept too, once each: reports must tell it."""
-    heard: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            if record.getMessage() not in heard:
-                heard.append(record.getMessage())
-
-    listener = Listener(logging.WARNING)
+def _listening(note: Callable[[str], None]) -> Iterator[None]:
+    """Inside it, what prunekit logs as a warning is noted too: reports must tell it."""
+    listener = logging.Handler(logging.WARNING)
+    listener.emit = lambda record: note(record.getMessage())  # type: ignore[method-assign]
     log = logging.getLogger("prunekit")
     log.addHandler(listener)
     try:
-        yield heard
+        yield
     finally:
         log.removeHandler(listener)
 

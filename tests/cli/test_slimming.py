@@ -232,3 +232,12 @@ class TestOnEmpty:
         assert values["surgery_error"] < 1e-5
         run("finetune", *emptied)
         run("measure", *emptied)
+
+
+def test_after_a_warning_other_settings_may_follow(run, cli, tmp_path):
+    tiny = [item for item in RESNET if not item.startswith("regularizer")]
+    flat = (*tiny, "regularizer=mcp", "pipeline=[sparsify]", "name=a")
+    wrong = cli("run", *flat, "regularizer.flat=0.01", "schedule.sparsify.optimizer.lr=1e30")
+    assert wrong.code == 1 and "does nothing" in wrong.err and "lower the rate" in wrong.err
+    run("run", *flat, "regularizer.flat=100")
+    assert not any("flat" in note for note in report(tmp_path / "outputs/a/sparsify")["notes"])

@@ -305,6 +305,7 @@ SELECTIONS = {
     "per_layer": ("selection.keep=0.5",),
     "global": ("selection.keep=0.5", "selection.min_keep=2"),
     "macs": ("selection.keep=0.4",),
+    "slimming": ("selection.ratio=0.5", "selection.on_empty=keep_best"),
     "params": ("selection.keep=3000",),
     "latency": ("selection.keep=0.9", "selection.on_miss=nearest"),
     "budgets": ("selection.macs=0.6", "selection.params=0.3"),
@@ -358,6 +359,7 @@ class TestPrune:
             "zeros": kept == alive,
             "per_layer": kept == {"conv1": 3, "conv2": 4, "fc1": 10},
             "global": sum(kept.values()) == 17 and min(kept.values()) >= 2,
+            "slimming": 17 <= sum(kept.values()) <= 19 and min(kept.values()) >= 1,
             "macs": found["macs"] <= 0.4 * dense["macs"],
             "params": found["params"] <= 3000,
             "latency": found.get("asked/latency") == 0.9
