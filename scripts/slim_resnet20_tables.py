@@ -48,7 +48,7 @@ def write_tables(root: Path, out: Path, extent: Extent) -> None:
     ]
     write_markdown(out / f"{TABLE}.md", *parts)
     runs = summary(collect([root / TABLE]))
-    runs = runs[runs["run"].str.startswith("seed")]
+    runs = runs[runs["run"].str.startswith(("seed", "strong"))]
     accuracy_against_size(runs, out / f"{TABLE}.png")
 
 
