@@ -200,3 +200,24 @@ def test_slimming_from_start_to_end(tmp_path):
     assert done == [("0", "none"), ("0", "l1"), ("0", "TL1"), ("40", "l1"), ("40", "TL1")]
     assert all(row["error"] != "not run" for row in rows if row["seeds"] == "1")
     assert (tmp_path / "outputs/tables/ns_t1_verdicts.csv").is_file()
+
+
+def test_strengths_are_chosen_on_validation_and_used_for_every_seed(reproduce, tmp_path):
+    jobs = reproduce.slim_resnet20
+    extent = replace(jobs.SCALES["short"], penalties=("l1", "TL1"), seeds=(0, 1))
+    values = {("l1", 0.006): 70.0, ("l1", 0.012): 80.0, ("l1", 0.02): 80.0, ("TL1", 0.02): 60.0}
+    for (method, lam), top1 in values.items():
+        folder = tmp_path / jobs.trial(extent, method, lam).name / "finetune"
+        folder.mkdir(parents=True)
+        metrics = {"val_top1": top1, "top1": 100 - top1}  # the test set would choose otherwise
+        (folder / "report.json").write_text(json.dumps({"metrics": metrics}))
+    assert jobs.chosen(extent, tmp_path) == {"l1": 0.012, "TL1": 0.02}
+    found = {job.name: job for job in jobs.judging(extent, tmp_path, "data")}
+    assert {name.removeprefix("slim_resnet20/") for name in found} == {
+        *("given", "seed0/no-penalty", "seed1/no-penalty", "seed0/l1", "seed1/l1"),
+        *("seed0/TL1", "seed1/TL1", "strong/l1"),  # TL1 is at the strongest already
+    }
+    assert "regularizer.lam=0.012" in found["slim_resnet20/seed1/l1"].overrides
+    assert "regularizer.lam=0.0" in found["slim_resnet20/seed1/no-penalty"].overrides
+    assert "regularizer.lam=0.02" in found["slim_resnet20/strong/l1"].overrides
+    assert all(job.after == "slim_resnet20/given" for job in [*found.values()][1:])
