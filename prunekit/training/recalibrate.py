@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.console import track
 from prunekit.data import Batches
+from prunekit.errors import DataError
 from prunekit.modes import evaluating
 from prunekit.training.evaluate import placed
 
@@ -28,13 +29,17 @@ def recompute_statistics(
 ) -> None:
     """Take running means and variances from `count` of the examples, in place.
 
-    All batches count the same; weights stay as they are, and dropout is off.
+    All batches count the same; weights stay as they are, and dropout is off. Nothing happens
+    without batch norm; raises DataError where there are no examples.
     """
     norms = _norms(model)
-    total = -(-min(count, batches.size) // _BATCH) if norms else 0
-    stream = batches.sample(count, _BATCH) if total else ()
+    if not norms:
+        return
+    if not batches.size:
+        raise DataError("there are no examples to take batch-norm statistics from; set dataset=...")
+    total = -(-min(count, batches.size) // _BATCH)
     with evaluating(model), _averaging(norms):
-        for inputs, _ in track(stream, "statistics", total):
+        for inputs, _ in track(batches.sample(count, _BATCH), "statistics", total):
             if len(inputs) > 1 or total == 1:  # one example may be too few for batch norm
                 model(placed(inputs, device))
 

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from prunekit.data import Synthetic
+from prunekit.errors import DataError
 from prunekit.training import evaluate, keeps_statistics, recompute_statistics
 
 
@@ -73,6 +74,14 @@ def test_shifted_statistics_are_mended():
     assert evaluate(model, sets.test, "cpu")["loss"] != good
     recompute_statistics(model, sets.train, 640)
     assert evaluate(model, sets.test, "cpu")["loss"] == good
+
+
+def test_without_examples_statistics_stay_and_it_is_said():
+    model, none = network(), data().val
+    model[1].running_mean.fill_(3.0)
+    with pytest.raises(DataError, match=r"^there are no examples to take batch-norm statistics"):
+        recompute_statistics(model, none, 256)
+    assert model[1].running_mean.eq(3.0).all()
 
 
 def test_a_network_without_batch_norm_stays():
