@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,45 +18,67 @@ from prunekit.training import keeps_statistics, recompute_statistics
 IMAGES = 2048  # training images that statistics are recomputed on
 
 
-@dataclass(frozen=True)
-class Aftermath:
-    """Test and validation accuracy of a pruned network by what was done to it, and in words."""
+@dataclass(frozen=True, eq=False)
+class Variant:
+    """A pruned network, and its test and validation accuracy."""
 
-    metrics: Metrics
-    notes: tuple[str, ...]
+    model: nn.Module
+    quality: Metrics
 
 
-def recomputed(model: nn.Module, data: Data, runtime: Runtime) -> nn.Module:
+def written(way: Rounds, statistics: str) -> str:
+    """The name of the network that settings ask for: what the last cut did, and to statistics."""
+    ending = "_recomputed" if statistics == "recomputed" else ""
+    return ("absorbed" if way.absorbed else "dropped") + ending
+
+
+def compared(model: nn.Module, data: Data) -> tuple[str, ...]:
+    """Names of the networks worth comparing: none without images, two without batch norm."""
+    if not (data.test.size and data.train.size):
+        return ()
+    plain = ("dropped", "absorbed")
+    again = tuple(f"{name}_recomputed" for name in plain)
+    return (*plain, *again) if keeps_statistics(model) else plain
+
+
+def variants(
+    way: Rounds, names: Collection[str], data: Data, runtime: Runtime
+) -> dict[str, Variant]:
+    """The networks of these names, with constants dropped or absorbed, statistics recomputed."""
+    plain: dict[str, nn.Module] = {}
+    found = {}
+    for name in names:
+        kind, _, again = name.partition("_")
+        if kind not in plain:
+            as_cut = way.absorbed == (kind == "absorbed")
+            plain[kind] = way.model if as_cut else way.again(absorb=kind == "absorbed")
+        model = _recomputed(plain[kind], data, runtime) if again else plain[kind]
+        found[name] = Variant(model, quality(model, data, runtime))
+    return found
+
+
+def figures(found: Mapping[str, Variant], names: Collection[str]) -> Metrics:
+    """Test and validation accuracy of the compared networks as metrics."""
+    return {
+        f"{prefix}/{name}": found[name].quality[key]
+        for prefix, key in (("after", "top1"), ("val_after", "val_top1"))
+        for name in names
+        if key in found[name].quality
+    }
+
+
+def _recomputed(model: nn.Module, data: Data, runtime: Runtime) -> nn.Module:
     """A copy with batch-norm statistics of training images."""
     copy = duplicate(model)
     recompute_statistics(copy, data.train, IMAGES, runtime.device)
     return copy
 
 
-def aftermath(way: Rounds, data: Data, runtime: Runtime) -> Aftermath:
-    """Accuracy with constants dropped and absorbed, statistics kept and recomputed.
+def told(metrics: Metrics) -> list[str]:
+    """The figures in a sentence, where there are any."""
+    if not metrics:
+        return []
 
-    Nothing where there are no images; statistics stay where there is no batch norm.
-    """
-    if not (data.test.size and data.train.size):
-        return Aftermath({}, ())
-    chosen, other = ("absorbed", "dropped") if way.absorbed else ("dropped", "absorbed")
-    networks = {chosen: way.model, other: way.again(absorb=not way.absorbed)}
-    if keeps_statistics(way.model):
-        again = {f"{n}_recomputed": recomputed(m, data, runtime) for n, m in networks.items()}
-        networks |= again
-    found = {name: quality(network, data, runtime) for name, network in networks.items()}
-    keys = {"after": "top1", "val_after": "val_top1"}
-    metrics: Metrics = {
-        f"{prefix}/{name}": one[key]
-        for prefix, key in keys.items()
-        for name, one in found.items()
-        if key in one
-    }
-    return Aftermath(metrics, (_told(metrics),))
-
-
-def _told(metrics: Metrics) -> str:
     def pair(end: str) -> str:
         dropped, absorbed = (metrics[f"after/{name}{end}"] for name in ("dropped", "absorbed"))
         return f"{dropped:.2f} % with constants dropped, {absorbed:.2f} % absorbed"
@@ -63,4 +86,4 @@ def _told(metrics: Metrics) -> str:
     again = ""
     if "after/dropped_recomputed" in metrics:
         again = f"; with batch-norm statistics recomputed {pair('_recomputed')}"
-    return f"top-1 before fine-tuning: {pair('')}{again}"
+    return [f"top-1 before fine-tuning: {pair('')}{again}"]

@@ -18,14 +18,13 @@ from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.selection import Aim, Selection
-from prunekit.stages.aftermath import Aftermath, aftermath, recomputed
+from prunekit.stages.aftermath import compared, figures, told, variants, written
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.network import notes_on, start, weights_of
 from prunekit.stages.parts import (
     counts,
     history_writer,
     load_data,
-    quality,
 )
 from prunekit.stages.rounds import Rounds
 from prunekit.surgery import save_model
@@ -56,19 +55,20 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     )
     keep = way.run(_training(settings, stage, data, runtime))
     aims = selection.aims(keep, way.scores, graph, cost)
-    after = aftermath(way, data, runtime) if settings["diagnose"] else Aftermath({}, ())
-    if settings["statistics"] == "recomputed":
-        way.model = recomputed(way.model, data, runtime)
+    chosen = written(way, settings["statistics"])
+    names = compared(way.model, data) if settings["diagnose"] else ()
+    found = variants(way, dict.fromkeys((*names, chosen)), data, runtime)
+    model, after = found[chosen].model, figures(found, names)
     edits = [edit for made in way.cuts for edit in made.edits]
     write_json(stage.path / "plan.json", plan(graph, keep))
-    save_model(stage.path / "model.pt", way.model, saved.arch, [*saved.edits, *edits])
+    save_model(stage.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
     return Outcome(
         {
-            **quality(way.model, data, runtime),
-            **counts(way.model, data),
+            **found[chosen].quality,
+            **counts(model, data),
             **_facts(way.cuts),
             **_asked(aims),
-            **after.metrics,
+            **after,
             "collapsed_layers": ", ".join(selection.collapsed(keep, way.scores, graph)) or None,
             **{f"kept/{name}": int(mask.sum()) for name, mask in keep.items()},
         },
@@ -76,7 +76,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
             *_on_start(settings, stage),
             *data.notes,
             *_told(way.cuts),
-            *after.notes,
+            *told(after),
             *_scaled(criterion, selection),
             *selection.notes(keep, way.scores, graph, cost),
             *graph.notes,
