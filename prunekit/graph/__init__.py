@@ -1,7 +1,8 @@
 """Which channels of a network live and die together."""
 
 from prunekit.graph.channels import ChannelGraph, Group
+from prunekit.graph.hinged import Hinged, Site
 from prunekit.graph.select import ChannelSelection
 from prunekit.graph.shared import shared_norms
 
-__all__ = ["ChannelGraph", "ChannelSelection", "Group", "shared_norms"]
+__all__ = ["ChannelGraph", "ChannelSelection", "Group", "Hinged", "Site", "shared_norms"]
