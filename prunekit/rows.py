@@ -45,17 +45,23 @@ class Rows:
     `name` is the module or channel group it came from. `weight` scales the penalty on this block
     (per-layer lambda, layer balancing). `units` holds, for every row, the id of the removable unit
     in the channel graph that it belongs to (0: none); penalties and solvers never look at it.
+    `role` tells the "first" and the "second" of two matrices in one block apart, for solvers that
+    balance them.
     """
 
     name: str
     slices: tuple[Slice, ...]
     units: Tensor
     weight: float = 1.0
+    role: str = ""
 
     def read(self) -> Tensor:
         """A detached copy, (groups, features)."""
-        parts = [part.view(part.param.detach()) for part in self.slices]
-        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
+        return self._gather([part.param.detach() for part in self.slices])
+
+    def read_grad(self) -> Tensor:
+        """A copy of the gradients, (groups, features), zeros where the loss left none."""
+        return self._gather([grad_of(part.param) for part in self.slices])
 
     @torch.no_grad()
     def write(self, rows: Tensor) -> None:
@@ -73,6 +79,10 @@ class Rows:
         """Every parameter with its entries of `rows`, in the parameter's shape."""
         parts = zip(self.slices, rows.split(self._widths, dim=1), strict=True)
         return [(part.param, part.unview(columns)) for part, columns in parts]
+
+    def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
+        parts = [part.view(one) for part, one in zip(self.slices, tensors, strict=True)]
+        return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
 
     @property
     def parameters(self) -> tuple[nn.Parameter, ...]:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunekit.checks import number
+from prunekit.checks import choice, number
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph.channels import ChannelGraph
+from prunekit.graph.hinged import Hinged
 from prunekit.rows import Rows, Slice, unit_norms
 
 Layers = Mapping[str, float]
@@ -28,11 +29,15 @@ class Target(ABC):
     `layers` maps patterns of block names (as in file names: * and ?) to penalty weights. A block
     gets the weight of the first pattern it matches, one that matches none is left out; without
     `layers` every block has weight 1. ConfigError names a pattern that matches no block.
+    `balance` multiplies each weight by the mean norm of the block's rows as they are now (layer
+    balancing, Li et al. 2020, section 3.6).
     """
 
     layers: Layers | None = None
+    balance: bool = False
 
     def __post_init__(self) -> None:
+        choice("balance", self.balance, (True, False))
         if self.layers is not None and not isinstance(self.layers, Mapping):
             raise ConfigError(f"layers={self.layers!r} is not a mapping from pattern to weight")
         for pattern, weight in (self.layers or {}).items():
@@ -41,7 +46,8 @@ class Target(ABC):
     def rows(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
         """The blocks of rows in `model`, in the order of its modules."""
         blocks = self.blocks(model, graph)
-        return blocks if self.layers is None else _weighted(blocks, self.layers)
+        blocks = blocks if self.layers is None else _weighted(blocks, self.layers)
+        return [_balanced(block) for block in blocks] if self.balance else blocks
 
     @abstractmethod
     def blocks(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
@@ -142,12 +148,38 @@ class Coupled(Target):
         return coupled + list(alone.values())
 
 
+@dataclass(frozen=True, kw_only=True)
+class Matrices(Target):
+    """Rows, columns or conv groups of the sparsity-inducing matrices that were attached.
+
+    Which of them says the site of every matrix; of one with both, rows come first. ConfigError
+    where there is no matrix, or where what should go cannot.
+    """
+
+    def blocks(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
+        """A block for every side, "layer.rows" or "layer.columns", and for every grouped block."""
+        hinged = [(n, m) for n, m in model.named_modules() if isinstance(m, Hinged)]
+        if not hinged:
+            raise ConfigError(
+                "target=matrices: the network has no sparsity-inducing matrices; attach some, by "
+                "placement=auto"
+            )
+        single = [(n, m) for n, m in hinged if "groups" not in m.site.sides]
+        found = [
+            _matrix_side(name, module, side, graph)
+            for name, module in single
+            for side in module.site.sides
+        ]
+        return [*found, *_conv_groups([pair for pair in hinged if pair not in single], graph)]
+
+
 TARGETS: Mapping[str, type[Target]] = {
     "filters": Filters,
     "entries": Entries,
     "inputs": Inputs,
     "scales": Scales,
     "coupled": Coupled,
+    "matrices": Matrices,
 }
 
 
@@ -171,6 +203,41 @@ def _weighted(blocks: Sequence[Rows], layers: Layers) -> list[Rows]:
         if weights:
             chosen.append(replace(block, weight=float(weights[0])))
     return chosen
+
+
+def _balanced(block: Rows) -> Rows:
+    """The block weighted by its mean row norm too; one of zeros keeps its weight."""
+    mean = float(block.read().norm(dim=1).mean())
+    return replace(block, weight=block.weight * mean) if mean > 0 else block
+
+
+def _matrix_side(name: str, module: Hinged, side: str, graph: ChannelGraph) -> Rows:
+    """Rows are what the 1 x 1 convolution reads, columns what it puts out."""
+    units = (graph.ins if side == "rows" else graph.outs).get(f"{name}.matrix")
+    if units is None or not _removable(units):
+        why = graph.frozen.get(f"{name}.matrix", "the forward does not call it")
+        raise ConfigError(f"{side} of the matrix of {name} cannot be removed: {why}")
+    part = Slice(module.matrix.weight, 1 if side == "rows" else 0)
+    return Rows(f"{name}.{side}", (part,), units, role=module.site.role)
+
+
+def _conv_groups(hinged: Sequence[tuple[str, Hinged]], graph: ChannelGraph) -> list[Rows]:
+    """For each block one row per conv group: what feeds the group, then what reads it."""
+    blocks: dict[str, dict[str, tuple[str, Hinged]]] = {}
+    for name, module in hinged:
+        blocks.setdefault(module.site.block, {})[module.site.role] = (name, module)
+    found = []
+    for block, roles in blocks.items():
+        (feeds, first), (_, second) = roles["first"], roles["second"]
+        units = graph.outs[f"{feeds}.matrix"]
+        if not _removable(units):
+            raise ConfigError(
+                f"groups of {block} cannot be removed: {graph.frozen.get(f'{feeds}.matrix', '')}"
+            )
+        span = _span(units)
+        parts = (Slice(first.matrix.weight, 0, span), Slice(second.matrix.weight, 1, span))
+        found.append(Rows(f"{block}.groups", parts, units[::span]))
+    return found
 
 
 def _weighing(model: nn.Module, graph: ChannelGraph) -> list[tuple[str, nn.Module]]:

@@ -2,6 +2,7 @@
 
 from prunekit.measure.cost import CostModel
 from prunekit.measure.flops import counted_macs, slimming_flops, slimming_params
+from prunekit.measure.folded import FoldedCost
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.latency_table import Compared, TimedCost
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
@@ -9,6 +10,7 @@ from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, spa
 __all__ = [
     "Compared",
     "CostModel",
+    "FoldedCost",
     "Latency",
     "LatencyTest",
     "TimedCost",

@@ -1,5 +1,5 @@
 """What is minimised together with a penalty."""
 
-from prunekit.problems.training import Joint, Layerwise, Problem, Regularizer, Training
+from prunekit.problems.training import Joint, Layerwise, Problem, Regularizer, Training, Until
 
-__all__ = ["Joint", "Layerwise", "Problem", "Regularizer", "Training"]
+__all__ = ["Joint", "Layerwise", "Problem", "Regularizer", "Training", "Until"]

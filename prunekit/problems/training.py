@@ -11,11 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.checks import choice, instance
+from prunekit.checks import choice, instance, number
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
+from prunekit.measure import FoldedCost
 from prunekit.penalties import L1, Penalty
 from prunekit.rows import Rows
+from prunekit.selection import Threshold
 from prunekit.solvers import Hold, Solver
 from prunekit.solvers.base import check_fit
 from prunekit.targets import Target, unit_scores
@@ -73,20 +75,59 @@ class Problem(ABC):
 
 
 @dataclass(frozen=True)
+class Until:
+    """Stop when rows below a `threshold` would leave little more than the share of MACs asked for.
+
+    That is, at most `within` above `selection.keep`, with its floor and its same-ratio rule (Li et
+    al. 2020, section 3.3). Counted from masks; the network is not touched.
+    """
+
+    selection: Threshold
+    threshold: float = 5e-3
+    within: float = 0.1
+
+    def __post_init__(self) -> None:
+        instance("order.until.selection", self.selection, Threshold)
+        number("order.until.threshold", self.threshold, at_least=0)
+        number("order.until.within", self.within, at_least=0)
+
+    def watch(
+        self, training: Training, blocks: Sequence[Rows], solver: Solver
+    ) -> Callable[[], tuple[dict[str, float], bool]]:
+        """What `fit` asks after every epoch: the share of MACs left, and whether that is enough."""
+        cost = FoldedCost(training.model, training.graph)
+        dense = cost.macs()
+
+        def look() -> tuple[dict[str, float], bool]:
+            scores = unit_scores(training.graph, blocks, solver.solution())
+            keep = self.selection.at(self.threshold, scores, training.graph, cost)
+            drop = training.graph.drop({name: ~mask for name, mask in keep.items()})
+            share = cost.macs(drop) / dense
+            return {"macs_share": share}, share - self.selection.keep <= self.within
+
+        return look
+
+
+@dataclass(frozen=True)
 class Joint(Problem):
     """All layers at once: the penalties of all blocks are summed (SSR eq. 4 over layers).
 
     `norms="frozen"` keeps batch-norm statistics fixed, without which the norm of a filter that is
     followed by a batch norm says nothing about its effect. `decay="free"` takes weight decay off
-    the penalised parameters.
+    the penalised parameters. All other parameters have the schedule's rate times `others`.
     """
 
     norms: str = "live"
     decay: str = "all"
+    others: float = 1.0
+    until: Until | None = None
 
     def __post_init__(self) -> None:
         choice("norms", self.norms, ("live", "frozen"))
         choice("decay", self.decay, ("all", "free"))
+        number("order.others", self.others, at_least=0)
+        if self.until is not None:
+            instance("order.until", self.until, Until)
 
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
         """Train once; see Problem."""
@@ -103,19 +144,24 @@ class Joint(Problem):
             device=training.device,
             checkpoint=training.checkpoint,
             label="sparsify",
+            watch=self.until.watch(training, blocks, solver) if self.until else None,
             on_epoch=training.on_epoch,
         )
         solver.finish()
         return unit_scores(training.graph, blocks, solver.solution())
 
     def _params(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Any]:
-        if self.decay == "all":
+        """One group of parameters where all are treated alike, else one for each role too."""
+        role = {id(param): block.role for block in blocks for param in block.parameters}
+        if self.decay == "all" and self.others == 1 and not any(role.values()):
             return list(model.parameters())
-        penalised = {id(param) for block in blocks for param in block.parameters}
-        return [
-            {"params": [p for p in model.parameters() if id(p) not in penalised]},
-            {"params": [p for p in model.parameters() if id(p) in penalised], "weight_decay": 0.0},
-        ]
+        decay = {"weight_decay": 0.0} if self.decay == "free" else {}
+        rest = [param for param in model.parameters() if id(param) not in role]
+        groups: list[Any] = [{"params": rest, "lr_scale": self.others}] if rest else []
+        for wanted in dict.fromkeys(role.values()):
+            params = [p for p in model.parameters() if role.get(id(p)) == wanted]
+            groups.append({"params": params, **decay})
+        return groups
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.checks import integer
 from prunekit.errors import ConfigError, one_of
-from prunekit.measure import CostModel
+from prunekit.measure import CostModel, FoldedCost
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -66,8 +66,11 @@ class Selection(ABC):
         device: str = "cpu",
         track: Track | None = None,
     ) -> CostModel:
-        """The cost model that `choose` needs; one that measures may show progress by `track`."""
-        return CostModel(model, graph)
+        """The cost model that `choose` needs; one that measures may show progress by `track`.
+
+        Matrices that were attached count as they will when they are folded.
+        """
+        return FoldedCost(model, graph)
 
     def aims(
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel

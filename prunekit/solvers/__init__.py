@@ -2,6 +2,7 @@
 
 from prunekit.solvers.aulm import ADMM, AULM
 from prunekit.solvers.base import Solver, below, check_fit, learning_rate
+from prunekit.solvers.hinge import Annealing, Hinge
 from prunekit.solvers.hold import Hold
 from prunekit.solvers.palm import PALM
 from prunekit.solvers.proximal import Proximal
@@ -11,6 +12,8 @@ __all__ = [
     "ADMM",
     "AULM",
     "PALM",
+    "Annealing",
+    "Hinge",
     "Hold",
     "Proximal",
     "Solver",

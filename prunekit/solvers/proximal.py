@@ -35,10 +35,14 @@ class Proximal(Solver):
         self.steps += 1
         if self.steps % self.every:
             return
-        for block in self.blocks:
-            step = learning_rate(optimizer, block) * self.every
+        for index, block in enumerate(self.blocks):
+            step = self.step_of(optimizer, index) * self.every
             if step > 0:
                 block.write(self.prox(block, block.read(), step))
+
+    def step_of(self, optimizer: Optimizer, index: int) -> float:
+        """The step of one prox on a block: the rate of its parameters."""
+        return learning_rate(optimizer, self.blocks[index])
 
     def finish(self) -> None:
         """Nothing to do: the parameters hold the answer."""

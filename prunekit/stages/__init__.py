@@ -7,7 +7,7 @@ SPARSIFY = Stage(
     "sparsify",
     (
         *("seed", "dataset", "regularizer", "solver", "order", "schedule.sparsify"),
-        "channel_selection",
+        *("channel_selection", "placement"),
     ),
     True,
     without_source=("model", "weights"),
@@ -16,7 +16,7 @@ PRUNE = Stage(
     "prune",
     (
         *("seed", "dataset", "criterion", "selection", "absorb", "over_norms", "schedule.between"),
-        *("channel_selection", "diagnose", "statistics"),
+        *("channel_selection", "placement", "diagnose", "statistics"),
     ),
     True,
     without_source=("model", "weights"),

@@ -14,11 +14,12 @@ from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelSelection
+from prunekit.graph.placement import Placement
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.parts import check_fits, load_source
-from prunekit.surgery import Edit, SavedModel, Selections, load_weights
+from prunekit.surgery import Attach, Edit, SavedModel, Selections, attached, load_weights
 from prunekit.surgery.weights import fit
 
 _NAMED = {
@@ -66,12 +67,26 @@ def built(settings: Settings, runtime: Runtime) -> SavedModel:
 def start(settings: Settings, stage: StageDir, data: Data, runtime: Runtime) -> SavedModel:
     """The network that a stage works on: an earlier stage's, or one built here; it fits the data.
 
-    With channel selections where settings ask for them.
+    With channel selections and sparsity-inducing matrices where settings ask for them.
     """
     saved = load_source(stage.source, runtime) if stage.sourced else built(settings, runtime)
     check_fits(saved.model, data)
     done = with_selections(saved.model, data.example) if settings["channel_selection"] else ()
+    placement: Placement = build(settings["placement"], "placement")
+    done = (*done, *with_matrices(saved.model, data.example, placement))
     return replace(saved, edits=(*saved.edits, *done))
+
+
+def with_matrices(model: nn.Module, example: Tensor, placement: Placement) -> tuple[Edit, ...]:
+    """Attach matrices where the placement wants them, in place, unless the network has some.
+
+    Returns what was done; ConfigError where the network lacks what the placement names.
+    """
+    if attached(model):
+        return ()
+    edit = Attach.of(model, example.to(next(model.parameters()).device), placement)
+    edit.apply(model)
+    return (edit,) if edit.sites else ()
 
 
 def with_selections(model: nn.Module, example: Tensor) -> tuple[Edit, ...]:

@@ -14,6 +14,7 @@ from prunekit.console import say, table
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, one_of
 from prunekit.export import Export, Precision
+from prunekit.graph import Placement
 from prunekit.measure import LatencyTest
 from prunekit.problems import Problem
 from prunekit.pruning import ABSORB
@@ -71,8 +72,9 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
 
     needed = {
         "pretrain": {"schedule.pretrain": Schedule, "model": nn.Module},
-        "sparsify": {"schedule.sparsify": Schedule, "order": Problem},
+        "sparsify": {"schedule.sparsify": Schedule, "order": Problem, "placement": Placement},
         "prune": {
+            "placement": Placement,
             "criterion": Criterion,
             "selection": Selection,
             "schedule.between": Schedule,

@@ -26,8 +26,8 @@ from prunekit.stages.parts import (
     history_writer,
     load_data,
 )
-from prunekit.stages.rounds import Rounds
-from prunekit.surgery import save_model
+from prunekit.stages.rounds import CHECKED, Rounds
+from prunekit.surgery import attached, fold, save_model
 from prunekit.surgery.cut import Cut
 from prunekit.training import Schedule, fit
 
@@ -60,6 +60,9 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     found = variants(way, dict.fromkeys((*names, chosen)), data, runtime)
     model, after = found[chosen].model, figures(found, names)
     edits = [edit for made in way.cuts for edit in made.edits]
+    folded = fold(model, data.inputs(CHECKED).to(runtime.device)) if attached(model) else None
+    if folded:
+        model, edits = folded.model, [*edits, folded.edit]
     write_json(stage.path / "plan.json", plan(graph, keep))
     save_model(stage.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
     return Outcome(
@@ -67,6 +70,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
             **found[chosen].quality,
             **counts(model, data),
             **_facts(way.cuts),
+            **({"fold_error": folded.gap.relative} if folded else {}),
             **_asked(aims),
             **after,
             "collapsed_layers": ", ".join(selection.collapsed(keep, way.scores, graph)) or None,
@@ -76,6 +80,7 @@ def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
             *_on_start(settings, stage),
             *data.notes,
             *_told(way.cuts),
+            *([str(folded)] if folded else []),
             *told(after),
             *_scaled(criterion, selection),
             *selection.notes(keep, way.scores, graph, cost),

@@ -16,7 +16,7 @@ from prunekit.pruning import absorbs
 from prunekit.selection import Masks, Selection
 from prunekit.surgery.cut import Cut, cut
 
-_BATCH = 64  # images that every cut is checked on
+CHECKED = 64  # images that every cut is checked on
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Rounds:
         )
         goal = self.selection.choose(self.scores, self.graph, self.cost)
         keep = {n: part_of(goal[n], self.keep[n], self.scores.get(n), left) for n in self.keep}
-        batch = self.data.inputs(_BATCH).to(self.device)
+        batch = self.data.inputs(CHECKED).to(self.device)
         going = {name: ~mask for name, mask in keep.items()}
         self._last = (self.model, self._now, self._lowered(self.graph.drop(going), place), batch)
         made = cut(

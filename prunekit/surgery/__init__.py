@@ -5,6 +5,7 @@ from prunekit.surgery.biases import BiasMap, BiasMaps, NewBiases
 from prunekit.surgery.check import Agreement, Gap, compare, randomised
 from prunekit.surgery.edits import Edit, Keep, Narrow, edit_from_dict
 from prunekit.surgery.files import SavedModel, load_model, save_model
+from prunekit.surgery.hinge import Attach, Fold, Folded, attached, fold
 from prunekit.surgery.narrow import narrow
 from prunekit.surgery.optimizer import narrow_optimizer
 from prunekit.surgery.selections import Selections
@@ -14,9 +15,12 @@ from prunekit.surgery.weights import load_weights
 __all__ = [
     "Absorbed",
     "Agreement",
+    "Attach",
     "BiasMap",
     "BiasMaps",
     "Edit",
+    "Fold",
+    "Folded",
     "Gap",
     "Keep",
     "Narrow",
@@ -26,8 +30,10 @@ __all__ = [
     "Shift",
     "SkipBlock",
     "absorb",
+    "attached",
     "compare",
     "edit_from_dict",
+    "fold",
     "load_model",
     "load_weights",
     "narrow",

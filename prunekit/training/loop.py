@@ -25,6 +25,7 @@ from prunekit.training.seed import mix, seed_everything
 
 Row = dict[str, float]  # one line of metrics.csv
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
+Watch = Callable[[], tuple[Row, bool]]
 Batch = tuple[Tensor, Tensor]
 
 
@@ -41,15 +42,18 @@ def fit(
     device: torch.device | str = "cpu",
     checkpoint: Path | None = None,
     label: str = "train",
+    watch: Watch | None = None,
     on_epoch: Callable[[list[Row]], None] | None = None,
 ) -> list[Row]:
     """Train the model in place and return a row of numbers per epoch.
 
-    `params` are parameters or groups for the optimizer (default: all of the model), modules in
-    `frozen` stay in evaluation mode, `loss(model, x, y)` returns the loss and the logits. A
-    `solver` comes bound, on `device`; calling its `finish` is left to the caller. `on_epoch` gets
-    all rows so far. With a `checkpoint`, written after every epoch, a repeated call continues
-    where the last one stopped and ends with the same weights; a finished one returns at once.
+    `params` are parameters or groups for the optimizer (default: all of the model); a group with
+    an `lr_scale` has the schedule's rate times that. Modules in `frozen` stay in evaluation mode,
+    `loss(model, x, y)` returns the loss and the logits. A `solver` comes bound, on `device`;
+    calling its `finish` is left to the caller. `watch` is asked after every epoch for further
+    numbers, and whether to stop; `on_epoch` gets all rows so far. With a `checkpoint`, written
+    after every epoch, a repeated call continues where the last one stopped and ends with the same
+    weights; a finished one returns at once.
     Phases that share a `seed` see the same batches. Raises TrainingError when the loss is no
     longer finite, ArtifactError when the checkpoint is of no use.
     """
@@ -64,8 +68,9 @@ def fit(
         epoch = len(history)
         seed_everything(mix(seed, 1, epoch))
         row = run.train(data.train, epoch, mix(seed, 0, epoch)) | run.validate(data.val, epoch)
-        history.append(row | (solver.metrics() if solver else {}))
-        done = solver is not None and solver.done
+        seen, stop = watch() if watch else ({}, False)
+        history.append(row | (solver.metrics() if solver else {}) | seen)
+        done = stop or (solver is not None and solver.done)
         run.save(checkpoint, history, done)
         if on_epoch:
             on_epoch(history)
@@ -103,7 +108,8 @@ class _Run:
     label: str
 
     def __post_init__(self) -> None:
-        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        groups = self.optimizer.param_groups
+        self.rates = [group["lr"] * group.get("lr_scale", 1.0) for group in groups]
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.half = HALVES.get(self.schedule.precision)
         self.kind = torch.device(self.device).type
