@@ -20,6 +20,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import hinge_resnet20
+import hinge_resnet20_tables
 import slim_resnet20
 import slim_resnet20_tables
 import slimming_tables
@@ -48,6 +50,12 @@ class Table:
 
 
 TABLES = {
+    "hinge_resnet20": Table(
+        hinge_resnet20.SCALES,
+        hinge_resnet20.from_scratch,
+        hinge_resnet20_tables.write_tables,
+        hinge_resnet20.from_weights,
+    ),
     "ssr_t1": Table(tables.SCALES, tables.table1, ssr_tables.write_table1),
     "ssr_f3": Table(tables.SCALES, tables.figure3, ssr_tables.write_figure3),
     "ssr_f56": Table(tables.SCALES, tables.figure5, ssr_tables.write_figure5),

@@ -7,16 +7,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Job:
-    """One `prunekit run`: where it goes, what it is started with, what must be there before."""
+    """One `prunekit run`: where it goes, what it is started with, what must be there before.
+
+    It starts from the last model of the run that it comes `after`, or from that of a `stage`.
+    """
 
     name: str
     overrides: tuple[str, ...]
     stages: tuple[str, ...]
     after: str | None = None
+    stage: str = ""
 
     def command(self, root: str) -> list[str]:
         """Arguments after `prunekit run`."""
-        source = [f"source={root}/{self.after}"] if self.after else []
+        place = "/".join(filter(None, (root, self.after, self.stage)))
+        source = [f"source={place}"] if self.after else []
         stages = f"pipeline=[{','.join(self.stages)}]"
         return [f"root={root}", f"name={self.name}", stages, *self.overrides, *source]
 

@@ -1,0 +1,166 @@
+"""ResNets on the exact CIFAR-10 images at half of the MACs: Hinge, its parts, and others, as jobs.
+
+All start from published weights, and all are tuned by the same five epochs. The strength of a
+penalty sets the pace of the search only: it was chosen so that the search ends within its epochs,
+without a look at accuracy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from tables import TAIL, Job
+
+TABLE = "hinge_resnet20"
+EXPERIMENT = ("experiment=hinge_resnet20_exact",)
+WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
+STRENGTHS = {"l1": 0.6, "l1/2": 0.8, "l1-2": 0.6, "log-sum": 0.04}
+FILES = {"l1": "hinge_l1", "l1/2": "hinge_lp", "l1-2": "hinge_l1ml2", "log-sum": "hinge_logsum"}
+ROWS, COLUMNS = "rows, rows", "columns, rows"
+PLACES = {ROWS: "rows_rows", COLUMNS: "columns_rows"}
+BASE = f"Hinge, {ROWS}, l1/2"
+MEAN_NORM = 1.66  # of the rows of all matrices in the beginning: what balancing weighs by
+WITHOUT = {  # the ablation: overrides of BASE
+    "annealing": ("solver.annealing=null",),
+    "balancing": (
+        "regularizer.target.balance=false",
+        f"regularizer.lam={STRENGTHS['l1/2'] * MEAN_NORM}",
+    ),
+    "rate adjustment": ("solver.exponent=0",),
+    "the same ratio": ("selection.same_ratio=false",),
+}
+_CUT = ("placement=none", "regularizer=none", "order=joint", "selection=macs", "selection.keep=0.5")
+OTHERS = {  # methods without a search: cut, then tune
+    "SVD, one threshold": (
+        *("placement=low_rank", "regularizer=none", "order=joint", "criterion=matrix"),
+        "selection.same_ratio=false",
+    ),
+    "SVD, the same share": (
+        *("placement=low_rank", "regularizer=none", "order=joint", "criterion=matrix"),
+        *("selection=macs", "selection.keep=0.5", "selection.scope=local"),
+    ),
+    "L1 norm": (*_CUT, "criterion=l1_norm"),
+    "L1 norm, the same share": (*_CUT, "criterion=l1_norm", "selection.scope=local"),
+    "random channels": (*_CUT, "criterion=random", "selection.scope=local"),
+}
+SLIMMING = (  # three epochs of l1 on batch-norm scales, at the strength of the slimming table
+    *("placement=none", "regularizer=slim_l1", "regularizer.lam=0.012", "solver=slimming"),
+    *("order=joint", "criterion=bn_scale", "selection=macs", "selection.keep=0.5"),
+    *("selection.normalise=null", "schedule.sparsify.epochs=3", "schedule.sparsify.batch=128"),
+    "schedule.sparsify.optimizer.lr=0.05",
+)
+SCRATCH = (*_CUT, "criterion=random", "selection.scope=local", "schedule.finetune.epochs=9")
+DISTILLED = ("distill=standard",)
+TAUGHT = (BASE, "SVD, one threshold", "L1 norm")  # tuned with distillation too
+LONGER = ("SVD, one threshold", "L1 norm")  # tuned for as long as search and tuning of Hinge
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is done: seeds, overrides of every job; without `weights` a network trained here."""
+
+    seeds: tuple[int, ...]
+    overrides: tuple[str, ...] = ()
+    weights: bool = True
+    larger: bool = True
+
+
+SCALES = {
+    "short": Extent((0, 1, 2)),
+    "smoke": Extent(
+        seeds=(0,),
+        overrides=(
+            *("dataset=synthetic", "dataset.channels=3", "dataset.image_size=32", "dataset.val=32"),
+            *("~dataset.only_exact", "~dataset.mean", "~dataset.std", "dataset.train=160"),
+            *("schedule=smoke", "latency.runs=5", "latency.batch=8", "diagnose=false"),
+        ),
+        weights=False,
+        larger=False,
+    ),
+}
+
+
+def hinge_name(place: str, penalty: str) -> str:
+    """What a row of the table calls a variant."""
+    return f"Hinge, {place}, {penalty}"
+
+
+def hinge(place: str, penalty: str) -> tuple[str, ...]:
+    """The settings of a variant."""
+    return (
+        f"placement={PLACES[place]}",
+        f"regularizer={FILES[penalty]}",
+        f"regularizer.lam={STRENGTHS[penalty]}",
+    )
+
+
+HINGE = {hinge_name(place, penalty): hinge(place, penalty) for penalty in FILES for place in PLACES}
+ABLATION = {f"{BASE}, without {part}": (*HINGE[BASE], *change) for part, change in WITHOUT.items()}
+SEARCHED = {**HINGE, **ABLATION, "network slimming": SLIMMING}
+
+
+def folder(method: str) -> str:
+    """A method's name as a directory."""
+    return method.replace("/", "-").replace(", ", "_").replace(" ", "-")
+
+
+def named(method: str, seed: int, model: str = "resnet20") -> str:
+    """The run of a method and a seed."""
+    return f"{TABLE}/{model}/seed{seed}/{folder(method)}"
+
+
+def given(extent: Extent, data: str, model: str = "resnet20") -> Job:
+    """The published weights, not trained any further."""
+    place = Path(data).parent / "weights" / WEIGHTS[model]
+    start = (f"weights={place}", "schedule.pretrain.epochs=0") if extent.weights else ("seed=1",)
+    return Job(f"{TABLE}/{model}/given", (*_of(extent, model), *start), ("pretrain",))
+
+
+def cell(extent: Extent, method: str, seed: int, model: str = "resnet20") -> Job:
+    """One method with one seed, from the given weights, or from nothing."""
+    name, shared = named(method, seed, model), (*_of(extent, model), f"seed={seed}")
+    if method == "from scratch":
+        return Job(name, (*shared, *SCRATCH), TAIL)
+    source = f"{TABLE}/{model}/given"
+    if method in SEARCHED:
+        return Job(name, (*shared, *SEARCHED[method]), ("sparsify", *TAIL), source)
+    return Job(name, (*shared, *OTHERS[method]), TAIL, source)
+
+
+def retuned(extent: Extent, method: str, seed: int, how: str, change: tuple[str, ...]) -> Job:
+    """The pruned network of another run, tuned in another way."""
+    parent = cell(extent, method, seed)
+    name, settings = named(f"{method}, {how}", seed), (*parent.overrides, *change)
+    return Job(name, settings, ("finetune", "measure"), parent.name, "prune")
+
+
+def of_seed(extent: Extent, seed: int) -> list[Job]:
+    """Every run on ResNet-20 of a seed that starts from weights, the most wanted ones first."""
+    methods = (BASE, *OTHERS, "network slimming", *HINGE, *ABLATION)
+    jobs = [cell(extent, method, seed) for method in dict.fromkeys(methods)]
+    jobs += [retuned(extent, method, seed, "distilled", DISTILLED) for method in TAUGHT]
+    longer = ("schedule.finetune.epochs=9",)
+    jobs += [retuned(extent, method, seed, "tuned longer", longer) for method in LONGER]
+    return jobs
+
+
+def from_scratch(extent: Extent) -> list[Job]:
+    """The small network without the weights, for every seed."""
+    return [cell(extent, "from scratch", seed) for seed in extent.seeds]
+
+
+def from_weights(extent: Extent, root: Path, data: str) -> list[Job]:
+    """Everything else, seed by seed; ResNet-56 after the first."""
+    first, *rest = ([*of_seed(extent, seed)] for seed in extent.seeds)
+    larger = [cell(extent, m, extent.seeds[0], "resnet56") for m in LARGER] if extent.larger else []
+    models = ("resnet20", "resnet56") if extent.larger else ("resnet20",)
+    dense = [given(extent, data, model) for model in models]
+    return [*dense, *first, *larger, *(job for jobs in rest for job in jobs)]
+
+
+LARGER = (BASE, "SVD, one threshold", "L1 norm")  # on ResNet-56
+
+
+def _of(extent: Extent, model: str) -> tuple[str, ...]:
+    return (*EXPERIMENT, f"model={model}", *extent.overrides)
