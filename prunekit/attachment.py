@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
 from prunekit.graph.channels import ChannelGraph
-from prunekit.measure.cost import CostModel
+from prunekit.measure import FoldedCost
 from prunekit.modes import duplicate
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
 from prunekit.selection import Selection, Zeros
 from prunekit.solvers.base import Solver, check_fit
-from prunekit.surgery.edits import Narrow
+from prunekit.surgery import Fold, Narrow
 from prunekit.targets import Target, target_named, unit_scores
 
 
@@ -96,14 +96,16 @@ def shrink(
 ) -> nn.Module:
     """A physically smaller copy of a network; without a `selection`, units that score zero go.
 
-    The model keeps its parameters; an optimizer for the copy must be made anew. Nothing is checked
-    or absorbed, so that what the solver zeroed goes exactly; `prunekit.prune` does both.
+    The model keeps its parameters; an optimizer for the copy must be made anew. Sparsity-inducing
+    matrices are folded. Nothing is checked or absorbed, so that what the solver zeroed goes
+    exactly; `prunekit.prune` does both.
     """
     model = _bare(model)
-    chosen = (selection or Zeros()).choose(scores, graph, CostModel(model, graph))
+    chosen = (selection or Zeros()).choose(scores, graph, FoldedCost(model, graph))
     narrow = duplicate(model)
     drop = graph.drop({name: ~mask for name, mask in chosen.items()})
     Narrow.of(graph, drop).apply(narrow)
+    Fold.of(narrow).apply(narrow)
     return narrow
 
 
