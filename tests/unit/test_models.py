@@ -44,6 +44,30 @@ CIFAR_ROWS = [
     (models.resnet32, 10, 464154, 68862592),
     (models.resnet56, 10, 853018, 125485696),
     (models.resnet110, 10, 1727962, 252887680),
+    (models.resnet164, 10, 1704154, 247646720),
+    (models.resnet164, 100, 1727284, 247669760),
+    (models.resnext20, 10, 211850, 35523072),
+    (models.resnext20, 100, 234980, 35546112),
+    (models.resnext164, 10, 1713546, 251005440),
+    (models.resnext164, 100, 1736676, 251028480),
+    (models.wrn16_10, 100, 17179940, 3120019968),
+]
+
+# what Hinge's code counts, in millions: multiply-adds, two for each entry that a batch norm
+# puts out, one for each of a ReLU that is a module; its ResNeXts and wide ResNets call ReLU as a
+# function. Then thousands of parameters
+HINGE_ROWS = [
+    (models.resnet20, 10, 41.116288, 269.7, True),
+    (models.resnet56, 10, 127.083136, 853.0, True),
+    (models.resnet164, 10, 257.3, 1704.2, True),
+    (models.resnet164, 100, None, 1727.3, True),
+    (models.resnext20, 10, 36.8, 211.8, False),
+    (models.resnext20, 100, None, 235.0, False),
+    (models.resnext164, 10, 259.6, 1713.5, False),
+    (models.resnext164, 100, None, 1736.7, False),
+    (models.vgg16_three_linear, 10, 314.6, 15253.6, True),
+    (models.densenet40, 10, 290.1, 1059.3, True),
+    (models.wrn16_10, 100, 3123.1, 17179.9, False),
 ]
 
 # scales of batch norms, their number, parameters with masks and FLOPs as the released code counts
@@ -97,6 +121,106 @@ def test_slimming_networks_in_every_convention(make, classes, scales, norms, par
     assert cost.params() == sum(param.numel() for param in model.parameters())
     assert slimming_params(model, IMAGE) == params
     assert float(f"{slimming_flops(model, IMAGE):.4g}") == flops
+
+
+@pytest.mark.parametrize(("make", "classes", "flops", "thousands", "relus"), HINGE_ROWS)
+def test_networks_of_hinge_are_counted_as_its_code_counts(make, classes, flops, thousands, relus):
+    model = make(classes)
+    norms, activations = outputs(model, nn.BatchNorm2d), outputs(model, nn.ReLU)
+    params, macs = counts(model, (3, 32, 32))
+    assert params / 1000 == pytest.approx(thousands, abs=0.0501)
+    found = macs + 2 * sum(norms) + (sum(activations) if relus else 0)
+    assert flops is None or found / 1e6 == pytest.approx(flops, abs=0.0501)
+
+
+def outputs(model, kind):
+    """Entries that layers of a kind put out for one example, filled in by the next call."""
+    found = []
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.register_forward_hook(lambda _, __, output: found.append(output[0].numel()))
+    return found
+
+
+@pytest.mark.parametrize("make", [models.resnext20, models.BottleneckResNet, models.WideResNet])
+def test_the_cost_model_counts_networks_of_hinge(make):
+    model = make(2) if make is not models.resnext20 else make()
+    cost = CostModel(model, ChannelGraph.trace(model, IMAGE))
+    assert cost.macs() == counted_macs(model, IMAGE) == counts(model, (3, 32, 32))[1]
+    assert cost.params() == sum(param.numel() for param in model.parameters())
+
+
+class TestNetworksOfHinge:
+    """Facts of the architectures that counts cannot tell apart."""
+
+    @pytest.mark.parametrize("name", ["resnet", "resnext", "wide"])
+    def test_each_stage_but_the_first_halves_images(self, name):
+        model = HINGE[name]().eval()
+        hidden = torch.zeros(1, model.layer1[0].conv1.in_channels, 12, 12)
+        sizes = []
+        for stage in stages(model):
+            hidden = stage(hidden)
+            sizes.append(hidden.shape[2])
+        assert sizes == [12, 6, 3]
+
+    @pytest.mark.parametrize("name", ["resnet", "resnext", "wide"])
+    def test_the_stride_sits_on_the_second_convolution(self, name):
+        for stage in stages(HINGE[name]())[1:]:
+            strides = [stage[0].conv1.stride[0], stage[0].conv2.stride[0]]
+            assert strides == [1, 2] and stage[1].conv2.stride == (1, 1)
+
+    @pytest.mark.parametrize("name", ["resnet", "resnext"])
+    def test_shortcuts_have_a_norm_where_the_shape_changes(self, name):
+        for stage in stages(HINGE[name]()):
+            kinds = [type(module) for module in stage[0].shortcut]
+            assert kinds == [nn.Conv2d, nn.BatchNorm2d]
+            assert isinstance(stage[1].shortcut, nn.Identity)
+
+    @pytest.mark.parametrize("name", ["resnet", "resnext"])
+    def test_the_activation_is_behind_the_addition(self, name):
+        torch.manual_seed(0)
+        block = HINGE[name]().layer1[1].eval()
+        nn.init.zeros_(block.bn3.weight)
+        x = torch.randn(2, block.conv1.in_channels, 4, 4)
+        assert torch.equal(block(x), x.relu())
+
+    def test_wide_blocks_add_what_no_norm_has_touched(self):
+        torch.manual_seed(0)
+        block = HINGE["wide"]().layer2[0].eval()
+        for value in block.conv2.parameters():
+            nn.init.zeros_(value)
+        x = torch.randn(2, block.conv1.in_channels, 4, 4)
+        assert torch.equal(block(x), block.shortcut(x)) and block.shortcut.stride == (2, 2)
+
+    def test_wide_networks_have_biases_and_a_quick_last_norm(self):
+        model = models.wrn16_10()
+        convs = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+        assert len(convs) == 16 and all(bool((conv.bias == 0).all()) for conv in convs)
+        assert model.bn.momentum == 0.9 and model.layer1[0].bn1.momentum == 0.1
+
+    def test_groups_of_resnext_double_with_every_stage(self):
+        widths = [
+            (stage[0].conv2.groups, stage[0].conv2.weight.shape[1], stage[0].conv3.out_channels)
+            for stage in stages(models.resnext20())
+        ]
+        assert widths == [(32, 1, 64), (32, 2, 128), (32, 4, 256)]
+
+    @pytest.mark.parametrize("name", ["resnet", "resnext", "wide"])
+    @pytest.mark.parametrize("share", [{"keep": 0.6}, {"macs": 0.5}])
+    def test_they_are_pruned(self, name, share):
+        torch.manual_seed(0)
+        images = torch.randn(2, 3, 16, 16)
+        model = HINGE[name]()
+        pruned = prunekit.prune(model, images, criterion="l1_norm", **share)
+        narrow = sum(param.numel() for param in pruned.model.parameters())
+        assert narrow < sum(param.numel() for param in model.parameters())
+
+
+HINGE = {
+    "resnet": lambda: models.BottleneckResNet(2, widths=(3, 4, 5), stem=4),
+    "resnext": lambda: models.ResNeXt(2, cardinality=4, stem=6),
+    "wide": lambda: models.WideResNet(2, 2, stem=3),
+}
 
 
 @pytest.mark.skipif(
@@ -254,7 +378,11 @@ def test_small_vgg_takes_small_images():
 
 
 @pytest.mark.parametrize(
-    "make", [models.LeNet5, models.vgg16, models.resnet20, models.densenet40, models.preresnet164]
+    "make",
+    [
+        *(models.LeNet5, models.vgg16, models.resnet20, models.densenet40, models.preresnet164),
+        *(models.resnet164, models.resnext164, models.wrn16_10),
+    ],
 )
 def test_networks_trace(make):
     torch.fx.symbolic_trace(make())
