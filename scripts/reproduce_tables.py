@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import hinge_resnet20
 import hinge_resnet20_tables
+import hinge_tables
 import slim_resnet20
 import slim_resnet20_tables
 import slimming_tables
@@ -66,6 +67,7 @@ TABLES = {
         slim_resnet20_tables.write_tables,
         slim_resnet20.judging,
     ),
+    "hinge_t1": Table(hinge_tables.SCALES, hinge_tables.table1, hinge_tables.write_table1),
     "ns_t1": Table(slimming_tables.SCALES, slimming_tables.table1, slimming_tables.write_table1),
 }
 
