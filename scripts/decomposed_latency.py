@@ -1,0 +1,224 @@
+"""Latency of decomposed against pruned networks of as many multiply-adds, timed in turns.
+
+    python scripts/decomposed_latency.py [--networks resnet20 vgg16] [--engines eager] [--fresh]
+
+A pruned network has fewer filters, a decomposed one two convolutions, k x k and 1 x 1, in the place
+of one: rows of the matrices behind its convolutions are gone. Both keep the same share of every
+layer, chosen by norms of random weights. A line of the table is written as soon as it is timed, and
+what stands there is not timed again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torchvision
+from measured import Row, publish, write_markdown
+from torch import Tensor, nn
+
+from prunekit import models
+from prunekit.console import say
+from prunekit.criteria import L1Norm
+from prunekit.errors import ConfigError, ExportError
+from prunekit.export import require_onnx
+from prunekit.graph import ChannelGraph, Site
+from prunekit.measure import CostModel, FoldedCost, LatencyTest
+from prunekit.modes import duplicate
+from prunekit.runs.files import write_csv
+from prunekit.selection import MacsTarget
+from prunekit.surgery import Attach, Narrow, fold
+
+OUT = Path(__file__).resolve().parents[1] / "docs/results"
+NAME = "decomposed_latency"
+SETTING = ("network", "image", "batch", "device", "engine", "keep", "threads")
+HEAD = (
+    "Milliseconds a batch, median and quartiles over rounds in which all three networks were timed "
+    "in turn; the speed-up is the median over rounds of how many times as long dense took. "
+    "`layers` are convolutions and linear layers. Random weights; {torch}"
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network of random weights, its images and the batches it is timed with."""
+
+    build: Callable[[], nn.Module]
+    size: int
+    batches: tuple[int, ...]
+
+    @property
+    def example(self) -> Tensor:
+        """One image."""
+        return torch.zeros(1, 3, self.size, self.size)
+
+
+SUBJECTS = {
+    "resnet20": Subject(models.resnet20, 32, (1, 64)),
+    "resnet56": Subject(models.resnet56, 32, (1, 64)),
+    "resnet50": Subject(torchvision.models.resnet50, 224, (1, 24)),
+    "vgg16": Subject(torchvision.models.vgg16, 224, (1, 24)),
+}
+KINDS = dict.fromkeys(("image", "batch", "threads", "MACs", "params"), int) | {"keep": float}
+_LAYERS = (nn.Conv2d, nn.Linear)
+ENGINES = {"cpu": ("eager", "onnxruntime"), "cuda": ("eager",)}
+
+
+def main() -> int:
+    """Time what is missing in the table, then show all of it."""
+    arguments = _arguments()
+    rows = [] if arguments.fresh else _read(arguments.out / f"{NAME}.csv")
+    for name in arguments.networks:
+        wanted = [key for key in _keys(name, arguments) if key not in [_key(row) for row in rows]]
+        networks = variants(SUBJECTS[name], arguments.keep) if wanted else {}
+        for key in wanted:
+            say(f"{name}, batch {key['batch']}, {key['engine']} on {key['device']} ...")
+            try:
+                rows += timed(networks, key, arguments)
+            except ExportError as error:
+                say(f"  not timed: {error}")
+            write_csv(arguments.out / f"{NAME}.csv", rows)
+    _write(arguments.out, rows)
+    return 0
+
+
+def variants(subject: Subject, keep: float) -> dict[str, nn.Module]:
+    """The dense network, and two of the given share of its multiply-adds."""
+    torch.manual_seed(0)
+    dense = subject.build().eval()
+    return {
+        "dense": dense,
+        "pruned": _cut(duplicate(dense), subject.example, keep),
+        "decomposed": decomposed(duplicate(dense), subject.example, keep),
+    }
+
+
+def decomposed(model: nn.Module, example: Tensor, keep: float) -> nn.Module:
+    """The network with fewer rows in the matrices behind all its convolutions but the first."""
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    Attach(tuple(Site(name, ("rows",), "svd") for name in names[1:])).apply(model)
+    return fold(_cut(model, example, keep, [f"{name}.conv" for name in names[1:]]), example).model
+
+
+def _cut(
+    model: nn.Module, example: Tensor, keep: float, layers: list[str] | None = None
+) -> nn.Module:
+    """Cut in place: the same share of every layer, or of these alone."""
+    graph = ChannelGraph.trace(model, example)
+    scores = L1Norm().scores(model, graph, None)
+    if layers is not None:
+        scores = {name: scores[name] for name in layers}
+    masks = MacsTarget(keep=keep, scope="local").choose(scores, graph, FoldedCost(model, graph))
+    drop = graph.drop({name: ~mask for name, mask in masks.items()})
+    Narrow.of(graph, drop).apply(model)
+    return model
+
+
+def timed(networks: dict[str, nn.Module], key: Row, arguments: argparse.Namespace) -> list[Row]:
+    """One row a network, all timed in turns."""
+    example = SUBJECTS[key["network"]].example
+    test = LatencyTest(
+        threads=key["threads"],
+        batch=key["batch"],
+        runs=arguments.rounds,
+        warmup=arguments.warmup,
+        seconds=arguments.seconds,
+    )
+    times = test.run(networks, example, device=key["device"], engine=key["engine"])
+    macs = {name: _macs(network, example) for name, network in networks.items()}
+    return [
+        {
+            **key,
+            "variant": name,
+            "layers": sum(isinstance(m, _LAYERS) for m in networks[name].modules()),
+            "MACs": macs[name],
+            "MACs kept": f"{macs[name] / macs['dense']:.4f}",
+            "params": sum(param.numel() for param in networks[name].parameters()),
+            "ms": f"{time.median_ms:.3f}",
+            "q1": f"{time.q1:.3f}",
+            "q3": f"{time.q3:.3f}",
+            "rounds": time.runs,
+            "speed-up": f"{times['dense'].over(time):.3f}",
+        }
+        for name, time in times.items()
+    ]
+
+
+def _macs(model: nn.Module, example: Tensor) -> int:
+    return CostModel(model, ChannelGraph.trace(model, example)).macs()
+
+
+def _keys(name: str, arguments: argparse.Namespace) -> list[Row]:
+    """What is to be timed of a network."""
+    subject = SUBJECTS[name]
+    return [
+        {
+            "network": name,
+            "image": subject.size,
+            "batch": batch,
+            "device": device,
+            "engine": engine,
+            "keep": arguments.keep,
+            "threads": arguments.threads,
+        }
+        for device in arguments.devices
+        for engine in ENGINES[device]
+        for batch in subject.batches
+        if engine in arguments.engines
+    ]
+
+
+def _key(row: Row) -> Row:
+    """What makes a row another measurement."""
+    return {name: row[name] for name in SETTING}
+
+
+def _read(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with path.open(encoding="utf-8", newline="") as lines:
+        return [
+            {name: KINDS.get(name, str)(value) for name, value in row.items()}
+            for row in csv.DictReader(lines)
+        ]
+
+
+def _write(out: Path, rows: list[Row]) -> None:
+    """The csv file, and the same on the screen and as markdown."""
+    table = publish(out, NAME, "dense, pruned and decomposed", rows)
+    write_markdown(out / f"{NAME}.md", HEAD.format(torch=f"torch {torch.__version__}\n"), table)
+
+
+def _arguments() -> argparse.Namespace:
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--networks", nargs="+", default=[*SUBJECTS], choices=[*SUBJECTS])
+    parser.add_argument("--engines", nargs="+", default=_engines(), choices=ENGINES["cpu"])
+    parser.add_argument("--devices", nargs="+", default=devices, choices=devices)
+    parser.add_argument("--keep", type=float, default=0.5, help="share of multiply-adds")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=50)
+    parser.add_argument("--warmup", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=90, help="limit for three networks")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables")
+    parser.add_argument("--fresh", action="store_true", help="time again what is in the file")
+    return parser.parse_args()
+
+
+def _engines() -> list[str]:
+    """onnxruntime too, where it is installed."""
+    try:
+        require_onnx()
+    except ConfigError as error:
+        say(f"eager alone: {error}")
+        return ["eager"]
+    return [*ENGINES["cpu"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
