@@ -19,8 +19,8 @@ def described(settings: Settings) -> dict[str, Any]:
     """What the settings of one stage say about its run; keys they say nothing about are absent.
 
     model, dataset, method (the penalty's name, else the criterion's), lam, ratio, keep, seed;
-    `setting`, equal for stages that differ in nothing but the seed and the source; and as
-    "trait/solver", "trait/p" what else may tell two runs of one method apart.
+    `setting`, equal for stages that differ in nothing but the seed, the source and the teacher;
+    and as "trait/solver", "trait/p" what else may tell two runs of one method apart.
     """
     names = {key: label(settings.get(key)) for key in ("model", "dataset")}
     names["method"] = label(settings.get("regularizer")) or label(settings.get("criterion"))
@@ -102,7 +102,8 @@ def _traits(settings: Settings) -> dict[str, Any]:
 
 
 def _but_seeds(settings: Settings) -> dict[str, Any]:
-    return {key: value for key, value in flat(settings).items() if key not in ("seed", "source")}
+    seeded = ("seed", "source", "teacher")  # those files differ from seed to seed
+    return {key: value for key, value in flat(settings).items() if key not in seeded}
 
 
 def _node(settings: Settings, *keys: str) -> Mapping[str, Any]:

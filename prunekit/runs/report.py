@@ -21,7 +21,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """The content of `report.json`; `metrics` is one row of a table."""
+    """The content of `report.json`; `metrics` is one row of a table.
+
+    `source` says what the source is called and holds, `origin` where it lay: relative to the
+    directory of the stage, and no part of what the stage is.
+    """
 
     stage: str
     settings: Settings
@@ -30,6 +34,7 @@ class Report:
     notes: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
+    origin: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for json."""

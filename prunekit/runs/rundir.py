@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,6 +83,7 @@ class StageDir:
         self._started = time.monotonic()
         self._settings: Settings = {}
         self._source: Path | None = None
+        self._teacher: Path | None = None
 
     @property
     def finished(self) -> bool:
@@ -113,14 +115,28 @@ class StageDir:
             raise ArtifactError(f"{self.path} was begun without a source")
         return self._source
 
-    def begin(self, settings: Settings, source: Path | None, *, overwrite: bool = False) -> Status:
+    @property
+    def teacher(self) -> Path | None:
+        """The model file whose network teaches in this stage, where one does."""
+        return self._teacher
+
+    def begin(
+        self,
+        settings: Settings,
+        source: Path | None,
+        *,
+        teacher: Path | None = None,
+        overwrite: bool = False,
+    ) -> Status:
         """Compare with what is on disk; raises ArtifactError that names the keys that differ.
 
         A directory in which no work was done yet takes the new settings.
         """
         identity = {**settings, "source": identity_of(source)}
-        self._settings, self._source = identity, source
-        self._refuse_itself(source)
+        identity |= {} if teacher is None else {"teacher": identity_of(teacher)}
+        self._settings, self._source, self._teacher = identity, source, teacher
+        self._refuse_itself("source", source)
+        self._refuse_itself("distill.teacher", teacher)
         if overwrite and self.path.exists():
             shutil.rmtree(self.path)
         for draft in self.path.glob(".*.part*"):  # a process was killed while it wrote this
@@ -145,6 +161,7 @@ class StageDir:
             notes=(*outcome.notes, *self._warned()),
             environment=environment(),
             seconds=round(self._earlier() + time.monotonic() - self._started, 3),
+            origin=self._origin(),
         )
         write_json(self.path / "report.json", report.to_dict())
         self._drop_progress()
@@ -213,10 +230,17 @@ class StageDir:
                 "made, is missing or damaged; choose name=..., or overwrite=true"
             ) from error
 
-    def _refuse_itself(self, source: Path | None) -> None:
-        if source is not None and self.path.resolve() in source.resolve().parents:
+    def _origin(self) -> str | None:
+        """Where the source lies, seen from here: that holds after both were moved together."""
+        if self._source is None:
+            return None
+        return os.path.relpath(self._source.resolve(), self.path.resolve())
+
+    def _refuse_itself(self, setting: str, file: Path | None) -> None:
+        if file is not None and self.path.resolve() in file.resolve().parents:
             raise ArtifactError(
-                f"source={source} lies in the directory that {self.name} writes to; choose name=..."
+                f"{setting}={file} lies in the directory that {self.name} writes to; "
+                "choose name=..."
             )
 
     def _refuse_other(self, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -240,8 +264,11 @@ def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def model_file(place: str | Path) -> Path:
-    """The model file at `place`: the file itself, a stage directory, or a run (its last stage)."""
+def model_file(place: str | Path, setting: str = "source") -> Path:
+    """The model file at `place`: the file itself, a stage directory, or a run (its last stage).
+
+    Raises ArtifactError that names the setting where there is none.
+    """
     path = Path(place)
     if path.is_file():
         return path
@@ -251,7 +278,7 @@ def model_file(place: str | Path) -> Path:
         if (path / name / "model.pt").is_file() and (path / name / "report.json").is_file():
             return path / name / "model.pt"
     found = "is no model file, finished stage or finished run" if path.exists() else "is not there"
-    raise ArtifactError(f"source={place} {found}; give a model.pt, or finish that run first")
+    raise ArtifactError(f"{setting}={place} {found}; give a model.pt, or finish that run first")
 
 
 def identity_of(source: Path | None) -> str | None:

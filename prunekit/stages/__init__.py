@@ -21,7 +21,9 @@ PRUNE = Stage(
     True,
     without_source=("model", "weights"),
 )
-FINETUNE = Stage("finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros"), True)
+FINETUNE = Stage(
+    "finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros", "distill"), True
+)
 EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
 MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
 STAGES = {stage.name: stage for stage in (PRETRAIN, SPARSIFY, PRUNE, FINETUNE, EXPORT, MEASURE)}

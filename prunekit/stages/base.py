@@ -18,10 +18,11 @@ from prunekit.checks import choice, integer
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Outcome, Report
 from prunekit.runs.rundir import RunDir, StageDir, Status, model_file
+from prunekit.stages.teacher import distill_of
 
 Settings = Mapping[str, Any]
 # where data lies is no part of what a run is
-PLACES = frozenset({"dataset.root", "dataset.download", "source"})
+PLACES = frozenset({"dataset.root", "dataset.download", "source", "distill.teacher"})
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,12 @@ def execute(
     place = run.stage(stage.name)
     start = _source(stage, run, source)
     chosen = select(settings, (*stage.reads, *(stage.without_source if start is None else ())))
-    status = place.begin(_identity(chosen), start, overwrite=bool(settings.get("overwrite", False)))
+    status = place.begin(
+        _identity(chosen),
+        start,
+        teacher=_teacher(chosen, start),
+        overwrite=bool(settings.get("overwrite", False)),
+    )
     if status is Status.DONE:
         return place.report(), False
     runtime = build(settings["runtime"], "runtime")
@@ -129,6 +135,12 @@ def _identity(chosen: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         key: _identity(node, f"{prefix}{key}.") if isinstance(node, Mapping) else node
         for key, node in kept.items()
     }
+
+
+def _teacher(chosen: Settings, source: Path | None) -> Path | None:
+    """The file of the network that teaches, where the stage has one."""
+    found = distill_of(chosen) if "distill" in chosen else None
+    return None if found is None or source is None else found.file(source)
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:

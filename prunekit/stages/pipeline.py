@@ -24,6 +24,7 @@ from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Runtime, Settings, execute
 from prunekit.stages.network import architecture, weights_of, with_selections
+from prunekit.stages.teacher import distill_of
 from prunekit.training import Schedule
 
 
@@ -44,6 +45,8 @@ def run(settings: Settings, directory: str) -> float:
     place = RunDir(Path(directory).parent)
     names = pipeline(settings)
     check(settings, names)
+    if "finetune" in names and (distill := distill_of(settings)):
+        distill.check(place.path)
     source = settings["source"]
     with place.lock():
         for index, name in enumerate(names):
@@ -88,6 +91,8 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
         _build_as(kind, plain, key)
     if "sparsify" in names:
         regularizer_of(settings)
+    if "finetune" in names:
+        distill_of(settings)
     if "export" in names:
         check_precision(build(settings["export"], "export"), build(settings["quantize"]))
     build(settings["dataset"], "dataset")

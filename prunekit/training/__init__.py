@@ -1,5 +1,6 @@
 """Training: a schedule, the loop, checkpoints, evaluation."""
 
+from prunekit.training.distillation import Distillation
 from prunekit.training.evaluate import evaluate, predictions
 from prunekit.training.loop import CrossEntropy, fit
 from prunekit.training.recalibrate import keeps_statistics, recompute_statistics
@@ -10,6 +11,7 @@ __all__ = [
     "Constant",
     "Cosine",
     "CrossEntropy",
+    "Distillation",
     "Schedule",
     "Steps",
     "evaluate",

@@ -1,0 +1,63 @@
+"""Which network teaches in fine-tuning, and how much it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from prunekit.build import build
+from prunekit.checks import instance, number
+from prunekit.errors import ConfigError
+from prunekit.runs.lineage import dense_file
+from prunekit.runs.rundir import model_file
+from prunekit.training import Distillation
+
+
+@dataclass(frozen=True)
+class Distill:
+    """How much the tuned network follows the logits of a teacher, and which one that is.
+
+    `teacher` is a model file, a stage or a run; None is the dense network that the tuned one came
+    from, source by source.
+    """
+
+    weight: float = 0.4
+    temperature: float = 4.0
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        number("weight", self.weight, at_least=0, at_most=1)
+        number("temperature", self.temperature, above=0)
+        if not isinstance(self.teacher, str | None):
+            raise ConfigError(f"teacher={self.teacher!r} is no path; give a model file or a run")
+
+    def file(self, source: Path) -> Path:
+        """The teacher's model file, for a network that starts from `source`; ArtifactError."""
+        if self.teacher is None:
+            return dense_file(source)
+        return model_file(self.teacher, "distill.teacher")
+
+    def check(self, run: Path) -> None:
+        """Raise ArtifactError for a teacher that is not there and that this run cannot leave."""
+        if self.teacher is None:
+            return
+        place = Path(self.teacher).resolve()
+        if run.resolve() not in (place, *place.parents):
+            model_file(self.teacher, "distill.teacher")
+
+    def loss(self, teacher: nn.Module, smoothing: float) -> Distillation:
+        """The loss of fine-tuning; `smoothing` is that of the schedule's labels."""
+        return Distillation(teacher, self.weight, self.temperature, smoothing)
+
+
+def distill_of(settings: Mapping[str, Any]) -> Distill | None:
+    """What the settings say of distillation, None for `distill=none`; raises ConfigError."""
+    if "_target_" not in settings["distill"]:
+        return None
+    made = build(settings["distill"], "distill")
+    instance("distill", made, Distill)
+    return made
