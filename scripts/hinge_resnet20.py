@@ -30,7 +30,8 @@ WITHOUT = {  # the ablation: overrides of BASE
     "rate adjustment": ("solver.exponent=0",),
     "the same ratio": ("selection.same_ratio=false",),
 }
-_CUT = ("placement=none", "regularizer=none", "order=joint", "selection=macs", "selection.keep=0.5")
+_HALF = ("selection=macs", "selection.keep=0.5", "~selection.same_ratio")
+_CUT = ("placement=none", "regularizer=none", "order=joint", *_HALF)
 OTHERS = {  # methods without a search: cut, then tune
     "SVD, one threshold": (
         *("placement=low_rank", "regularizer=none", "order=joint", "criterion=matrix"),
@@ -38,7 +39,7 @@ OTHERS = {  # methods without a search: cut, then tune
     ),
     "SVD, the same share": (
         *("placement=low_rank", "regularizer=none", "order=joint", "criterion=matrix"),
-        *("selection=macs", "selection.keep=0.5", "selection.scope=local"),
+        *(*_HALF, "selection.scope=local"),
     ),
     "L1 norm": (*_CUT, "criterion=l1_norm"),
     "L1 norm, the same share": (*_CUT, "criterion=l1_norm", "selection.scope=local"),
@@ -46,7 +47,7 @@ OTHERS = {  # methods without a search: cut, then tune
 }
 SLIMMING = (  # three epochs of l1 on batch-norm scales, at the strength of the slimming table
     *("placement=none", "regularizer=slim_l1", "regularizer.lam=0.012", "solver=slimming"),
-    *("order=joint", "criterion=bn_scale", "selection=macs", "selection.keep=0.5"),
+    *("order=joint", "criterion=bn_scale", *_HALF),
     *("selection.normalise=null", "schedule.sparsify.epochs=3", "schedule.sparsify.batch=128"),
     "schedule.sparsify.optimizer.lr=0.05",
 )

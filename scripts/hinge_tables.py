@@ -51,7 +51,8 @@ HEAD = (
     "network, and what is left of FLOPs and parameters. FLOPs as published count norms and some "
     "ReLUs too, MACs here convolutions and linear layers. Measured: mean and standard deviation "
     "over seeds. Hours that a run needs are computed, not timed. The released code scrambles some "
-    "weights of ResNet164 and ResNeXt when it compacts them, before tuning; here none are."
+    "weights of ResNet164 and ResNeXt when it compacts them, before tuning; here none are. Table 3 "
+    "and the ablations were not at hand."
 )
 OTHERS = (
     "The settings of these runs were not published: `hinge_resnet50_imagenet` says which are ours."

@@ -22,7 +22,7 @@ from prunekit.stages.pipeline import check, pipeline
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SSR = ("ssr_t1", "ssr_f3", "ssr_f56", "ssr_lambda")
-ALL = (*SSR, "ns_t1", "slim_resnet20")
+ALL = (*SSR, "ns_t1", "slim_resnet20", "hinge_t1", "hinge_resnet20")
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,8 @@ def test_a_job_starts_from_a_source_unless_it_trains_a_network_from_scratch(repr
     for (table, _), jobs in lists(reproduce).items():
         for job in jobs:
             scratch = ("pretrain", "sparsify") if table.startswith("ns_") else ("pretrain",)
-            assert (job.after is None) == (job.stages[0] in scratch), job.name
+            untrained = job.name.endswith("/from-scratch")  # cut before any training
+            assert (job.after is None) == (job.stages[0] in scratch or untrained), job.name
 
 
 def test_tables_that_share_a_job_agree_about_it(reproduce):
@@ -154,6 +155,76 @@ def test_slimming_rows_are_means_over_seeds_beside_the_published_ones(
     assert len(verdicts) == 2 and "TL1" in verdicts[1] and "-33.333" in verdicts[1]
     text = (tmp_path / "out/ns_t1.md").read_text()
     assert "not at hand" in text and text.count("not identified") == 1
+
+
+def test_published_hinge_cells_are_those_of_the_files(reproduce):
+    cells = reproduce.hinge_tables.published()
+    assert len(cells) == 16 and {cell.method for cell in cells} >= {"Hinge"}
+    half = next(row for cell, row in cells.items() if cell.network == "ResNet56")
+    assert half == {
+        **{"paper error": "6.31", "paper BL": "7.05"},
+        **{"paper FLOPs %": "50.0", "paper params %": "48.73"},
+    }
+    configs = [cell.experiment()[0].removeprefix("experiment=") for cell in cells]
+    assert all((config_dir() / f"experiment/{name}.yaml").is_file() for name in configs)
+
+
+def test_every_hinge_row_starts_from_the_dense_network_of_its_seed(reproduce):
+    tables = reproduce.hinge_tables
+    jobs = {job.name: job for job in tables.table1(tables.SCALES["paper"])}
+    rows = [job for job in jobs.values() if job.after]
+    assert (
+        len(rows) == 3 * 16 and len(jobs) - len(rows) == 3 * 12
+    )  # WRN has four rows, ResNet56 two
+    assert all(jobs[job.after].overrides[-1] == job.overrides[-1] for job in rows)  # the seed
+    wide = [job.overrides for job in rows if "wrn16_10/seed0" in job.name]
+    kept = ["selection.keep=0.7556" in given for given in wide]
+    fixed = ["solver.annealing=null" in given for given in wide]
+    assert sorted(zip(kept, fixed, strict=True)) == [
+        *((False, False), (False, True)),
+        *((True, False), (True, True)),
+    ]
+
+
+def test_hinge_rows_are_shares_of_the_dense_network(reproduce, tmp_path):
+    tables = reproduce.hinge_tables
+    extent = replace(tables.SCALES["paper"], seeds=(0, 1))
+    cell = next(cell for cell in tables.published() if cell.network == "VGG16")
+    for seed, error in ((0, 6.0), (1, 7.0)):
+        job, base = (make(extent, cell, seed) for make in (tables.pruned, tables.dense))
+        finished(tmp_path, base, "pretrain", 94.0)
+        finished(tmp_path, job, "prune", 50.0)
+        finished(tmp_path, job, "finetune", 100 - error)
+        report = tmp_path / job.name / "finetune/report.json"
+        report.write_text(report.read_text().replace('"params": 1000', '"params": 200'))
+        (tmp_path / job.name / "sparsify").mkdir()
+        (tmp_path / job.name / "sparsify/metrics.csv").write_text("epoch\n1\n2\n")
+    tables.write_table1(tmp_path, tmp_path / "out", extent)
+    with open(tmp_path / "out/hinge_t1.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16
+    found = next(row for row in rows if row["network"] == "VGG16")
+    assert (found["paper error"], found["paper params %"]) == ("6.41", "19.95")
+    assert (found["seeds"], found["error"], found["needs"]) == ("2", "6.50 ± 0.71", "")
+    assert (found["error, dense"], found["error, pruned"]) == ("6.00 ± 0.00", "50.00 ± 0.00")
+    assert (found["params %"], found["MACs %"]) == ("20.00 ± 0.00", "100.00 ± 0.00")
+    assert found["epochs of search"] == "2.00 ± 0.00"
+    other = next(row for row in rows if row["network"] == "WRN")
+    assert (other["seeds"], other["error"]) == ("0", "not run") and "a GPU" in other["needs"]
+    text = (tmp_path / "out/hinge_t1.md").read_text()
+    assert "| ImageNet | ResNet50 | Hinge | 25.3 | 46.55 | not run |" in text
+    assert "Table 3" in text
+
+
+@pytest.mark.slow
+def test_hinge_from_start_to_end(tmp_path):
+    found = script("--table", "hinge_t1", "--scale", "smoke", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    with open(tmp_path / "outputs/tables/hinge_t1.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    done = {row["network"]: row for row in rows if row["seeds"] == "1"}
+    assert set(done) == {"ResNet20", "ResNeXt20"}
+    assert abs(float(done["ResNet20"]["MACs %"]) - 45.16) < 1
 
 
 def test_a_slimming_table_of_no_run_is_refused(reproduce, tmp_path):
