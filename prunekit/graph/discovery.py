@@ -26,6 +26,7 @@ from prunekit.graph.layers import (
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.symbolic import describe
 from prunekit.graph.values import Value, each, fixed, spread, values_in
+from prunekit.graph.whole import goes_whole
 
 Tables = dict[str, dict[int, Tensor]]
 
@@ -124,12 +125,12 @@ class Discovery(Run):
         meta = call.on_meta()
         groups = getattr(module, "groups", 1)
         self._pass(self.ins, name, incoming, call)
-        if 1 < groups < len(incoming):  # all convolution groups keep the same channels
-            rows = incoming.reshape(groups, -1)
-            self.unite(rows, rows[:1], call)
+        rows, whole = incoming.reshape(groups, -1), goes_whole(module)
+        self.unite(rows, rows[:, :1] if whole else rows[:1], call)  # or all groups lose the same
         width = meta.shape[channel_dim(module, meta.ndim)]
         if name not in self.outs:
-            self.outs[name] = self._outgoing(name, incoming, groups, width)
+            passed = rows[:, 0].repeat_interleave(width // groups)
+            self.outs[name] = passed if whole else self._made(name, groups, width)
         if call.weighs:
             self.functional[name] = None
             self.shapes.setdefault(name, tuple(meta.shape))
@@ -231,9 +232,7 @@ class Discovery(Run):
     def _counts(self, call: Call) -> bool:
         return call.node.graph is self.graphs[0]
 
-    def _outgoing(self, name: str, incoming: Tensor, groups: int, width: int) -> Tensor:
-        if groups > 1 and groups == len(incoming):  # depthwise: no channel meets another
-            return incoming.repeat_interleave(width // groups)
+    def _made(self, name: str, groups: int, width: int) -> Tensor:
         made = self.parts.fresh(width)
         self.producers[name] = made
         self._starts.append(int(made[0]))

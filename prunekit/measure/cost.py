@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import TRANSPOSED, layer_named, weight_norm, widths
+from prunekit.graph.whole import goes_whole
 
 
 class CostModel:
@@ -31,7 +32,9 @@ class CostModel:
         lengths = torch.tensor([len(side) for side in sides], dtype=torch.long)
         self._side = torch.arange(len(sides)).repeat_interleave(lengths)
         self._groups = _column([getattr(module, "groups", 1) for module in self._modules])
-        self._depthwise = _column([_is_depthwise(module) for module in self._modules]).bool()
+        self._whole = _column([goes_whole(module) for module in self._modules]).bool()
+        fan = [widths(module)[0] for module in self._modules]
+        self._fan = _column(fan) // self._groups
         self._set_macs(graph)
         self._set_params(model, graph)
 
@@ -79,8 +82,8 @@ class CostModel:
         return ins, outs
 
     def _pairs(self, ins: Tensor, outs: Tensor) -> Tensor:
-        """Pairs of channels that a layer connects: groups of a depthwise layer vanish with them."""
-        return torch.where(self._depthwise, outs, ins * outs // self._groups)
+        """Pairs of channels that a layer connects; in groups that go whole all inputs are left."""
+        return torch.where(self._whole, outs * self._fan, ins * outs // self._groups)
 
     def _layer_params(self, ins: Tensor, outs: Tensor) -> Tensor:
         weights = self._area * self._own * self._pairs(ins, outs)
@@ -151,10 +154,6 @@ def _area(module: nn.Module) -> int:
     if hasattr(module, "kernel_size"):
         return prod(module.kernel_size)
     return int(isinstance(module, nn.Linear))
-
-
-def _is_depthwise(module: nn.Module) -> bool:
-    return 1 < getattr(module, "groups", 1) == getattr(module, "in_channels", 0)
 
 
 def _positions(module: nn.Module, shape: tuple[int, ...], uses: int) -> int:

@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelSelection
 from prunekit.graph.layers import weight_norm
+from prunekit.graph.whole import WholeGroups
 
 Indices = Sequence[int] | Tensor | None
 
@@ -137,7 +138,11 @@ def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None
     kept = (kept_in, kept_out) if module.transposed else (kept_out, kept_in)
     widths = (module.in_channels, module.out_channels)
     outer, inner = widths if module.transposed else widths[::-1]
-    if 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
+    whole = _whole_groups(module, kept_in, kept_out)
+    if whole is not None:
+        module.groups = len(whole)
+        sliced = _select(_weight(module), 0, kept[0])
+    elif 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
         _same_number(kept_out, widths[1] // module.groups, module.groups, among=kept_in)
         module.groups = len(kept_in)
         sliced = _weight(module)[kept[0].to(module.weight.device)]
@@ -148,6 +153,29 @@ def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None
     _put_weight(module, sliced)
     module.in_channels, module.out_channels = len(kept_in), len(kept_out)
     narrow_tensor(module, "bias", 0, keep_out)
+
+
+def _whole_groups(module: nn.Conv2d, kept_in: Tensor, kept_out: Tensor) -> Tensor | None:
+    """The groups that are kept, where the others lose all inputs and outputs; else None."""
+    sizes = [width // module.groups for width in (module.in_channels, module.out_channels)]
+    chosen = (kept_in // sizes[0]).unique()
+    sides = [*zip((kept_in, kept_out), sizes, strict=True)]
+    if all(torch.equal(kept, _channels(chosen, size)) for kept, size in sides):
+        return chosen
+    if isinstance(module, WholeGroups):
+        ins, outs = (
+            torch.bincount(kept // size, minlength=module.groups).tolist() for kept, size in sides
+        )
+        raise SurgeryError(
+            f"its {module.groups} convolution groups would keep {ins} inputs and {outs} outputs; "
+            "keep all channels of a group or none"
+        )
+    return None
+
+
+def _channels(groups: Tensor, size: int) -> Tensor:
+    """All channels of these groups, in order."""
+    return (groups[:, None] * size + torch.arange(size)).flatten()
 
 
 def _select(weight: Tensor, dim: int, kept: Tensor) -> Tensor:

@@ -9,10 +9,15 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from patterns.base import Body, Pattern, body, chain
+from prunekit.graph.whole import whole_groups
 
 
 def _flat(**layers: nn.Module) -> nn.Sequential:
     return chain(**layers, flat=nn.Flatten(), head=nn.Linear(6, 4))
+
+
+def _whole(*sizes: int, **settings: int) -> nn.Module:
+    return whole_groups(nn.Conv2d(*sizes, **settings))
 
 
 def _permuted(net: Body, x: Tensor) -> Tensor:
@@ -122,6 +127,38 @@ CONVOLUTIONS = {
         a=lambda: nn.Conv2d(8, 8, 3, padding=1, groups=2),
         b=lambda: nn.Conv2d(8, 8, 1),
         cut="first a last",
+    ),
+    "whole groups": body(layer=lambda: _whole(8, 12, 3, groups=4), between=12),
+    "whole groups, depthwise": body(layer=lambda: _whole(8, 16, 3, groups=8), between=16),
+    "whole groups in a residual": body(
+        lambda net, x: F.relu(x + net.c(F.relu(net.bn2(net.b(net.a(x)))))),
+        a=lambda: nn.Conv2d(8, 12, 1, bias=False),
+        b=lambda: _whole(12, 12, 3, padding=1, groups=4, bias=False),
+        bn2=lambda: nn.BatchNorm2d(12),
+        c=lambda: nn.Conv2d(12, 8, 1),
+        cut="first a b last",
+    ),
+    "whole groups after even ones": body(
+        lambda net, x: net.b(F.relu(net.a(x))),
+        a=lambda: nn.Conv2d(8, 12, 1, groups=2),
+        b=lambda: _whole(12, 8, 1, groups=4),
+    ),
+    "whole groups after whole groups": body(
+        lambda net, x: net.b(F.relu(net.a(x))),
+        a=lambda: _whole(8, 24, 1, groups=4),
+        b=lambda: _whole(24, 8, 1, groups=8),
+    ),
+    "whole groups, sizes of the forward": body(
+        lambda net, x: net.layer(x).view(x.size(0), -1, 2, 8, 8).flatten(1, 2),
+        layer=lambda: _whole(8, 8, 1, groups=4),
+    ),
+    "whole groups of the image": Pattern(
+        lambda: _flat(
+            first=_whole(3, 9, 3, groups=3),
+            last=nn.Conv2d(9, 6, 3),
+            pool=nn.AdaptiveAvgPool2d(1),
+        ),
+        cut="last",
     ),
     "groups of one channel": body(layer=lambda: nn.Conv2d(8, 4, 1, groups=4), between=4),
     "groups of a concat": body(
