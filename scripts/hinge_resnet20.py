@@ -15,7 +15,7 @@ from tables import TAIL, Job
 TABLE = "hinge_resnet20"
 EXPERIMENT = ("experiment=hinge_resnet20_exact",)
 WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
-STRENGTHS = {"l1": 0.6, "l1/2": 0.8, "l1-2": 0.6, "log-sum": 0.04}
+STRENGTHS = {"l1": 0.8, "l1/2": 1.2, "l1-2": 0.6, "log-sum": 0.5}
 FILES = {"l1": "hinge_l1", "l1/2": "hinge_lp", "l1-2": "hinge_l1ml2", "log-sum": "hinge_logsum"}
 ROWS, COLUMNS = "rows, rows", "columns, rows"
 PLACES = {ROWS: "rows_rows", COLUMNS: "columns_rows"}
