@@ -103,7 +103,7 @@ SEARCHED = {**HINGE, **ABLATION, "network slimming": SLIMMING}
 
 def folder(method: str) -> str:
     """A method's name as a directory."""
-    return method.replace("/", "-").replace(", ", "_").replace(" ", "-")
+    return method.replace("/", "_").replace(", ", "_").replace(" ", "-")
 
 
 def named(method: str, seed: int, model: str = "resnet20") -> str:
