@@ -14,6 +14,7 @@ from prunekit.selection.pool import FindsWidths, Pool
 from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
 from prunekit.selection.shares import PerLayer, Zeros
 from prunekit.selection.slimming import Slimming
+from prunekit.selection.threshold import Threshold
 from prunekit.selection.widths import LikeRun, Widths, read_plan
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Ranking",
     "Selection",
     "Slimming",
+    "Threshold",
     "Widths",
     "Zeros",
     "best",
