@@ -37,8 +37,8 @@ def goes_whole(module: nn.Module) -> bool:
 def _as(kind: type[nn.Conv2d], conv: nn.Module, old: type[nn.Conv2d]) -> nn.Conv2d:
     if type(conv) is not old or "weight" not in conv._parameters:
         raise SurgeryError(
-            f"{conv!r} is no plain {old.__name__}; only the groups of such a layer can be set to "
-            "live and die whole"
+            f"{type(conv).__name__}({conv.extra_repr()}) is no plain {old.__name__}; "
+            "only the groups of such a layer can be set to live and die whole"
         )
     names = ("stride", "padding", "dilation", "groups", "padding_mode")
     given = {name: getattr(conv, name) for name in names}
