@@ -15,12 +15,21 @@ from torch import nn
 
 import prunekit
 from prunekit.errors import SurgeryError
-from prunekit.graph import ChannelGraph
+from prunekit.graph import ChannelGraph, Site
 from prunekit.graph.whole import WholeGroups, plain_groups, whole_groups
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, FoldedCost, counted_macs
 from prunekit.models import ResNeXt, resnext20, resnext164
-from prunekit.surgery import Attach, Fold, load_model, narrow, narrow_optimizer, save_model
+from prunekit.surgery import (
+    Attach,
+    Fold,
+    Narrow,
+    load_model,
+    narrow,
+    narrow_optimizer,
+    save_model,
+)
 from prunekit.surgery.cut import cut
+from prunekit.targets import Matrices
 
 ARCH = {"_target_": "prunekit.models.ResNeXt", "blocks": 2, "cardinality": 6, "width": 2, "stem": 5}
 SHAPE = (4, 3, 12, 12)
@@ -286,6 +295,54 @@ class TestANetwork:
         }
         assert all(1 <= groups < 6 for groups, _ in widths)
         assert {size for _, size in widths} == {2, 4, 8}
+
+
+class TestUnderHinge:
+    """The 1 x 1 convolutions of a block are its matrices; what vanishes are its groups."""
+
+    def attached(self):
+        net = plain().eval()
+        blocks = [name.rpartition(".")[0] for name, _ in net.named_modules() if "conv2" in name]
+        sites = [
+            Site(f"{block}.{layer}", ("groups",), None, block, role)
+            for block in blocks
+            for layer, role in (("conv1", "first"), ("conv3", "second"))
+        ]
+        Attach(tuple(sites), tuple(f"{block}.conv2" for block in blocks)).apply(net)
+        return net
+
+    def test_a_row_is_all_that_feeds_and_reads_a_group(self):
+        net = self.attached()
+        blocks = Matrices().blocks(net, ChannelGraph.trace(net, images()))
+        assert len(blocks) == 6
+        block = next(one for one in blocks if one.name == "layer2.1.groups")
+        feeds, reads = net.layer2[1].conv1.matrix.weight, net.layer2[1].conv3.matrix.weight
+        for group, row in enumerate(block.read()):
+            own = slice(4 * group, 4 * group + 4)
+            parts = (feeds[own], reads[:, own])
+            assert row.norm().item() ** 2 == pytest.approx(
+                sum(part.square().sum().item() for part in parts), rel=1e-12
+            )
+
+    def test_what_is_cut_and_folded_is_the_silenced_network_and_was_counted(self):
+        net = self.attached()
+        graph = ChannelGraph.trace(net, images())
+        target = {block.units[0].item(): block for block in Matrices().blocks(net, graph)}
+        chosen = {
+            group.name: torch.tensor([True, False, True, True, False, True])
+            for group in graph.groups
+            if int(group.units[0]) in target
+        }
+        assert len(chosen) == 6
+        drop, cost = graph.drop(chosen), FoldedCost(net, graph)
+        left = copy.deepcopy(net)
+        Narrow.of(graph, drop).apply(left)
+        Fold.of(left).apply(left)
+        assert {type(m) for m in left.modules() if getattr(m, "groups", 1) > 1} == {nn.Conv2d}
+        with torch.no_grad(), graph.silencer(net, drop):
+            assert laws.gap(left(images()), net(images())) < 1e-12
+        assert cost.macs(drop) == counted_macs(left, images()[:1])
+        assert cost.params(drop) == sum(parameter.numel() for parameter in left.parameters())
 
 
 @pytest.mark.parametrize(
