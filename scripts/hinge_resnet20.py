@@ -68,7 +68,7 @@ class Extent:
 
 
 SCALES = {
-    "short": Extent((0, 1, 2)),
+    "short": Extent((0, 1, 2), ("latency.seconds=5",)),
     "smoke": Extent(
         seeds=(0,),
         overrides=(
