@@ -1,9 +1,10 @@
-"""How much is a unit worth: weight norms, scales, distances, activations, derivatives, a file."""
+"""How much is a unit worth: norms, scales, distances, activations, derivatives, a file."""
 
 from prunekit.criteria.activations import APoZ, Taylor
 from prunekit.criteria.base import Criterion, Scores
 from prunekit.criteria.compared import FPGM, LAMP
 from prunekit.criteria.curvature import HessianDiagonal
+from prunekit.criteria.matrices import MatrixNorm
 from prunekit.criteria.stored import Stored, load_scores, save_scores
 from prunekit.criteria.weights import BatchNormScale, L1Norm, L2Norm, Random
 
@@ -16,6 +17,7 @@ __all__ = [
     "HessianDiagonal",
     "L1Norm",
     "L2Norm",
+    "MatrixNorm",
     "Random",
     "Scores",
     "Stored",

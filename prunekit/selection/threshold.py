@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from prunekit.checks import choice, number
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, listed
 from prunekit.selection.base import (
     Aim,
     Masks,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from prunekit.measure import CostModel
 
 NEAR = 0.005  # a share of MACs this near to the one asked for is met
+_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Threshold(Selection):
     """Keeps what is not below one threshold T (Li et al. 2020, section 3.4, Algorithm 2).
 
     `keep` is the share of multiply-adds, of the network before matrices were attached, that T is
-    searched for: by bisection over the norms that there are, of which the nearest share is taken.
-    Of every scored group at least the share `floor` stays, rounded up, the largest ones. With
-    `same_ratio` the second matrix of a block keeps the same share as the first, its largest ones,
-    whatever T says.
+    searched for: by bisection over all norms, of which the nearest share is taken, with what costs
+    no more. Of every scored group at least the share `floor` stays, rounded up and never none, the
+    largest ones. With `same_ratio` the second matrix of a block keeps the same share as the first,
+    its largest ones, whatever T says.
     """
 
     keep: float
@@ -59,69 +62,121 @@ class Threshold(Selection):
         graph: ChannelGraph,
         cost: CostModel,
     ) -> Masks:
-        """What stays at one threshold."""
-        scores = checked(scores, graph)
-        return self._at(threshold, scores, graph, cost) | untouched(scores, graph)
+        """What stays at one threshold: at 0 everything, above it nothing that is exactly zero."""
+        return self._norms(scores, graph, cost).masks(threshold) | untouched(scores, graph)
 
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """The masks whose share of MACs is nearest; ConfigError where even the floor has more."""
-        return self.at(self._search(scores, graph, cost), scores, graph, cost)
+        """The masks whose share of MACs is nearest; ConfigError where even the floor has more.
+
+        Of two that are equally near the one with fewer MACs, of equal MACs the lowest threshold.
+        """
+        norms = self._norms(scores, graph, cost)
+        whole, levels = untouched(scores, graph), norms.levels()
+
+        @cache
+        def share(place: int) -> float:
+            return _share(norms.masks(levels[place]) | whole, graph, cost)
+
+        def first(most: float) -> int:
+            """The lowest of the levels, from which on no more than a share is kept."""
+            return bisect_left(range(len(levels)), -most, key=lambda place: -share(place))
+
+        below = first(self.keep)
+        above = first(share(below - 1)) if below else below
+        if below == len(levels) and share(above) > self.keep + NEAR:
+            raise self._out_of_reach(share(above))
+        ends = {above, min(below, len(levels) - 1)}
+        found = min(ends, key=lambda at: (round(abs(share(at) - self.keep), 12), share(at), at))
+        return norms.masks(levels[found]) | whole
 
     def aims(
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
     ) -> tuple[Aim, ...]:
-        """The share asked for and the one that the masks have."""
+        """The share of MACs asked for and the one that the masks have."""
         share = _share(masks, graph, cost)
         return (Aim("MACs", self.keep, share, abs(share - self.keep) <= NEAR),)
 
-    def _search(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> float:
-        """Of all norms, and one above them, the threshold whose share is nearest to `keep`."""
+    def notes(
+        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> tuple[str, ...]:
+        """What had no scores, a share that was missed, the threshold, and what the floor held."""
+        (aim,) = self.aims(masks, scores, graph, cost)
+        notes = [*self._norms(scores, graph, cost).told(masks)]
+        if not aim.met:
+            notes.append(
+                f"asked to keep {aim.asked:.6g} of the MACs, kept {aim.reached:.6g}: "
+                "the nearest reachable by one threshold"
+            )
+        names = [*untouched(scores, graph)]
+        return (
+            *([f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else ()),
+            *notes,
+        )
+
+    def _norms(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> _Norms:
         known = checked(scores, graph)
-        levels = torch.cat([*known.values()]).unique().tolist()
-        levels.append(math.inf)
-        shares: dict[float, float] = {}
+        stays = protected(known, graph, self.min_keep)
+        least = {
+            name: stays[name] | best(score, max(1, math.ceil(self.floor * len(score) - 1e-9)))
+            for name, score in known.items()
+        }
+        return _Norms(known, least, self._pairs(known, cost) if self.same_ratio else {})
 
-        def share(place: int) -> float:
-            level = levels[place]
-            if level not in shares:
-                masks = self._at(level, known, graph, cost)
-                shares[level] = _share(masks, graph, cost)
-            return shares[level]
-
-        low, high = 0, len(levels) - 1
-        if share(high) > self.keep + NEAR:
-            raise ConfigError(
-                f"selection.keep={self.keep} is below {share(high):.3f}, what selection.floor="
-                f"{self.floor} leaves of the MACs; lower the floor, or ask for more"
-            )
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if share(middle) > self.keep else (low, middle)
-        share(low)
-        return min(shares, key=lambda level: (abs(shares[level] - self.keep), shares[level]))
-
-    def _at(
-        self, threshold: float, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> Masks:
-        stays = protected(scores, graph, self.min_keep)
-        masks = {}
-        for name, score in scores.items():
-            least = best(score, math.ceil(self.floor * len(score)))
-            masks[name] = (score >= threshold) | least | stays[name]
-        for first, second in self._pairs(cost) if self.same_ratio else ():
-            if first in masks and second in masks:
-                share = int(masks[first].sum()) / len(masks[first])
-                count = max(1, int(share * len(masks[second]) + 0.5))
-                masks[second] = best(scores[second], count, stays[second])
-        return masks
-
-    def _pairs(self, cost: CostModel) -> tuple[tuple[str, str], ...]:
+    def _pairs(self, scores: Mapping[str, Tensor], cost: CostModel) -> dict[str, str]:
+        """Second group -> first group of every block of which both have scores."""
         pairs = getattr(cost, "pairs", ())
-        if not pairs:
+        found = {second: first for first, second in pairs if {first, second} <= scores.keys()}
+        if not found:
             raise ConfigError(
-                "selection.same_ratio=true, but no block has two matrices; set it to false"
+                "selection.same_ratio=true, but no block has two matrices with scores; attach some "
+                "with placement=auto, or set it to false"
             )
-        return tuple(pairs)
+        return found
+
+    def _out_of_reach(self, least: float) -> ConfigError:
+        asked = math.ceil(least * 1e4) / 1e4  # what is shown can be asked for
+        return ConfigError(
+            f"selection.keep={self.keep} cannot be reached: selection.floor={self.floor} and what "
+            f"has no scores leave {asked:.4g} of the MACs; ask for that, or lower selection.floor"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Norms:
+    """The norms of scored groups, what stays of them whatever T is, and which follow another."""
+
+    scores: Mapping[str, Tensor]
+    least: Masks
+    leader: Mapping[str, str]
+
+    def levels(self) -> list[float]:
+        """All thresholds that differ: the distinct norms from the lowest on, and one above them."""
+        return [*torch.cat([*self.scores.values()]).unique().tolist(), math.inf]
+
+    def masks(self, threshold: float) -> Masks:
+        """What stays; a superset of what stays at any higher threshold."""
+        masks = {n: (score >= threshold) | self.least[n] for n, score in self.scores.items()}
+        return masks | {name: self._follow(name, masks[by]) for name, by in self.leader.items()}
+
+    def told(self, masks: Masks) -> list[str]:
+        """Up to where norms went, and how many groups the floor kept from losing more."""
+        free = {n: score for n, score in self.scores.items() if n not in self.leader}
+        went = torch.cat([score[~masks[name]] for name, score in free.items()])
+        if not len(went):
+            return []
+        top = went.max()
+        held = [name for name, score in free.items() if bool((score[masks[name]] <= top).any())]
+        line = f"norms up to {float(top):.4g} went"
+        if held:
+            line += f", but for what the floor kept in {len(held)} of {len(free)} groups"
+            line += f" ({listed(held, _LISTED)})"
+        return [line]
+
+    def _follow(self, name: str, kept: Tensor) -> Tensor:
+        """The same share as of the mask `kept`, halves up, and no less than stays anyway."""
+        score, least = self.scores[name], self.least[name]
+        count = (2 * len(score) * int(kept.sum()) + len(kept)) // (2 * len(kept))
+        return best(score, max(count, int(least.sum())), least)
 
 
 def _share(masks: Masks, graph: ChannelGraph, cost: CostModel) -> float:
