@@ -41,6 +41,7 @@ RUNS = {
         *("model=resnet20", "dataset.channels=3", "dataset.image_size=8", "~model.widths"),
         *("regularizer=slim_l1", "solver=proximal", "order.norms=frozen"),
     ),
+    "distilled": ("distill=standard", "regularizer.lam=0.02"),
 }
 TIMES = ("_ms", "seconds", "speedup", "memory")
 
