@@ -2,7 +2,16 @@
 
 from prunekit.graph.channels import ChannelGraph, Group
 from prunekit.graph.hinged import Hinged, Site
+from prunekit.graph.placement import Placement
 from prunekit.graph.select import ChannelSelection
 from prunekit.graph.shared import shared_norms
 
-__all__ = ["ChannelGraph", "ChannelSelection", "Group", "Hinged", "Site", "shared_norms"]
+__all__ = [
+    "ChannelGraph",
+    "ChannelSelection",
+    "Group",
+    "Hinged",
+    "Placement",
+    "Site",
+    "shared_norms",
+]

@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from os.path import commonprefix
 
 import torch
 from torch import fx, nn
@@ -83,6 +82,12 @@ class Layout:
         """The convolutions, transposed ones too, that are called as modules."""
         nodes = [n for n in self.graph.nodes if n in self.layers and n.op == "call_module"]
         return tuple(dict.fromkeys(str(node.target) for node in nodes if self._convolves(node)))
+
+    @cached_property
+    def lent(self) -> frozenset[str]:
+        """The modules whose parameters the forward uses by itself."""
+        nodes = (node for node in self.graph.nodes if node.op == "get_attr")
+        return frozenset(str(node.target).rpartition(".")[0] for node in nodes)
 
     @cached_property
     def added(self) -> frozenset[str]:
@@ -258,10 +263,14 @@ _MOVERS = (nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Flatten, nn
 def _named(found: Sequence[Block]) -> Iterator[Block]:
     held = Counter(outer for block in found for name in block.layers for outer in _outer(name))
     for block in found:
-        parts = [name.split(".") for name in block.layers]
-        around = ".".join(commonprefix(parts))
-        holds = len(parts) > 1 and held[around] == len(parts)
-        yield Block(block.kind, around if holds else block.layers[0], block.layers)
+        shared = (o for o in _outer(block.layers[0]) if all(_in(n, o) for n in block.layers))
+        around, count = next(shared, ""), len(block.layers)
+        name = around if held[around] == count > 1 else block.layers[0]
+        yield Block(block.kind, name, block.layers)
+
+
+def _in(layer: str, outer: str) -> bool:
+    return layer.startswith(f"{outer}.")
 
 
 def _outer(name: str) -> Iterator[str]:
