@@ -26,10 +26,11 @@ from prunekit import penalties, solvers, targets
 from prunekit.console import say, table
 from prunekit.data import Data, HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph
+from prunekit.graph import ChannelGraph, Placement
 from prunekit.models import resnet20
 from prunekit.runs.files import write_csv
 from prunekit.solvers.base import Solver, check_fit
+from prunekit.surgery import Attach
 from prunekit.training import Schedule, fit
 
 BATCH = 128
@@ -51,6 +52,7 @@ SOLVERS = {
     "AULM": solvers.AULM,
     "PALM": solvers.PALM,
 }
+ROLES = ("first", "second")
 TARGETS = {"filters": targets.Filters(), "scales": targets.Scales()}
 NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
@@ -66,6 +68,7 @@ def main() -> int:
     torch.set_flush_denormal(True)
     rows = [
         *penalty_steps(arguments.rounds),
+        *hinge_steps(arguments.rounds),
         training_loop(arguments.rounds),
         data_path(arguments.rounds),
         start(arguments.rounds),
@@ -126,6 +129,26 @@ def penalty_steps(rounds: int) -> Iterator[Row]:
                 found = 1 + ratio(hooks, bare, rounds) / CYCLE
                 what = f"step with {solver_name} {penalty_name} on {target_name} / without"
                 yield row(what, found, "<= 1.10", found <= 1.10)
+
+
+def hinge_steps(rounds: int) -> Iterator[Row]:
+    """A step of Hinge's solver on a network with matrices, rates and lam adjusted, the same way."""
+    model, (x, y) = resnet20(), _batch()
+    Attach.of(model, x[:1], Placement(blocks={"basic": ("rows", "rows")})).apply(model)
+    model = model.to(memory_format=torch.channels_last)
+    blocks = targets.Matrices(balance=True).rows(model, ChannelGraph.trace(model, x[:1]))
+    for name in ("L1", "Lp", "LogSum", "L1MinusL2"):
+        solver = solvers.Hinge(annealing=solvers.Annealing())
+        solver.bind(PENALTIES[name], blocks)
+        roles = [[p for b in blocks if b.role == role for p in b.parameters] for role in ROLES]
+        taken = {id(param) for role in roles for param in role}
+        rest = [param for param in model.parameters() if id(param) not in taken]
+        optimizer = torch.optim.SGD([{"params": part} for part in (rest, *roles)], lr=1e-3)
+        _steps(model, optimizer, x, y, 1)
+        bare = partial(_steps, model, optimizer, x, y, 1)
+        found = 1 + ratio(partial(_hooks, solver, optimizer), bare, rounds) / CYCLE
+        what = f"step with Hinge {name} on rows of matrices / without"
+        yield row(what, found, "<= 1.10", found <= 1.10)
 
 
 def _hooks(solver: Solver, optimizer: torch.optim.Optimizer) -> None:
