@@ -28,6 +28,7 @@ class Run:
     threshold: float = 5e-3
     annealing: tuple | None = None  # levels, and what they are over
     exponent: float = 1.35
+    floor: float = 0.2
     same_ratio: bool = True
     balance: bool = True
     rate: float = 0.1  # of tuning
@@ -45,7 +46,9 @@ RESNET164 = {"blocks": BOTTLENECK, "threshold": 1e-3}
 RESNEXT = {"blocks": GROUPS, "exponent": 0, "same_ratio": False}
 PUBLISHED = {
     "resnet56_cifar10": Run(0.5, BASIC, penalty="Lp", annealing=((10, 5), "blocks")),
-    "resnet56_24_cifar10": Run(0.24, BASIC, penalty="Lp", annealing=((10, 5), "blocks")),
+    "resnet56_24_cifar10": Run(
+        0.24, BASIC, penalty="Lp", annealing=((10, 5), "blocks"), floor=0.1875
+    ),
     "resnet20_cifar10": Run(0.4516, BASIC, annealing=((20, 15), "blocks")),
     "resnet20_cifar100": Run(0.3298, BASIC, annealing=((30, 25), "blocks")),
     "resnet164_cifar10": Run(0.5353, **RESNET164),
@@ -104,7 +107,7 @@ def test_what_is_penalised_and_kept_is_as_published(name):
     assert {key: list(sides) for key, sides in found["placement"]["blocks"].items()} == run.blocks
     selection = found["selection"]
     chosen = (selection["keep"], selection["floor"], selection["same_ratio"])
-    assert chosen == (run.keep, 0.2, run.same_ratio)
+    assert chosen == (run.keep, run.floor, run.same_ratio)
     until = found["order"]["until"]
     assert (until["threshold"], until["within"]) == (run.threshold, 0.1)
     assert until["selection"] == selection
@@ -173,11 +176,11 @@ IMAGES = (
 )
 TINY = {
     "resnet20_cifar10": ("ResNet", "+model.blocks=1", "+model.widths=[4,8,8]"),
-    "resnet164_cifar10": ("BottleneckResNet", "+model.blocks=1", "+model.widths=[4,4,8]"),
+    "resnet164_cifar10": ("BottleneckResNet", "+model.blocks=3", "+model.widths=[4,4,8]"),
     "resnext20_cifar10": ("ResNeXt", "+model.blocks=1", "+model.cardinality=8", "+model.stem=8"),
     "vgg16_cifar10": ("VGG", "+model.blocks=[[6],[8],[8],[8],[8]]", "+model.average=true"),
     "densenet40_cifar10": ("DenseNet", "+model.layers=2", "+model.growth=6", "model.stem=6"),
-    "wrn16_10_cifar100": ("WideResNet", "+model.blocks=1", "+model.widen=1", "+model.stem=8"),
+    "wrn16_10_cifar100": ("WideResNet", "+model.blocks=1", "+model.widen=1", "model.classes=10"),
 }
 
 
