@@ -81,13 +81,23 @@ class Threshold(Selection):
             """The lowest of the levels, from which on no more than a share is kept."""
             return bisect_left(range(len(levels)), -most, key=lambda place: -share(place))
 
+        self.check(scores, graph, cost)
         below = first(self.keep)
         above = first(share(below - 1)) if below else below
-        if below == len(levels) and share(above) > self.keep + NEAR:
-            raise self._out_of_reach(share(above))
         ends = {above, min(below, len(levels) - 1)}
         found = min(ends, key=lambda at: (round(abs(share(at) - self.keep), 12), share(at), at))
         return norms.masks(levels[found]) | whole
+
+    def check(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> None:
+        """Raise ConfigError where no threshold leaves as little as `keep`; norms do not matter."""
+        least = _share(self.at(math.inf, scores, graph, cost), graph, cost)
+        if least > self.keep + NEAR:
+            asked = math.ceil(least * 1e4) / 1e4  # what is shown can be asked for
+            raise ConfigError(
+                f"selection.keep={self.keep} cannot be reached: selection.floor={self.floor} and "
+                f"what has no scores leave {asked:.4g} of the MACs; ask for that, or lower "
+                "selection.floor"
+            )
 
     def aims(
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
@@ -132,13 +142,6 @@ class Threshold(Selection):
                 "with placement=auto, or set it to false"
             )
         return found
-
-    def _out_of_reach(self, least: float) -> ConfigError:
-        asked = math.ceil(least * 1e4) / 1e4  # what is shown can be asked for
-        return ConfigError(
-            f"selection.keep={self.keep} cannot be reached: selection.floor={self.floor} and what "
-            f"has no scores leave {asked:.4g} of the MACs; ask for that, or lower selection.floor"
-        )
 
 
 @dataclass(frozen=True, eq=False)
