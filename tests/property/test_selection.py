@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
+from fractions import Fraction
 from types import SimpleNamespace
 
 import networks
@@ -28,6 +30,7 @@ from prunekit.selection import (
     Pool,
     Ranking,
     Slimming,
+    Threshold,
     Widths,
     Zeros,
     protected,
@@ -186,6 +189,70 @@ def test_with_ties_too_one_unit_more_would_exceed(case, keep):
         assert chain.cost(*more)[1] > budget
 
 
+@dataclass(frozen=True)
+class Paired(Chain):
+    """The second layer holds the second matrix of the block of the first, if there are two."""
+
+    @property
+    def pairs(self):
+        return tuple(("layer0", "layer1") for _ in self.widths[1:2])
+
+
+twentieths = st.integers(0, 20).map(lambda count: Fraction(count, 20))
+
+
+def at_every_threshold(chain, scores, floor, same):
+    """The widths at all thresholds that differ, from the lowest on, in exact numbers."""
+    scores = [score.tolist() for score in scores.values()]
+    least = [max(1, math.ceil(floor * len(score))) for score in scores]
+    for cut in (*sorted({one for score in scores for one in score}), math.inf):
+        kept = [max(n, sum(s >= cut for s in of)) for n, of in zip(least, scores, strict=True)]
+        if same and len(kept) > 1:
+            share = Fraction(kept[0] * len(scores[1]), len(scores[0]))
+            kept[1] = max(least[1], math.floor(share + Fraction(1, 2)))
+        yield kept
+
+
+@given(case=cases(), keep=shares, floor=twentieths, same=st.booleans())
+@settings(max_examples=150)
+def test_of_all_thresholds_the_nearest_share_is_found(case, keep, floor, same):
+    chain, scores = Paired(case[0].widths), case[1]
+    same = same and len(chain.widths) > 1
+    found = [*at_every_threshold(chain, scores, floor, same)]
+    priced = [chain.cost(*kept)[1] / chain.macs() for kept in found]
+    assert priced == sorted(priced, reverse=True)
+    selection = Threshold(keep, floor=float(floor), same_ratio=same)
+    if min(priced) > keep + 0.005:
+        with pytest.raises(ConfigError, match="cannot be reached"):
+            selection.choose(scores, chain, chain)
+        return
+    masks = selection.choose(scores, chain, chain)
+    nearest = min(priced, key=lambda share: (round(abs(share - keep), 12), share))
+    assert widths_of(masks) == found[priced.index(nearest)]
+    for name, mask in masks.items():
+        kept, gone = scores[name][mask], scores[name][~mask]
+        assert not len(gone) or kept.min() >= gone.max()
+    (aim,) = selection.aims(masks, scores, chain, chain)
+    assert (aim.reached, aim.met) == (nearest, abs(nearest - keep) <= 0.005)
+
+
+@given(
+    case=cases(),
+    floor=twentieths,
+    same=st.booleans(),
+    cuts=st.tuples(st.floats(0, 7), st.floats(0, 7)),
+)
+def test_a_higher_threshold_keeps_a_subset(case, floor, same, cuts):
+    chain, scores = Paired(case[0].widths), case[1]
+    selection = Threshold(
+        0.5, floor=float(floor), same_ratio=same and len(chain.widths) > 1, min_keep=0
+    )
+    more, less = (selection.at(cut, scores, chain, chain) for cut in sorted(cuts))
+    assert all(bool((more[name] | ~less[name]).all()) for name in scores)
+    assert all(bool(mask.all()) for mask in selection.at(0, scores, chain, chain).values())
+    assert all(int(mask.sum()) >= max(1, math.ceil(floor * len(mask))) for mask in less.values())
+
+
 @pytest.mark.parametrize("kind", [PerLayer, Global, MacsTarget])
 @given(case=cases(distinct=True), keep=shares, order=st.randoms(use_true_random=False))
 def test_permuting_units_permutes_the_choice(kind, case, keep, order):
@@ -240,10 +307,11 @@ def random_scores(graph, seed):
         lambda keep: MacsTarget(keep, scope="local", round_to=2),
         lambda keep: Slimming(1 - keep, on_empty="keep_best"),
         lambda keep: Slimming(1 - keep, rule="published", on_empty="keep_best", round_to=4),
+        lambda keep: Threshold(keep, floor=0.0),
     ],
     ids=[
         *("zeros", "per_layer", "global", "normalised", "macs", "budgets", "rounded", "local"),
-        *("slimming", "published"),
+        *("slimming", "published", "threshold"),
     ],
 )
 @settings(max_examples=15, deadline=None)
