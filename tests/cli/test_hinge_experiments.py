@@ -29,6 +29,7 @@ class Run:
     annealing: tuple | None = None  # levels, and what they are over
     exponent: float = 1.35
     floor: float = 0.2
+    floor: float = 0.2
     same_ratio: bool = True
     balance: bool = True
     rate: float = 0.1  # of tuning
@@ -184,7 +185,12 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
+QUICK = ("resnet20_cifar10", "resnext20_cifar10")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in TINY]
+)
 def test_each_kind_goes_through_all_stages(cli, tmp_path, name):
     target, *sizes = TINY[name]
     narrow = (f"model._target_=prunekit.models.{target}", *sizes, f"name={name}")
