@@ -23,7 +23,7 @@ from prunekit.runs.rundir import RunDir
 from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Runtime, Settings, execute
-from prunekit.stages.network import architecture, weights_of, with_selections
+from prunekit.stages.network import architecture, weights_of, with_matrices, with_selections
 from prunekit.stages.teacher import distill_of
 from prunekit.training import Schedule
 
@@ -145,8 +145,8 @@ def inspect(settings: Settings, directory: str) -> None:
     """Print channel groups, what is frozen and why, and the cost at several widths."""
     import torch
 
-    from prunekit.graph import ChannelGraph
-    from prunekit.measure import CostModel
+    from prunekit.graph import ChannelGraph, Hinged
+    from prunekit.measure import FoldedCost
     from prunekit.runs.rundir import model_file
     from prunekit.selection import PerLayer
     from prunekit.stages.parts import load_source
@@ -162,8 +162,12 @@ def inspect(settings: Settings, directory: str) -> None:
         choice(flag, settings[flag], (True, False))
     if settings["channel_selection"]:
         with_selections(model, example)
+    if with_matrices(model, example, build(settings["placement"], "placement")):
+        hinged = [(n, m.site) for n, m in model.named_modules() if isinstance(m, Hinged)]
+        rows = [(n, s.block, " and ".join(s.sides), s.start or "is the matrix") for n, s in hinged]
+        table("matrices", ("layer", "block", "what may vanish", "start"), rows)
     graph = ChannelGraph.trace(model, example, over_norms=settings["over_norms"])
-    cost = CostModel(model, graph)
+    cost = FoldedCost(model, graph)
     table("channel groups", ("group", "units", "made by", "read by"), graph.rows())
     for line in graph.stays():
         say(f"stays: {line}")
