@@ -13,7 +13,7 @@ from torch import nn
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph.blocks import Block, Layout
 from prunekit.graph.channels import ChannelGraph, Example
-from prunekit.graph.hinged import SIDES, Site
+from prunekit.graph.hinged import SIDES, Hinged, Site
 from prunekit.graph.layers import CONVOLUTIONS, TRANSPOSED
 from prunekit.graph.whole import goes_whole
 
@@ -45,6 +45,8 @@ class Places:
     def __init__(
         self, model: nn.Module, example: Example, start: str | None, ignore: Sequence[str]
     ) -> None:
+        if any(isinstance(module, Hinged) for module in model.modules()):
+            raise ConfigError("placement: the network has matrices already; fold them first")
         self.model, self.example, self.start = model, example, start
         self.layout = Layout.of(model, example)
         self.kinds = {layer: one.kind for one in self.layout.blocks for layer in one.layers}
@@ -84,8 +86,8 @@ class Places:
         names = [key for key in layers if not any(one in key for one in "*?[")]
         for name in names:
             self._add_named(name, parted(layers[name]))
-        dense = [name for name in self.kinds if getattr(self._module(name), "groups", 1) == 1]
-        for pattern in (key for key in layers if key not in names):
+        dense = [name for name in self.kinds if self._module(name).groups == 1]
+        for pattern in (key for key in layers if dense and key not in names):
             for name in _matched(f"placement.layers.{pattern}", pattern, dense):
                 if name not in self.found:
                     self._add_alone(name, parted(layers[pattern]))

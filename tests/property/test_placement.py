@@ -1,0 +1,142 @@
+"""Junctions against sets of ancestors; places in random networks against what can be removed."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import laws
+import networks
+import pytest
+import torch
+from blocks import MORE
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import fx, nn
+
+from prunekit.errors import ConfigError
+from prunekit.graph import ChannelGraph, Placement
+from prunekit.graph.blocks import Layout, blocks
+from prunekit.graph.junctions import alone, reaching, sides
+from prunekit.surgery import Attach, fold
+from prunekit.targets import Matrices
+
+ALL = (*networks.BLOCKS, *MORE)
+ONE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> fx.Graph:
+    """Additions and activations of earlier results, in random order."""
+    graph = fx.Graph()
+    nodes = [graph.placeholder("x"), graph.placeholder("y")]
+    for _ in range(draw(st.integers(2, 14))):
+        first, second = draw(st.tuples(*[st.sampled_from(nodes[-5:])] * 2))
+        pair = draw(st.booleans()) and first is not second
+        made = (torch.add, (first, second)) if pair else (torch.relu, (first,))
+        nodes.append(graph.call_function(*made))
+    graph.output(nodes[-1])
+    return graph
+
+
+def before(node: fx.Node) -> set[fx.Node]:
+    """A step and all that it depends on."""
+    return {node}.union(*(before(one) for one in node.all_input_nodes))
+
+
+@settings(max_examples=150, deadline=None)
+@given(graphs())
+def test_sides_are_what_one_operand_needs_and_the_other_does_not(graph):
+    place = {node: index for index, node in enumerate(graph.nodes)}
+    for node in graph.nodes:
+        if node.target is torch.add:
+            both = [before(one) for one in node.all_input_nodes]
+            left, right = sides(node, place)
+            assert (set(left), set(right)) == (both[0] - both[1], both[1] - both[0])
+            for side in (left, right):
+                assert [place[one] for one in side] == sorted(map(place.get, side), reverse=True)
+                others = [n for n in graph.nodes if n not in side and n is not node]
+                needed = {one for other in others for one in other.all_input_nodes}
+                used = needed & set(side)
+                expected = {n for n in side if not any(n in before(u) for u in used)}
+                assert alone(node, side) == expected
+
+
+@settings(max_examples=100, deadline=None)
+@given(graphs(), st.integers(0, 3))
+def test_reaching_follows_what_passes(graph, stop):
+    nodes = [*graph.nodes]
+    blocked = set(nodes[2 : 2 + stop])
+
+    def goal(node):
+        return node.target is torch.add
+
+    def walks(node):
+        return any(goal(one) or (one not in blocked and walks(one)) for one in node.users)
+
+    found = reaching(graph, goal, lambda node: node not in blocked)
+    assert found == {node for node in nodes if walks(node)}
+
+
+@settings(max_examples=25, deadline=None)
+@given(networks.networks(ALL))
+def test_blocks_share_no_layer_and_hold_dense_convolutions(net):
+    found = blocks(net, net.example)
+    layers = Counter(name for block in found for name in block.layers)
+    assert set(layers.values()) <= {1}
+    names = [block.name for block in found]
+    assert len({*names}) == len(names)
+    called = Layout.of(net, net.example).called
+    for block in found:
+        places = [called.index(name) for name in block.layers]
+        assert places == sorted(places)
+        middle = block.layers[1:-1] if block.kind == "grouped" else ()
+        for name in block.layers:
+            conv = net.get_submodule(name)
+            assert isinstance(conv, ONE) and (conv.groups == 1) == (name not in middle)
+        inside = [n for n in layers if n.startswith(f"{block.name}.")]
+        assert block.name == block.layers[0] or set(inside) == set(block.layers)
+
+
+def attach(net: nn.Module, placement: Placement) -> Attach:
+    try:
+        return Attach.of(net, net.example, placement)
+    except ConfigError as error:
+        assume("finds no place" not in str(error))
+        raise
+
+
+PLACEMENTS = st.sampled_from(
+    [
+        Placement(),
+        Placement(start="svd"),
+        Placement(blocks={}, layers={"*": "rows"}),
+        Placement(blocks={}, layers={"*": "rows+columns"}, start="identity"),
+    ]
+)
+
+
+@torch.no_grad()
+def check_places(net: networks.Network, placement: Placement, seed: int) -> None:
+    """All that may vanish can be removed, and any of it goes exactly, before and after folding."""
+    plain = laws.twin(net)
+    attach(net, placement).apply(net)
+    assert laws.gap(net(net.example), plain(net.example)) < 1e-9
+    graph = ChannelGraph.trace(net, net.example)
+    for block in Matrices().rows(net, graph):
+        assert bool((block.units != 0).all())
+    cut = laws.Cut.random(net, (net.example,), seed, 0.5)
+    laws.check_masked(cut)
+    assert fold(cut.narrow, net.example).gap.relative < 1e-5
+
+
+@settings(max_examples=15, deadline=None)
+@given(networks.networks(ALL), PLACEMENTS, st.integers(0, 2**16))
+def test_what_is_placed_can_vanish(net, placement, seed):
+    check_places(net, placement, seed)
+
+
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
+@given(networks.networks(ALL), PLACEMENTS, st.integers(0, 2**16))
+def test_what_is_placed_can_vanish_in_many_networks(net, placement, seed):
+    check_places(net, placement, seed)
