@@ -94,9 +94,14 @@ class Until:
     def watch(
         self, training: Training, blocks: Sequence[Rows], solver: Solver
     ) -> Callable[[], tuple[dict[str, float], bool]]:
-        """What `fit` asks after every epoch: the share of MACs left, and whether that is enough."""
+        """What `fit` asks after every epoch: the share of MACs left, and whether that is enough.
+
+        ConfigError before the first one, where the share asked for is out of reach.
+        """
         cost = FoldedCost(training.model, training.graph)
         dense = cost.macs()
+        scores = unit_scores(training.graph, blocks, solver.solution())
+        self.selection.check(scores, training.graph, cost)
 
         def look() -> tuple[dict[str, float], bool]:
             scores = unit_scores(training.graph, blocks, solver.solution())

@@ -259,6 +259,13 @@ def test_the_search_stops_near_the_share_asked_for():
     assert 0.1 < share < 0.6
 
 
+def test_a_share_out_of_reach_is_refused_before_training():
+    seen = []
+    with pytest.raises(ConfigError, match=r"selection\.keep=0\.1 cannot be reached"):
+        search(until=Until(Threshold(0.1)), seen=seen)
+    assert not seen
+
+
 def test_all_else_moves_at_its_own_rate():
     with_others, without = search(epochs=1, others=0.01), search(epochs=1, others=0.0)
     model = resnet20()

@@ -187,6 +187,23 @@ def test_of_networks_that_cost_the_same_the_one_that_keeps_most_is_taken(resnet)
     assert all(bool(mask.all()) for mask in Threshold(1.0).choose(one, graph, cost).values())
 
 
+@pytest.mark.parametrize(
+    ("macs", "keep", "left"),
+    [
+        ((100, 75, 25, 10, 10), 0.5, 3),  # both as near: the cheaper one
+        ((100, 62, 62, 62, 50), 0.6, 4),  # above what was asked for: the most rows at this cost
+        ((100, 70, 59, 59, 59), 0.6, 3),  # below it too
+        ((100, 100, 100, 60, 60), 1.0, 5),
+    ],
+)
+def test_of_equals_the_cheaper_then_the_larger_is_taken(macs, keep, left):
+    """`macs` of the networks in which so many of 5 units, in the order of their norms, are gone."""
+    case = spread()
+    cost = SimpleNamespace(macs=lambda drop=None: macs[0 if drop is None else int(drop.sum())])
+    masks = Threshold(keep).choose({"0": case.scores["0"]}, case.graph, cost)
+    assert int(masks["0"].sum()) == left
+
+
 def test_few_thresholds_are_tried(resnet, monkeypatch):
     calls = []
     macs = FoldedCost.macs
