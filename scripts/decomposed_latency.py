@@ -2,10 +2,10 @@
 
     python scripts/decomposed_latency.py [--networks resnet20 vgg16] [--engines eager] [--fresh]
 
-A pruned network has fewer filters, a decomposed one two convolutions, k x k and 1 x 1, in the place
-of one: rows of the matrices behind its convolutions are gone. Both keep the same share of every
-layer, chosen by norms of random weights. A line of the table is written as soon as it is timed, and
-what stands there is not timed again.
+A pruned network has fewer filters; a decomposed one has two convolutions, k x k and 1 x 1, in the
+place of one, but in stems and shortcuts: rows of the matrices behind are gone. Both keep the same
+share of every layer, chosen by norms of random weights. A line of the table is written as soon as
+it is timed, and what stands there is not timed again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from prunekit.console import say
 from prunekit.criteria import L1Norm
 from prunekit.errors import ConfigError, ExportError
 from prunekit.export import require_onnx
-from prunekit.graph import ChannelGraph, Site
+from prunekit.graph import ChannelGraph, Placement
 from prunekit.measure import CostModel, FoldedCost, LatencyTest
 from prunekit.modes import duplicate
 from prunekit.runs.files import write_csv
@@ -64,6 +64,7 @@ SUBJECTS = {
     "resnet50": Subject(torchvision.models.resnet50, 224, (1, 24)),
     "vgg16": Subject(torchvision.models.vgg16, 224, (1, 24)),
 }
+EVERYWHERE = Placement(blocks={}, layers={"*": "rows"})  # but in stems and shortcuts
 KINDS = dict.fromkeys(("image", "batch", "threads", "MACs", "params"), int) | {"keep": float}
 _LAYERS = (nn.Conv2d, nn.Linear)
 ENGINES = {"cpu": ("eager", "onnxruntime"), "cuda": ("eager",)}
@@ -99,10 +100,11 @@ def variants(subject: Subject, keep: float) -> dict[str, nn.Module]:
 
 
 def decomposed(model: nn.Module, example: Tensor, keep: float) -> nn.Module:
-    """The network with fewer rows in the matrices behind all its convolutions but the first."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    Attach(tuple(Site(name, ("rows",), "svd") for name in names[1:])).apply(model)
-    return fold(_cut(model, example, keep, [f"{name}.conv" for name in names[1:]]), example).model
+    """The network with fewer rows in the matrices behind its convolutions."""
+    edit = Attach.of(model, example, EVERYWHERE)
+    edit.apply(model)
+    rows = [f"{site.layer}.conv" for site in edit.sites]
+    return fold(_cut(model, example, keep, rows), example).model
 
 
 def _cut(
