@@ -107,10 +107,13 @@ def test_any_file_stage_or_run_can_teach(tune, finished):
 
 
 def test_a_teacher_is_known_by_its_content(tune):
-    line = ("name=a", teacher())
-    assert tune(*line).code == 0
+    for place in ("here/dense", "there/dense"):
+        Path(place).mkdir(parents=True)
+    assert tune("name=a", teacher("here/dense/model.pt")).code == 0
+    Path("here/dense/model.pt").rename("there/dense/model.pt")
+    line = ("name=a", "distill.teacher=there/dense")
     assert "finished before" in tune(*line).out
-    teacher(seed=6)
+    teacher("there/dense/model.pt", seed=6)
     refused(tune(*line), "outputs/a/finetune", "teacher was", "now", "overwrite=true")
     assert tune(*line, "overwrite=true").code == 0
 
