@@ -151,8 +151,9 @@ class Layout:
     def _alone(self) -> Iterator[Block]:
         joined = reaching(self.graph, lambda node: operation(node) in _JOINING, self._passes)
         dense, out = self._names(joined), self._names(self._stems | self._gates)
+        out |= self._branches[1]
         for name in self.called:
-            if name not in out | self._branches[1] and self._has_matrix(name):
+            if name not in out and self._has_matrix(name):
                 yield Block("dense" if name in dense else "plain", name, (name,))
 
     def _chain(self, side: Collection[fx.Node]) -> list[fx.Node]:

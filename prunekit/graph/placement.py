@@ -45,7 +45,7 @@ class Placement:
     others begin as `start` says, without it as the identity in "preactivation" blocks and where
     only columns may vanish, else by singular values. `ignore` are patterns of layers that get none;
     `layers` gives sides by name or pattern, beside the blocks and before them, to layers whose
-    pattern comes first; only names reach the layers that blocks leave out.
+    pattern comes first; only names reach layers that blocks leave out or `ignore` names.
     """
 
     blocks: Mapping[str, Sequence[str]] | None = None

@@ -135,15 +135,7 @@ class Places:
         wanted = {name: parted(one) for name, one in zip(ends, sides, strict=True)}
         free = [n for n in ends if n not in self.found and n not in self.ignored]
         reasons = {name: self._pair_stays(block, name, wanted[name]) for name in free}
-        for name, why in reasons.items():
-            if why and strict:
-                shown = "+".join(wanted[name])
-                raise ConfigError(
-                    f"placement.blocks.{block.kind}: {shown} of {name} cannot vanish: {why}; "
-                    f"leave it out, by placement.ignore=[{name}]"
-                )
-            if why:
-                self._note(name, wanted[name], why)
+        self._tell(block.kind, {n: (wanted[n], why) for n, why in reasons.items() if why}, strict)
         kept = [name for name in free if not reasons[name]]
         if block.kind == "grouped" and len(kept) < len(ends):
             return
@@ -155,6 +147,18 @@ class Places:
         if len(mine) == len(ends):
             for name, role in zip(ends, _ROLES, strict=True):
                 self.found[name] = replace(self.found[name], block=block.name, role=role)
+
+    def _tell(
+        self, kind: str, lost: Mapping[str, tuple[tuple[str, ...], str]], strict: bool
+    ) -> None:
+        """Refuse or note what is asked for in layers of a pair, and why it cannot be."""
+        for name, (sides, why) in lost.items():
+            if strict:
+                raise ConfigError(
+                    f"placement.blocks.{kind}: {'+'.join(sides)} of {name} cannot vanish: {why}; "
+                    f"leave it out, by placement.ignore=[{name}]"
+                )
+            self._note(name, sides, why)
 
     def _pair_stays(self, block: Block, name: str, sides: tuple[str, ...]) -> str | None:
         """Why a layer of a pair cannot have these sides; None: it can."""
