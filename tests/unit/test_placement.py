@@ -342,6 +342,11 @@ def test_layers_by_name_come_before_patterns_and_blocks():
     assert "layer1.1.conv2 gets no columns: its outputs are added to others" in found.notes
 
 
+def test_a_layer_that_is_named_is_not_ignored():
+    sites, _ = placed(ours("resnet20"), layers={"layer1.0.conv1": "rows"}, ignore=["layer1.0.*"])
+    assert "layer1.0.conv1" in sites and "layer1.0.conv2" not in sites
+
+
 def test_patterns_reach_every_convolution_of_a_block():
     sites, _ = placed(ours("resnet164"), {}, layers={"layer1.0.*": "rows"})
     assert sites == {f"layer1.0.conv{n}": (ROWS, "svd", "") for n in (1, 2, 3)}
