@@ -29,20 +29,14 @@ WITHOUT = {  # the ablation: overrides of BASE
         f"regularizer.lam={STRENGTHS['l1/2'] * MEAN_NORM}",
     ),
     "rate adjustment": ("solver.exponent=0",),
-    "the same ratio": ("selection.same_ratio=false",),
 }
 NARROW = ("schedule.finetune.optimizer.lr=0.01",)  # the schedule's own is for decomposed networks
 _HALF = ("selection=macs", "selection.keep=0.5", "~selection.same_ratio")
 _CUT = ("placement=none", "regularizer=none", "order=joint", *_HALF, *NARROW)
+_SVD = ("placement=low_rank", "regularizer=none", "order=joint", "criterion=matrix")
 OTHERS = {  # methods without a search: cut, then tune
-    "SVD, one threshold": (
-        *("placement=low_rank", "regularizer=none", "order=joint", "criterion=matrix"),
-        "selection.same_ratio=false",
-    ),
-    "SVD, the same share": (
-        *("placement=low_rank", "regularizer=none", "order=joint", "criterion=matrix"),
-        *(*_HALF, "selection.scope=local"),
-    ),
+    "SVD, one threshold": _SVD,
+    "SVD, the same share": (*_SVD, *_HALF, "selection.scope=local"),
     "L1 norm": (*_CUT, "criterion=l1_norm"),
     "L1 norm, the same share": (*_CUT, "criterion=l1_norm", "selection.scope=local"),
     "random channels": (*_CUT, "criterion=random", "selection.scope=local"),
