@@ -43,7 +43,7 @@ def _source(stage: Path, report: Mapping[str, Any]) -> Path:
     name, _, digest = str(report["source"]).rpartition(" ")
     places = [stage.parent / name]
     if report.get("origin") is not None:
-        places.insert(0, (stage.resolve() / str(report["origin"])).resolve())
+        places.insert(0, (stage / str(report["origin"])).resolve())
     for place in places:
         if place.is_file() and str(identity_of(place)).rpartition(" ")[2] == digest:
             return place
