@@ -96,7 +96,10 @@ def hinge(place: str, penalty: str) -> tuple[str, ...]:
 
 
 HINGE = {hinge_name(place, penalty): hinge(place, penalty) for penalty in FILES for place in PLACES}
-ABLATION = {f"{BASE}, without {part}": (*HINGE[BASE], *change) for part, change in WITHOUT.items()}
+ABLATION = {
+    **{f"{BASE}, without {part}": (*HINGE[BASE], *change) for part, change in WITHOUT.items()},
+    f"{BASE}, with the same ratio": (*HINGE[BASE], "selection.same_ratio=true"),
+}
 SEARCHED = {**HINGE, **ABLATION, "network slimming": SLIMMING}
 
 
