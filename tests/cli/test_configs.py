@@ -266,8 +266,11 @@ def _dead_in_experiment(file: Path, place: Path, raw: dict[str, Any]) -> list[st
     for entry in overrides:  # what is no override is another experiment, or the file itself
         (key, option), *_ = entry.items()
         group = key.removeprefix("override /")
-        plain = composed("run", f"experiment={file.stem}", place=place)
-        if plain[group] != composed("run", f"{group}={option}", place=place)[group]:
+        plain, alone = (
+            OmegaConf.to_container(composed("run", chosen, place=place)[group], resolve=False)
+            for chosen in (f"experiment={file.stem}", f"{group}={option}")
+        )
+        if plain != alone:
             changed = {k: raw[k] for k in raw if k == group}
             found += [] if changed else [f"defaults.{group}: not the option {option}"]
     return found
