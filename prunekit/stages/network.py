@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from prunekit.build import build
 from prunekit.data import Data
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, listed
 from prunekit.graph import ChannelSelection
 from prunekit.graph.placement import Placement
 from prunekit.models import timm_weights, torchvision_weights
@@ -22,6 +23,9 @@ from prunekit.stages.parts import check_fits, load_source
 from prunekit.surgery import Attach, Edit, SavedModel, Selections, attached, load_weights
 from prunekit.surgery.weights import fit
 
+log = logging.getLogger(__name__)
+
+_LISTED = 3  # remarks on a placement that are shown
 _NAMED = {
     "prunekit.models.torchvision_model": torchvision_weights,
     "prunekit.models.timm_model": timm_weights,
@@ -80,11 +84,15 @@ def start(settings: Settings, stage: StageDir, data: Data, runtime: Runtime) -> 
 def with_matrices(model: nn.Module, example: Tensor, placement: Placement) -> tuple[Edit, ...]:
     """Attach matrices where the placement wants them, in place, unless the network has some.
 
-    Returns what was done; ConfigError where the network lacks what the placement names.
+    Returns what was done, and logs which layers got less than was asked for; ConfigError where the
+    network lacks what the placement names.
     """
     if attached(model):
         return ()
-    edit = Attach.of(model, example.to(next(model.parameters()).device), placement)
+    found = placement.sites(model, example.to(next(model.parameters()).device))
+    if found.notes:
+        log.warning(f"placement: {listed(found.notes, _LISTED, '; ')}")
+    edit = Attach(found.sites, found.whole)
     edit.apply(model)
     return (edit,) if edit.sites else ()
 
