@@ -29,7 +29,9 @@ WITHOUT = {  # the ablation: overrides of BASE
         f"regularizer.lam={STRENGTHS['l1/2'] * MEAN_NORM}",
     ),
     "rate adjustment": ("solver.exponent=0",),
+    "separate rates": ("order.others=1.0",),
 }
+SLOWER = ("regularizer.lam=0.6", "schedule.sparsify.epochs=12")
 NARROW = ("schedule.finetune.optimizer.lr=0.01",)  # the schedule's own is for decomposed networks
 _HALF = ("selection=macs", "selection.keep=0.5", "~selection.same_ratio")
 _CUT = ("placement=none", "regularizer=none", "order=joint", *_HALF, *NARROW)
@@ -99,6 +101,7 @@ HINGE = {hinge_name(place, penalty): hinge(place, penalty) for penalty in FILES 
 ABLATION = {
     **{f"{BASE}, without {part}": (*HINGE[BASE], *change) for part, change in WITHOUT.items()},
     f"{BASE}, with the same ratio": (*HINGE[BASE], "selection.same_ratio=true"),
+    f"{BASE}, half the strength": (*HINGE[BASE], *SLOWER),
 }
 SEARCHED = {**HINGE, **ABLATION, "network slimming": SLIMMING}
 
