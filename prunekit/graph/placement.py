@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -51,12 +51,12 @@ class Placement:
     blocks: Mapping[str, Sequence[str]] | None = None
     start: str | None = None
     ignore: Sequence[str] = ()
-    layers: Mapping[str, str] = field(default_factory=dict)
+    layers: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore, str) or not all(isinstance(one, str) for one in self.ignore):
             raise ConfigError(f"placement.ignore={self.ignore!r} is no list of patterns; give one")
-        for key, sides in _items("layers", self.layers):
+        for key, sides in _items("layers", self.layers or {}):
             _accepted(f"placement.layers.{key}", sides, _EITHER)
         for kind, sides in _items("blocks", self.blocks or {}):
             _check_block(kind, sides)
@@ -78,7 +78,7 @@ class Placement:
         for kind, sides in (DEFAULTS if self.blocks is None else self.blocks).items():
             if kind not in MARKED:
                 yield from ((f"placement.blocks.{kind}", one) for one in sides)
-        yield from ((f"placement.layers.{name}", one) for name, one in self.layers.items())
+        yield from ((f"placement.layers.{name}", one) for name, one in (self.layers or {}).items())
 
     def sites(self, model: nn.Module, example: Example) -> Sites:
         """The places in this network, in order of execution.
@@ -90,7 +90,7 @@ class Placement:
             return Sites(())
         places = Places(model, example, self.start, self.ignore)
         places.check([*(self.blocks or {})])
-        places.add_layers(self.layers)
+        places.add_layers(self.layers or {})
         places.add_blocks(DEFAULTS if self.blocks is None else self.blocks, self.blocks is not None)
         return places.sites()
 
