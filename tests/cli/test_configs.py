@@ -118,12 +118,18 @@ def fields(thing: Any) -> list[dataclasses.Field[Any]]:
 
 
 def rows() -> list[list[str]]:
-    """Group choices such that every option of every group is in one of them."""
+    """Group choices such that every option of every group is in one of them.
+
+    order=hinge asks the selection, so it comes with the only one that can answer.
+    """
     count = max(len(options) for group, options in GROUPS.items() if group != "experiment")
-    return [
-        [f"{g}={o[i % len(o)]}" for g, o in GROUPS.items() if g != "experiment"]
-        for i in range(count)
+    choices = [
+        {g: o[i % len(o)] for g, o in GROUPS.items() if g != "experiment"} for i in range(count)
     ]
+    for choice in choices:
+        choice["order"] = "joint" if choice["order"] == "hinge" else choice["order"]
+    choices.append({**choices[0], "order": "hinge", "selection": "threshold"})
+    return [[f"{group}={option}" for group, option in choice.items()] for choice in choices]
 
 
 def builds(config: DictConfig) -> None:
