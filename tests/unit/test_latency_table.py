@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunekit.criteria import L1Norm, Random
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, LatencyTest, TimedCost
+from prunekit.measure import CostModel, FoldedCost, LatencyTest, TimedCost
 from prunekit.measure.latency import Latency
 from prunekit.measure.latency_table import LayerTimes
 from prunekit.selection import LatencyTarget, MacsTarget, PerLayer
@@ -200,7 +200,7 @@ def test_the_cost_model_comes_from_the_selection():
     model, graph, _ = made(Counting())
     selection = LatencyTarget(0.5, timing=Counting())
     assert isinstance(selection.costs(model, graph, EXAMPLE), TimedCost)
-    assert type(MacsTarget(0.5).costs(model, graph, EXAMPLE)) is CostModel
+    assert type(MacsTarget(0.5).costs(model, graph, EXAMPLE)) is FoldedCost
     with pytest.raises(ConfigError, match="networks of one input, this one has 2"):
         selection.costs(model, graph, (EXAMPLE, EXAMPLE))
     with pytest.raises(ConfigError, match="needs a cost model that measures"):
