@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from prunekit.checks import choice, instance, number
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
-from prunekit.measure import FoldedCost
 from prunekit.penalties import L1, Penalty
 from prunekit.rows import Rows
 from prunekit.selection import Threshold
@@ -98,7 +97,7 @@ class Until:
 
         ConfigError before the first one, where the share asked for is out of reach.
         """
-        cost = FoldedCost(training.model, training.graph)
+        cost = self.selection.costs(training.model, training.graph, training.data.example)
         dense = cost.macs()
         scores = unit_scores(training.graph, blocks, solver.solution())
         self.selection.check(scores, training.graph, cost)

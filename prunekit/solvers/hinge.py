@@ -11,7 +11,6 @@ from torch.optim import Optimizer
 from prunekit.checks import choice, number
 from prunekit.errors import ConfigError
 from prunekit.rows import Rows
-from prunekit.solvers.base import learning_rate
 from prunekit.solvers.proximal import Proximal
 
 NEWEST = 0.9  # weight of a step's gradient ratio in the running one, as in the released code
@@ -81,9 +80,8 @@ class Hinge(Proximal):
         self._slowed: list[tuple[dict[str, Any], float]] = []
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Note the schedule's rates, slow the first matrices down, and set the share of lam."""
+        """Slow the first matrices down, and set the share of lam."""
         self._restore()
-        self.rates = [learning_rate(optimizer, block) for block in self.blocks]
         if self.exponent and all(self.roles.values()):
             self.ratio = running(self.ratio, *(self._gradient(role) for role in _ROLES))
             self._slow(optimizer)
@@ -91,13 +89,13 @@ class Hinge(Proximal):
             self.share = self.annealing.share(self.annealing.norm(self.blocks), self.initial)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """The prox, and the schedule's rates again."""
+        """The prox, at the schedule's rates."""
         self._restore()
         super().after_step(optimizer)
 
     def step_of(self, optimizer: Optimizer, index: int) -> float:
-        """The schedule's rate, before it was divided, times what is left of lam."""
-        return self.rates[index] * self.share
+        """The rate times what is left of lam."""
+        return super().step_of(optimizer, index) * self.share
 
     def metrics(self) -> dict[str, float]:
         """Also the running ratio of gradients, the share of lam, and the norm it goes by."""
