@@ -280,3 +280,16 @@ def masks(draw: st.DrawFn, graph: ChannelGraph, least: int = 1) -> dict[str, Ten
             chosen[group.name] &= ~torch.isin(group.units, graph.outs[layer])
             chosen[group.name] &= ~torch.isin(group.units, graph.ins[layer])
     return chosen
+
+
+def classifier(seed: int = 0, classes: int = 3) -> nn.Module:
+    """A small network with batch norm and dropout, for grey images of 8 x 8."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(0.3),
+        nn.Linear(256, classes),
+    )

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import classifier as network
 from torch import nn
 from torch.optim import SGD
 
@@ -30,19 +31,6 @@ class Given(nn.Module):
 
     def forward(self, x):
         return self.logits
-
-
-def network(seed=0, classes=3):
-    """A small network with batch norm and dropout."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.3),
-        nn.Linear(256, classes),
-    )
 
 
 def plan(epochs=2, **options):

@@ -105,6 +105,14 @@ def script(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(line, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+def smoke(table: str, cwd: Path, written: str | None = None) -> list[dict[str, str]]:
+    """The rows that a table's smallest scale writes, run from start to end."""
+    found = script("--table", table, "--scale", "smoke", cwd=cwd)
+    assert found.returncode == 0, found.stderr
+    with open(cwd / f"outputs/tables/{written or table}.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_published_slimming_cells_are_those_of_the_files(reproduce):
     cells = reproduce.slimming_tables.published()
     rows = {(c.dataset, c.network, c.percent, p) for c, found in cells.items() for p in found}
@@ -218,10 +226,7 @@ def test_hinge_rows_are_shares_of_the_dense_network(reproduce, tmp_path):
 
 @pytest.mark.slow
 def test_hinge_from_start_to_end(tmp_path):
-    found = script("--table", "hinge_t1", "--scale", "smoke", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
-    with open(tmp_path / "outputs/tables/hinge_t1.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = smoke("hinge_t1", tmp_path)
     done = {row["network"]: row for row in rows if row["seeds"] == "1"}
     assert set(done) == {"ResNet20", "ResNeXt20"}
     assert abs(float(done["ResNet20"]["MACs %"]) - 45.16) < 1
@@ -250,10 +255,7 @@ def test_a_table_without_runs_says_so(tmp_path):
 @pytest.mark.slow
 def test_a_table_from_start_to_end(tmp_path):
     line = ("--table", "ssr_f56", "--scale", "smoke")
-    found = script(*line, cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
-    with open(tmp_path / "outputs/tables/ssr_f5_f6.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = smoke("ssr_f56", tmp_path, "ssr_f5_f6")
     assert [row["run"] for row in rows] == ["AULM l2,1", "ADMM l2,1", "SGD l2,1", "AULM l2,0"]
     assert (tmp_path / "outputs/tables/ssr_f5.png").stat().st_size > 1000
     reports = {f: f.stat().st_mtime_ns for f in tmp_path.rglob("report.json")}
@@ -263,10 +265,7 @@ def test_a_table_from_start_to_end(tmp_path):
 
 @pytest.mark.slow
 def test_slimming_from_start_to_end(tmp_path):
-    found = script("--table", "ns_t1", "--scale", "smoke", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
-    with open(tmp_path / "outputs/tables/ns_t1.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = smoke("ns_t1", tmp_path)
     done = [(row["pruned %"], row["penalty"]) for row in rows if row["seeds"] == "1"]
     assert done == [("0", "none"), ("0", "l1"), ("0", "TL1"), ("40", "l1"), ("40", "TL1")]
     assert all(row["error"] != "not run" for row in rows if row["seeds"] == "1")

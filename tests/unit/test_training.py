@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import torch
+from networks import classifier as network
 from torch import nn
 from torch.optim import LBFGS, SGD, Adam
 
@@ -25,19 +26,6 @@ from prunekit.training import (
 )
 
 TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
-
-
-def network():
-    """A small network with batch norm and dropout."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.3),
-        nn.Linear(256, 3),
-    )
 
 
 def plan(epochs=3, optimizer=None, **options):
