@@ -39,6 +39,7 @@ CRITERIA = {
     "bn_scale": criteria.BatchNormScale,
     "fpgm": criteria.FPGM,
     "hessian": criteria.HessianDiagonal,
+    "hrank": criteria.HRank,
     "l1_norm": criteria.L1Norm,
     "l2_norm": criteria.L2Norm,
     "lamp": criteria.LAMP,

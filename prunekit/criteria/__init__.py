@@ -4,6 +4,7 @@ from prunekit.criteria.activations import APoZ, Taylor
 from prunekit.criteria.base import Criterion, Scores
 from prunekit.criteria.compared import FPGM, LAMP
 from prunekit.criteria.curvature import HessianDiagonal
+from prunekit.criteria.hrank import HRank
 from prunekit.criteria.matrices import MatrixNorm
 from prunekit.criteria.stored import Stored, load_scores, save_scores
 from prunekit.criteria.weights import BatchNormScale, L1Norm, L2Norm, Random
@@ -14,6 +15,7 @@ __all__ = [
     "APoZ",
     "BatchNormScale",
     "Criterion",
+    "HRank",
     "HessianDiagonal",
     "L1Norm",
     "L2Norm",

@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.checks import integer
 from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
+from prunekit.criteria.relus import relu_means
 from prunekit.errors import ConfigError
-from prunekit.graph.select import ChannelSelection
 from prunekit.modes import evaluating
 
 if TYPE_CHECKING:
@@ -25,15 +23,6 @@ if TYPE_CHECKING:
 
 _BATCH = 32  # the result does not depend on it
 _NO_CALL = "comes from layers that the forward calls; use for instance criterion=l1_norm"
-_NO_RELU = "meets a ReLU on all of its channels; use for instance criterion=taylor or l1_norm"
-_RELUS = frozenset({"relu", "relu_", "relu6"})
-_KEEP_CHANNELS = _RELUS | {
-    "hardtanh",
-    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "clone", "contiguous"),
-    *(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
-    *(f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
-}
 
 
 @dataclass(frozen=True)
@@ -59,14 +48,13 @@ class APoZ(OnExamples):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Groups with a unit that meets no ReLU have no score; ConfigError if none has."""
-        seen = _NonZero(graph.count)
-        with ExitStack() as stack, torch.no_grad():
-            stack.enter_context(evaluating(model))
-            stack.enter_context(_labelled(model, graph, seen.labels))
-            for x, _ in examples(training_data(data, "APoZ").train, self.samples, device):
-                with seen:
-                    model(x)
-        return seen_groups(graph, seen.nonzero / seen.seen.clamp_min(1), seen.seen, _NO_RELU)
+        batches = examples(training_data(data, "APoZ").train, self.samples, device)
+        return relu_means(model, graph, (x for x, _ in batches), _nonzero)
+
+
+def _nonzero(out: Tensor) -> tuple[Tensor, float]:
+    """How many activations of every channel are not zero, and out of how many."""
+    return (out != 0).transpose(0, 1).flatten(1).sum(1), out.numel() / out.shape[1]
 
 
 @dataclass(frozen=True)
@@ -99,84 +87,6 @@ class Taylor(OnExamples):
                 count += len(x)
         scores = seen_groups(graph, total / max(count, 1), gates.reached(graph), _NO_CALL)
         return {name: score / score.norm().clamp_min(1e-300) for name, score in scores.items()}
-
-
-class _NonZero(TorchFunctionMode):
-    """Counts what ReLUs let through, per unit, while it follows channels from op to op.
-
-    `labels` says which units the channels of a tensor are: hooks set it on what layers return,
-    and this mode hands it on through functions that keep channels in place.
-    """
-
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.nonzero = torch.zeros(count, dtype=torch.float64)
-        self.seen = torch.zeros(count, dtype=torch.float64)
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name == "fn":  # pooling with optional indices hides behind a dispatcher of this name
-            name = "max_pool2d"
-        if name in _KEEP_CHANNELS and isinstance(out, Tensor):
-            units = self._units_of((*args, *kwargs.values()), out)
-            if units is not None:
-                self.labels[out] = units
-                if name in _RELUS or _is_relu6(name, kwargs):
-                    self._count(out, units)
-        return out
-
-    def _units_of(self, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        for value in inputs:
-            if isinstance(value, Tensor) and value in self.labels:
-                units = self.labels[value]
-                if out.dim() > 1 and out.shape[1] == len(units):
-                    return units
-        return None
-
-    def _count(self, out: Tensor, units: Tensor) -> None:
-        positive = (out != 0).transpose(0, 1).flatten(1).sum(1)
-        self.nonzero.index_add_(0, units, positive.double().cpu())
-        self.seen.index_add_(0, units, torch.full((len(units),), out.numel() / len(units)).double())
-
-
-def _is_relu6(name: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a call is what nn.ReLU6 makes of itself, a hardtanh from 0 on."""
-    return name == "hardtanh" and kwargs.get("min_val") == 0
-
-
-@contextmanager
-def _labelled(
-    model: nn.Module, graph: ChannelGraph, labels: WeakTensorKeyDictionary
-) -> Iterator[None]:
-    """While inside, label what layers with parameters or buffers return.
-
-    Modules without any, ReLU above all, may be called twice with different channels.
-    """
-
-    def note(units: Tensor) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, out: Tensor) -> None:
-            labels[out] = units
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, units in graph.outs.items():
-            module = model.get_submodule(name)
-            if _makes(module):
-                handle = module.register_forward_hook(note(units.cpu()))
-                stack.callback(handle.remove)
-        yield
-
-
-def _makes(module: nn.Module) -> bool:
-    """Whether it makes a tensor of its own; a channel selection may hand on what it got."""
-    held = [*module.parameters(), *module.buffers()]
-    return bool(held) and not isinstance(module, ChannelSelection)
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,9 +146,11 @@ def _makers(model: nn.Module, graph: ChannelGraph) -> list[str]:
     return [n for n, m in modules.items() if not 1 < getattr(m, "groups", 1) == m.in_channels]
 
 
-def examples(batches: Batches, samples: int, device: str) -> Iterator[tuple[Tensor, Tensor]]:
+def examples(
+    batches: Batches, samples: int, device: str, batch: int = _BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
     """A fixed random mixture of `samples` examples, not augmented, on `device`."""
-    for x, y in batches.sample(samples, _BATCH):
+    for x, y in batches.sample(samples, batch):
         yield x.to(device), y.to(device)
 
 

@@ -299,6 +299,7 @@ class TestCommands:
 
 CRITERIA = {name: ("criterion=" + name,) for name in groups()["criterion"]}
 CRITERIA["apoz"] += ("criterion.samples=40",)
+CRITERIA["hrank"] += ("criterion.samples=40",)
 CRITERIA["taylor"] += ("criterion.samples=40",)
 SELECTIONS = {
     "zeros": (),
