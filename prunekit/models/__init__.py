@@ -8,6 +8,7 @@ from prunekit.models.foreign import (
     torchvision_model,
     torchvision_weights,
 )
+from prunekit.models.inception import GoogLeNet, Inception, googlenet
 from prunekit.models.lenet import LeNet5
 from prunekit.models.preresnet import PreResNet, preresnet164
 from prunekit.models.resnet import ResNet, resnet20, resnet32, resnet56, resnet110
@@ -19,12 +20,15 @@ __all__ = [
     "VGG",
     "BottleneckResNet",
     "DenseNet",
+    "GoogLeNet",
+    "Inception",
     "LeNet5",
     "PreResNet",
     "ResNeXt",
     "ResNet",
     "WideResNet",
     "densenet40",
+    "googlenet",
     "preresnet164",
     "resnet20",
     "resnet32",

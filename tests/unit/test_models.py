@@ -38,6 +38,7 @@ CIFAR_ROWS = [
     (models.vgg19, 100, 20081188, 398182400),
     (models.densenet40, 10, 1059298, 282917328),
     (models.densenet40, 100, 1100428, 282958368),
+    (models.googlenet, 10, 6166250, 1521756160),
     (models.preresnet164, 10, 1703258, 247646720),
     (models.preresnet164, 100, 1726388, 247669760),
     (models.resnet20, 10, 269722, 40551040),
@@ -68,6 +69,15 @@ HINGE_ROWS = [
     (models.vgg16_three_linear, 10, 314.6, 15253.6, True),
     (models.densenet40, 10, 290.1, 1059.3, True),
     (models.wrn16_10, 100, 3123.1, 17179.9, False),
+]
+
+# the bases that the structured-lasso tables print, in millions: FLOPs are multiply-adds, `times`
+# for each entry that a batch norm puts out, and one for each that average pooling reads
+STRUCTURED_ROWS = [
+    (models.vgg16_two_linear, 4, 0, 314.57, 14.98),  # the paper cuts 14.987 off
+    (models.resnet56, 4, 64 * 65, 127.62, 0.853),
+    (models.resnet110, 3, 64 * 65, 256.04, 1.73),
+    (models.googlenet, 4, 0, 1531.98, 6.17),
 ]
 
 # scales of batch norms, their number, parameters with masks and FLOPs as the released code counts
@@ -131,6 +141,15 @@ def test_networks_of_hinge_are_counted_as_its_code_counts(make, classes, flops, 
     assert params / 1000 == pytest.approx(thousands, abs=0.0501)
     found = macs + 2 * sum(norms) + (sum(activations) if relus else 0)
     assert flops is None or found / 1e6 == pytest.approx(flops, abs=0.0501)
+
+
+@pytest.mark.parametrize(("make", "times", "pooling", "flops", "params"), STRUCTURED_ROWS)
+def test_networks_of_the_structured_lasso_have_its_bases(make, times, pooling, flops, params):
+    model = make()
+    norms = outputs(model, nn.BatchNorm2d)
+    found, macs = counts(model, (3, 32, 32))
+    assert (macs + times * sum(norms) + pooling) / 1e6 == pytest.approx(flops, abs=0.00501)
+    assert found / 1e6 == pytest.approx(params, abs=0.00701)
 
 
 def outputs(model, kind):
@@ -333,7 +352,53 @@ def test_channels_that_are_added_or_concatenated_live_and_die_together():
         assert graph.frozen == {"linear": "they leave the network"} and not graph.notes
 
 
+class TestGoogLeNet:
+    def test_a_module_is_counted_by_hand(self):
+        """Seven convolutions of four branches on 4 x 4 pixels, each with a bias and a norm."""
+        shapes = [(5, 2, 1), (5, 3, 1), (3, 4, 9), (5, 6, 1), (6, 7, 9), (7, 7, 9), (5, 8, 1)]
+        module = models.Inception(5, 2, 3, 4, 6, 7, 8)
+        params, macs = counts(module, (5, 4, 4))
+        assert macs == 16 * sum(inputs * outs * area for inputs, outs, area in shapes)
+        assert params == sum(outs * (inputs * area + 3) for inputs, outs, area in shapes)
+        assert module(torch.zeros(1, 5, 4, 4)).shape == (1, 2 + 4 + 7 + 8, 4, 4)
+
+    def test_stages_but_the_first_halve_images(self):
+        model, sizes = small_googlenet().eval(), {}
+        for name, module in model.inception.named_children():
+            module.register_forward_hook(
+                lambda _, __, out, name=name: sizes.update({name: out.shape[2]})
+            )
+        model(torch.zeros(1, 3, 20, 20))
+        assert sizes == {"a3": 20, "b3": 20, "pool4": 10, "a4": 10}
+
+    def test_branches_are_cut_each_on_its_own(self):
+        graph = ChannelGraph.trace(small_googlenet(), IMAGE)
+        ends = ("1.conv", "3.reduce", "3.conv", "5.reduce", "5.conv1", "5.conv2", "_pool.conv")
+        convs = [f"inception.{m}.branch{end}" for m in ("a3", "b3", "a4") for end in ends]
+        assert [group.producers for group in graph.groups] == [(c,) for c in ("stem.conv", *convs)]
+        branches = [
+            graph.outs[f"inception.a3.branch{end}"] for end in (ends[0], ends[2], *ends[5:])
+        ]
+        for reader in (ends[0], ends[1], ends[3], ends[6]):
+            assert torch.equal(graph.ins[f"inception.b3.branch{reader}"], torch.cat(branches))
+        assert graph.frozen == {"linear": "they leave the network"} and not graph.notes
+
+    def test_all_branches_can_be_halved(self):
+        torch.manual_seed(0)
+        pruned = prunekit.prune(models.googlenet(), IMAGE, keep=0.5, criterion="l1_norm")
+        cut = {group.name: pruned.widths[group.name] for group in pruned.graph.groups}
+        assert cut["inception.b5.branch3.conv"] == (384, 192)
+        assert len(cut) == 1 + 9 * 7 and all(of == 2 * kept for of, kept in cut.values())
+        assert pruned.agreement.worst < 1e-4
+
+
+def small_googlenet():
+    stages = (((2, 3, 4, 2, 3, 2), (3, 2, 4, 2, 2, 3)), ((4, 3, 5, 2, 3, 3),))
+    return models.GoogLeNet(stem=6, stages=stages)
+
+
 SMALL = {
+    "googlenet": lambda: small_googlenet(),
     "vgg": lambda: models.VGG(((6,), (8, 8), (8,), (8,), (8,)), average=True, scale=0.5),
     "densenet": lambda: models.DenseNet(layers=2, growth=4, stem=6, scale=0.5),
     "preresnet": lambda: models.PreResNet(2, widths=(4, 4, 6), stem=6, scale=0.5),
@@ -371,7 +436,7 @@ def test_small_vgg_takes_small_images():
     "make",
     [
         *(models.LeNet5, models.vgg16, models.resnet20, models.densenet40, models.preresnet164),
-        *(models.resnet164, models.resnext164, models.wrn16_10),
+        *(models.resnet164, models.resnext164, models.wrn16_10, models.googlenet),
     ],
 )
 def test_networks_trace(make):
