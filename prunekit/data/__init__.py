@@ -7,6 +7,7 @@ from prunekit.data.given import GivenBatches, given_data
 from prunekit.data.imageless import NoImages, ShapeOnly
 from prunekit.data.synthetic import Synthetic
 from prunekit.data.tensors import HorizontalFlip, Normalize, RandomCrop, TensorBatches
+from prunekit.data.tiny_imagenet import TinyImageNet
 from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "ShapeOnly",
     "Synthetic",
     "TensorBatches",
+    "TinyImageNet",
     "given_data",
 ]

@@ -2,6 +2,7 @@
 
 import gzip
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from prunekit.data import (
     ShapeOnly,
     Synthetic,
     TensorBatches,
+    TinyImageNet,
     given_data,
 )
 from prunekit.data.base import stratified
@@ -351,6 +353,93 @@ def test_image_that_cannot_be_decoded_is_named(tmp_path, workers):
     data = ImageFolder(root=str(tmp_path), image_size=8, val=0, workers=workers).load()
     with pytest.raises(DataError, match=r"^\S+0.png cannot be decoded: .*; remove or replace it$"):
         list(data.train.epoch(8, None))
+
+
+class TestTinyImageNet:
+    """Three classes of four training images, and six validation images in one folder."""
+
+    NAMES = ("n03", "n01", "n02")
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        from PIL import Image
+
+        (tmp_path / "wnids.txt").write_text("\n".join(self.NAMES) + "\n")
+        val = tmp_path / "val"
+        for folder in (val / "images", *(tmp_path / f"train/{n}/images" for n in self.NAMES)):
+            folder.mkdir(parents=True)
+        lines = []
+        for index in range(6):
+            name = self.NAMES[index % 3]
+            lines.append(f"val_{index}.JPEG\t{name}\t0\t32\t44\t62")
+            self.picture(name).save(val / "images" / f"val_{index}.JPEG")
+        (val / "val_annotations.txt").write_text("\n".join(lines))
+        for name in self.NAMES:
+            (tmp_path / f"train/{name}/{name}_boxes.txt").write_text("")
+            for number in range(4):
+                self.picture(name).save(tmp_path / f"train/{name}/images/{name}_{number}.JPEG")
+        (tmp_path / "test/images").mkdir(parents=True)  # without labels, not read
+        Image.new("RGB", (64, 64)).save(tmp_path / "test/images/test_0.JPEG")
+        return tmp_path
+
+    def picture(self, name):
+        """A plain image, as bright as its class is late in the alphabet."""
+        from PIL import Image
+
+        return Image.new("RGB", (64, 64), (60 * int(name[2:]),) * 3)
+
+    def loaded(self, root, **settings):
+        return TinyImageNet(root=str(root), workers=0, **settings).load()
+
+    def test_labels_go_with_their_images_in_alphabetical_order(self, root):
+        data = self.loaded(root, val=0, mean=(0.0,) * 3, std=(1.0,) * 3)
+        assert (data.classes, data.shape) == (3, (3, 64, 64))
+        assert (data.train.size, data.val.size, data.test.size) == (12, 0, 6)
+        images, labels = next(data.test.epoch(8, None))
+        assert labels.tolist() == [2, 0, 1, 2, 0, 1]  # in the order of the annotations
+        for images, labels in (*data.test.epoch(8, None), *data.train.epoch(12, None)):
+            bright = (images[:, 0, 30, 30] * 255 / 60 - 1).round().long()
+            assert torch.equal(bright, labels)
+            assert images.shape[1:] == (3, 64, 64)
+
+    def test_part_of_the_training_images_is_held_out(self, root):
+        data = self.loaded(root, val=3)
+        assert (data.train.size, data.val.size) == (9, 3)
+        assert sorted(label for _, label in data.val.samples) == [0, 1, 2]
+
+    def test_images_are_shifted_and_scaled(self, root):
+        data = self.loaded(root, val=0, image_size=32, crop=16, mean=(0.0,) * 3, std=(1.0,) * 3)
+        plain = next(data.train.epoch(12, None))[0]
+        moved = next(data.train.epoch(12, 0))[0]
+        assert plain.shape == moved.shape == (12, 3, 32, 32)
+        assert (plain > 0.2).all() and not (moved > 0.2).all()  # padded with black
+        still = self.loaded(root, val=0, image_size=32, crop=0, mean=(0.0,) * 3, std=(1.0,) * 3)
+        assert (next(still.train.epoch(12, 0))[0] > 0.2).all()
+
+    @pytest.mark.parametrize(
+        ("gone", "said"),
+        [
+            ("wnids.txt", r"wnids.txt cannot be read: No such file .*; set dataset.root=.*tiny-im"),
+            ("val/val_annotations.txt", r"annotations.txt cannot be read: .* dataset=image_folder"),
+            ("val/images", r"no images in \S+val/images; set dataset.root="),
+            ("train/n02", r"no images in \S+train/n02/images; set dataset.root="),
+            ("val/images/val_3.JPEG", r"'val_3.JPEG' of class 'n03' is not in val/images"),
+        ],
+    )
+    def test_what_is_missing_is_named(self, root, gone, said):
+        shutil.rmtree(root / gone) if (root / gone).is_dir() else (root / gone).unlink()
+        with pytest.raises(DataError, match=said) as error:
+            self.loaded(root)
+        assert "\n" not in str(error.value)
+
+    def test_a_class_that_is_not_listed_is_named(self, root):
+        (root / "wnids.txt").write_text("n01\nn02\n")
+        with pytest.raises(DataError, match=r"'val_0.JPEG' of class 'n03' is not in wnids.txt"):
+            self.loaded(root)
+
+    def test_a_crop_below_nothing_is_refused(self):
+        with pytest.raises(ConfigError, match="crop=-1 must be at least 0"):
+            TinyImageNet(root=".", crop=-1)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no MNIST and CIFAR-10 beside the tree")

@@ -398,7 +398,7 @@ def small_googlenet():
 
 
 SMALL = {
-    "googlenet": lambda: small_googlenet(),
+    "googlenet": small_googlenet,
     "vgg": lambda: models.VGG(((6,), (8, 8), (8,), (8,), (8,)), average=True, scale=0.5),
     "densenet": lambda: models.DenseNet(layers=2, growth=4, stem=6, scale=0.5),
     "preresnet": lambda: models.PreResNet(2, widths=(4, 4, 6), stem=6, scale=0.5),

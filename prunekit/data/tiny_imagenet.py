@@ -1,0 +1,108 @@
+"""Tiny ImageNet as it is distributed: 200 classes of 64 x 64 photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from prunekit.checks import integer
+from prunekit.data.folder import ImageFolder, Samples
+from prunekit.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyImageNet(ImageFolder):
+    """`root`/wnids.txt, train/<class>/images/<image>, val/images/<image>, val/val_annotations.txt.
+
+    The published validation images are the test set, since those in `root`/test have no labels;
+    `val` training images are held out. Classes are numbered in alphabetical order. Training images
+    are shifted by up to `crop` pixels and mirrored half the time.
+    """
+
+    image_size: int = 64
+    mean: Sequence[float] = (0.4802, 0.4481, 0.3975)
+    std: Sequence[float] = (0.2770, 0.2691, 0.2821)
+    crop: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        integer("crop", self.crop, at_least=0)
+
+    def augmenting(self) -> Callable:
+        """The random transform of training images."""
+        from torchvision.transforms import v2
+
+        change = [v2.RandomCrop(self.image_size, self.crop), v2.RandomHorizontalFlip()]
+        return v2.Compose([self._resized(), *change, *self._to_tensor()])
+
+    def plain(self) -> Callable:
+        """The fixed transform of all other images; those of `image_size` stay as they are."""
+        from torchvision.transforms import v2
+
+        return v2.Compose([self._resized(), *self._to_tensor()])
+
+    def _resized(self) -> Callable:
+        from torchvision.transforms import v2
+
+        return v2.Resize((self.image_size, self.image_size), antialias=True)
+
+    def _test_folder(self) -> str:
+        return "val"
+
+    def _listed(self, part: str) -> tuple[Samples, list[str]]:
+        classes = sorted(set(self._lines("wnids.txt")))
+        return (self._train(classes) if part == "train" else self._val(classes)), classes
+
+    def _train(self, classes: Sequence[str]) -> Samples:
+        return [
+            (str(file), label)
+            for label, name in enumerate(classes)
+            for file in self._images(f"train/{name}/images")
+        ]
+
+    def _val(self, classes: Sequence[str]) -> Samples:
+        """The images that the annotations name; a line is a file, its class and a box, by tabs."""
+        labels = {name: label for label, name in enumerate(classes)}
+        there = {file.name: str(file) for file in self._images("val/images")}
+        found = []
+        for line in self._lines("val/val_annotations.txt"):
+            image, name, *_ = [*line.split("\t"), ""]
+            if image not in there or name not in labels:
+                lacking = "wnids.txt" if image in there else "val/images"
+                raise DataError(
+                    f"{self._place('val/val_annotations.txt')}: {image!r} of class {name!r} is not "
+                    f"in {lacking}; unpack the archive again"
+                )
+            found.append((there[image], labels[name]))
+        return found
+
+    def _lines(self, name: str) -> list[str]:
+        try:
+            found = self._place(name).read_text().split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(
+                f"{self._place(name)} cannot be read: {_reason(error)}; set dataset.root=... to "
+                "the unpacked tiny-imagenet-200 (with a folder per class in val: "
+                "dataset=image_folder dataset.image_size=64)"
+            ) from error
+        return [line.strip() for line in found if line.strip()]
+
+    def _images(self, name: str) -> list[Path]:
+        from torchvision.datasets.folder import is_image_file
+
+        folder = self._place(name)
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        images = [file for file in found if is_image_file(file.name)]
+        if not images:
+            raise DataError(
+                f"no images in {folder}; set dataset.root=... to the unpacked tiny-imagenet-200"
+            )
+        return images
+
+    def _place(self, name: str) -> Path:
+        return (Path(self.root) / name).resolve()
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
