@@ -1,6 +1,7 @@
 """Penalties: functions of a matrix whose rows may vanish, with value, subgradient and prox."""
 
 from prunekit.penalties.base import Penalty, RadialPenalty
+from prunekit.penalties.fusion import Edges, GraphLasso
 from prunekit.penalties.magnitude import (
     L0,
     L1,
@@ -11,16 +12,22 @@ from prunekit.penalties.magnitude import (
     Lp,
     TransformedL1,
 )
+from prunekit.penalties.tree import BlockTreeLasso, Tree, TreeLasso
 
 __all__ = [
     "L0",
     "L1",
     "MCP",
     "SCAD",
+    "BlockTreeLasso",
+    "Edges",
+    "GraphLasso",
     "L1MinusL2",
     "LogSum",
     "Lp",
     "Penalty",
     "RadialPenalty",
     "TransformedL1",
+    "Tree",
+    "TreeLasso",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -60,6 +60,35 @@ class Penalty(ABC):
     @abstractmethod
     def subgradient(self, rows: Tensor) -> Tensor:
         """One subgradient, shaped like `rows`; zero at zero rows, so always finite."""
+
+    def vanishing(self, cross: Tensor) -> float:
+        """The smallest lam whose prox of step one leaves nothing of `cross`, by bisection.
+
+        For a norm that is where zero becomes a solution of 1/2 b^T G b - cross^T b + value(b);
+        for others zero is then a solution if G is the identity.
+        """
+        if not bool(cross.any()):
+            return 0.0
+        low, high = 0.0, float(cross.norm())
+        while bool(replace(self, lam=high).prox(cross, 1.0).any()):
+            low, high = high, 2 * high
+        while high - low > 1e-12 * high:
+            middle = 0.5 * (low + high)
+            survives = bool(replace(self, lam=middle).prox(cross, 1.0).any())
+            low, high = (middle, high) if survives else (low, middle)
+        return high
+
+    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+        """The largest factor up to 1 that makes a regression's residual feasible for its dual.
+
+        `pull` is what a solver's own dual variables take off the residual. None: there is no dual,
+        so no duality gap.
+        """
+        return None
+
+    def idle(self, residual: Tensor) -> Tensor:
+        """Rows (bool) that are certain to be zero given this residual if they are zero; or none."""
+        return torch.zeros(len(residual), dtype=torch.bool)
 
 
 class RadialPenalty(Penalty):

@@ -66,6 +66,19 @@ class L1(RadialPenalty):
         """Soft threshold at step lam."""
         return (t - step * self.lam).clamp_min(0)
 
+    def vanishing(self, cross: Tensor) -> float:
+        """The largest row norm."""
+        return float(cross.double().norm(dim=1).amax())
+
+    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+        """Row norms of a dual point are at most lam."""
+        largest = self.vanishing(residual)
+        return min(1.0, self.lam / largest) if largest > 0 else 1.0
+
+    def idle(self, residual: Tensor) -> Tensor:
+        """Rows of at most lam."""
+        return residual.double().norm(dim=1) <= self.lam
+
 
 @dataclass(frozen=True)
 class Lp(RadialPenalty):

@@ -1,0 +1,375 @@
+"""The tree-guided group lasso: columns that a dendrogram joins shrink together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from scipy.cluster.hierarchy import linkage as scipy_linkage
+from torch import Tensor
+
+from prunekit.checks import choice, integer, number
+from prunekit.errors import ConfigError
+from prunekit.penalties.base import Penalty, RadialPenalty
+from prunekit.penalties.fusion import check_entries
+from prunekit.penalties.magnitude import L1
+
+TINY = 1e-300
+WIDTH = 1e-12  # relative, of the bracket of a dual norm
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """A tree, or several, whose leaves are the columns of a matrix.
+
+    Nodes 0 .. leaves - 1 are the columns; node leaves + i has the children `children[i]`, all with
+    smaller numbers. `separate` (inner nodes, double) is s of Liu et al. eq. 7: the weight of
+    selecting each child by itself; 1 - s is that of selecting all columns below together.
+    """
+
+    leaves: int
+    children: tuple[tuple[int, ...], ...]
+    separate: Tensor
+
+    def __post_init__(self) -> None:
+        integer("leaves", self.leaves, at_least=1)
+        below = [child for group in self.children for child in group]
+        if len(set(below)) < len(below):
+            raise ConfigError("a node of the tree has two parents; name every child once")
+        for node, group in enumerate(self.children, self.leaves):
+            if not group or not all(0 <= child < node for child in group):
+                raise ConfigError(f"children {group} of node {node} must be nodes before it")
+        if self.separate.shape != (len(self.children),):
+            raise ConfigError(f"{len(self.children)} inner nodes need as many weights `separate`")
+        if not bool(((self.separate >= 0) & (self.separate <= 1)).all()):
+            raise ConfigError("weights `separate` of a tree must lie between 0 and 1")
+
+    @classmethod
+    def linkage(
+        cls, similarity: Tensor, method: str = "average", cut: float | None = None, floor: float = 0
+    ) -> Tree:
+        """The dendrogram of 1 - similarity, s being heights as shares of the root's.
+
+        Nodes above `cut` of the root's height are not penalised (s = 1). `floor` is the least s:
+        near copies have heights of almost 0, which leaves their leaves no weight at all.
+        """
+        choice("method", method, ("single", "complete", "average"))
+        number("floor", floor, at_least=0, at_most=1)
+        distance, count = _distances(similarity), len(similarity)
+        merges = scipy_linkage(distance, method) if count > 1 else ()
+        pairs = tuple((int(first), int(second)) for first, second, *_ in merges)
+        heights = torch.tensor([float(merge[2]) for merge in merges], dtype=torch.float64)
+        share = heights / heights.amax().clamp_min(1e-12) if count > 1 else heights
+        separate = share.clamp_min(floor)
+        if cut is not None:
+            separate = torch.where(share > number("cut", cut, above=0, at_most=1), 1.0, separate)
+        return cls(count, pairs, separate)
+
+    @cached_property
+    def parents(self) -> Tensor:
+        """The parent of every node; a root has the number that no node has, `len(parents)`."""
+        size = self.leaves + len(self.children)
+        parents = torch.full((size,), size)
+        for node, group in enumerate(self.children, self.leaves):
+            parents[list(group)] = node
+        return parents
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """w of Liu et al. eq. 7 for every node; along each path from a leaf they sum to one."""
+        share = torch.cat([torch.ones(self.leaves, dtype=torch.float64), self.separate.double()])
+        above = torch.ones(len(share) + 1, dtype=torch.float64)  # products of s over ancestors
+        for node in range(len(share) - 1, -1, -1):
+            parent = int(self.parents[node])
+            if parent < len(share):
+                above[node] = above[parent] * share[parent]
+        alone = 1 - share
+        alone[: self.leaves] = 1
+        return alone * above[:-1]
+
+    def members(self, node: int) -> list[int]:
+        """The columns below a node, in order."""
+        if node < self.leaves:
+            return [node]
+        below = (self.members(child) for child in self.children[node - self.leaves])
+        return sorted(column for group in below for column in group)
+
+    @cached_property
+    def levels(self) -> Levels:
+        """The inner nodes sorted for work in batches."""
+        return Levels.of(self)
+
+
+def _distances(similarity: Tensor) -> object:
+    """1 - similarity above the diagonal, not below 0, as SciPy takes it."""
+    count = len(similarity)
+    if similarity.shape != (count, count) or not bool(similarity.isfinite().all()):
+        raise ConfigError(
+            f"similarities of shape {tuple(similarity.shape)} must be square and finite; leave "
+            "dead channels out or set them to 0"
+        )
+    first, second = torch.triu_indices(count, count, 1)
+    return (1 - similarity.double().cpu()[first, second]).clamp_min(0).numpy()
+
+
+@dataclass(frozen=True, eq=False)
+class Levels:
+    """Nodes in slots: leaves, then inner nodes by their height in steps; one batch a level.
+
+    Work goes over (slots, rows) matrices with a last slot that stays zero. Children are padded to
+    one number a level by that slot.
+    """
+
+    order: Tensor  # the node in each slot
+    spans: tuple[tuple[int, int], ...]  # slots from, to of each level above the leaves
+    kids: tuple[Tensor, ...]  # (nodes of the level, most children), slots
+    parents: Tensor  # the slot of each slot's parent; the last slot for roots
+
+    @classmethod
+    def of(cls, tree: Tree) -> Levels:
+        """Heights are the longest ways to a leaf, so that children come in earlier levels."""
+        height = [0] * tree.leaves
+        for group in tree.children:
+            height.append(1 + max(height[child] for child in group))
+        order = sorted(range(len(height)), key=height.__getitem__)
+        slot = [0] * len(order) + [len(order)]
+        for at, node in enumerate(order):
+            slot[node] = at
+        spans, kids, start = [], [], tree.leaves
+        while start < len(order):
+            nodes = [node for node in order[start:] if height[node] == height[order[start]]]
+            groups = [tree.children[node - tree.leaves] for node in nodes]
+            most = max(map(len, groups))
+            padded = [[slot[c] for c in g] + [len(order)] * (most - len(g)) for g in groups]
+            spans.append((start, start + len(nodes)))
+            kids.append(torch.tensor(padded))
+            start += len(nodes)
+        parents = torch.tensor([slot[int(tree.parents[node])] for node in order])
+        return cls(torch.tensor(order), tuple(spans), tuple(kids), parents)
+
+    def climb(self, leaves: Tensor, thresholds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Norms of all groups from magnitudes of leaves (columns, rows), and factors.
+
+        With `thresholds` (slots, 1 or rows) every group is shortened by its own after its children
+        were: shortening scales a group, so that its norm says all that its parent needs. Norms are
+        those after that; factors are what the groups were scaled by, 1 for leaves and roots' slot.
+        """
+        slots = len(self.order)
+        square = leaves.new_zeros(slots + 1, leaves.shape[1])
+        torch.mul(leaves, leaves, out=square[: len(leaves)])
+        factor = torch.ones_like(square)
+        for (start, stop), kids in zip(self.spans, self.kids, strict=True):
+            below = square.index_select(0, kids.flatten())
+            total = below.view(*kids.shape, -1).sum(dim=1)
+            if thresholds is not None:
+                norm = total.sqrt()
+                short = (norm - thresholds[start:stop]).clamp_min_(0)
+                torch.div(short, norm.clamp_min_(TINY), out=factor[start:stop])
+                total = short.square_()
+            square[start:stop] = total
+        return square[:slots].sqrt_(), factor
+
+    def descend(self, start: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """Joins of the values of all strict ancestors of leaves; `start` is (slots + 1, rows).
+
+        The last row of `start` must be what joins with nothing.
+        """
+        total = start.clone()
+        for first, stop in reversed(self.spans):
+            total[first:stop] = join(
+                total[first:stop], total.index_select(0, self.parents[first:stop])
+            )
+        leaves = self.spans[0][0] if self.spans else len(self.order)
+        return total.index_select(0, self.parents[:leaves])
+
+
+@dataclass(frozen=True, eq=False)
+class TreeLasso(Penalty):
+    """sum_k sum_v w_v |beta_{k, G_v}|_2 lam over rows k and nodes v of a tree (Liu et al. eq. 6).
+
+    Rows of beta are input channels, columns the leaves. With `mix` leaves weigh one and inner nodes
+    `mix` times their weights. `entries` is what stands for lam times the leaves' part. The prox is
+    exact (Jenatton et al. 2011: leaves first, then groups, children before parents) for l1 entries;
+    for others it is the same composition, whose fixed points are stationary, not more.
+    """
+
+    tree: Tree
+    mix: float | None = None
+    entries: Callable[[float], RadialPenalty] = L1
+    offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient", "smoothing", "splitting"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mix is not None:
+            number("mix", self.mix, at_least=0)
+        check_entries(self.single)
+
+    @cached_property
+    def single(self) -> RadialPenalty:
+        """The penalty of single leaves, before their weights."""
+        return self.entries(self.lam)
+
+    @property
+    def convex(self) -> bool:
+        """Whether the leaves' part is the l1 norm, so that the prox is exact."""
+        return type(self.single) is L1
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """The weight of every node of the tree, in its order."""
+        if self.mix is None:
+            return self.tree.weights
+        inner = self.tree.weights[self.tree.leaves :] * self.mix
+        return torch.cat([torch.ones(self.tree.leaves, dtype=torch.float64), inner])
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """The weights in the order of the tree's levels, (slots, 1)."""
+        return self.weights[self.tree.levels.order][:, None]
+
+    def magnitudes(self, rows: Tensor) -> Tensor:
+        """What the groups are made of, (columns, rows): sizes of entries."""
+        return rows.double().T.abs()
+
+    def value(self, rows: Tensor) -> Tensor:
+        """The sum over rows and nodes, a scalar tensor."""
+        size = self.magnitudes(rows)
+        norms, _ = self.tree.levels.climb(size)
+        inner = (norms * self.slots)[len(size) :].sum() * self.lam
+        return inner + (self.single.phi(size) * self.slots[: len(size)]).sum()
+
+    def prox(self, rows: Tensor, step: float) -> Tensor:
+        """Leaves are shrunk by the step times their weights, then groups by steps of the tree."""
+        number("step", step, above=0)
+        size = self.magnitudes(rows)
+        left = self._leaves(size, step)
+        _, factor = self.tree.levels.climb(left, step * self.lam * self.slots)
+        scale = self.tree.levels.descend(factor, torch.mul) * left.div_(size.clamp_min(TINY))
+        return (rows.double() * scale.T).to(rows.dtype)
+
+    def _leaves(self, size: Tensor, step: float) -> Tensor:
+        """The leaves' own prox; a leaf without weight stays as it is."""
+        weights = self.slots[: len(size)]
+        if self.convex:
+            return (size - step * self.lam * weights).clamp_min_(0)
+        left = size.clone()
+        for weight in torch.unique(weights[weights > 0]).tolist():
+            same = (weights == weight).flatten()
+            left[same] = self.single.shrink(size[same], step * weight)
+        return left
+
+    def subgradient(self, rows: Tensor) -> Tensor:
+        """Zero in groups that are zero."""
+        size = self.magnitudes(rows)
+        slope = self.single.slope(size.clamp_min(TINY)) / size.clamp_min(TINY)
+        own = torch.where(size > 0, slope, 0.0) * self.slots[: len(size)]
+        pull = own + self._pull(size, lambda norm, w: torch.where(norm > 0, w / norm, 0.0))
+        return (rows.double() * pull.T).to(rows.dtype)
+
+    def _pull(self, size: Tensor, slope: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        """The sum over a leaf's groups of slope(norm, lam w), by which its entry is pulled."""
+        norms, _ = self.tree.levels.climb(size)
+        pulls = torch.cat([slope(norms, self.lam * self.slots), norms.new_zeros(1, norms.shape[1])])
+        return self.tree.levels.descend(pulls, torch.add)
+
+    def prox_entries(self, rows: Tensor, step: float) -> Tensor:
+        """The prox of the leaves' part alone."""
+        size = self.magnitudes(rows)
+        scale = self._leaves(size, step).div_(size.clamp_min(TINY))
+        return rows * scale.T
+
+    def smooth_pull(self, rows: Tensor, mu: float) -> Tensor:
+        """The gradient of the inner nodes' part, smoothed by mu (Chen et al. 2012).
+
+        The smoothed part is below the part itself by at most mu * rows * inner nodes / 2.
+        """
+        pull = self._pull(
+            self.magnitudes(rows), lambda norm, w: w.square() / (mu + (w * norm - mu).clamp_min(0))
+        )
+        return rows * pull.T
+
+    def curvature(self, mu: float) -> float:
+        """A Lipschitz constant of `smooth_pull`: lam^2 max_j sum of w^2 over its groups, by mu."""
+        square = torch.cat([self.slots.square(), self.slots.new_zeros(1, 1)])
+        return self.lam**2 * float(self.tree.levels.descend(square, torch.add).amax()) / mu
+
+    def spread(self, count: int) -> float:
+        """What mu is multiplied by in the smoothing error of `count` rows."""
+        return 0.5 * count * len(self.tree.children)
+
+    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+        """The factor in (0, 1] that makes the residual dual feasible; None where not convex."""
+        if not self.convex:
+            return None
+        largest = self._dual_norm(self.magnitudes(residual), self.lam)
+        return min(1.0, self.lam / largest) if largest > 0 else 1.0
+
+    def vanishing(self, cross: Tensor) -> float:
+        """The smallest lam from which zero is optimal: the dual of the tree norm at `cross`."""
+        if not self.convex:
+            return super().vanishing(cross)
+        return self._dual_norm(self.magnitudes(cross), 0.0)
+
+    def _dual_norm(self, size: Tensor, least: float) -> float:
+        """The smallest t for which all of `size`, (columns, rows), shrink to zero, or `least`.
+
+        Bisection for all rows at once; rows that are gone where others are not are left out. The
+        upper end of the bracket is returned. A t below the largest entry over the weights of its
+        path cannot be enough.
+        """
+        size = size[:, ~self._gone(size, least)]
+        if not size.shape[1]:
+            return least
+        low = max(least, float((size / self._path).amax()))
+        high = low * (1 + 1e-9)
+        while not bool((gone := self._gone(size, high)).all()):
+            size, low, high = size[:, ~gone], high, high + 8 * (high - low)
+        while high - low > WIDTH * high:
+            middle = 0.5 * (low + high)
+            gone = self._gone(size, middle)
+            if bool(gone.all()):
+                high = middle
+            else:
+                size, low = size[:, ~gone], middle
+        return high
+
+    @cached_property
+    def _path(self) -> Tensor:
+        """The sum of the weights over each leaf and its ancestors, (columns, 1)."""
+        padded = torch.cat([self.slots, self.slots.new_zeros(1, 1)])
+        return self.tree.levels.descend(padded, torch.add) + self.slots[: self.tree.leaves]
+
+    def _gone(self, size: Tensor, strength: float) -> Tensor:
+        """Which columns of `size`, (leaves, rows), the prox of step one takes to zero."""
+        levels = self.tree.levels
+        left = (size - strength * self.slots[: len(size)]).clamp_min_(0)
+        norms, _ = levels.climb(left, strength * self.slots)
+        return (norms[levels.parents == len(levels.order)] == 0).all(dim=0)
+
+    def idle(self, residual: Tensor) -> Tensor:
+        """Rows that zero is optimal for."""
+        return (self.prox(residual, 1.0) == 0).all(dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class BlockTreeLasso(TreeLasso):
+    """lam sum_v w_v |beta_{:, G_v}|_F: the groups of `TreeLasso` as whole columns.
+
+    The other reading of Liu et al. eq. 6. It is `TreeLasso` on one row, the norms of the columns.
+    Rows are coupled, so that none is idle by itself; `entries` acts on norms of columns.
+    """
+
+    def magnitudes(self, rows: Tensor) -> Tensor:
+        """Norms of columns, (columns, 1)."""
+        return rows.double().norm(dim=0)[:, None]
+
+    def spread(self, count: int) -> float:
+        """One ball a node, whatever the number of rows."""
+        return super().spread(1)
+
+    def idle(self, residual: Tensor) -> Tensor:
+        """None."""
+        return torch.zeros(len(residual), dtype=torch.bool)
