@@ -14,7 +14,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {"errors", "checks", "build", "console", "atomic", "torchfile", "config"},
     {"rows", "modes", "penalties", "graph", "models", "data", "export"},
-    {"targets", "solvers", "surgery", "measure"},
+    {"targets", "solvers", "surgery", "measure", "similarity"},
     {"training", "criteria", "selection"},
     {"problems", "runs", "attachment", "pruning"},
     {"stages"},
@@ -32,7 +32,7 @@ THIRD_PARTY = {
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.flops"},
-    "matplotlib": {"runs.figures", "runs.plots", "runs.curves"},
+    "matplotlib": {"runs.figures", "runs.plots", "runs.curves", "runs.embedding"},
 }
 
 

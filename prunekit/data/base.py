@@ -40,6 +40,13 @@ class Batches(Protocol):
         A random mixture, whatever the order of the set: files often come class by class.
         """
 
+    @property
+    def labels(self) -> Tensor:
+        """The label of every example, in order; no input is read for it."""
+
+    def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """These examples, in this order, unchanged, `batch` at a time."""
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -87,9 +94,23 @@ def shuffled_steps(size: int, batch: int) -> int:
     return full + (rest > 1 or (rest == 1 and full == 0))
 
 
-def sampled(size: int, count: int) -> Tensor:
-    """The indices of `count` of `size` examples, drawn at random, but always the same."""
-    return torch.randperm(size, generator=torch.Generator().manual_seed(0))[:count]
+def sampled(size: int, count: int, seed: int = 0) -> Tensor:
+    """The indices of `count` of `size` examples, drawn at random, the same for the same seed."""
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
+
+
+def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
+    """The indices of `count` examples, drawn at random, as many of every class as there can be.
+
+    Classes differ by one at most, but for those that have fewer examples.
+    """
+    order = sampled(len(labels), len(labels), seed)
+    _, classes, sizes = labels.cpu()[order].unique(return_inverse=True, return_counts=True)
+    by_class = classes.argsort(stable=True)
+    starts = sizes.cumsum(0) - sizes
+    turn = torch.empty_like(order)
+    turn[by_class] = torch.arange(len(order)) - starts.repeat_interleave(sizes)
+    return order[turn.argsort(stable=True)[:count]]
 
 
 def held_out(name: str, value: object) -> float:

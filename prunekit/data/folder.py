@@ -128,7 +128,16 @@ class FolderBatches:
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.sample`."""
-        return self._decoded(sampled(self.size, count), batch, None)
+        return self.pick(sampled(self.size, count), batch)
+
+    @property
+    def labels(self) -> Tensor:
+        """The class of every image, by its folder."""
+        return torch.tensor([label for _, label in self.samples], dtype=torch.long)
+
+    def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels; see `Batches.pick`."""
+        return self._decoded(indices, batch, None)
 
     def _decoded(
         self, order: Tensor, batch: int, seed: int | None

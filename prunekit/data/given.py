@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from prunekit.data.base import Data
@@ -40,6 +41,24 @@ class GivenBatches:
                     return
                 yield x[:count], y[:count]
                 count -= len(x)
+
+    @property
+    def labels(self) -> Tensor:
+        """The labels that were given."""
+        return torch.cat([labels for _, labels in self.batches])
+
+    def pick(self, indices: Tensor, batch: int) -> Iterator[Pair]:
+        """These examples, out of the batches that hold them."""
+        ends = torch.tensor([len(labels) for _, labels in self.batches]).cumsum(0)
+        for part in indices.cpu().split(batch):
+            pairs = [self._example(index, ends) for index in part]
+            if pairs:
+                yield torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
+
+    def _example(self, index: Tensor, ends: Tensor) -> Pair:
+        place = int(torch.searchsorted(ends, index, right=True))
+        inputs, labels = self.batches[place]
+        return inputs[int(index - ends[place])], labels[int(index - ends[place])]
 
 
 def given_data(batches: Iterable[Pair], examples: int) -> Data:

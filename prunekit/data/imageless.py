@@ -35,6 +35,16 @@ class NoImages:
         """Raises DataError."""
         return self.epoch(batch, None)
 
+    @property
+    def labels(self) -> Tensor:
+        """Raises DataError."""
+        self.steps(1)
+        return torch.zeros(0, dtype=torch.long)
+
+    def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Raises DataError."""
+        return self.epoch(batch, None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeOnly(Dataset):

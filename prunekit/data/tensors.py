@@ -132,7 +132,11 @@ class TensorBatches:
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.sample`."""
-        for part in sampled(self.size, count).to(self.labels.device).split(batch):
+        return self.pick(sampled(self.size, count), batch)
+
+    def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Float images and labels; see `Batches.pick`."""
+        for part in indices.to(self.labels.device).split(batch):
             if len(part):
                 yield self._normalized(self.images[part]), self.labels[part]
 
