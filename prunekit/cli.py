@@ -16,6 +16,7 @@ STAGES = {
     "pretrain": "train the dense network, or load weights into it",
     "sparsify": "train it under a sparsity penalty",
     "prune": "remove the channels that score lowest",
+    "features": "draw test images as the network sees them: t-SNE, before fine-tuning",
     "finetune": "train the narrow network",
     "export": "write ONNX and torch.export files of a model, checked; int8 too",
     "measure": "accuracy, parameters, MACs, latency, memory: dense beside narrow",

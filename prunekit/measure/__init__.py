@@ -1,23 +1,29 @@
 """What a network costs: multiply-adds, parameters, latency, memory."""
 
 from prunekit.measure.cost import CostModel
+from prunekit.measure.features import Features, features_of
 from prunekit.measure.flops import counted_macs, slimming_flops, slimming_params
 from prunekit.measure.folded import FoldedCost
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.latency_table import Compared, TimedCost
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
+from prunekit.measure.tsne import TSNE, silhouette
 
 __all__ = [
+    "TSNE",
     "Compared",
     "CostModel",
+    "Features",
     "FoldedCost",
     "Latency",
     "LatencyTest",
     "TimedCost",
     "counted_macs",
+    "features_of",
     "file_bytes",
     "nonzero_params",
     "peak_memory",
+    "silhouette",
     "slimming_flops",
     "slimming_params",
     "sparsity",

@@ -18,8 +18,8 @@ from prunekit.errors import ArtifactError, listed
 from prunekit.runs.files import read_json, write_csv, write_json
 from prunekit.runs.report import Outcome, Report, Settings, environment
 
-STAGES = ("pretrain", "sparsify", "prune", "finetune", "export", "measure")
-_END = frozenset({"export", "measure"})  # they leave no model
+STAGES = ("pretrain", "sparsify", "prune", "features", "finetune", "export", "measure")
+LOOKING = frozenset({"features", "export", "measure"})  # they leave no model
 
 
 class Status(Enum):
@@ -59,7 +59,7 @@ class RunDir:
 
     def find_source(self, stage: str) -> Path:
         """The model file of the nearest earlier stage; ArtifactError where it is not finished."""
-        earlier = [name for name in STAGES[: STAGES.index(stage)] if name not in _END]
+        earlier = [name for name in STAGES[: STAGES.index(stage)] if name not in LOOKING]
         for place in map(self.stage, reversed(earlier)):
             if place.finished:
                 return place.path / "model.pt"

@@ -15,7 +15,7 @@ from prunekit.runs.figures import check_place
 from prunekit.runs.files import read_json, write_text
 from prunekit.runs.methods import described, fingerprint, told_apart
 from prunekit.runs.report import Report
-from prunekit.runs.rundir import STAGES, identity_of
+from prunekit.runs.rundir import LOOKING, STAGES, identity_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -210,12 +210,17 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--plot", metavar="FILE.png", help="draw accuracy against size; also .pdf or .svg"
     )
+    parser.add_argument(
+        "--embeddings", metavar="FILE.png", help="draw features side by side; also .pdf or .svg"
+    )
     arguments = parser.parse_args(list(argv))
     for path in arguments.out:
         check_place(path, (".csv", ".md"))
-    if arguments.plot:
-        check_place(arguments.plot)
-    table = summary(collect(arguments.paths))
+    for path in (arguments.plot, arguments.embeddings):
+        if path:
+            check_place(path)
+    stages = collect(arguments.paths)
+    table = summary(stages)
     show(table)
     for path in arguments.out:
         write_table(table, path)
@@ -223,6 +228,10 @@ def main(argv: Sequence[str]) -> None:
         from prunekit.runs.curves import accuracy_against_size
 
         accuracy_against_size(table, arguments.plot)
+    if arguments.embeddings:
+        from prunekit.runs.embedding import side_by_side
+
+        side_by_side(stages, arguments.embeddings)
 
 
 def _stages(root: Path) -> list[Path]:
@@ -300,7 +309,7 @@ def _named(done: list[dict[str, Any]]) -> dict[str, Any]:
     keys = [key for stage in done for key in stage if key in _SAID or key.startswith("trait/")]
     found = {key: _first(done, key) for key in dict.fromkeys(keys)}
     names = {key: found.get(key) or "" for key in ("model", "dataset", "method")}
-    made = [stage.get("setting") for stage in done if stage["stage"] not in ("export", "measure")]
+    made = [stage.get("setting") for stage in done if stage["stage"] not in LOOKING]
     return {**found, **names, "setting": fingerprint([_start(done), *made])}
 
 

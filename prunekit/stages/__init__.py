@@ -21,11 +21,13 @@ PRUNE = Stage(
     True,
     without_source=("model", "weights"),
 )
+FEATURES = Stage("features", ("seed", "dataset", "features"), True)
 FINETUNE = Stage(
     "finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros", "distill"), True
 )
 EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
 MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
-STAGES = {stage.name: stage for stage in (PRETRAIN, SPARSIFY, PRUNE, FINETUNE, EXPORT, MEASURE)}
+_ORDER = (PRETRAIN, SPARSIFY, PRUNE, FEATURES, FINETUNE, EXPORT, MEASURE)
+STAGES = {stage.name: stage for stage in _ORDER}
 
 __all__ = ["STAGES", "Runtime", "Settings", "Stage", "execute"]

@@ -15,7 +15,7 @@ from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, one_of
 from prunekit.export import Export, Precision
 from prunekit.graph import Placement
-from prunekit.measure import LatencyTest
+from prunekit.measure import TSNE, LatencyTest
 from prunekit.problems import Problem
 from prunekit.pruning import ABSORB
 from prunekit.runs.report import Report
@@ -82,6 +82,7 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
             "selection": Selection,
             "schedule.between": Schedule,
         },
+        "features": {"features": TSNE},
         "finetune": {"schedule.finetune": Schedule},
         "export": {"export": Export, "quantize": Precision, "latency": LatencyTest},
         "measure": {"latency": LatencyTest},
