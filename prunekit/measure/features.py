@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
+from prunekit.data.base import balanced
 from prunekit.errors import ConfigError, one_of
 from prunekit.modes import evaluating
 
@@ -41,37 +42,15 @@ def features_of(
     last call, flattened. Evaluation mode; the images are the same at every call. ConfigError where
     there is no such layer, or none that gives numbers for every image.
     """
-    probe = _Probe(model, layer)
-    values, labels = torch.empty(0), torch.empty(0, dtype=torch.long)
-    total = -(-data.test.size // _BATCH)
+    probe, values, labels = _Probe(model, layer), [], []
+    chosen = balanced(data.test.labels, count, seed=0)
+    batches, total = data.test.pick(chosen, _BATCH), -(-len(chosen) // _BATCH)
     with evaluating(model), torch.no_grad(), probe.listening():
-        for x, y in track(data.test.sample(data.test.size, _BATCH), "features", total):
+        for x, y in track(batches, "features", total):
             model(x.to(device))
-            found = probe.read(len(x))
-            values = torch.cat([values, found]) if len(values) else found
-            labels = torch.cat([labels, y.cpu()])
-            kept = balanced(labels, count)
-            values, labels = values[kept], labels[kept]
-            if _settled(labels, count, data.classes):
-                break
-    return Features(values, labels, probe.place)
-
-
-def balanced(labels: Tensor, count: int) -> Tensor:
-    """The indices, in order, of at most `count` examples: the first of every class, then the second
-    ones, and so on until the places are taken.
-    """
-    turn = torch.empty_like(labels)
-    for label in labels.unique():
-        members = (labels == label).nonzero().flatten()
-        turn[members] = torch.arange(len(members))
-    return turn.argsort(stable=True)[:count].sort().values
-
-
-def _settled(labels: Tensor, count: int, classes: int) -> bool:
-    """Whether no later image can make the choice more balanced."""
-    sizes = labels.bincount(minlength=classes)
-    return len(labels) == count and int(sizes.max() - sizes.min()) <= 1
+            values.append(probe.read(len(x)))
+            labels.append(y.cpu())
+    return Features(torch.cat(values), torch.cat(labels), probe.place)
 
 
 class _Probe:
@@ -132,7 +111,7 @@ class _Probe:
 
     def _before(self, name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
-            self._met = (name, inputs[0])
+            self._met = (name, inputs[0] if inputs else None)
 
         return hook
 

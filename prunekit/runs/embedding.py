@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -23,7 +24,7 @@ _COLOURS = (
     *("#AA4499", "#44AA99", "#882255", "#999933", "#777777"),
 )
 _NAMED = 20  # classes that a legend can name; beyond, a scale stands for all
-_ACROSS = 3  # panels side by side
+_ACROSS = 4  # panels side by side at most
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +76,13 @@ def side_by_side(stages: DataFrame, path: str | Path) -> None:
 
 
 def draw(panels: Mapping[str, Embedding], path: str | Path) -> None:
-    """Scatter plots under their titles, in rows of three.
+    """Scatter plots under their titles, in a square or in rows of four.
 
     Up to twenty classes have a colour and a marker each and a legend, the same in all panels; more
     share a scale from dark to light.
     """
     classes = sorted({int(label) for one in panels.values() for label in one.labels})
-    across = min(_ACROSS, len(panels))
+    across = min(_ACROSS, math.ceil(math.sqrt(len(panels))))
     down = -(-len(panels) // across)
     size = (4.0 * across + 1.0, 4.0 * down + 0.2)
     with figure(path, size, (down, across)) as (made, grid):
