@@ -23,6 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import hinge_resnet20
 import hinge_resnet20_tables
 import hinge_tables
+import slasso_tables
+import slasso_resnet20
+import slasso_resnet20_tables
 import slim_resnet20
 import slim_resnet20_tables
 import slimming_tables
@@ -61,6 +64,12 @@ TABLES = {
     "ssr_f3": Table(tables.SCALES, tables.figure3, ssr_tables.write_figure3),
     "ssr_f56": Table(tables.SCALES, tables.figure5, ssr_tables.write_figure5),
     "ssr_lambda": Table(tables.SCALES, tables.lambda_groups, ssr_tables.write_lambda_groups),
+    "slasso_resnet20": Table(
+        slasso_resnet20.SCALES,
+        slasso_resnet20.alone,
+        slasso_resnet20_tables.write_tables,
+        slasso_resnet20.comparison,
+    ),
     "slim_resnet20": Table(
         slim_resnet20.SCALES,
         slim_resnet20.choosing,
@@ -69,6 +78,10 @@ TABLES = {
     ),
     "hinge_t1": Table(hinge_tables.SCALES, hinge_tables.table1, hinge_tables.write_table1),
     "ns_t1": Table(slimming_tables.SCALES, slimming_tables.table1, slimming_tables.write_table1),
+    **{
+        sheet.name: Table(slasso_tables.SCALES, sheet.jobs, sheet.write)
+        for sheet in slasso_tables.SHEETS
+    },
 }
 
 
@@ -122,7 +135,7 @@ def run_all(jobs: list[Job], arguments: argparse.Namespace, shared: list[str]) -
     total, start = len(waiting), time.monotonic()
     with ThreadPoolExecutor(arguments.jobs) as pool:
         while waiting or running:
-            ready = [job for job in waiting.values() if job.after is None or job.after in done]
+            ready = [job for job in waiting.values() if job.waits_for() <= done]
             for job in ready[: arguments.jobs - len(running)]:
                 running[pool.submit(run_one, job, arguments.root, shared)] = job.name
                 del waiting[job.name]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 class Job:
     """One `prunekit run`: where it goes, what it is started with, what must be there before.
 
-    It starts from the last model of the run that it comes `after`, or from that of a `stage`.
+    It starts from the last model of the run that it comes `after`, or from that of a `stage`, and
+    reads what the runs that it `needs` have written.
     """
 
     name: str
@@ -17,6 +18,11 @@ class Job:
     stages: tuple[str, ...]
     after: str | None = None
     stage: str = ""
+    needs: tuple[str, ...] = ()
+
+    def waits_for(self) -> set[str]:
+        """The runs that must be done before."""
+        return {*self.needs, *((self.after,) if self.after else ())}
 
     def command(self, root: str) -> list[str]:
         """Arguments after `prunekit run`."""
