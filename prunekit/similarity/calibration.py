@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.checks import choice, integer
@@ -16,6 +17,7 @@ from prunekit.errors import ConfigError, DataError, one_of
 from prunekit.graph.layers import CONVOLUTIONS
 
 Seen = Callable[[str, nn.Module, Tensor, Tensor], None]
+_DECODED = 32  # examples that one process reads at a time
 _PER_CLASS = 8  # examples of each class that make balancing worth while
 
 
@@ -63,7 +65,8 @@ class Calibration:
                 f"statistics need at least {least} examples and there are {len(indices)}; give "
                 "more data, or raise count"
             )
-        return next(iter(batches.pick(indices, len(indices))))
+        inputs, labels = zip(*batches.pick(indices, _DECODED), strict=True)
+        return torch.cat(inputs), torch.cat(labels)
 
 
 def _classes(labels: Tensor) -> int:

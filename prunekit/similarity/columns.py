@@ -153,7 +153,9 @@ class _Deviations(Vectors):
         self.constant = _constant(spread, self.mean)
 
     def panel(self, rows: range) -> Tensor:
-        found = self.maps.values[:, rows.start : rows.stop] - self.mean[:, None, None]
+        values = self.maps.values[:, rows.start : rows.stop]
+        found = torch.empty(values.shape, dtype=self.maps.dtype, device=values.device)
+        torch.sub(values, self.mean[:, None, None], out=found)  # in the order of `found`
         found[self.constant] = 0
         return found.flatten(1)
 
@@ -262,7 +264,9 @@ def _products(maps: Maps, part: range, mean: Tensor | None, rows: range) -> Tens
 
 def _moments(maps: Maps, over: int | tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Variances and means over examples (1), and positions (2)."""
-    found = [torch.var_mean(x.to(maps.dtype), over, correction=0) for x in maps.values.split(16)]
+    most = max(1, _BLOCK * _BLOCK // maps.values[0].numel())
+    parts = maps.values.split(most)
+    found = [torch.var_mean(part.to(maps.dtype), over, correction=0) for part in parts]
     spread, mean = (torch.cat(each) for each in zip(*found, strict=True))
     return spread, mean
 

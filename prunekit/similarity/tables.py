@@ -37,6 +37,7 @@ class Tables:
     similarity: Tensor
 
 
+@torch.no_grad()
 def tables_of(
     columns: Columns,
     inputs: Maps,

@@ -78,6 +78,14 @@ def test_a_sample_is_a_fixed_mixture_of_unchanged_examples():
     assert torch.cat([images for images, _ in first]).flatten().tolist() == chosen.tolist()
 
 
+def test_picked_examples_come_in_the_order_asked_for_and_unchanged():
+    batches = numbered(9, augment=(RandomCrop(1), HorizontalFlip()))
+    parts = list(batches.pick(torch.tensor([7, 0, 7, 3]), 3))
+    assert [labels.tolist() for _, labels in parts] == [[7, 0, 7], [3]]
+    assert torch.cat([x for x, _ in parts]).flatten().tolist() == [7, 0, 7, 3]
+    assert list(batches.pick(torch.tensor([], dtype=torch.long), 3)) == []
+
+
 def test_normalisation_by_hand():
     images = torch.tensor([0, 128, 255], dtype=torch.uint8).reshape(3, 1, 1, 1)
     mnist = TensorBatches(images, torch.zeros(3), Normalize((128 / 255,), (128 / 255,)))
@@ -321,6 +329,18 @@ def test_image_folder_samples_both_classes_without_augmenting(tmp_path):
     assert all(any(torch.equal(image, other) for other in plain) for image, _ in pairs)
 
 
+def test_image_folder_knows_labels_without_decoding_and_picks(tmp_path):
+    picture_folders(tmp_path)
+    train = ImageFolder(root=str(tmp_path), image_size=8, val=0, workers=0).load().train
+    plain = torch.cat([images for images, _ in train.epoch(3, None)])
+    parts = list(train.pick(torch.tensor([6, 1, 4]), 2))
+    assert [labels.tolist() for _, labels in parts] == [[1, 0], [1]]
+    assert torch.equal(torch.cat([images for images, _ in parts]), plain[[6, 1, 4]])
+    for file in (tmp_path / "train").glob("*/*.png"):
+        file.unlink()
+    assert train.labels.tolist() == [0] * 4 + [1] * 4
+
+
 def test_image_folder_batches_do_not_depend_on_workers(tmp_path):
     picture_folders(tmp_path)
     alone, helped = (
@@ -474,6 +494,8 @@ class TestWithoutImages:
             lambda: train.steps(2),
             lambda: train.epoch(2, None),
             lambda: train.sample(2, 2),
+            lambda: train.labels,
+            lambda: train.pick(torch.arange(2), 2),
         ):
             with pytest.raises(DataError, match="dataset=none has none; choose a data set"):
                 ask()
@@ -486,3 +508,7 @@ def test_given_batches_are_used_as_they_are():
     assert [len(y) for _, y in data.train.sample(5, 2)] == [2, 1, 2]
     assert torch.cat([x for x, _ in data.train.sample(5, 2)]).flatten().tolist() == [0, 0, 0, 1, 1]
     assert data.inputs(2).shape == (2, 1)
+    assert data.train.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
+    picked = list(data.train.pick(torch.tensor([8, 0, 2, 3]), 3))
+    assert [y.tolist() for _, y in picked] == [[2, 0, 0], [1]]
+    assert torch.cat([x for x, _ in picked]).flatten().tolist() == [2, 0, 0, 1]
