@@ -86,9 +86,13 @@ class Penalty(ABC):
         """
         return None
 
-    def idle(self, residual: Tensor) -> Tensor:
-        """Rows (bool) that are certain to be zero given this residual if they are zero; or none."""
-        return torch.zeros(len(residual), dtype=torch.bool)
+    def excess(self, residual: Tensor) -> Tensor:
+        """By how much each row's residual is more than what a zero row can bear, (rows,).
+
+        A row of zeros with an excess of 0 is zero in the solution with that residual. Infinite
+        where nothing is known, as in penalties that couple rows.
+        """
+        return torch.full((len(residual),), math.inf, dtype=torch.float64)
 
 
 class RadialPenalty(Penalty):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
@@ -223,14 +223,9 @@ class GraphLasso(Penalty):
         """
         return self.entries(1.0).vanishing(cross.reshape(-1, 1))
 
-    def idle(self, residual: Tensor) -> Tensor:
-        """Rows whose entries alone would keep them at zero, which is sufficient."""
-        entries = residual.reshape(-1, 1)
-        return (self.single.prox(entries, 1.0).reshape(residual.shape) == 0).all(dim=1)
-
-    def at(self, lam: float) -> GraphLasso:
-        """The same penalty at another strength."""
-        return replace(self, lam=lam)
+    def excess(self, residual: Tensor) -> Tensor:
+        """What the entries' prox of step one leaves of each row; coupling could only hold it."""
+        return self.prox_entries(residual, 1.0).norm(dim=1)
 
 
 def check_entries(single: RadialPenalty) -> None:

@@ -75,9 +75,9 @@ class L1(RadialPenalty):
         largest = self.vanishing(residual)
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
-    def idle(self, residual: Tensor) -> Tensor:
-        """Rows of at most lam."""
-        return residual.double().norm(dim=1) <= self.lam
+    def excess(self, residual: Tensor) -> Tensor:
+        """Row norms above lam."""
+        return (residual.double().norm(dim=1) - self.lam).clamp_min(0)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+import numpy as np
 import torch
 from scipy.cluster.hierarchy import linkage as scipy_linkage
 from torch import Tensor
@@ -17,8 +18,9 @@ from prunekit.penalties.base import Penalty, RadialPenalty
 from prunekit.penalties.fusion import check_entries
 from prunekit.penalties.magnitude import L1
 
+Array = np.ndarray
 TINY = 1e-300
-WIDTH = 1e-12  # relative, of the bracket of a dual norm
+WIDTH = 1e-9  # relative, of the bracket of a dual norm
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,13 +122,14 @@ class Levels:
     """Nodes in slots: leaves, then inner nodes by their height in steps; one batch a level.
 
     Work goes over (slots, rows) matrices with a last slot that stays zero. Children are padded to
-    one number a level by that slot.
+    one number a level by that slot. It is done in NumPy: a dendrogram of 512 leaves has some 90
+    levels, most with a node or two, and small calls cost torch several times as much.
     """
 
-    order: Tensor  # the node in each slot
+    order: Array  # the node in each slot
     spans: tuple[tuple[int, int], ...]  # slots from, to of each level above the leaves
-    kids: tuple[Tensor, ...]  # (nodes of the level, most children), slots
-    parents: Tensor  # the slot of each slot's parent; the last slot for roots
+    kids: tuple[Array, ...]  # (most children, nodes of the level), slots
+    parents: Array  # the slot of each slot's parent; the last slot for roots
 
     @classmethod
     def of(cls, tree: Tree) -> Levels:
@@ -145,45 +148,44 @@ class Levels:
             most = max(map(len, groups))
             padded = [[slot[c] for c in g] + [len(order)] * (most - len(g)) for g in groups]
             spans.append((start, start + len(nodes)))
-            kids.append(torch.tensor(padded))
+            kids.append(np.array(padded).T)
             start += len(nodes)
-        parents = torch.tensor([slot[int(tree.parents[node])] for node in order])
-        return cls(torch.tensor(order), tuple(spans), tuple(kids), parents)
+        parents = np.array([slot[int(tree.parents[node])] for node in order])
+        return cls(np.array(order), tuple(spans), tuple(kids), parents)
 
-    def climb(self, leaves: Tensor, thresholds: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def climb(self, leaves: Array, thresholds: Array | None = None) -> tuple[Array, Array]:
         """Norms of all groups from magnitudes of leaves (columns, rows), and factors.
 
         With `thresholds` (slots, 1 or rows) every group is shortened by its own after its children
         were: shortening scales a group, so that its norm says all that its parent needs. Norms are
         those after that; factors are what the groups were scaled by, 1 for leaves and roots' slot.
         """
-        slots = len(self.order)
-        square = leaves.new_zeros(slots + 1, leaves.shape[1])
-        torch.mul(leaves, leaves, out=square[: len(leaves)])
-        factor = torch.ones_like(square)
+        square = np.zeros((len(self.order) + 1, leaves.shape[1]))
+        np.multiply(leaves, leaves, out=square[: len(leaves)])
+        factor = np.ones_like(square)
         for (start, stop), kids in zip(self.spans, self.kids, strict=True):
-            below = square.index_select(0, kids.flatten())
-            total = below.view(*kids.shape, -1).sum(dim=1)
+            total = square[kids[0]]
+            for more in kids[1:]:
+                total += square[more]
             if thresholds is not None:
-                norm = total.sqrt()
-                short = (norm - thresholds[start:stop]).clamp_min_(0)
-                torch.div(short, norm.clamp_min_(TINY), out=factor[start:stop])
-                total = short.square_()
+                norm = np.sqrt(total)
+                total = np.maximum(norm - thresholds[start:stop], 0)
+                np.divide(total, np.maximum(norm, TINY), out=factor[start:stop])
+                total *= total
             square[start:stop] = total
-        return square[:slots].sqrt_(), factor
+        return np.sqrt(square[:-1]), factor
 
-    def descend(self, start: Tensor, join: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def descend(self, start: Array, join: np.ufunc) -> Array:
         """Joins of the values of all strict ancestors of leaves; `start` is (slots + 1, rows).
 
         The last row of `start` must be what joins with nothing.
         """
-        total = start.clone()
+        total = start.copy()
         for first, stop in reversed(self.spans):
-            total[first:stop] = join(
-                total[first:stop], total.index_select(0, self.parents[first:stop])
-            )
+            here = total[first:stop]
+            join(here, total[self.parents[first:stop]], out=here)
         leaves = self.spans[0][0] if self.spans else len(self.order)
-        return total.index_select(0, self.parents[:leaves])
+        return total[self.parents[:leaves]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,7 +201,7 @@ class TreeLasso(Penalty):
     tree: Tree
     mix: float | None = None
     entries: Callable[[float], RadialPenalty] = L1
-    offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient", "smoothing", "splitting"})
+    offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient", "smoothing"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -226,20 +228,21 @@ class TreeLasso(Penalty):
         return torch.cat([torch.ones(self.tree.leaves, dtype=torch.float64), inner])
 
     @cached_property
-    def slots(self) -> Tensor:
+    def slots(self) -> Array:
         """The weights in the order of the tree's levels, (slots, 1)."""
-        return self.weights[self.tree.levels.order][:, None]
+        return self.weights.numpy()[self.tree.levels.order][:, None]
 
-    def magnitudes(self, rows: Tensor) -> Tensor:
+    def magnitudes(self, rows: Tensor) -> Array:
         """What the groups are made of, (columns, rows): sizes of entries."""
-        return rows.double().T.abs()
+        return np.ascontiguousarray(np.abs(_array(rows).T))
 
     def value(self, rows: Tensor) -> Tensor:
         """The sum over rows and nodes, a scalar tensor."""
         size = self.magnitudes(rows)
         norms, _ = self.tree.levels.climb(size)
         inner = (norms * self.slots)[len(size) :].sum() * self.lam
-        return inner + (self.single.phi(size) * self.slots[: len(size)]).sum()
+        leaves = self.single.phi(torch.from_numpy(size)).numpy() * self.slots[: len(size)]
+        return torch.tensor(inner + leaves.sum(), dtype=torch.float64)
 
     def prox(self, rows: Tensor, step: float) -> Tensor:
         """Leaves are shrunk by the step times their weights, then groups by steps of the tree."""
@@ -247,57 +250,59 @@ class TreeLasso(Penalty):
         size = self.magnitudes(rows)
         left = self._leaves(size, step)
         _, factor = self.tree.levels.climb(left, step * self.lam * self.slots)
-        scale = self.tree.levels.descend(factor, torch.mul) * left.div_(size.clamp_min(TINY))
-        return (rows.double() * scale.T).to(rows.dtype)
+        left *= self.tree.levels.descend(factor, np.multiply)
+        return self._scaled(rows, left / np.maximum(size, TINY))
 
-    def _leaves(self, size: Tensor, step: float) -> Tensor:
+    def _leaves(self, size: Array, step: float) -> Array:
         """The leaves' own prox; a leaf without weight stays as it is."""
         weights = self.slots[: len(size)]
         if self.convex:
-            return (size - step * self.lam * weights).clamp_min_(0)
-        left = size.clone()
-        for weight in torch.unique(weights[weights > 0]).tolist():
-            same = (weights == weight).flatten()
-            left[same] = self.single.shrink(size[same], step * weight)
+            return np.maximum(size - step * self.lam * weights, 0)
+        left = size.copy()
+        for weight in np.unique(weights[weights > 0]).tolist():
+            same = weights[:, 0] == weight
+            chosen = torch.from_numpy(size[same])
+            left[same] = self.single.shrink(chosen.flatten(), step * weight).view_as(chosen)
         return left
+
+    def _scaled(self, rows: Tensor, scale: Array) -> Tensor:
+        """Entries times a factor of their magnitude, (columns, rows or 1)."""
+        return (rows.double() * torch.from_numpy(scale).T.to(rows.device)).to(rows.dtype)
 
     def subgradient(self, rows: Tensor) -> Tensor:
         """Zero in groups that are zero."""
         size = self.magnitudes(rows)
-        slope = self.single.slope(size.clamp_min(TINY)) / size.clamp_min(TINY)
-        own = torch.where(size > 0, slope, 0.0) * self.slots[: len(size)]
-        pull = own + self._pull(size, lambda norm, w: torch.where(norm > 0, w / norm, 0.0))
-        return (rows.double() * pull.T).to(rows.dtype)
+        safe = np.maximum(size, TINY)
+        own = self.single.slope(torch.from_numpy(safe)).numpy() / safe * self.slots[: len(size)]
+        pull = self._pull(size, lambda norm, w: np.where(norm > 0, w / np.maximum(norm, TINY), 0))
+        return self._scaled(rows, np.where(size > 0, own, 0) + pull)
 
-    def _pull(self, size: Tensor, slope: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    def _pull(self, size: Array, slope: Callable[[Array, Array], Array]) -> Array:
         """The sum over a leaf's groups of slope(norm, lam w), by which its entry is pulled."""
         norms, _ = self.tree.levels.climb(size)
-        pulls = torch.cat([slope(norms, self.lam * self.slots), norms.new_zeros(1, norms.shape[1])])
-        return self.tree.levels.descend(pulls, torch.add)
+        pulls = slope(norms, self.lam * self.slots)
+        return self.tree.levels.descend(np.pad(pulls, ((0, 1), (0, 0))), np.add)
 
     def prox_entries(self, rows: Tensor, step: float) -> Tensor:
         """The prox of the leaves' part alone."""
         size = self.magnitudes(rows)
-        scale = self._leaves(size, step).div_(size.clamp_min(TINY))
-        return rows * scale.T
+        return self._scaled(rows, self._leaves(size, step) / np.maximum(size, TINY))
 
     def smooth_pull(self, rows: Tensor, mu: float) -> Tensor:
         """The gradient of the inner nodes' part, smoothed by mu (Chen et al. 2012).
 
-        The smoothed part is below the part itself by at most mu * rows * inner nodes / 2.
+        The smoothed part is below the part itself by at most mu * `spread`.
         """
-        pull = self._pull(
-            self.magnitudes(rows), lambda norm, w: w.square() / (mu + (w * norm - mu).clamp_min(0))
-        )
-        return rows * pull.T
+        size = self.magnitudes(rows)
+        return self._scaled(rows, self._pull(size, lambda n, w: w * w / np.maximum(mu, w * n)))
 
     def curvature(self, mu: float) -> float:
         """A Lipschitz constant of `smooth_pull`: lam^2 max_j sum of w^2 over its groups, by mu."""
-        square = torch.cat([self.slots.square(), self.slots.new_zeros(1, 1)])
-        return self.lam**2 * float(self.tree.levels.descend(square, torch.add).amax()) / mu
+        square = np.pad(self.slots**2, ((0, 1), (0, 0)))
+        return self.lam**2 * float(self.tree.levels.descend(square, np.add).max()) / mu
 
     def spread(self, count: int) -> float:
-        """What mu is multiplied by in the smoothing error of `count` rows."""
+        """What mu is multiplied by in the smoothing error of `count` rows: half of all balls."""
         return 0.5 * count * len(self.tree.children)
 
     def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
@@ -313,7 +318,7 @@ class TreeLasso(Penalty):
             return super().vanishing(cross)
         return self._dual_norm(self.magnitudes(cross), 0.0)
 
-    def _dual_norm(self, size: Tensor, least: float) -> float:
+    def _dual_norm(self, size: Array, least: float) -> float:
         """The smallest t for which all of `size`, (columns, rows), shrink to zero, or `least`.
 
         Bisection for all rows at once; rows that are gone where others are not are left out. The
@@ -323,35 +328,35 @@ class TreeLasso(Penalty):
         size = size[:, ~self._gone(size, least)]
         if not size.shape[1]:
             return least
-        low = max(least, float((size / self._path).amax()))
-        high = low * (1 + 1e-9)
-        while not bool((gone := self._gone(size, high)).all()):
+        low = max(least, float((size / self._path).max()))
+        high = low * (1 + 1e-6)
+        while not (gone := self._gone(size, high)).all():
             size, low, high = size[:, ~gone], high, high + 8 * (high - low)
         while high - low > WIDTH * high:
             middle = 0.5 * (low + high)
             gone = self._gone(size, middle)
-            if bool(gone.all()):
+            if gone.all():
                 high = middle
             else:
                 size, low = size[:, ~gone], middle
         return high
 
     @cached_property
-    def _path(self) -> Tensor:
+    def _path(self) -> Array:
         """The sum of the weights over each leaf and its ancestors, (columns, 1)."""
-        padded = torch.cat([self.slots, self.slots.new_zeros(1, 1)])
-        return self.tree.levels.descend(padded, torch.add) + self.slots[: self.tree.leaves]
+        padded = np.pad(self.slots, ((0, 1), (0, 0)))
+        return self.tree.levels.descend(padded, np.add) + self.slots[: self.tree.leaves]
 
-    def _gone(self, size: Tensor, strength: float) -> Tensor:
+    def _gone(self, size: Array, strength: float) -> Array:
         """Which columns of `size`, (leaves, rows), the prox of step one takes to zero."""
         levels = self.tree.levels
-        left = (size - strength * self.slots[: len(size)]).clamp_min_(0)
+        left = np.maximum(size - strength * self.slots[: len(size)], 0)
         norms, _ = levels.climb(left, strength * self.slots)
-        return (norms[levels.parents == len(levels.order)] == 0).all(dim=0)
+        return (norms[levels.parents == len(levels.order)] == 0).all(axis=0)
 
-    def idle(self, residual: Tensor) -> Tensor:
-        """Rows that zero is optimal for."""
-        return (self.prox(residual, 1.0) == 0).all(dim=1)
+    def excess(self, residual: Tensor) -> Tensor:
+        """What the prox of step one leaves of each row."""
+        return self.prox(residual, 1.0).norm(dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -359,17 +364,22 @@ class BlockTreeLasso(TreeLasso):
     """lam sum_v w_v |beta_{:, G_v}|_F: the groups of `TreeLasso` as whole columns.
 
     The other reading of Liu et al. eq. 6. It is `TreeLasso` on one row, the norms of the columns.
-    Rows are coupled, so that none is idle by itself; `entries` acts on norms of columns.
+    Rows are coupled, so that none can be left out; `entries` acts on norms of columns.
     """
 
-    def magnitudes(self, rows: Tensor) -> Tensor:
+    def magnitudes(self, rows: Tensor) -> Array:
         """Norms of columns, (columns, 1)."""
-        return rows.double().norm(dim=0)[:, None]
+        return np.linalg.norm(_array(rows), axis=0)[:, None]
 
     def spread(self, count: int) -> float:
         """One ball a node, whatever the number of rows."""
         return super().spread(1)
 
-    def idle(self, residual: Tensor) -> Tensor:
-        """None."""
-        return torch.zeros(len(residual), dtype=torch.bool)
+    def excess(self, residual: Tensor) -> Tensor:
+        """Unknown for all."""
+        return Penalty.excess(self, residual)
+
+
+def _array(rows: Tensor) -> Array:
+    """A matrix in double, where NumPy can reach it."""
+    return rows.detach().double().cpu().numpy()

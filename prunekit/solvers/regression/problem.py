@@ -1,0 +1,200 @@
+"""Regression of many responses on tables of inner products, its gap, and what a solver is."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from prunekit.checks import integer, number
+from prunekit.errors import ConfigError
+from prunekit.penalties.base import Penalty
+from prunekit.solvers.base import check_fit
+
+log = logging.getLogger(__name__)
+
+EVERY = 10  # steps between the first looks at the gap
+ROUNDING = 1e-13  # of the energy: gaps below it are rounding
+Iterate = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True, eq=False)
+class Regression:
+    """min over beta of 1/2 tr(beta^T G beta) - tr(A^T beta) + energy / 2, and a penalty of beta.
+
+    `gram` is G (inputs, inputs), `cross` A (inputs, outputs), both double; `energy` is the sum of
+    the responses' squared norms, so that the objective is half the squared error (spec of Liu et
+    al. 2025, section 1.5).
+    """
+
+    gram: Tensor
+    cross: Tensor
+    energy: float
+
+    def __post_init__(self) -> None:
+        inputs = len(self.gram)
+        if self.gram.shape != (inputs, inputs) or self.cross.shape[:1] != (inputs,):
+            raise ConfigError(
+                f"tables of shapes {tuple(self.gram.shape)} and {tuple(self.cross.shape)} do not "
+                "fit; the first must be square with as many rows as the second"
+            )
+        if not bool(self.gram.isfinite().all() and self.cross.isfinite().all()):
+            raise ConfigError("tables of a regression are not finite; leave dead channels out")
+        number("energy", self.energy, at_least=0)
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, none below 0, and eigenvectors of G; computed once."""
+        values, vectors = torch.linalg.eigh(self.gram)
+        return values.clamp_min(0), vectors
+
+    @cached_property
+    def steepest(self) -> float:
+        """The Lipschitz constant of the gradient: the largest eigenvalue of G, rounded up."""
+        return float(torch.linalg.eigvalsh(self.gram)[-1]) * (1 + 1e-9)
+
+    @property
+    def step(self) -> float:
+        """One over `steepest`; 1 where there is no slope at all."""
+        return 1 / self.steepest if self.steepest > 0 else 1.0
+
+    def residual(self, beta: Tensor) -> Tensor:
+        """A - G beta: what the regressors have in common with what is left; minus the gradient."""
+        return torch.addmm(self.cross, self.gram, beta, alpha=-1)
+
+    def rows(self, active: Tensor) -> Regression:
+        """The problem in which only these rows (indices) may be non-zero."""
+        return Regression(self.gram[active][:, active], self.cross[active], self.energy)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The objective at a point, what it is below that of zero, and the duality gap, if any."""
+
+    objective: float
+    fit: float
+    gap: float | None
+
+    @classmethod
+    def of(
+        cls, problem: Regression, penalty: Penalty, beta: Tensor, pull: Tensor | None = None
+    ) -> Certificate:
+        """From the tables alone; `pull` is what the solver's dual variables take off.
+
+        With the residual T, the factor t that makes it feasible and the squared error q, the gap
+        is value - t <beta, T> + (1 - t)^2 q / 2: no difference of large numbers.
+        """
+        left = problem.residual(beta)
+        value = float(penalty.value(beta))
+        both, inner = float((problem.cross * beta).sum()), float((left * beta).sum())
+        quadratic = both - inner
+        fit = both - quadratic / 2 - value
+        gap, factor = None, penalty.feasible(left, pull)
+        if factor is not None:
+            error = max(0.0, problem.energy - 2 * both + quadratic)
+            gap = max(0.0, value - factor * inner + 0.5 * (1 - factor) ** 2 * error)
+        return cls(problem.energy / 2 - fit, fit, gap)
+
+    def within(self, relative: float, of_fit: float, energy: float) -> bool:
+        """Whether the gap is small beside the objective and beside what the fit has gained.
+
+        Near the strength that leaves nothing the fit gains so little that the first says nothing.
+        """
+        limit = min(relative * self.objective, of_fit * max(0.0, self.fit))
+        return self.gap is not None and self.gap <= limit + ROUNDING * energy
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Where a solver stopped: beta (inputs, outputs), its objective, and how sure that is.
+
+    `gap` bounds how much lower the objective can get; None where the penalty is not convex.
+    """
+
+    beta: Tensor
+    objective: float
+    gap: float | None
+    iterations: int
+    converged: bool
+
+
+@dataclass(kw_only=True)
+class RegressionSolver(ABC):
+    """Minimises a regression and a penalty of its coefficients.
+
+    It stops when the duality gap is below `tolerance` of the objective and `of_fit` of what the fit
+    gained over zero; without a gap, when no entry changes by `tolerance` of the largest one; after
+    `iterations` at the latest, which is said once.
+    """
+
+    tolerance: float = 1e-6
+    of_fit: float = 1e-3
+    iterations: int = 20000
+    warned: bool = field(default=False, init=False, repr=False, compare=False)
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        number("tolerance", self.tolerance, above=0)
+        number("of_fit", self.of_fit, above=0)
+        integer("iterations", self.iterations, at_least=1)
+
+    def check(self, penalty: Penalty) -> None:
+        """Raise ConfigError when the penalty lacks what the solver needs."""
+        check_fit(self, penalty)
+
+    @abstractmethod
+    def solve(self, problem: Regression, penalty: Penalty, start: Tensor | None = None) -> Solution:
+        """The minimiser, from `start` or zero."""
+
+    def followed(
+        self,
+        steps: Iterable[Iterate],
+        problem: Regression,
+        penalty: Penalty,
+        start: Tensor,
+    ) -> Solution:
+        """Take the steps of a method until the answer is good enough.
+
+        Each is an iterate and what its dual variables take off the residual. The gap costs as much
+        as some steps, so it is looked at ever more rarely.
+        """
+        state, before, due, count = (start, None), start, 0, 0
+        for count, following in enumerate(steps):
+            if count == due or count == self.iterations:
+                seen = Certificate.of(problem, penalty, *state)
+                converged = self.close(seen, problem, state[0], before if count else None)
+                if converged or count == self.iterations:
+                    break
+                due, before = count + max(EVERY, count // 4), state[0]
+            state = following
+        return self.answer(state[0], seen, count, converged)
+
+    def close(
+        self, seen: Certificate, problem: Regression, beta: Tensor, before: Tensor | None
+    ) -> bool:
+        """Whether to stop: by the gap, or where there is none by the change since the last look."""
+        if seen.gap is not None:
+            return seen.within(self.tolerance, self.of_fit, problem.energy)
+        largest = float(beta.abs().amax())
+        return (
+            before is not None and float((beta - before).abs().amax()) <= self.tolerance * largest
+        )
+
+    def answer(
+        self, beta: Tensor, certificate: Certificate, iterations: int, converged: bool
+    ) -> Solution:
+        """A solution; the first that did not converge is said."""
+        if not converged and not self.warned:
+            self.warned = True
+            gap = "" if certificate.gap is None else f" with a gap of {certificate.gap:.2g}"
+            log.warning(
+                f"{type(self).__name__} stopped after {iterations} iterations{gap} at an objective "
+                f"of {certificate.objective:.4g}; raise solver.iterations or solver.tolerance"
+            )
+        return Solution(beta, certificate.objective, certificate.gap, iterations, converged)
