@@ -100,8 +100,11 @@ class ClassBlocks(Grams):
         mean = torch.nn.functional.one_hot(classes, len(present)).to(maps.dtype) / counts
         mean = mean.to(maps.values.device, maps.dtype)
         fitted = _Fitted.to(maps, self.kernel, CENTRINGS[self.centring], room)
-        blocks = [mean.T @ fitted.block(part, range(maps.examples)) @ mean for part in fitted.parts]
-        return _Held(torch.cat(blocks))
+        blocks = mean.new_empty(len(maps.values), len(present), len(present))
+        for part in fitted.parts:
+            block = fitted.block(part, range(maps.examples))
+            blocks[part.start : part.stop] = mean.T @ block @ mean
+        return _Held(blocks)
 
 
 @dataclass(frozen=True)
@@ -184,18 +187,20 @@ class _Fitted:
         spread, mean = _moments(maps, 1)
         constant = _constant(spread.sum(1), mean.square().sum(1).sqrt())
         shift = mean if kernel.shifts else None
-        found: list[tuple[Tensor, Tensor, Tensor]] = []
+        # Made before the loop: small tensors that outlive large ones keep a heap from shrinking.
+        norms = mean.new_empty(maps.values.shape[:2])
+        offsets = torch.empty_like(norms)
+        scale = norms.new_empty(len(norms))
         for part in _parts(maps, maps.examples, maps.examples, room):
-            products = _products(maps, part, shift, range(maps.examples))
-            norms = products.diagonal(dim1=1, dim2=2).clone()
-            argument = kernel.argument(products, norms, norms)
-            scale = kernel.scale(argument, maps.sizes[part.start : part.stop])
-            values = kernel.values(argument, scale)
-            diagonal = values.diagonal(dim1=1, dim2=2).double()
-            offsets = centring.offsets(values.sum(2, dtype=torch.float64), diagonal)
-            found.append((norms, scale, offsets.to(maps.dtype)))
-            del products, argument, values
-        norms, scale, offsets = (torch.cat(each) for each in zip(*found, strict=True))
+            channels = slice(part.start, part.stop)
+            found = _products(maps, part, shift, range(maps.examples))
+            norms[channels] = found.diagonal(dim1=1, dim2=2)
+            found = kernel.argument(found, norms[channels], norms[channels])
+            scale[channels] = kernel.scale(found, maps.sizes[channels])
+            found = kernel.values(found, scale[channels])
+            diagonal = found.diagonal(dim1=1, dim2=2).double()
+            offsets[channels] = centring.offsets(found.sum(2, dtype=torch.float64), diagonal)
+            del found
         return cls(maps, kernel, centring, room, shift, norms, scale, offsets, constant)
 
     @property

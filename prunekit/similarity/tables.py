@@ -52,8 +52,8 @@ def tables_of(
     """
     room = int(memory * _MIB)
     labels = torch.zeros(inputs.examples, dtype=torch.long) if labels is None else labels.cpu()
-    left, right = (columns.vectors(maps, labels, room // 4) for maps in (inputs, outputs))
-    gram, cross, response = _inner_products(left, right, room // 2)
+    left, right = (columns.vectors(maps, labels, room // 8) for maps in (inputs, outputs))
+    gram, cross, response = _inner_products(left, right, room * 3 // 8)
     dead_inputs, dead_outputs = _normalise(gram, cross, response)
     gram, cross, response = gram.cpu(), cross.cpu(), response.cpu()
     return Tables(

@@ -1,6 +1,8 @@
 """Similarity tables against explicit matrices, and how they are taken from a network."""
 
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -228,6 +230,24 @@ def test_memory_stays_within_the_bound_beyond_maps_and_tables(columns):
         tables = tables_of(columns, x, y, memory=48)
     held = sum(table.nbytes for table in (tables.inputs, tables.cross, tables.outputs))
     assert live.peak - held < 48 * 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is counted in other units")
+def test_resident_memory_of_a_process_stays_within_the_bound():
+    """What tensors hold is one thing, what an allocator keeps of it another."""
+    program = """
+import resource, torch
+from prunekit.similarity import Grams, Maps, tables_of
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+x, y = (Maps.of(torch.randn(1024, 256, 4)) for _ in range(2))
+tables_of(Grams(), Maps.of(x.values[:9]), Maps.of(y.values[:9]))
+before = peak()
+tables_of(Grams(), x, y, memory=96)
+print(peak() - before - 3 * 8 - 8)  # tables, and the copy that makes them symmetric
+"""
+    taken = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
+    assert float(taken.stdout) < 96  # all kernel matrices would be 512 MiB
 
 
 class Net(nn.Module):

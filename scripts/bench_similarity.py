@@ -1,0 +1,139 @@
+"""Speed of similarity tables: VGG-16, growth with channels and examples, what the tables save.
+
+    python scripts/bench_similarity.py [--rounds 3] [--csv FILE]
+
+Seconds are the fastest of the rounds; ratios are medians over rounds, both sides in alternation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+from bench import NORMALIZE, Row, ratio, row
+from torch import Tensor, nn
+
+from prunekit.console import say, table
+from prunekit.data import Data, TensorBatches
+from prunekit.graph import ChannelGraph
+from prunekit.models import vgg16
+from prunekit.runs.files import write_csv
+from prunekit.similarity import Grams, Maps, RawMaps, Statistics, tables_of
+
+EXAMPLES = 128
+CHANNELS, SIDE = 256, 8  # VGG-16's third stage on images of 32 x 32
+STEPS = 10  # gradient steps that are timed together
+MOST = 30.0  # seconds for every convolution of VGG-16 on 2 cores
+
+
+def main() -> int:
+    """Print every row; exit code 1 when a bound is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--csv", type=Path, help="write the rows to this file")
+    arguments = parser.parse_args()
+    torch.set_grad_enabled(False)
+    rounds = arguments.rounds
+    rows = [whole_network(rounds), *growth(rounds), *saved(rounds), with_and_without(rounds)]
+    table("similarity", list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    if arguments.csv:
+        write_csv(arguments.csv, rows)
+    missed = [str(row["what"]) for row in rows if row["holds"] == "no"]
+    say(f"missed: {', '.join(missed)}" if missed else "every bound holds")
+    return 1 if missed else 0
+
+
+def told(what: str, value: float) -> Row:
+    """A row that no bound is set for."""
+    return row(what, value, "-", True)
+
+
+def whole_network(rounds: int) -> Row:
+    """Tables of all convolutions of VGG-16, forward pass included."""
+    model, images = vgg16(), torch.randint(0, 256, (EXAMPLES, 3, 32, 32), dtype=torch.uint8)
+    batches = TensorBatches(images, torch.arange(EXAMPLES) % 10, NORMALIZE)
+    data = Data(batches, batches, batches, 10, (3, 32, 32))
+    graph = ChannelGraph.trace(model, data.example)
+    layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        Statistics().of(model, graph, data, "cpu", layers)
+        times.append(time.perf_counter() - start)
+    what = f"tables of VGG-16, {EXAMPLES} examples, Laplacian, seconds"
+    return row(what, min(times), f"< {MOST:g}", min(times) < MOST)
+
+
+def growth(rounds: int) -> Iterator[Row]:
+    """Twice the channels, twice the examples, each against what came before."""
+    for channels in (64, 128, 256):
+        yield told(
+            f"tables, {2 * channels} / {channels} channels, {EXAMPLES} examples",
+            ratio(_tables(2 * channels, EXAMPLES), _tables(channels, EXAMPLES), rounds),
+        )
+    for examples in (128, 256, 512):
+        yield told(
+            f"tables, {2 * examples} / {examples} examples, 64 channels",
+            ratio(_tables(64, 2 * examples), _tables(64, examples), rounds),
+        )
+
+
+def saved(rounds: int) -> Iterator[Row]:
+    """Gradient steps of the regression on all pairs of examples against steps on the tables."""
+    maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
+    made = partial(tables_of, Grams(), *maps)
+    columns, responses = _explicit(maps[0]), _explicit(maps[1])
+    tables = made()
+    explicit = partial(_on_pairs, columns, responses)
+    quadratic = partial(_on_tables, tables.inputs.float(), tables.cross.float())
+    torch.testing.assert_close(explicit(), quadratic(), rtol=0, atol=1e-4)
+    yield told("gradient step, pairs of examples / tables", ratio(explicit, quadratic, rounds))
+    what = f"making the tables / {STEPS} gradient steps on pairs of examples"
+    yield told(what, ratio(made, explicit, rounds))
+
+
+def with_and_without(rounds: int) -> Row:
+    """Tables of Gram matrices against tables of the raw maps of the same layer.
+
+    After this the regression is the same, so this is all that Gram matrices save or cost.
+    """
+    maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
+    found = ratio(partial(tables_of, Grams(), *maps), partial(tables_of, RawMaps(), *maps), rounds)
+    return told(f"tables with / without Gram matrices, {SIDE} x {SIDE} maps", found)
+
+
+def _maps(channels: int, examples: int) -> Maps:
+    return Maps.of(torch.randn(channels, examples, SIDE * SIDE))
+
+
+def _tables(channels: int, examples: int) -> partial:
+    return partial(tables_of, Grams(), _maps(channels, examples), _maps(channels, examples))
+
+
+def _explicit(maps: Maps) -> Tensor:
+    """The unit vectors of all channels as columns, a row per pair of examples."""
+    vectors = Grams().vectors(maps, torch.zeros(maps.examples), 2**26)
+    return torch.nn.functional.normalize(vectors.panel(range(maps.examples))).T
+
+
+def _on_pairs(columns: Tensor, responses: Tensor) -> Tensor:
+    beta = torch.zeros(CHANNELS, CHANNELS)
+    for _ in range(STEPS):
+        beta -= columns.T @ (columns @ beta - responses) / CHANNELS
+    return beta
+
+
+def _on_tables(gram: Tensor, cross: Tensor) -> Tensor:
+    beta = torch.zeros(CHANNELS, CHANNELS)
+    for _ in range(STEPS):
+        beta -= (gram @ beta - cross) / CHANNELS
+    return beta
+
+
+if __name__ == "__main__":
+    sys.exit(main())
