@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from prunekit.selection import (
     PerLayer,
     Selection,
 )
+from prunekit.solvers.regression import FISTA
 from prunekit.surgery import Edit, narrow_optimizer, save_model
 from prunekit.surgery.absorb import Absorbed
 from prunekit.surgery.check import Agreement, Batch
 from prunekit.surgery.cut import Cut, cut
 
 CRITERIA = {
+    "apib": criteria.APIB,
     "apoz": criteria.APoZ,
     "bn_scale": criteria.BatchNormScale,
     "fpgm": criteria.FPGM,
@@ -43,7 +46,11 @@ CRITERIA = {
     "l1_norm": criteria.L1Norm,
     "l2_norm": criteria.L2Norm,
     "lamp": criteria.LAMP,
+    "max_cka": criteria.MaxCKA,
     "random": criteria.Random,
+    "representatives": criteria.Representatives,
+    "sglp": criteria.StructuredLasso,
+    "stlp": partial(criteria.StructuredLasso, structure=criteria.Hierarchy(), solver=FISTA()),
     "taylor": criteria.Taylor,
 }
 ABSORB = (True, False, "auto", "maps")

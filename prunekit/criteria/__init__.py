@@ -1,28 +1,45 @@
-"""How much is a unit worth: norms, scales, distances, activations, derivatives, a file."""
+"""How much is a unit worth: norms, scales, activations, derivatives, similarities, a file."""
 
 from prunekit.criteria.activations import APoZ, Taylor
 from prunekit.criteria.base import Criterion, Scores
 from prunekit.criteria.compared import FPGM, LAMP
 from prunekit.criteria.curvature import HessianDiagonal
+from prunekit.criteria.entry import EntryOrder, Ordering, PublishedSearch
 from prunekit.criteria.hrank import HRank
+from prunekit.criteria.lasso import APIB, Representatives, StructuredLasso
 from prunekit.criteria.matrices import MatrixNorm
 from prunekit.criteria.stored import Stored, load_scores, save_scores
+from prunekit.criteria.structures import Above, Graph, Hierarchy, Nearest, Strongest, Structure
+from prunekit.criteria.tables import MaxCKA
 from prunekit.criteria.weights import BatchNormScale, L1Norm, L2Norm, Random
 
 __all__ = [
+    "APIB",
     "FPGM",
     "LAMP",
     "APoZ",
+    "Above",
     "BatchNormScale",
     "Criterion",
+    "EntryOrder",
+    "Graph",
     "HRank",
     "HessianDiagonal",
+    "Hierarchy",
     "L1Norm",
     "L2Norm",
     "MatrixNorm",
+    "MaxCKA",
+    "Nearest",
+    "Ordering",
+    "PublishedSearch",
     "Random",
+    "Representatives",
     "Scores",
     "Stored",
+    "Strongest",
+    "Structure",
+    "StructuredLasso",
     "Taylor",
     "load_scores",
     "save_scores",

@@ -1,0 +1,127 @@
+"""What ties the output channels of a layer together: a graph, or a tree."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+
+from torch import Tensor
+
+from prunekit.checks import choice, integer, number
+from prunekit.penalties import L1, BlockTreeLasso, Edges, GraphLasso, Penalty, Tree, TreeLasso
+from prunekit.penalties.base import RadialPenalty
+
+Entries = Callable[[float], RadialPenalty]
+LINKAGES = ("average", "complete", "single")
+
+
+class Pairs(ABC):
+    """A rule which output channels are neighbours."""
+
+    @abstractmethod
+    def edges(self, similarity: Tensor) -> Edges:
+        """The edges of a graph over channels with these similarities, (channels, channels)."""
+
+
+@dataclass(frozen=True)
+class Nearest(Pairs):
+    """Every channel and its `count` most similar ones."""
+
+    count: int = 3
+
+    def __post_init__(self) -> None:
+        integer("count", self.count, at_least=1)
+
+    def edges(self, similarity: Tensor) -> Edges:
+        """Pairs that are near for one of both."""
+        return Edges.top(similarity, self.count)
+
+
+@dataclass(frozen=True)
+class Strongest(Pairs):
+    """The `share` of all pairs that is most similar."""
+
+    share: float = 0.05
+
+    def __post_init__(self) -> None:
+        number("share", self.share, above=0, at_most=1)
+
+    def edges(self, similarity: Tensor) -> Edges:
+        """Pairs above a quantile of the absolute similarities."""
+        return Edges.quantile(similarity, self.share)
+
+
+@dataclass(frozen=True)
+class Above(Pairs):
+    """Pairs of at least one absolute similarity, whatever the layer; published code has 0.5."""
+
+    least: float = 0.5
+
+    def __post_init__(self) -> None:
+        number("least", self.least, at_least=0, at_most=1)
+
+    def edges(self, similarity: Tensor) -> Edges:
+        """Where kernels are centred with a bias, that may be nearly all pairs."""
+        return Edges.threshold(similarity, self.least)
+
+
+class Structure(ABC):
+    """Makes the penalty of a layer from the similarities of its output channels."""
+
+    @abstractmethod
+    def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
+        """The penalty at each strength lam; the structure itself is found once."""
+
+
+@dataclass(frozen=True)
+class Graph(Structure):
+    """Entries shrink, and those of neighbours in the same row are drawn together (eq. 5).
+
+    `kappa` is the coupling relative to lam, for a node of the mean weighted degree.
+    """
+
+    pairs: Pairs = Nearest()
+    kappa: float = 0.03
+    entries: Entries = L1
+
+    def __post_init__(self) -> None:
+        number("kappa", self.kappa, at_least=0)
+
+    def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
+        """Weights of edges are absolute similarities."""
+        edges = self.pairs.edges(similarity)
+        return lambda lam: GraphLasso(lam, edges, kappa=self.kappa, entries=self.entries)
+
+
+@dataclass(frozen=True)
+class Hierarchy(Structure):
+    """Groups of columns that a dendrogram puts together shrink together (eqs. 6 and 7).
+
+    Per row as published, or whole columns at once with `blocks`. With `mix` leaves weigh one and
+    inner nodes `mix` times what eq. 7 gives. Nodes above `cut` of the root's height are left out,
+    and no share `s` is below `floor`, since near copies would leave their leaves no weight at all.
+    """
+
+    linkage: str = "average"
+    _: KW_ONLY
+    blocks: bool = False
+    mix: float | None = None
+    cut: float | None = None
+    floor: float = 0.0
+    entries: Entries = L1
+
+    def __post_init__(self) -> None:
+        choice("linkage", self.linkage, LINKAGES)
+        choice("blocks", self.blocks, (True, False))
+        number("floor", self.floor, at_least=0, at_most=1)
+        if self.mix is not None:
+            number("mix", self.mix, at_least=0)
+        if self.cut is not None:
+            number("cut", self.cut, above=0, at_most=1)
+
+    def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
+        """Distances are one minus the similarity."""
+        tree = Tree.linkage(similarity, self.linkage, cut=self.cut, floor=self.floor)
+        kind = BlockTreeLasso if self.blocks else TreeLasso
+        return lambda lam: kind(lam, tree, mix=self.mix, entries=self.entries)
