@@ -80,6 +80,14 @@ class Edges:
         r = wide[first, second]
         return cls(first, second, r.abs(), r.sign(), len(wide))
 
+    def none(self) -> Edges:
+        """The same nodes without edges."""
+        return Edges(*(part[:0] for part in self._parts), self.nodes)
+
+    @property
+    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.first, self.second, self.weight, self.sign
+
     @cached_property
     def degree(self) -> Tensor:
         """The sum of the weights at every node."""

@@ -20,7 +20,7 @@ from prunekit.penalties.magnitude import L1
 
 Array = np.ndarray
 TINY = 1e-300
-WIDTH = 1e-9  # relative, of the bracket of a dual norm
+WIDTH = 1e-10  # relative, of the bracket of a dual norm
 
 
 @dataclass(frozen=True, eq=False)

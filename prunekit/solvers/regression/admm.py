@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import softshrink
 
 from prunekit.checks import number
-from prunekit.penalties.fusion import GraphLasso
+from prunekit.penalties.fusion import Edges, GraphLasso
 from prunekit.solvers.regression.problem import Iterate, Regression, RegressionSolver, Solution
 
 RELAXATION = 1.6
@@ -53,8 +53,8 @@ def splitting(
     Matrices are kept as (outputs, inputs), the layout in which edges are fast. The dual variables
     are scaled by rho as usual; they start where `start` would be optimal.
     """
-    edges, cross = penalty.edges, problem.cross.T.contiguous()
-    solve = Sylvester.of(problem, penalty)
+    edges = penalty.edges if penalty.gamma > 0 else penalty.edges.none()
+    cross, solve = problem.cross.T.contiguous(), Sylvester.of(problem, edges)
     copy = start.T.contiguous()
     across = edges.differences(copy.T)
     force = penalty.gamma * across.sign()
@@ -89,12 +89,12 @@ class Sylvester:
     """Solves beta^T G + rho (I + C^T C) beta^T = right side, all (outputs, inputs)."""
 
     inputs: tuple[Tensor, Tensor]
-    outputs: tuple[Tensor, Tensor] | None  # None: the graph has no edges that pull
+    outputs: tuple[Tensor, Tensor] | None  # None: the graph has no edges
 
     @classmethod
-    def of(cls, problem: Regression, penalty: GraphLasso) -> Sylvester:
+    def of(cls, problem: Regression, edges: Edges) -> Sylvester:
         """Both eigenbases; that of the graph is computed once a graph."""
-        return cls(problem.spectrum, penalty.edges.spectrum if penalty.gamma > 0 else None)
+        return cls(problem.spectrum, edges.spectrum if len(edges.first) else None)
 
     def __call__(self, right: Tensor, rho: float) -> Tensor:
         """The solution for one right side."""
