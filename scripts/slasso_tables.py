@@ -95,7 +95,7 @@ class Extent:
 SMALL = {  # narrow networks whose layers are named as in the full ones
     "VGGNet-16": (
         *("model._target_=prunekit.models.VGG", "+model.hidden=[16]"),
-        "+model.blocks=[[8,8],[8,8],[12,12,12],[16,16,16],[16,16,16]]",
+        "+model.blocks=[[4,4],[8,8],[24,24,24],[32,32,32],[32,32,32]]",
     ),
     "ResNet-56": ("model._target_=prunekit.models.ResNet", "+model.blocks=1"),
     "GoogleNet": (
