@@ -53,11 +53,12 @@ VARIANTS = {  # name -> a method above, and what is changed in it, with the publ
 }
 TUNED = ("sGLP-IB", "sTLP-IB", "sTLP-IB, blocks", "max-CKA", "representatives", "APIB", *PLAIN)
 LARGER = ("sGLP-IB", "sTLP-IB", "max-CKA", "representatives", "L1 norm", "random channels")
+_NO_BUDGET = ("~selection.keep", "~selection.scope")  # of the experiment
 SEARCHED = {  # widths are what the published search reaches
     f"{method}, published search": (
         f"criterion={STRUCTURED[method]}",
         "criterion.order={_target_: prunekit.criteria.PublishedSearch, keep: 0.5}",
-        "selection=zeros",
+        *("selection=zeros", *_NO_BUDGET),
     )
     for method in ("sGLP-IB", "sTLP-IB")
 }
@@ -177,7 +178,7 @@ def comparison(extent: Extent, root: Path, data: str) -> list[Job]:
 
 
 def _like(first: Job) -> tuple[str, ...]:
-    return ("selection=like_run", f"selection.path=${{root}}/{first.name}")
+    return ("selection=like_run", *_NO_BUDGET, f"selection.path=${{root}}/{first.name}")
 
 
 def _given(model: str) -> str:
