@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -12,50 +13,125 @@ from torch.nn.functional import softshrink
 
 from prunekit.checks import number
 from prunekit.penalties.fusion import Edges, GraphLasso
-from prunekit.solvers.regression.problem import Iterate, Regression, RegressionSolver, Solution
+from prunekit.solvers.regression.entries import Entries
+from prunekit.solvers.regression.path import active_rows
+from prunekit.solvers.regression.problem import (
+    FINE,
+    GROWN,
+    ROUGH,
+    Certificate,
+    Iterate,
+    Regression,
+    RegressionSolver,
+    Solution,
+)
 
 RELAXATION = 1.6
 BALANCE = 10  # primal over dual residual, or the reverse, at which the step is changed
 UNTIL = 500  # steps during which it may be
+DROPS = 8  # rounds of growth in which entries that are zero leave again
+FEW = 2  # entries that may join a column at once
 
 
 @dataclass(kw_only=True)
 class GraphADMM(RegressionSolver):
     """Alternating directions on copies of beta and of the differences along edges.
 
-    The copy of beta is the answer: its zeros are exact. The least-squares step is a Sylvester
-    equation, solved in the eigenbases of G and of the graph. `rho` is the first weight of the
-    copies; it is doubled or halved while primal and dual residuals differ much.
+    The copy of beta is the answer: its zeros are exact. `rho` is the first weight of the copies; it
+    is doubled or halved while primal and dual residuals differ much. Work is on the entries that
+    are known to move, which others join until none is left that would; its least-squares step is a
+    sparse factorisation. Where more than a share `dense` of the entries moves, it is on all: a
+    Sylvester equation, solved in the eigenbases of G and of the graph.
     """
 
     rho: float = 1.0
+    dense: float = 0.1
+    selects: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"splitting"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("rho", self.rho, above=0)
+        number("dense", self.dense, at_least=0, at_most=1)
 
     def solve(
         self, problem: Regression, penalty: GraphLasso, start: Tensor | None = None
     ) -> Solution:
         """The minimiser, from `start` or zero."""
         self.check(penalty)
-        start = torch.zeros_like(problem.cross) if start is None else start
-        steps = splitting(problem, penalty, start, self.rho)
+        beta = torch.zeros_like(problem.cross) if start is None else start
+        chosen, pull, steps, found, last = (beta != 0).T, torch.zeros_like(beta), 0, None, True
+        for round_ in itertools.count():
+            left = problem.residual(beta)
+            entering = _entering(penalty, left - pull, chosen)
+            if found is not None or not bool((chosen | entering).any()):
+                seen = Certificate.of(problem, penalty, beta, pull, left)
+                close = self.close(seen, problem, beta)
+                if close or (last and not bool(entering.any())):
+                    good = close or found is None or found.converged
+                    return self.told(Solution(beta, seen.objective, seen.gap, steps, good, pull))
+            last = int(entering.sum()) <= GROWN * int(chosen.sum())
+            chosen = entering | ((beta != 0).T if round_ < DROPS and not last else chosen)
+            if int(chosen.sum()) > self.dense * len(chosen) * int(chosen.any(dim=0).sum()):
+                return self._dense(problem, penalty, beta, steps)
+            part = Entries(problem, penalty, chosen)
+            solver = self.scaled(FINE if last else ROUGH)
+            found = solver._follow(part, part, part.least_squares, part.start(beta))
+            beta, pull = part.whole(found.beta), part.whole_pull(found)
+            steps += found.iterations
+
+    def _dense(
+        self, problem: Regression, penalty: GraphLasso, start: Tensor, steps: int
+    ) -> Solution:
+        """The solution on all entries, after so many steps on some."""
+        if self.dense > 0:
+            found = active_rows(problem, penalty, replace(self, dense=0.0), start)
+        else:
+            edges = penalty.edges if penalty.gamma > 0 else penalty.edges.none()
+            found = self._follow(problem, penalty, Sylvester.of(problem, edges), start)
+        return self.told(replace(found, iterations=found.iterations + steps))
+
+    def _follow(
+        self,
+        problem: Regression | Entries,
+        penalty: GraphLasso | Entries,
+        solve: Callable[[Tensor, float], Tensor],
+        start: Tensor,
+    ) -> Solution:
+        """Alternate from `start`."""
+        steps = splitting(problem, penalty, solve, start, self.rho)
         return self.followed(steps, problem, penalty, start)
 
 
+def _entering(penalty: GraphLasso, residual: Tensor, chosen: Tensor) -> Tensor:
+    """Entries, (outputs, inputs), that this residual would move: in each column the largest.
+
+    At most as many as the column has already, or `FEW`.
+    """
+    moved = penalty.prox_entries(residual, 1.0).abs().T
+    moved = torch.where(chosen, 0.0, moved)
+    order = moved.argsort(dim=1, descending=True)
+    ranks = torch.arange(order.shape[1]).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, ranks)
+    room = chosen.sum(dim=1, keepdim=True).clamp_min(FEW)
+    return (moved > 0) & (rank < room)
+
+
 def splitting(
-    problem: Regression, penalty: GraphLasso, start: Tensor, rho: float
+    problem: Regression | Entries,
+    penalty: GraphLasso | Entries,
+    solve: Callable[[Tensor, float], Tensor],
+    start: Tensor,
+    rho: float,
 ) -> Iterator[Iterate]:
     """Iterates, and what the dual variables of the differences take off the residual.
 
     Matrices are kept as (outputs, inputs), the layout in which edges are fast. The dual variables
-    are scaled by rho as usual; they start where `start` would be optimal.
+    are scaled by rho as usual; they start where `start` would be optimal. `solve` is the
+    least-squares step of a right side and rho.
     """
     edges = penalty.edges if penalty.gamma > 0 else penalty.edges.none()
-    cross, solve = problem.cross.T.contiguous(), Sylvester.of(problem, edges)
-    copy = start.T.contiguous()
+    cross, copy = problem.cross.T.contiguous(), start.T.contiguous()
     across = edges.differences(copy.T)
     force = penalty.gamma * across.sign()
     left = problem.residual(start).T - edges.gathered(force).T
@@ -67,7 +143,7 @@ def splitting(
         relaxed = RELAXATION * beta + (1 - RELAXATION) * copy
         apart = RELAXATION * edges.differences(beta.T) + (1 - RELAXATION) * across
         before = copy
-        copy = penalty.prox_entries(relaxed + pull, 1 / rho)
+        copy = penalty.prox_entries((relaxed + pull).T, 1 / rho).T
         across = softshrink(apart + force, penalty.gamma / rho)
         pull += relaxed - copy
         force += apart - across

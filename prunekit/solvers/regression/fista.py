@@ -28,7 +28,8 @@ class FISTA(RegressionSolver):
         self.check(penalty)
         start = torch.zeros_like(problem.cross) if start is None else start
         steps = descent(lambda b: -problem.residual(b), penalty.prox, problem.step, start)
-        return self.followed(((beta, None) for beta in steps), problem, penalty, start)
+        found = self.followed(((beta, None) for beta in steps), problem, penalty, start)
+        return self.told(found)
 
 
 def descent(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch import Tensor
 from prunekit.checks import number
 from prunekit.penalties.base import Penalty
 from prunekit.solvers.regression.problem import (
+    FINE,
+    GROWN,
+    ROUGH,
     Certificate,
     Regression,
     RegressionSolver,
@@ -38,7 +41,8 @@ def lasso_path(
         if known:
             _, rows, values = min(known, key=lambda solved: abs(math.log(solved[0] / lam)))
             start[rows] = values
-        solution = active_rows(problem, penalty_at(lam), solver, start)
+        solve = solver.solve if solver.selects else partial(active_rows, solver=solver)
+        solution = solve(problem, penalty_at(lam), start=start)
         rows = (solution.beta != 0).any(dim=1).nonzero().flatten()
         known.append((lam, rows, solution.beta[rows]))
         yield solution
@@ -51,23 +55,29 @@ def active_rows(
 
     Rows are known to be where the penalty says that their residual is not enough to move them
     (`Penalty.excess`). Others come in, those of the largest excess first and at most as many as
-    there are, until none is left: the dual point of the small problem is then one of the whole.
+    there are, until none is left or the gap of the whole problem is small. While many come in,
+    parts are solved roughly.
     """
-    beta, active, steps, found = start, (start != 0).any(dim=1), 0, None
+    beta, active = start, (start != 0).any(dim=1)
+    pull, steps, found, last = None, 0, None, True
     while True:
         chosen = active.nonzero().flatten()
-        left = problem.cross - problem.gram[:, chosen] @ beta[chosen]
+        left = problem.residual(beta)
         joining = _joining(penalty.excess(left), active)
-        if found is not None and not len(joining):
-            return replace(found, beta=beta, iterations=steps)
+        if found is not None or not len(joining) + len(chosen):
+            seen = Certificate.of(problem, penalty, beta, pull, left)
+            close = solver.close(seen, problem, beta)
+            if close or (last and not len(joining)):
+                good = close or found is None or found.converged
+                return solver.told(Solution(beta, seen.objective, seen.gap, steps, good, pull))
+        last = len(joining) <= GROWN * len(chosen)
         active[joining] = True
         chosen = active.nonzero().flatten()
-        if not len(chosen):
-            seen = Certificate.of(problem, penalty, beta)
-            return Solution(beta, seen.objective, seen.gap, steps, True)
-        found = solver.solve(problem.rows(chosen), penalty, beta[chosen])
-        beta = torch.zeros_like(beta)
-        beta[chosen] = found.beta
+        part = solver.scaled(FINE if last else ROUGH)
+        found = part.solve(problem.rows(chosen), penalty, beta[chosen])
+        beta = torch.zeros_like(beta).index_copy_(0, chosen, found.beta)
+        if found.pull is not None:
+            pull = torch.zeros_like(beta).index_copy_(0, chosen, found.pull)
         steps += found.iterations
 
 

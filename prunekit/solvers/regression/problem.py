@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import ClassVar
 
@@ -20,6 +20,8 @@ from prunekit.solvers.base import check_fit
 log = logging.getLogger(__name__)
 
 EVERY = 10  # steps between the first looks at the gap
+ROUGH, FINE = 30.0, 0.5  # of the tolerances, for parts of a problem that grow yet, or no more
+GROWN = 0.05  # of a part: it grows yet
 ROUNDING = 1e-13  # of the energy: gaps below it are rounding
 Iterate = tuple[Tensor, Tensor | None]
 
@@ -66,7 +68,10 @@ class Regression:
 
     def residual(self, beta: Tensor) -> Tensor:
         """A - G beta: what the regressors have in common with what is left; minus the gradient."""
-        return torch.addmm(self.cross, self.gram, beta, alpha=-1)
+        rows = (beta != 0).any(dim=1)
+        if bool(rows.all()):
+            return torch.addmm(self.cross, self.gram, beta, alpha=-1)
+        return torch.addmm(self.cross, self.gram[:, rows], beta[rows], alpha=-1)
 
     def rows(self, active: Tensor) -> Regression:
         """The problem in which only these rows (indices) may be non-zero."""
@@ -83,14 +88,21 @@ class Certificate:
 
     @classmethod
     def of(
-        cls, problem: Regression, penalty: Penalty, beta: Tensor, pull: Tensor | None = None
+        cls,
+        problem: Regression,
+        penalty: Penalty,
+        beta: Tensor,
+        pull: Tensor | None = None,
+        left: Tensor | None = None,
     ) -> Certificate:
         """From the tables alone; `pull` is what the solver's dual variables take off.
+
+        `left` is the residual, if it is known.
 
         With the residual T, the factor t that makes it feasible and the squared error q, the gap
         is value - t <beta, T> + (1 - t)^2 q / 2: no difference of large numbers.
         """
-        left = problem.residual(beta)
+        left = problem.residual(beta) if left is None else left
         value = float(penalty.value(beta))
         both, inner = float((problem.cross * beta).sum()), float((left * beta).sum())
         quadratic = both - inner
@@ -114,7 +126,8 @@ class Certificate:
 class Solution:
     """Where a solver stopped: beta (inputs, outputs), its objective, and how sure that is.
 
-    `gap` bounds how much lower the objective can get; None where the penalty is not convex.
+    `gap` bounds how much lower the objective can get; None where the penalty is not convex. `pull`
+    is what the solver's dual variables take off the residual, if it has any.
     """
 
     beta: Tensor
@@ -122,6 +135,7 @@ class Solution:
     gap: float | None
     iterations: int
     converged: bool
+    pull: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -138,6 +152,7 @@ class RegressionSolver(ABC):
     iterations: int = 20000
     warned: bool = field(default=False, init=False, repr=False, compare=False)
     needs: ClassVar[frozenset[str]] = frozenset()
+    selects: ClassVar[bool] = False  # whether it finds by itself what moves
 
     def __post_init__(self) -> None:
         number("tolerance", self.tolerance, above=0)
@@ -153,30 +168,27 @@ class RegressionSolver(ABC):
         """The minimiser, from `start` or zero."""
 
     def followed(
-        self,
-        steps: Iterable[Iterate],
-        problem: Regression,
-        penalty: Penalty,
-        start: Tensor,
+        self, steps: Iterable[Iterate], problem: Regression, penalty: Penalty, start: Tensor
     ) -> Solution:
         """Take the steps of a method until the answer is good enough.
 
         Each is an iterate and what its dual variables take off the residual. The gap costs as much
         as some steps, so it is looked at ever more rarely.
         """
-        state, before, due, count = (start, None), start, 0, 0
+        state, before, due = (start, None), None, 0
         for count, following in enumerate(steps):
             if count == due or count == self.iterations:
                 seen = Certificate.of(problem, penalty, *state)
-                converged = self.close(seen, problem, state[0], before if count else None)
+                converged = self.close(seen, problem, state[0], before)
                 if converged or count == self.iterations:
                     break
                 due, before = count + max(EVERY, count // 4), state[0]
             state = following
-        return self.answer(state[0], seen, count, converged)
+        beta, pull = state
+        return Solution(beta, seen.objective, seen.gap, count, converged, pull)
 
     def close(
-        self, seen: Certificate, problem: Regression, beta: Tensor, before: Tensor | None
+        self, seen: Certificate, problem: Regression, beta: Tensor, before: Tensor | None = None
     ) -> bool:
         """Whether to stop: by the gap, or where there is none by the change since the last look."""
         if seen.gap is not None:
@@ -186,15 +198,19 @@ class RegressionSolver(ABC):
             before is not None and float((beta - before).abs().amax()) <= self.tolerance * largest
         )
 
-    def answer(
-        self, beta: Tensor, certificate: Certificate, iterations: int, converged: bool
-    ) -> Solution:
-        """A solution; the first that did not converge is said."""
-        if not converged and not self.warned:
+    def scaled(self, factor: float) -> RegressionSolver:
+        """The same solver with other tolerances, for parts of a problem; it says nothing."""
+        changed = replace(self, tolerance=self.tolerance * factor, of_fit=self.of_fit * factor)
+        changed.warned = True
+        return changed
+
+    def told(self, found: Solution) -> Solution:
+        """The solution; the first that did not converge is said."""
+        if not found.converged and not self.warned:
             self.warned = True
-            gap = "" if certificate.gap is None else f" with a gap of {certificate.gap:.2g}"
+            gap = "" if found.gap is None else f" with a gap of {found.gap:.2g}"
             log.warning(
-                f"{type(self).__name__} stopped after {iterations} iterations{gap} at an objective "
-                f"of {certificate.objective:.4g}; raise solver.iterations or solver.tolerance"
+                f"{type(self).__name__} stopped after {found.iterations} iterations{gap} at an "
+                f"objective of {found.objective:.4g}; raise solver.iterations or solver.tolerance"
             )
-        return Solution(beta, certificate.objective, certificate.gap, iterations, converged)
+        return found

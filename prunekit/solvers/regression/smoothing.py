@@ -63,7 +63,8 @@ class SmoothingProximalGradient(RegressionSolver):
         largest = float(beta.abs().amax())
         beta = torch.where(beta.abs() > self.zero * largest, beta, 0.0)
         seen = Certificate.of(problem, penalty, beta, penalty.smooth_pull(beta, mu))
-        return self.answer(beta, seen, count, converged or close)
+        found = Solution(beta, seen.objective, seen.gap, count, converged or close)
+        return self.told(found)
 
     def smoothed(
         self, problem: Regression, penalty: GraphLasso | TreeLasso, start: Tensor, mu: float
