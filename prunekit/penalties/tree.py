@@ -20,7 +20,8 @@ from prunekit.penalties.magnitude import L1
 
 Array = np.ndarray
 TINY = 1e-300
-WIDTH = 1e-10  # relative, of the bracket of a dual norm
+WIDTH = 1e-10  # of the bracket of a dual norm, relative to it
+EXCESS = 1e-3  # or relative to its excess over what is asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +155,7 @@ class Levels:
         return cls(np.array(order), tuple(spans), tuple(kids), parents)
 
     def climb(self, leaves: Array, thresholds: Array | None = None) -> tuple[Array, Array]:
-        """Norms of all groups from magnitudes of leaves (columns, rows), and factors.
+        """Squared norms of all groups from magnitudes of leaves (columns, rows), and factors.
 
         With `thresholds` (slots, 1 or rows) every group is shortened by its own after its children
         were: shortening scales a group, so that its norm says all that its parent needs. Norms are
@@ -162,18 +163,21 @@ class Levels:
         """
         square = np.zeros((len(self.order) + 1, leaves.shape[1]))
         np.multiply(leaves, leaves, out=square[: len(leaves)])
-        factor = np.ones_like(square)
+        factor = np.empty_like(square)
+        factor[: len(leaves)] = factor[-1] = 1
         for (start, stop), kids in zip(self.spans, self.kids, strict=True):
             total = square[kids[0]]
             for more in kids[1:]:
                 total += square[more]
             if thresholds is not None:
-                norm = np.sqrt(total)
-                total = np.maximum(norm - thresholds[start:stop], 0)
-                np.divide(total, np.maximum(norm, TINY), out=factor[start:stop])
-                total *= total
+                norm = np.sqrt(total, out=total)
+                short = norm - thresholds[start:stop]
+                np.maximum(short, 0, out=short)
+                np.maximum(norm, TINY, out=norm)
+                np.divide(short, norm, out=factor[start:stop])
+                total = np.multiply(short, short, out=short)
             square[start:stop] = total
-        return np.sqrt(square[:-1]), factor
+        return square[:-1], factor
 
     def descend(self, start: Array, join: np.ufunc) -> Array:
         """Joins of the values of all strict ancestors of leaves; `start` is (slots + 1, rows).
@@ -234,13 +238,13 @@ class TreeLasso(Penalty):
 
     def magnitudes(self, rows: Tensor) -> Array:
         """What the groups are made of, (columns, rows): sizes of entries."""
-        return np.ascontiguousarray(np.abs(_array(rows).T))
+        return np.abs(_array(rows).T, order="C")
 
     def value(self, rows: Tensor) -> Tensor:
         """The sum over rows and nodes, a scalar tensor."""
         size = self.magnitudes(rows)
-        norms, _ = self.tree.levels.climb(size)
-        inner = (norms * self.slots)[len(size) :].sum() * self.lam
+        square, _ = self.tree.levels.climb(size)
+        inner = (np.sqrt(square) * self.slots)[len(size) :].sum() * self.lam
         leaves = self.single.phi(torch.from_numpy(size)).numpy() * self.slots[: len(size)]
         return torch.tensor(inner + leaves.sum(), dtype=torch.float64)
 
@@ -279,8 +283,8 @@ class TreeLasso(Penalty):
 
     def _pull(self, size: Array, slope: Callable[[Array, Array], Array]) -> Array:
         """The sum over a leaf's groups of slope(norm, lam w), by which its entry is pulled."""
-        norms, _ = self.tree.levels.climb(size)
-        pulls = slope(norms, self.lam * self.slots)
+        square, _ = self.tree.levels.climb(size)
+        pulls = slope(np.sqrt(square), self.lam * self.slots)
         return self.tree.levels.descend(np.pad(pulls, ((0, 1), (0, 0))), np.add)
 
     def prox_entries(self, rows: Tensor, step: float) -> Tensor:
@@ -332,7 +336,7 @@ class TreeLasso(Penalty):
         high = low * (1 + 1e-6)
         while not (gone := self._gone(size, high)).all():
             size, low, high = size[:, ~gone], high, high + 8 * (high - low)
-        while high - low > WIDTH * high:
+        while high - low > max(WIDTH * high, EXCESS * (high - least) * (least > 0)):
             middle = 0.5 * (low + high)
             gone = self._gone(size, middle)
             if gone.all():
@@ -351,8 +355,8 @@ class TreeLasso(Penalty):
         """Which columns of `size`, (leaves, rows), the prox of step one takes to zero."""
         levels = self.tree.levels
         left = np.maximum(size - strength * self.slots[: len(size)], 0)
-        norms, _ = levels.climb(left, strength * self.slots)
-        return (norms[levels.parents == len(levels.order)] == 0).all(axis=0)
+        square, _ = levels.climb(left, strength * self.slots)
+        return (square[levels.parents == len(levels.order)] == 0).all(axis=0)
 
     def excess(self, residual: Tensor) -> Tensor:
         """What the prox of step one leaves of each row."""

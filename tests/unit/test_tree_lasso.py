@@ -134,7 +134,7 @@ def test_zero_is_a_solution_from_the_vanishing_strength_on(kind: type[TreeLasso]
     assert bool(replace(penalty, lam=top * (1 - 1e-6)).prox(cross, 1.0).any())
     assert top == pytest.approx(Penalty.vanishing(penalty, cross), rel=1e-8)
     half = replace(penalty, lam=top / 2)
-    assert half.feasible(cross) == pytest.approx(0.5, rel=1e-8)
+    assert 0.5 * (1 - 1e-3) <= half.feasible(cross) <= 0.5
     assert replace(penalty, lam=top).feasible(cross) == 1.0
     assert penalty.vanishing(0 * cross) == 0
 

@@ -62,7 +62,7 @@ class GraphADMM(RegressionSolver):
         beta = torch.zeros_like(problem.cross) if start is None else start
         chosen, pull, steps, found, last = (beta != 0).T, torch.zeros_like(beta), 0, None, True
         for round_ in itertools.count():
-            left = problem.residual(beta)
+            left = problem.residual_of_few(beta)
             entering = _entering(penalty, left - pull, chosen)
             if found is not None or not bool((chosen | entering).any()):
                 seen = Certificate.of(problem, penalty, beta, pull, left)

@@ -62,7 +62,7 @@ def active_rows(
     pull, steps, found, last = None, 0, None, True
     while True:
         chosen = active.nonzero().flatten()
-        left = problem.residual(beta)
+        left = problem.residual_of_few(beta)
         joining = _joining(penalty.excess(left), active)
         if found is not None or not len(joining) + len(chosen):
             seen = Certificate.of(problem, penalty, beta, pull, left)

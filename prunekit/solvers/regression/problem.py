@@ -68,9 +68,11 @@ class Regression:
 
     def residual(self, beta: Tensor) -> Tensor:
         """A - G beta: what the regressors have in common with what is left; minus the gradient."""
+        return torch.addmm(self.cross, self.gram, beta, alpha=-1)
+
+    def residual_of_few(self, beta: Tensor) -> Tensor:
+        """The same, fast where most rows of beta are zero."""
         rows = (beta != 0).any(dim=1)
-        if bool(rows.all()):
-            return torch.addmm(self.cross, self.gram, beta, alpha=-1)
         return torch.addmm(self.cross, self.gram[:, rows], beta[rows], alpha=-1)
 
     def rows(self, active: Tensor) -> Regression:
