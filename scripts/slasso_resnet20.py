@@ -32,8 +32,8 @@ PLAIN = {
     "random channels": ("criterion=random",),
 }
 _UNBIASED = "criterion.statistics.columns.centring=unbiased"
-_PROFILES = "statistics@criterion.statistics=class_profiles"
-_BLOCKS = "statistics@criterion.statistics=class_blocks"
+_PROFILES = "similarity@criterion.statistics=class_profiles"
+_BLOCKS = "similarity@criterion.statistics=class_blocks"
 VARIANTS = {  # name -> a method above, and what is changed in it, with the published kernel
     "sGLP-IB, unbiased": ("sGLP-IB", (_UNBIASED,)),
     "sTLP-IB, unbiased": ("sTLP-IB", (_UNBIASED,)),

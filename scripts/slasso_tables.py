@@ -31,7 +31,7 @@ KERNEL = ("kernel", "kernel@criterion.statistics.columns.kernel", "laplacian")
 KERNELS, BEFORE = ("slasso_kernels", *KERNEL), ("slasso_before_finetune", *KERNEL)
 BATCHES = ("slasso_batch_size", "batch_size", "criterion.statistics.calibration.count", "128")
 SPARED = {  # what the paper calls it: the first layers that stay whole
-    "no Gram matrix": ("no-gram", ("statistics@criterion.statistics=raw_maps",)),
+    "no Gram matrix": ("no-gram", ("similarity@criterion.statistics=raw_maps",)),
     "no initial layer": ("spared-0", ("selection.ignore=[classifier.*]",)),
     "first two layers": ("spared-2", ("selection.ignore=[features.conv1_*,classifier.*]",)),
     "first four layers": ("", ()),

@@ -102,6 +102,8 @@ def seen(thing: Any) -> Any:
         state = thing.state_dict()
         sums = [float(v.double().sum()) for v in state.values() if not v.is_meta]
         return type(thing), repr(thing), {key: tuple(v.shape) for key, v in state.items()}, sums
+    if isinstance(thing, type):
+        return thing
     if isinstance(thing, functools.partial):
         return thing.func, seen(thing.args), seen(thing.keywords)
     if dataclasses.is_dataclass(thing):
