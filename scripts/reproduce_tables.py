@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import hinge_resnet20
 import hinge_resnet20_tables
 import hinge_tables
-import slasso_tables
 import slasso_resnet20
 import slasso_resnet20_tables
+import slasso_tables
 import slim_resnet20
 import slim_resnet20_tables
 import slimming_tables

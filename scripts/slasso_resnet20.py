@@ -31,9 +31,9 @@ PLAIN = {
     "HRank": ("criterion=hrank",),
     "random channels": ("criterion=random",),
 }
-_UNBIASED = "criterion.statistics.columns.centring=unbiased"
-_PROFILES = "similarity@criterion.statistics=class_profiles"
-_BLOCKS = "similarity@criterion.statistics=class_blocks"
+_UNBIASED = "criterion.similarity.columns.centring=unbiased"
+_PROFILES = "criterion/similarity=class_profiles"
+_BLOCKS = "criterion/similarity=class_blocks"
 VARIANTS = {  # name -> a method above, and what is changed in it, with the published kernel
     "sGLP-IB, unbiased": ("sGLP-IB", (_UNBIASED,)),
     "sTLP-IB, unbiased": ("sTLP-IB", (_UNBIASED,)),
@@ -46,7 +46,7 @@ VARIANTS = {  # name -> a method above, and what is changed in it, with the publ
     "max-CKA, class blocks": ("max-CKA", (_BLOCKS,)),
     "sTLP-IB, class blocks": ("sTLP-IB", (_BLOCKS,)),
     **{
-        f"{method}, batch {size}": (method, (f"criterion.statistics.calibration.count={size}",))
+        f"{method}, batch {size}": (method, (f"criterion.similarity.calibration.count={size}",))
         for size in (64, 256, 512, 1024)
         for method in ("sGLP-IB", "sTLP-IB")
     },
@@ -112,7 +112,7 @@ def scored(method: str, kernel: str) -> tuple[str, ...]:
     """The settings of a criterion on similarities: a method and a kernel."""
     return (
         f"criterion={STRUCTURED[method]}",
-        f"kernel@criterion.statistics.columns.kernel={kernel}",
+        f"criterion/similarity={kernel}",
     )
 
 
@@ -137,7 +137,7 @@ def variant(extent: Extent, name: str, seed: int) -> Job:
     """A method with something changed, scored and cut only."""
     method, change = VARIANTS[name]
     first = reference(extent)
-    settings = (*scored(method, PUBLISHED_KERNEL), *change, *_like(first), f"seed={seed}")
+    settings = (f"criterion={STRUCTURED[method]}", *change, *_like(first), f"seed={seed}")
     shared = (*_of(extent, "resnet20"), *settings)
     return Job(named(name, seed), shared, ("prune",), _given("resnet20"), needs=(first.name,))
 

@@ -27,11 +27,11 @@ NETWORKS = {
 METHODS = {"sGLP-IB": "sglp", "sTLP-IB": "stlp"}
 DENSE = "dense"
 BASE = ("CIFAR-10", "VGGNet-16")  # of all tables but the first
-KERNEL = ("kernel", "kernel@criterion.statistics.columns.kernel", "laplacian")
+KERNEL = ("kernel", "criterion/similarity", "laplacian")
 KERNELS, BEFORE = ("slasso_kernels", *KERNEL), ("slasso_before_finetune", *KERNEL)
-BATCHES = ("slasso_batch_size", "batch_size", "criterion.statistics.calibration.count", "128")
+BATCHES = ("slasso_batch_size", "batch_size", "criterion.similarity.calibration.count", "128")
 SPARED = {  # what the paper calls it: the first layers that stay whole
-    "no Gram matrix": ("no-gram", ("similarity@criterion.statistics=raw_maps",)),
+    "no Gram matrix": ("no-gram", ("criterion/similarity=raw_maps",)),
     "no initial layer": ("spared-0", ("selection.ignore=[classifier.*]",)),
     "first two layers": ("spared-2", ("selection.ignore=[features.conv1_*,classifier.*]",)),
     "first four layers": ("", ()),

@@ -98,7 +98,7 @@ class APIB(Criterion):
     """
 
     _: KW_ONLY
-    statistics: Statistics = field(default_factory=Statistics)
+    similarity: Statistics = field(default_factory=Statistics)
     solver: RegressionSolver = field(default_factory=FISTA)
     order: EntryOrder = field(default_factory=EntryOrder)
 
@@ -109,7 +109,7 @@ class APIB(Criterion):
         data = training_data(data, "APIB")
         made = torch.cat([graph.outs[n].cpu() for n in scored_layers(model, graph)] or [_NONE])
         readers = [n for n in graph.uses if _reads(model, graph, n, made)]
-        whole = replace(self.statistics, responses=WholeOutput())
+        whole = replace(self.similarity, responses=WholeOutput())
         tables = whole.of(model, graph, data, device, readers)
         total, seen = torch.zeros(graph.count, dtype=torch.float64), torch.zeros(graph.count)
         for name in track([*tables], "solving", len(tables)):

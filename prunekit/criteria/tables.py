@@ -36,7 +36,7 @@ class OnTables(Criterion):
     """
 
     _: KW_ONLY
-    statistics: Statistics = field(default_factory=Statistics)
+    similarity: Statistics = field(default_factory=Statistics)
     shared: str | None = None
 
     def __post_init__(self) -> None:
@@ -53,7 +53,7 @@ class OnTables(Criterion):
                 f"criterion={type(self).__name__}: several layers write every channel that can go; "
                 "give criterion.shared=sum or max"
             )
-        tables = self.statistics.of(model, graph, data, device, layers)
+        tables = self.similarity.of(model, graph, data, device, layers)
         worth = {}
         for name in track([*tables], "solving", len(tables)):
             worth[name] = self.worth(tables[name], name)

@@ -8,6 +8,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import itertools
 import math
 import shutil
 from collections.abc import Iterator
@@ -57,6 +58,9 @@ def here(monkeypatch, tmp_path):
         plan.write_text('{"groups": {"conv1": {"kept": 1, "of": 2}}}')
     yield
     GlobalHydra.instance().clear()
+
+
+INNER = sorted((CONFIGS / "criterion" / "similarity").glob("*.yaml"))  # a group within a group
 
 
 @functools.cache
@@ -316,8 +320,18 @@ def test_runs_without_data_are_named_for_what_is_done_to_them(overrides, name):
     assert composed("prune", *overrides.split()).name == name
 
 
+def test_every_similarity_is_another_one_in_every_criterion_that_has_one():
+    for criterion in ("sglp", "stlp_block", "max_cka", "representatives", "apib"):
+        choices = [f"criterion/similarity={file.stem}" for file in INNER]
+        found = [
+            built(composed("prune", f"criterion={criterion}", choice), "criterion")
+            for choice in choices
+        ]
+        assert all(a != b for a, b in itertools.combinations(found, 2)) and len(found) > 6
+
+
 def test_no_config_file_is_left_out():
-    known = {*FILES, *CONFIGS.glob("*.yaml"), *(CONFIGS / "hydra").rglob("*.yaml")}
+    known = {*FILES, *CONFIGS.glob("*.yaml"), *(CONFIGS / "hydra").rglob("*.yaml"), *INNER}
     assert known == set(CONFIGS.rglob("*.yaml")) and len(FILES) > 60
 
 

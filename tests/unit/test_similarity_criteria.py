@@ -31,18 +31,18 @@ from prunekit.similarity.maps import channel_maps
 from prunekit.solvers.regression import FISTA
 
 STATISTICS = Statistics(calibration=Calibration(24))
-TREE = {"solver": FISTA(), "statistics": STATISTICS, "order": EntryOrder(points=8)}
+TREE = {"solver": FISTA(), "similarity": STATISTICS, "order": EntryOrder(points=8)}
 KINDS: dict[str, Criterion] = {
-    "graph": StructuredLasso(statistics=STATISTICS, order=EntryOrder(points=8)),
-    "strongest": StructuredLasso(structure=Graph(Strongest(0.2), kappa=0.1), statistics=STATISTICS),
-    "above": StructuredLasso(structure=Graph(Above(0.5)), statistics=STATISTICS),
+    "graph": StructuredLasso(similarity=STATISTICS, order=EntryOrder(points=8)),
+    "strongest": StructuredLasso(structure=Graph(Strongest(0.2), kappa=0.1), similarity=STATISTICS),
+    "above": StructuredLasso(structure=Graph(Above(0.5)), similarity=STATISTICS),
     "tree": StructuredLasso(structure=Hierarchy(), **TREE),
     "single": StructuredLasso(structure=Hierarchy("single", cut=0.9, floor=0.05), **TREE),
     "blocks": StructuredLasso(structure=Hierarchy(blocks=True), **TREE),
     "mixed": StructuredLasso(structure=Hierarchy(mix=0.05), **TREE),
-    "max-CKA": MaxCKA(statistics=STATISTICS),
-    "representatives": Representatives(statistics=STATISTICS),
-    "APIB": APIB(statistics=STATISTICS, order=EntryOrder(points=8)),
+    "max-CKA": MaxCKA(similarity=STATISTICS),
+    "representatives": Representatives(similarity=STATISTICS),
+    "APIB": APIB(similarity=STATISTICS, order=EntryOrder(points=8)),
 }
 
 
@@ -79,7 +79,7 @@ def test_streams_are_scored_by_all_layers_that_write_them_on_request(
     model = small()
     graph = graph_of(model, data)
     alone, together = (
-        MaxCKA(statistics=STATISTICS, shared=how).scores(model, graph, data)
+        MaxCKA(similarity=STATISTICS, shared=how).scores(model, graph, data)
         for how in (None, shared)
     )
     assert set(together) == {group.name for group in graph.groups}
@@ -89,7 +89,7 @@ def test_streams_are_scored_by_all_layers_that_write_them_on_request(
 def test_max_cka_is_the_largest_column_of_the_table(data: Data) -> None:
     model = small()
     graph = graph_of(model, data)
-    criterion = MaxCKA(statistics=STATISTICS)
+    criterion = MaxCKA(similarity=STATISTICS)
     layer = "layer2.0.conv1"
     x, _ = STATISTICS.calibration.batch(data.train, 2)
     seen: list[Tensor] = []
@@ -118,8 +118,8 @@ def test_without_a_structure_the_order_is_that_of_max_cka(data: Data) -> None:
     model = small()
     graph = graph_of(model, data)
     order = EntryOrder(points=40)
-    lasso = StructuredLasso(structure=Graph(kappa=0.0), statistics=STATISTICS, order=order)
-    found, plain = (c.scores(model, graph, data) for c in (lasso, MaxCKA(statistics=STATISTICS)))
+    lasso = StructuredLasso(structure=Graph(kappa=0.0), similarity=STATISTICS, order=order)
+    found, plain = (c.scores(model, graph, data) for c in (lasso, MaxCKA(similarity=STATISTICS)))
     for name in found:
         assert torch.equal(found[name].argsort(), plain[name].argsort())
 
@@ -162,7 +162,7 @@ def test_networks_whose_layers_all_share_channels_are_told_how(data: Data) -> No
 
     model = Loop().eval()
     with pytest.raises(ConfigError, match=r"criterion\.shared=sum or max"):
-        MaxCKA(statistics=STATISTICS).scores(model, graph_of(model, data), data)
+        MaxCKA(similarity=STATISTICS).scores(model, graph_of(model, data), data)
 
 
 def test_branches_of_inception_modules_are_scored_each_on_its_own() -> None:
@@ -171,7 +171,7 @@ def test_branches_of_inception_modules_are_scored_each_on_its_own() -> None:
     data = Synthetic(train=20, val=4, test=4, image_size=32, channels=3).load()
     model = googlenet().eval()
     graph = graph_of(model, data)
-    criterion = MaxCKA(statistics=Statistics(calibration=Calibration(8)))
+    criterion = MaxCKA(similarity=Statistics(calibration=Calibration(8)))
     scores = criterion.scores(model, graph, data)
     assert set(scores) == {group.name for group in graph.groups}
 
