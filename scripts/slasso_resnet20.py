@@ -57,7 +57,7 @@ _NO_BUDGET = ("~selection.keep", "~selection.scope")  # of the experiment
 SEARCHED = {  # widths are what the published search reaches
     f"{method}, published search": (
         f"criterion={STRUCTURED[method]}",
-        "criterion.order={_target_: prunekit.criteria.PublishedSearch, keep: 0.5}",
+        "criterion/order=published_search",
         *("selection=zeros", *_NO_BUDGET),
     )
     for method in ("sGLP-IB", "sTLP-IB")
@@ -174,7 +174,7 @@ def comparison(extent: Extent, root: Path, data: str) -> list[Job]:
         jobs += [searched(extent, name, seed) for name in SEARCHED]
         if extent.larger and seed == extent.seeds[0]:
             jobs += [cell(extent, method, seed, model="resnet56") for method in LARGER]
-    return jobs
+    return [*{job.name: job for job in jobs}.values()]  # references are cells too
 
 
 def _like(first: Job) -> tuple[str, ...]:

@@ -60,7 +60,11 @@ def here(monkeypatch, tmp_path):
     GlobalHydra.instance().clear()
 
 
-INNER = sorted((CONFIGS / "criterion" / "similarity").glob("*.yaml"))  # a group within a group
+INNER = {  # groups within a group: where they go, and a criterion that has one
+    "similarity": ("", "sglp"),
+    "order": ("", "stlp"),
+    "pairs": ("@criterion.structure.pairs", "sglp"),
+}
 
 
 @functools.cache
@@ -320,18 +324,35 @@ def test_runs_without_data_are_named_for_what_is_done_to_them(overrides, name):
     assert composed("prune", *overrides.split()).name == name
 
 
-def test_every_similarity_is_another_one_in_every_criterion_that_has_one():
-    for criterion in ("sglp", "stlp_block", "max_cka", "representatives", "apib"):
-        choices = [f"criterion/similarity={file.stem}" for file in INNER]
-        found = [
-            built(composed("prune", f"criterion={criterion}", choice), "criterion")
-            for choice in choices
-        ]
-        assert all(a != b for a, b in itertools.combinations(found, 2)) and len(found) > 6
+def inner(group: str) -> list[Path]:
+    return sorted((CONFIGS / "criterion" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("group", INNER)
+def test_every_choice_within_a_criterion_makes_another_one(group):
+    place, criterion = INNER[group]
+    found = [
+        built(
+            composed("prune", f"criterion={criterion}", f"criterion/{group}{place}={file.stem}"),
+            "criterion",
+        )
+        for file in inner(group)
+    ]
+    assert all(a != b for a, b in itertools.combinations(found, 2)) and len(found) > 1
+
+
+@pytest.mark.parametrize("criterion", ["stlp_block", "stlp_mixed", "max_cka", "apib"])
+def test_every_criterion_on_similarities_takes_another_one(criterion):
+    whole, other = (
+        built(composed("prune", f"criterion={criterion}", *choice), "criterion")
+        for choice in ((), ("criterion/similarity=linear",))
+    )
+    assert whole != other
 
 
 def test_no_config_file_is_left_out():
-    known = {*FILES, *CONFIGS.glob("*.yaml"), *(CONFIGS / "hydra").rglob("*.yaml"), *INNER}
+    known = {*FILES, *CONFIGS.glob("*.yaml"), *(CONFIGS / "hydra").rglob("*.yaml")}
+    known |= {file for group in INNER for file in inner(group)}
     assert known == set(CONFIGS.rglob("*.yaml")) and len(FILES) > 60
 
 
