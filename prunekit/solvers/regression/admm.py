@@ -26,6 +26,7 @@ from prunekit.solvers.regression.problem import (
     Solution,
 )
 
+LeastSquares = Callable[[Tensor, float, Tensor], Tensor]
 RELAXATION = 1.6
 BALANCE = 10  # primal over dual residual, or the reverse, at which the step is changed
 UNTIL = 500  # steps during which it may be
@@ -38,13 +39,14 @@ class GraphADMM(RegressionSolver):
     """Alternating directions on copies of beta and of the differences along edges.
 
     The copy of beta is the answer: its zeros are exact. `rho` is the first weight of the copies; it
-    is doubled or halved while primal and dual residuals differ much. Work is on the entries that
-    are known to move, which others join until none is left that would; its least-squares step is a
-    sparse factorisation. Where more than a share `dense` of the entries moves, it is on all: a
-    Sylvester equation, solved in the eigenbases of G and of the graph.
+    is doubled or halved while primal and dual residuals differ much, and is at least 1 and stays
+    where entries are not convex. Work is on the entries that are known to move, which others join
+    until none is left that would; its least-squares step is block-diagonal, linearised in the
+    edges. Where more than a share `dense` of the entries moves, work is on all: a Sylvester
+    equation, solved in the eigenbases of G and of the graph.
     """
 
-    rho: float = 1.0
+    rho: float = 0.3
     dense: float = 0.1
     selects: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"splitting"})
@@ -95,11 +97,12 @@ class GraphADMM(RegressionSolver):
         self,
         problem: Regression | Entries,
         penalty: GraphLasso | Entries,
-        solve: Callable[[Tensor, float], Tensor],
+        solve: LeastSquares,
         start: Tensor,
     ) -> Solution:
         """Alternate from `start`."""
-        steps = splitting(problem, penalty, solve, start, self.rho)
+        rho = self.rho if penalty.convex else max(1.0, self.rho)
+        steps = splitting(problem, penalty, solve, start, rho)
         return self.followed(steps, problem, penalty, start)
 
 
@@ -120,7 +123,7 @@ def _entering(penalty: GraphLasso, residual: Tensor, chosen: Tensor) -> Tensor:
 def splitting(
     problem: Regression | Entries,
     penalty: GraphLasso | Entries,
-    solve: Callable[[Tensor, float], Tensor],
+    solve: LeastSquares,
     start: Tensor,
     rho: float,
 ) -> Iterator[Iterate]:
@@ -128,18 +131,18 @@ def splitting(
 
     Matrices are kept as (outputs, inputs), the layout in which edges are fast. The dual variables
     are scaled by rho as usual; they start where `start` would be optimal. `solve` is the
-    least-squares step of a right side and rho.
+    least-squares step of a right side, rho and the last answer.
     """
     edges = penalty.edges if penalty.gamma > 0 else penalty.edges.none()
     cross, copy = problem.cross.T.contiguous(), start.T.contiguous()
-    across = edges.differences(copy.T)
+    beta, across = copy, edges.differences(copy.T)
     force = penalty.gamma * across.sign()
     left = problem.residual(start).T - edges.gathered(force).T
     pull, force = left / rho, force / rho
     for count in range(1, 10**9):
         wanted = cross + rho * (copy - pull)
         wanted += rho * edges.gathered(across - force).T
-        beta = solve(wanted, rho)
+        beta = solve(wanted, rho, beta)
         relaxed = RELAXATION * beta + (1 - RELAXATION) * copy
         apart = RELAXATION * edges.differences(beta.T) + (1 - RELAXATION) * across
         before = copy
@@ -148,7 +151,7 @@ def splitting(
         pull += relaxed - copy
         force += apart - across
         yield copy.T, edges.gathered(rho * force)
-        if count % 10 == 0 and count <= UNTIL:
+        if penalty.convex and count % 10 == 0 and count <= UNTIL:
             scale = _balance(float((beta - copy).norm()), rho * float((copy - before).norm()))
             rho, pull, force = rho * scale, pull / scale, force / scale
 
@@ -172,8 +175,8 @@ class Sylvester:
         """Both eigenbases; that of the graph is computed once a graph."""
         return cls(problem.spectrum, edges.spectrum if len(edges.first) else None)
 
-    def __call__(self, right: Tensor, rho: float) -> Tensor:
-        """The solution for one right side."""
+    def __call__(self, right: Tensor, rho: float, near: Tensor) -> Tensor:
+        """The solution for one right side, wherever one starts."""
         values, vectors = self.inputs
         if self.outputs is None:
             return (right @ vectors / (values + rho)) @ vectors.T

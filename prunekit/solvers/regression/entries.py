@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -118,26 +118,30 @@ class Entries:
         ratio = left.abs() / (self.penalty.lam + self.extra)
         return min(1.0, 1 / max(float(ratio.amax()), 1e-300))
 
-    def least_squares(self, right: Tensor, rho: float) -> Tensor:
-        """Solves (G + rho (I + C^T C)) x = right side, (entries, 1), by a sparse factorisation."""
+    def least_squares(self, right: Tensor, rho: float, near: Tensor) -> Tensor:
+        """A step from `near` to the solution x of (G + rho (I + C^T C)) x = right side.
+
+        C^T C is replaced by a diagonal D that is above it, and (D - C^T C) near moves to the right:
+        G is block-diagonal, so the factors fill no more than its blocks, which with C^T C would be
+        ten times as much. Columns are (entries, 1).
+        """
         if rho not in self._factors:
             self._factors.clear()
-            system = self.gram + rho * (sparse.identity(len(right)) + self._laplacian)
-            self._factors[rho] = splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A")
-        return torch.from_numpy(self._factors[rho].solve(right.numpy()))
+            system = self.gram + rho * sparse.diags(1 + self._above[:, 0].numpy())
+            self._factors[rho] = splu(system.tocsc(), permc_spec="NATURAL")
+        apart = self.edges.gathered(self.edges.differences(near.T)).T
+        moved = right + rho * (self._above * near - apart)
+        return torch.from_numpy(self._factors[rho].solve(moved.numpy()))
 
     @cached_property
     def _factors(self) -> dict:
         return {}
 
     @cached_property
-    def _laplacian(self) -> sparse.csr_matrix:
-        edges, count = self.edges, self.cross.shape[1]
-        weights = torch.cat([edges.weight, -edges.sign * edges.weight]).numpy()
-        rows = np.tile(np.arange(len(edges.weight)), 2)
-        columns = torch.cat([edges.first, edges.second]).numpy()
-        matrix = sparse.csr_matrix((weights, (rows, columns)), shape=(len(edges.weight), count))
-        return matrix.T @ matrix
+    def _above(self) -> Tensor:
+        """D, (entries, 1): sums of the absolute rows of C^T C."""
+        squares = replace(self.edges, weight=self.edges.weight.square())
+        return 2 * squares.degree[:, None]
 
     def start(self, beta: Tensor) -> Tensor:
         """The entries of a whole beta, (1, entries)."""
