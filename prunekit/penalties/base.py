@@ -78,11 +78,13 @@ class Penalty(ABC):
             low, high = (middle, high) if survives else (low, middle)
         return high
 
-    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+    def feasible(
+        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+    ) -> float | None:
         """The largest factor up to 1 that makes a regression's residual feasible for its dual.
 
-        `pull` is what a solver's own dual variables take off the residual. None: there is no dual,
-        so no duality gap.
+        `pull` is what a solver's own dual variables take off the residual. A factor below `needed`
+        may be answered by 0, which is feasible too. None: there is no dual, so no duality gap.
         """
         return None
 

@@ -214,7 +214,9 @@ class GraphLasso(Penalty):
         """What mu is multiplied by in the smoothing error of `count` rows."""
         return 0.5 * count * len(self.edges.weight) if self.gamma > 0 else 0.0
 
-    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+    def feasible(
+        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+    ) -> float | None:
         """The factor in (0, 1] that makes the residual dual feasible; None where not convex.
 
         `pull` is dual^T C gamma for a dual within +-1; without it the differences count as free.

@@ -70,7 +70,9 @@ class L1(RadialPenalty):
         """The largest row norm."""
         return float(cross.double().norm(dim=1).amax())
 
-    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+    def feasible(
+        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+    ) -> float | None:
         """Row norms of a dual point are at most lam."""
         largest = self.vanishing(residual)
         return min(1.0, self.lam / largest) if largest > 0 else 1.0

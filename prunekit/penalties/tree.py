@@ -309,11 +309,16 @@ class TreeLasso(Penalty):
         """What mu is multiplied by in the smoothing error of `count` rows: half of all balls."""
         return 0.5 * count * len(self.tree.children)
 
-    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+    def feasible(
+        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+    ) -> float | None:
         """The factor in (0, 1] that makes the residual dual feasible; None where not convex."""
         if not self.convex:
             return None
-        largest = self._dual_norm(self.magnitudes(residual), self.lam)
+        size = self.magnitudes(residual)
+        if needed > 0 and not self._gone(size, self.lam / min(1.0, needed)).all():
+            return 0.0
+        largest = self._dual_norm(size, self.lam)
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
     def vanishing(self, cross: Tensor) -> float:

@@ -110,7 +110,9 @@ class Entries:
         size = (beta.abs() - step * self.extra).clamp_min_(0)
         return self.penalty.prox_entries(size.copysign(beta), step)
 
-    def feasible(self, residual: Tensor, pull: Tensor | None = None) -> float | None:
+    def feasible(
+        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+    ) -> float | None:
         """The factor that makes the residual dual feasible at the entries."""
         if not self.convex:
             return None

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import torch
@@ -96,32 +96,27 @@ class Certificate:
         beta: Tensor,
         pull: Tensor | None = None,
         left: Tensor | None = None,
+        enough: Callable[[float, float], float] | None = None,
     ) -> Certificate:
         """From the tables alone; `pull` is what the solver's dual variables take off.
 
-        `left` is the residual, if it is known.
-
         With the residual T, the factor t that makes it feasible and the squared error q, the gap
-        is value - t <beta, T> + (1 - t)^2 q / 2: no difference of large numbers.
+        is value - t <beta, T> + (1 - t)^2 q / 2: no difference of large numbers. `left` is T, if it
+        is known. A gap above enough(objective, fit) may be given as a larger one, for less work.
         """
         left = problem.residual(beta) if left is None else left
         value = float(penalty.value(beta))
         both, inner = float((problem.cross * beta).sum()), float((left * beta).sum())
         quadratic = both - inner
         fit = both - quadratic / 2 - value
-        gap, factor = None, penalty.feasible(left, pull)
+        objective, gap, needed = problem.energy / 2 - fit, None, 0.0
+        if enough is not None and inner > 0:
+            needed = (value - enough(objective, fit)) / inner
+        factor = penalty.feasible(left, pull, needed)
         if factor is not None:
             error = max(0.0, problem.energy - 2 * both + quadratic)
             gap = max(0.0, value - factor * inner + 0.5 * (1 - factor) ** 2 * error)
-        return cls(problem.energy / 2 - fit, fit, gap)
-
-    def within(self, relative: float, of_fit: float, energy: float) -> bool:
-        """Whether the gap is small beside the objective and beside what the fit has gained.
-
-        Near the strength that leaves nothing the fit gains so little that the first says nothing.
-        """
-        limit = min(relative * self.objective, of_fit * max(0.0, self.fit))
-        return self.gap is not None and self.gap <= limit + ROUNDING * energy
+        return cls(objective, fit, gap)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,21 +175,31 @@ class RegressionSolver(ABC):
         state, before, due = (start, None), None, 0
         for count, following in enumerate(steps):
             if count == due or count == self.iterations:
-                seen = Certificate.of(problem, penalty, *state)
+                last = count == self.iterations
+                enough = None if last else partial(self.limit, problem)
+                seen = Certificate.of(problem, penalty, *state, enough=enough)
                 converged = self.close(seen, problem, state[0], before)
-                if converged or count == self.iterations:
+                if converged or last:
                     break
-                due, before = count + max(EVERY, count // 4), state[0]
+                due, before = count + max(EVERY, count // 8), state[0]
             state = following
         beta, pull = state
         return Solution(beta, seen.objective, seen.gap, count, converged, pull)
+
+    def limit(self, problem: Regression, objective: float, fit: float) -> float:
+        """The gap that is small enough, beside the objective and beside what the fit has gained.
+
+        Near the strength that leaves nothing the fit gains so little that the first says nothing.
+        """
+        small = min(self.tolerance * objective, self.of_fit * max(0.0, fit))
+        return small + ROUNDING * problem.energy
 
     def close(
         self, seen: Certificate, problem: Regression, beta: Tensor, before: Tensor | None = None
     ) -> bool:
         """Whether to stop: by the gap, or where there is none by the change since the last look."""
         if seen.gap is not None:
-            return seen.within(self.tolerance, self.of_fit, problem.energy)
+            return seen.gap <= self.limit(problem, seen.objective, seen.fit)
         largest = float(beta.abs().amax())
         return (
             before is not None and float((beta - before).abs().amax()) <= self.tolerance * largest

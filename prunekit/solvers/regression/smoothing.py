@@ -80,7 +80,7 @@ class SmoothingProximalGradient(RegressionSolver):
         beta, before, count, every = start, float("inf"), 0, EVERY
         while count < self.iterations:
             seen = Certificate.of(problem, penalty, beta, penalty.smooth_pull(beta, mu))
-            close = seen.within(self.tolerance, self.of_fit, problem.energy)
+            close = seen.gap is not None and self.close(seen, problem, beta)
             stalled = abs(before - seen.objective) <= STALL * abs(seen.objective)
             if close or stalled:
                 return beta, count, stalled, close
