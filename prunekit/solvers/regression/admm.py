@@ -30,7 +30,7 @@ LeastSquares = Callable[[Tensor, float, Tensor], Tensor]
 RELAXATION = 1.6
 BALANCE = 10  # primal over dual residual, or the reverse, at which the step is changed
 UNTIL = 500  # steps during which it may be
-DROPS = 8  # rounds of growth in which entries that are zero leave again
+DROP, ROUNDS = 2, 8  # entries at work for each alive one from which on others leave; how often
 FEW = 2  # entries that may join a column at once
 
 
@@ -42,12 +42,12 @@ class GraphADMM(RegressionSolver):
     is doubled or halved while primal and dual residuals differ much, and is at least 1 and stays
     where entries are not convex. Work is on the entries that are known to move, which others join
     until none is left that would; its least-squares step is block-diagonal, linearised in the
-    edges. Where more than a share `dense` of the entries moves, work is on all: a Sylvester
-    equation, solved in the eigenbases of G and of the graph.
+    edges. Where the blocks hold more than a share `dense` of what a step on all entries takes, work
+    is on all: a Sylvester equation, solved in the eigenbases of G and of the graph.
     """
 
     rho: float = 0.3
-    dense: float = 0.1
+    dense: float = 0.05
     selects: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"splitting"})
 
@@ -73,14 +73,21 @@ class GraphADMM(RegressionSolver):
                     good = close or found is None or found.converged
                     return self.told(Solution(beta, seen.objective, seen.gap, steps, good, pull))
             last = int(entering.sum()) <= GROWN * int(chosen.sum())
-            chosen = entering | ((beta != 0).T if round_ < DROPS and not last else chosen)
-            if int(chosen.sum()) > self.dense * len(chosen) * int(chosen.any(dim=0).sum()):
+            chosen = entering | _kept(chosen, (beta != 0).T, round_ < ROUNDS and not last)
+            rows = chosen.any(dim=0).nonzero().flatten()
+            if self._many(chosen, len(rows)):
                 return self._dense(problem, penalty, beta, steps)
-            part = Entries(problem, penalty, chosen)
+            part = Entries(problem.rows(rows), penalty, chosen[:, rows])
             solver = self.scaled(FINE if last else ROUGH)
-            found = solver._follow(part, part, part.least_squares, part.start(beta))
-            beta, pull = part.whole(found.beta), part.whole_pull(found)
+            found = solver._follow(part, part, part.least_squares, part.start(beta[rows]))
+            beta = torch.zeros_like(beta).index_copy_(0, rows, part.whole(found.beta))
+            pull = torch.zeros_like(beta).index_copy_(0, rows, part.whole_pull(found))
             steps += found.iterations
+
+    def _many(self, chosen: Tensor, rows: int) -> bool:
+        """Whether the blocks hold more than their share of what a step on all entries takes."""
+        blocks = int(chosen.sum(dim=1).square().sum())
+        return blocks > self.dense * rows * len(chosen) * (rows + len(chosen))
 
     def _dense(
         self, problem: Regression, penalty: GraphLasso, start: Tensor, steps: int
@@ -111,13 +118,19 @@ def _entering(penalty: GraphLasso, residual: Tensor, chosen: Tensor) -> Tensor:
 
     At most as many as the column has already, or `FEW`.
     """
-    moved = penalty.prox_entries(residual, 1.0).abs().T
-    moved = torch.where(chosen, 0.0, moved)
-    order = moved.argsort(dim=1, descending=True)
+    moved = torch.where(chosen.T, 0.0, penalty.prox_entries(residual, 1.0).abs())
+    rows = (moved > 0).any(dim=1).nonzero().flatten()
+    candidates = moved[rows].T.contiguous()  # (outputs, rows)
+    order = candidates.argsort(dim=1, descending=True)
     ranks = torch.arange(order.shape[1]).expand_as(order)
     rank = torch.empty_like(order).scatter_(1, order, ranks)
     room = chosen.sum(dim=1, keepdim=True).clamp_min(FEW)
-    return (moved > 0) & (rank < room)
+    return torch.zeros_like(chosen).index_copy_(1, rows, (candidates > 0) & (rank < room))
+
+
+def _kept(chosen: Tensor, alive: Tensor, may_drop: bool) -> Tensor:
+    """The entries that stay at work: only alive ones, if those are few and others may go."""
+    return alive if may_drop and int(chosen.sum()) > DROP * int(alive.sum()) else chosen
 
 
 def splitting(
