@@ -431,7 +431,7 @@ def config_built() -> set[type]:
         if isinstance(thing, list | tuple):
             for item in thing:
                 collect(item)
-        elif dataclasses.is_dataclass(thing):
+        elif dataclasses.is_dataclass(thing) and not isinstance(thing, type):
             found.add(type(thing))
             collect([getattr(thing, field.name) for field in fields(thing)])
 

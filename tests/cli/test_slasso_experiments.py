@@ -88,10 +88,10 @@ def test_settings_are_as_published(name):
     assert found["pipeline"] == ["pretrain", "prune", "finetune", "measure"]
     assert found["criterion"]["structure"]["_target_"] == STRUCTURES[name[:4]]
     assert found["criterion"]["shared"] is None  # streams stay
-    statistics = found["criterion"]["statistics"]
-    assert statistics["columns"]["kernel"]["_target_"] == "prunekit.similarity.Laplacian"
-    assert statistics["columns"]["centring"] == "hkh"
-    assert statistics["calibration"]["count"] == 128
+    similarity = found["criterion"]["similarity"]
+    assert similarity["columns"]["kernel"]["_target_"] == "prunekit.similarity.Laplacian"
+    assert similarity["columns"]["centring"] == "hkh"
+    assert similarity["calibration"]["count"] == 128
     assert (found["selection"]["scope"], found["absorb"]) == ("local", False)
     tuning = found["schedule"]["finetune"]
     imagenet = name.endswith("imagenet") and "tiny" not in name

@@ -157,5 +157,5 @@ class TestComparable:
         assert any(not torch.equal(found.masks[group], other[group]) for group in other)
 
     def test_which_criteria_compare(self):
-        compare = {name for name, kind in CRITERIA.items() if kind.comparable}
+        compare = {name for name, kind in CRITERIA.items() if kind().comparable}
         assert compare == {"lamp", "hessian", "taylor"}

@@ -134,8 +134,8 @@ def test_every_kind_of_run_composes(tables, scale):
 def test_what_a_table_varies_arrives(tables, name, key, wanted):
     jobs = [job for found in runs(tables, "short").values() for job in found]
     found = composed(next(job for job in jobs if job.name.endswith(f"vgg16/seed0/{name}")))
-    statistics = found["criterion"]["statistics"]
-    assert functools.reduce(lambda node, part: node[part], key.split("."), statistics) == wanted
+    similarity = found["criterion"]["similarity"]
+    assert functools.reduce(lambda node, part: node[part], key.split("."), similarity) == wanted
 
 
 @pytest.mark.parametrize(
