@@ -272,6 +272,17 @@ def test_what_does_not_converge_is_said_once(caplog):
     assert len(caplog.records) == 1 and "FISTA stopped after 3" in caplog.text
 
 
+def test_a_path_on_a_graph_says_once_what_does_not_converge(caplog):
+    case = CASES[5]
+    for dense in (0.0, 1.0):
+        caplog.clear()
+        solver = GraphADMM(iterations=3, tolerance=1e-12, dense=dense)
+        lams = [graph(case, share).lam for share in (0.5, 0.3, 0.1)]
+        path = lasso_path(case.problem, lambda lam: GraphLasso(lam, case.edges, 0.3), solver, lams)
+        assert not any(found.converged for found in path)
+        assert len(caplog.records) == 1 and "GraphADMM stopped" in caplog.text
+
+
 def test_zero_tables_have_the_zero_solution():
     nothing = Regression(torch.zeros(3, 3).double(), torch.zeros(3, 4).double(), 1.0)
     edges = Edges.top(torch.eye(4), 1)
@@ -292,6 +303,8 @@ def test_misfits_are_refused():
         Regression(gram, cross[:2], 1.0)
     with pytest.raises(ConfigError, match="not finite"):
         Regression(gram, cross * torch.nan, 1.0)
+    with pytest.raises(ConfigError, match="must be double"):
+        Regression(gram.float(), cross.float(), 1.0)
     problem = Regression(gram, cross, 2.0)
     edges = Edges.top(torch.ones(2, 2), 1)
     with pytest.raises(ConfigError, match="FISTA needs prox, which penalty GraphLasso"):

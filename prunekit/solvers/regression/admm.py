@@ -94,7 +94,9 @@ class GraphADMM(RegressionSolver):
     ) -> Solution:
         """The solution on all entries, after so many steps on some."""
         if self.dense > 0:
-            found = active_rows(problem, penalty, replace(self, dense=0.0), start)
+            quiet = self.scaled(1.0)
+            quiet.dense = 0.0
+            found = active_rows(problem, penalty, quiet, start)
         else:
             edges = penalty.edges if penalty.gamma > 0 else penalty.edges.none()
             found = self._follow(problem, penalty, Sylvester.of(problem, edges), start)

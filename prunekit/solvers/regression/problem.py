@@ -46,6 +46,10 @@ class Regression:
                 f"tables of shapes {tuple(self.gram.shape)} and {tuple(self.cross.shape)} do not "
                 "fit; the first must be square with as many rows as the second"
             )
+        if self.gram.dtype != torch.float64 or self.cross.dtype != torch.float64:
+            raise ConfigError(
+                "tables of a regression must be double; gaps are lost in rounding else"
+            )
         if not bool(self.gram.isfinite().all() and self.cross.isfinite().all()):
             raise ConfigError("tables of a regression are not finite; leave dead channels out")
         number("energy", self.energy, at_least=0)
