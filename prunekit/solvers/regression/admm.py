@@ -62,6 +62,8 @@ class GraphADMM(RegressionSolver):
         """The minimiser, from `start` or zero."""
         self.check(penalty)
         beta = torch.zeros_like(problem.cross) if start is None else start
+        if penalty.gamma == 0:  # nothing to linearise
+            return self._dense(problem, penalty, beta, 0)
         chosen, pull, steps, found, last = (beta != 0).T, torch.zeros_like(beta), 0, None, True
         for round_ in itertools.count():
             left = problem.residual_of_few(beta)

@@ -54,12 +54,12 @@ def active_rows(
     """The solution, found on rows that are not known to be zero.
 
     Rows are known to be where the penalty says that their residual is not enough to move them
-    (`Penalty.excess`). Others come in, those of the largest excess first and at most as many as
-    there are, until none is left or the gap of the whole problem is small. While many come in,
-    parts are solved roughly.
+    (`Penalty.excess`). Others come in, those of the largest excess first and at most a third of
+    what is there, until none is left or the gap of the whole problem is small. While many come in,
+    parts are solved roughly; when that ends, rows that came in for nothing leave, once.
     """
     beta, active = start, (start != 0).any(dim=1)
-    pull, steps, found, last = None, 0, None, True
+    pull, steps, found, last, grew = None, 0, None, True, False
     while True:
         chosen = active.nonzero().flatten()
         left = problem.residual_of_few(beta)
@@ -71,6 +71,9 @@ def active_rows(
                 good = close or found is None or found.converged
                 return solver.told(Solution(beta, seen.objective, seen.gap, steps, good, pull))
         last = len(joining) <= GROWN * len(chosen)
+        if last and grew:
+            active, grew = (beta != 0).any(dim=1), False
+        grew = grew or (not last and steps == 0)
         active[joining] = True
         chosen = active.nonzero().flatten()
         part = solver.scaled(FINE if last else ROUGH)
@@ -86,5 +89,5 @@ def _joining(excess: Tensor, active: Tensor) -> Tensor:
     excess = torch.where(active, 0.0, excess)
     count = int((excess > 0).sum())
     if not bool(excess.isinf().any()):
-        count = min(count, max(FEW, int(active.sum())))
+        count = min(count, max(FEW, int(active.sum()) // 3))
     return excess.topk(count).indices
