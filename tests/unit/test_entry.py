@@ -69,7 +69,7 @@ LASSO = Hierarchy(mix=0.0).penalty(torch.eye(8, dtype=torch.float64))  # single 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
 def test_columns_of_a_lasso_enter_by_their_largest_similarity(seed: int) -> None:
-    """A column is alive exactly below its largest absolute similarity (section 4.1)."""
+    """A column is alive exactly below its largest absolute similarity."""
     problem = regression(seed)
     found = EntryOrder(points=30).scores(problem, LASSO, FISTA(), "layer")
     assert torch.equal(found.argsort(), problem.cross.abs().amax(0).argsort())

@@ -31,8 +31,8 @@ class Regression:
     """min over beta of 1/2 tr(beta^T G beta) - tr(A^T beta) + energy / 2, and a penalty of beta.
 
     `gram` is G (inputs, inputs), `cross` A (inputs, outputs), both double; `energy` is the sum of
-    the responses' squared norms, so that the objective is half the squared error (spec of Liu et
-    al. 2025, section 1.5).
+    the responses' squared norms, so that the objective is half the squared error (Liu et al.
+    2025, eq. 4).
     """
 
     gram: Tensor
