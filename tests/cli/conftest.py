@@ -73,3 +73,16 @@ def finished(tmp_path_factory):
     finally:
         os.chdir(before)
     return place
+
+
+@pytest.fixture
+def go(finished, monkeypatch, cli):
+    """Run a command where the finished run is; returns what it printed."""
+
+    def run(*arguments, code=0):
+        monkeypatch.chdir(finished)
+        found = cli(*arguments)
+        assert found.code == code, found.err
+        return found.err if code else found.out
+
+    return run

@@ -29,19 +29,6 @@ class Odd(torch.nn.Module):
 """
 
 
-@pytest.fixture
-def go(finished, monkeypatch, cli):
-    """Run a command where the finished run is; returns what it printed."""
-
-    def run(*arguments, code=0):
-        monkeypatch.chdir(finished)
-        found = cli(*arguments)
-        assert found.code == code, found.err
-        return found.err if code else found.out
-
-    return run
-
-
 def report(stage):
     return json.loads((stage / "report.json").read_text())
 

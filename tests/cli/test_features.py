@@ -17,19 +17,6 @@ PRUNE = ("criterion=l1_norm", "selection=per_layer", "selection.keep=0.5")
 QUICK = ("features.images=120", "features.perplexity=10")
 
 
-@pytest.fixture
-def go(finished, monkeypatch, cli):
-    """Run a command where the finished run is; returns what it printed."""
-
-    def run(*arguments, code=0):
-        monkeypatch.chdir(finished)
-        found = cli(*arguments)
-        assert found.code == code, found.err
-        return found.err if code else found.out
-
-    return run
-
-
 def report(stage):
     return json.loads((stage / "report.json").read_text())
 

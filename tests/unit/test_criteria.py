@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from toys import made, toy_data
 
 from prunekit.criteria import (
     FPGM,
@@ -26,7 +27,6 @@ from prunekit.criteria import (
     save_scores,
 )
 from prunekit.criteria.curvature import _signs, hessian_diagonal
-from prunekit.data import Data, Normalize, TensorBatches
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
@@ -78,25 +78,6 @@ ACTS = {
     "relu6": nn.ReLU6(),  # the toy stays below 6
     "method in place": lambda x: x.relu_(),
 }
-
-
-def toy_data(size=8, count=37):
-    generator = torch.Generator().manual_seed(1)
-    images = torch.rand(count, 1, size, size, generator=generator)
-    labels = torch.randint(5, (count,), generator=generator)
-    batches = TensorBatches(images, labels, Normalize((0.5,), (0.25,)))
-    return Data(batches, batches, batches, 5, (1, size, size))
-
-
-def made(model, seed=0):
-    """The model with random weights and statistics, in evaluation mode, and its graph."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                low = 0.5 if name.endswith("var") else -0.7
-                value.copy_(low + 1.5 * torch.rand(value.shape, generator=generator))
-    return model, ChannelGraph.trace(model.eval(), torch.zeros(1, 1, 8, 8))
 
 
 def fake_graph(**outs):

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from toys import made, toy_data
 
 from prunekit.criteria import HRank
 from prunekit.criteria.hrank import map_ranks
-from prunekit.data import Data, Normalize, ShapeOnly, TensorBatches
+from prunekit.data import ShapeOnly
 from prunekit.errors import ConfigError, DataError
-from prunekit.graph import ChannelGraph
 
 
 class Net(nn.Module):
@@ -33,24 +33,6 @@ class Net(nn.Module):
         return self.out(self.act(self.hidden(F.max_pool2d(x, 2).flatten(1))))
 
 
-def data(images=23, size=8):
-    generator = torch.Generator().manual_seed(1)
-    inputs = torch.rand(images, 1, size, size, generator=generator)
-    labels = torch.randint(5, (images,), generator=generator)
-    batches = TensorBatches(inputs, labels, Normalize((0.5,), (0.25,)))
-    return Data(batches, batches, batches, 5, (1, size, size))
-
-
-def made(model, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                low = 0.5 if name.endswith("var") else -0.7
-                value.copy_(low + 1.4 * torch.rand(value.shape, generator=generator))
-    return model, ChannelGraph.trace(model.eval(), torch.zeros(1, 1, 8, 8))
-
-
 def mean_ranks(*outs):
     """numpy's rank of every map of every ReLU, averaged channel by channel."""
     ranks = [
@@ -63,10 +45,10 @@ def mean_ranks(*outs):
 def test_scores_are_the_mean_ranks_of_single_maps():
     model, graph = made(Net())
     model.train()
-    found = HRank(samples=17).scores(model, graph, data())
+    found = HRank(samples=17).scores(model, graph, toy_data())
     assert model.training and model.bn.training
     model.eval()
-    x = next(data().train.sample(17, 17))[0]
+    x = next(toy_data().train.sample(17, 17))[0]
     with torch.no_grad():
         first = F.relu(model.bn(model.stem(x)))
         inner = F.relu(model.conv1(first))
@@ -85,8 +67,8 @@ def test_scores_are_the_mean_ranks_of_single_maps():
 
 def test_more_than_one_batch_is_the_same_mean():
     model, graph = made(Net())
-    found = HRank(samples=210).scores(model, graph, data(210))
-    x = next(data(210).train.sample(210, 210))[0]
+    found = HRank(samples=210).scores(model, graph, toy_data(count=210))
+    x = next(toy_data(count=210).train.sample(210, 210))[0]
     with torch.no_grad():
         inner = F.relu(model.conv1(F.relu(model.bn(model.stem(x)))))
     torch.testing.assert_close(found["conv1"], mean_ranks(inner), rtol=0, atol=1e-12)
@@ -137,10 +119,10 @@ def test_volumes_are_matrices_of_their_first_side():
 def test_units_without_a_relu_have_no_score():
     model, graph = made(Net(torch.tanh))
     with pytest.raises(ConfigError, match="none of the 3 channel groups meets a ReLU"):
-        HRank(5).scores(model, graph, data())
+        HRank(5).scores(model, graph, toy_data())
     half = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 4, 3), nn.Flatten())
     model, graph = made(nn.Sequential(*half, nn.Linear(64, 5)))
-    assert HRank(5).scores(model, graph, data()).keys() == {"0"}
+    assert HRank(5).scores(model, graph, toy_data()).keys() == {"0"}
 
 
 def test_bad_input_is_one_line():
@@ -152,7 +134,7 @@ def test_bad_input_is_one_line():
     with torch.no_grad():
         model.conv1.weight[0] = float("nan")
     with pytest.raises(ConfigError, match="HRank met feature maps that are not finite") as error:
-        HRank(5).scores(model, graph, data())
+        HRank(5).scores(model, graph, toy_data())
     assert "\n" not in str(error.value)
 
 
