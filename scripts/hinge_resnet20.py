@@ -8,14 +8,13 @@ within its epochs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from exact_resnets import Extent, start
 from tables import TAIL, Job
 
 TABLE = "hinge_resnet20"
 EXPERIMENT = ("experiment=hinge_resnet20_exact",)
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 STRENGTHS = {"l1": 0.8, "l1/2": 1.2, "l1-2": 0.6, "log-sum": 0.5}
 FILES = {"l1": "hinge_l1", "l1/2": "hinge_lp", "l1-2": "hinge_l1ml2", "log-sum": "hinge_logsum"}
 ROWS, COLUMNS = "rows, rows", "columns, rows"
@@ -58,31 +57,6 @@ TAUGHT = (BASE, "SVD, one threshold", "L1 norm")  # tuned with distillation too
 LONGER = ("SVD, one threshold", "L1 norm")  # tuned for as long as search and tuning of Hinge
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How much is done: seeds, overrides of every job; without `weights` a network trained here."""
-
-    seeds: tuple[int, ...]
-    overrides: tuple[str, ...] = ()
-    weights: bool = True
-    larger: bool = True
-
-
-SCALES = {
-    "short": Extent((0, 1, 2), ("latency.seconds=5",)),
-    "smoke": Extent(
-        seeds=(0,),
-        overrides=(
-            *("dataset=synthetic", "dataset.channels=3", "dataset.image_size=32", "dataset.val=32"),
-            *("~dataset.only_exact", "~dataset.mean", "~dataset.std", "dataset.train=160"),
-            *("schedule=smoke", "latency.runs=5", "latency.batch=8", "diagnose=false"),
-        ),
-        weights=False,
-        larger=False,
-    ),
-}
-
-
 def hinge_name(place: str, penalty: str) -> str:
     """What a row of the table calls a variant."""
     return f"Hinge, {place}, {penalty}"
@@ -118,9 +92,7 @@ def named(method: str, seed: int, model: str = "resnet20") -> str:
 
 def given(extent: Extent, data: str, model: str = "resnet20") -> Job:
     """The published weights, not trained any further."""
-    place = Path(data).parent / "weights" / WEIGHTS[model]
-    start = (f"weights={place}", "schedule.pretrain.epochs=0") if extent.weights else ("seed=1",)
-    return Job(f"{TABLE}/{model}/given", (*_of(extent, model), *start), ("pretrain",))
+    return start(f"{TABLE}/{model}/given", _of(extent, model), extent.weights, data, model)
 
 
 def cell(extent: Extent, method: str, seed: int, model: str = "resnet20") -> Job:

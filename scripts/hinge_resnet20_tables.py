@@ -6,6 +6,7 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from exact_resnets import Extent
 from hinge_resnet20 import (
     ABLATION,
     BASE,
@@ -15,7 +16,6 @@ from hinge_resnet20 import (
     OTHERS,
     TABLE,
     TAUGHT,
-    Extent,
     named,
 )
 from measured import Row, metrics, publish, refuse_empty, spread, verdict, write_markdown

@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import exact_resnets
 import hinge_resnet20
 import hinge_resnet20_tables
 import hinge_tables
@@ -55,7 +56,7 @@ class Table:
 
 TABLES = {
     "hinge_resnet20": Table(
-        hinge_resnet20.SCALES,
+        exact_resnets.SCALES,
         hinge_resnet20.from_scratch,
         hinge_resnet20_tables.write_tables,
         hinge_resnet20.from_weights,
@@ -65,7 +66,7 @@ TABLES = {
     "ssr_f56": Table(tables.SCALES, tables.figure5, ssr_tables.write_figure5),
     "ssr_lambda": Table(tables.SCALES, tables.lambda_groups, ssr_tables.write_lambda_groups),
     "slasso_resnet20": Table(
-        slasso_resnet20.SCALES,
+        exact_resnets.SCALES,
         slasso_resnet20.alone,
         slasso_resnet20_tables.write_tables,
         slasso_resnet20.comparison,

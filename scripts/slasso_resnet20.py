@@ -7,14 +7,13 @@ What they keep differs. A seed is a calibration batch, and an order of images in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from exact_resnets import Extent, start
 from tables import TAIL, Job
 
 TABLE = "slasso_resnet20"
 EXPERIMENT = ("experiment=slasso_resnet20_exact",)
-WEIGHTS = {"resnet20": "resnet20-12fca82f.th", "resnet56": "resnet56-4bfd9763.th"}
 KERNELS = ("linear", "gaussian", "sigmoid", "laplacian")
 PUBLISHED_KERNEL = "laplacian"
 STRUCTURED = {  # scored on similarities, with every kernel
@@ -65,31 +64,6 @@ SEARCHED = {  # widths are what the published search reaches
 SCRATCH = ("schedule.finetune.epochs=9", "schedule.finetune.optimizer.lr=0.05")
 
 
-@dataclass(frozen=True)
-class Extent:
-    """How much is done: seeds, overrides of every job; without `weights` a network trained here."""
-
-    seeds: tuple[int, ...]
-    overrides: tuple[str, ...] = ()
-    weights: bool = True
-    larger: bool = True
-
-
-SCALES = {
-    "short": Extent((0, 1, 2), ("latency.seconds=5",)),
-    "smoke": Extent(
-        seeds=(0,),
-        overrides=(
-            *("dataset=synthetic", "dataset.channels=3", "dataset.image_size=32", "dataset.val=32"),
-            *("~dataset.only_exact", "~dataset.mean", "~dataset.std", "dataset.train=160"),
-            *("schedule=smoke", "latency.runs=5", "latency.batch=8", "diagnose=false"),
-        ),
-        weights=False,
-        larger=False,
-    ),
-}
-
-
 def folder(method: str) -> str:
     """A method's name as a directory."""
     return method.replace(", ", "_").replace(" ", "-")
@@ -103,9 +77,7 @@ def named(method: str, seed: int, kernel: str = "", model: str = "resnet20") -> 
 
 def given(extent: Extent, data: str, model: str = "resnet20") -> Job:
     """The published weights, not trained any further."""
-    place = Path(data).parent / "weights" / WEIGHTS[model]
-    start = (f"weights={place}", "schedule.pretrain.epochs=0") if extent.weights else ("seed=1",)
-    return Job(_given(model), (*_of(extent, model), *start), ("pretrain",))
+    return start(_given(model), _of(extent, model), extent.weights, data, model)
 
 
 def scored(method: str, kernel: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
+from exact_resnets import Extent
 from measured import NOT_RUN, Row, metrics, publish, refuse_empty, spread, verdict, write_markdown
 from slasso_resnet20 import (
     KERNELS,
@@ -17,7 +18,6 @@ from slasso_resnet20 import (
     TABLE,
     TUNED,
     VARIANTS,
-    Extent,
     named,
 )
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from exact_resnets import TINY, start
 from measured import metrics
 from tables import TAIL, Job
 
 TABLE = "slim_resnet20"
 EXPERIMENT = (f"experiment={TABLE}_exact",)
-WEIGHTS = Path("weights/resnet20-12fca82f.th")  # beside the folder of the data
 PENALTIES = {
     "l1": ("regularizer=slim_l1",),
     "l1/2": ("regularizer=lp", "regularizer.penalty.p=0.5"),
@@ -49,11 +49,7 @@ SCALES = {
         seeds=(0,),
         strengths=(0.01, 0.1),
         penalties=("l1", "TL1"),
-        overrides=(
-            *("dataset=synthetic", "dataset.channels=3", "dataset.image_size=32", "dataset.val=32"),
-            *("~dataset.only_exact", "~dataset.mean", "~dataset.std", "dataset.train=160"),
-            *("schedule=smoke", "latency.runs=5", "latency.batch=8", "diagnose=false"),
-        ),
+        overrides=TINY,
         weights=False,
     ),
 }
@@ -66,9 +62,7 @@ def scratch(extent: Extent) -> Job:
 
 def given(extent: Extent, data: str) -> Job:
     """The published weights, not trained any further."""
-    start = (f"weights={Path(data).parent / WEIGHTS}", "schedule.pretrain.epochs=0")
-    settings = (*EXPERIMENT, *extent.overrides, *(start if extent.weights else ("seed=1",)))
-    return Job(f"{TABLE}/given", settings, ("pretrain",))
+    return start(f"{TABLE}/given", (*EXPERIMENT, *extent.overrides), extent.weights, data)
 
 
 def trial(extent: Extent, method: str, lam: float) -> Job:
