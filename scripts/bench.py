@@ -73,9 +73,14 @@ def main() -> int:
         data_path(arguments.rounds),
         start(arguments.rounds),
     ]
-    table("ratios", list(rows[0]), [[str(value) for value in row.values()] for row in rows])
-    if arguments.csv:
-        write_csv(arguments.csv, rows)
+    return publish("ratios", rows, arguments.csv)
+
+
+def publish(title: str, rows: list[Row], file: Path | None) -> int:
+    """Show the rows, write them to a file if there is one; exit code 1 when a bound is missed."""
+    table(title, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
+    if file:
+        write_csv(file, rows)
     missed = [str(row["what"]) for row in rows if row["holds"] == "no"]
     say(f"missed: {', '.join(missed)}" if missed else "every bound holds")
     return 1 if missed else 0

@@ -16,13 +16,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from bench import Row, row
+from bench import Row, publish, row
 from torch import Tensor
 
-from prunekit.console import say, table
 from prunekit.criteria.entry import EntryOrder
 from prunekit.penalties import Edges, GraphLasso, Penalty, Tree, TreeLasso
-from prunekit.runs.files import write_csv
 from prunekit.similarity import Grams, Maps, Tables, tables_of
 from prunekit.solvers.regression import FISTA, GraphADMM, Regression, RegressionSolver
 
@@ -44,14 +42,7 @@ def main() -> int:
     torch.set_grad_enabled(False)
     shapes = list(itertools.pairwise(WIDTHS))[: arguments.layers]
     rows = [line for name, method in methods().items() for line in walks(name, method, shapes)]
-    table(
-        "structured lasso", list(rows[0]), [[str(value) for value in row.values()] for row in rows]
-    )
-    if arguments.csv:
-        write_csv(arguments.csv, rows)
-    missed = [str(row["what"]) for row in rows if row["holds"] == "no"]
-    say(f"missed: {', '.join(missed)}" if missed else "every bound holds")
-    return 1 if missed else 0
+    return publish("structured lasso", rows, arguments.csv)
 
 
 def methods() -> dict[str, Method]:

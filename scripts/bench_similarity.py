@@ -15,14 +15,12 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from bench import NORMALIZE, Row, ratio, row
+from bench import NORMALIZE, Row, publish, ratio, row
 from torch import Tensor, nn
 
-from prunekit.console import say, table
 from prunekit.data import Data, TensorBatches
 from prunekit.graph import ChannelGraph
 from prunekit.models import vgg16
-from prunekit.runs.files import write_csv
 from prunekit.similarity import Grams, Maps, RawMaps, Statistics, tables_of
 
 EXAMPLES = 128
@@ -40,12 +38,7 @@ def main() -> int:
     torch.set_grad_enabled(False)
     rounds = arguments.rounds
     rows = [whole_network(rounds), *growth(rounds), *saved(rounds), with_and_without(rounds)]
-    table("similarity", list(rows[0]), [[str(value) for value in row.values()] for row in rows])
-    if arguments.csv:
-        write_csv(arguments.csv, rows)
-    missed = [str(row["what"]) for row in rows if row["holds"] == "no"]
-    say(f"missed: {', '.join(missed)}" if missed else "every bound holds")
-    return 1 if missed else 0
+    return publish("similarity", rows, arguments.csv)
 
 
 def told(what: str, value: float) -> Row:
