@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -12,8 +11,9 @@ from torch import Tensor
 
 from prunekit.checks import integer, number
 from prunekit.errors import ConfigError
-from prunekit.penalties.base import Penalty, RadialPenalty
-from prunekit.penalties.magnitude import L1, L1MinusL2
+from prunekit.penalties.base import RadialPenalty
+from prunekit.penalties.magnitude import L1
+from prunekit.penalties.structured import StructuredPenalty
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ def _pairs_of(similarity: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class GraphLasso(Penalty):
+class GraphLasso(StructuredPenalty):
     """entries(beta) + gamma sum_e w_e sum_k |beta_km - sign beta_kl| over edges (Liu et al. eq. 5).
 
     Rows of beta are input channels, columns the nodes of the graph. `kappa` is the coupling that a
@@ -149,23 +149,11 @@ class GraphLasso(Penalty):
 
     edges: Edges
     kappa: float
-    entries: Callable[[float], RadialPenalty] = L1
     offers: ClassVar[frozenset[str]] = frozenset({"subgradient", "smoothing", "splitting"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         number("kappa", self.kappa, at_least=0)
-        check_entries(self.single)
-
-    @cached_property
-    def single(self) -> RadialPenalty:
-        """The penalty of single entries."""
-        return self.entries(self.lam)
-
-    @property
-    def convex(self) -> bool:
-        """Whether the entries' part is the l1 norm, so that there is a duality gap."""
-        return type(self.single) is L1
 
     @cached_property
     def gamma(self) -> float:
@@ -236,12 +224,6 @@ class GraphLasso(Penalty):
     def excess(self, residual: Tensor) -> Tensor:
         """What the entries' prox of step one leaves of each row; coupling could only hold it."""
         return self.prox_entries(residual, 1.0).norm(dim=1)
-
-
-def check_entries(single: RadialPenalty) -> None:
-    """Raise ConfigError when this is no penalty of each entry by itself."""
-    if not isinstance(single, RadialPenalty) or isinstance(single, L1MinusL2):
-        raise ConfigError(f"entries={single!r} is no penalty of single entries; take L1 or MCP")
 
 
 def shrunk(single: RadialPenalty, rows: Tensor, step: float) -> Tensor:

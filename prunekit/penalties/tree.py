@@ -14,9 +14,8 @@ from torch import Tensor
 
 from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
-from prunekit.penalties.base import Penalty, RadialPenalty
-from prunekit.penalties.fusion import check_entries
-from prunekit.penalties.magnitude import L1
+from prunekit.penalties.base import Penalty
+from prunekit.penalties.structured import StructuredPenalty
 
 Array = np.ndarray
 TINY = 1e-300
@@ -193,7 +192,7 @@ class Levels:
 
 
 @dataclass(frozen=True, eq=False)
-class TreeLasso(Penalty):
+class TreeLasso(StructuredPenalty):
     """sum_k sum_v w_v |beta_{k, G_v}|_2 lam over rows k and nodes v of a tree (Liu et al. eq. 6).
 
     Rows of beta are input channels, columns the leaves. With `mix` leaves weigh one and inner nodes
@@ -204,24 +203,12 @@ class TreeLasso(Penalty):
 
     tree: Tree
     mix: float | None = None
-    entries: Callable[[float], RadialPenalty] = L1
     offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient", "smoothing"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.mix is not None:
             number("mix", self.mix, at_least=0)
-        check_entries(self.single)
-
-    @cached_property
-    def single(self) -> RadialPenalty:
-        """The penalty of single leaves, before their weights."""
-        return self.entries(self.lam)
-
-    @property
-    def convex(self) -> bool:
-        """Whether the leaves' part is the l1 norm, so that the prox is exact."""
-        return type(self.single) is L1
 
     @cached_property
     def weights(self) -> Tensor:
