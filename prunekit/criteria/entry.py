@@ -38,9 +38,10 @@ class EntryOrder(Ordering):
     """Columns by the largest lam at which they are not zero.
 
     Ties go by their sum of absolute entries there, then by their largest similarity. Strengths fall
-    geometrically to `least` of the one that leaves nothing, or to where all columns are alive; what
-    is left of `points` solutions is spent where most columns enter at once. The order is nested in
-    the count that is kept, and keeps what the published search would wherever that finds a count.
+    geometrically to `least` of the one that leaves nothing, or to where all columns are alive; of
+    `points` solutions, those that are not needed for it are spent where most columns enter at once.
+    The order is nested in the count that is kept, and keeps what the published search would
+    wherever that finds a count.
     """
 
     points: int = 25
@@ -102,13 +103,13 @@ class Entries:
 def strengths(top: float, least: float, points: int, entries: Entries) -> Iterator[float]:
     """Strengths below `top`, chosen by what `entries` holds by the time each is asked for.
 
-    The first half falls geometrically to `least` of `top`, and ends where all columns have entered.
-    Each of the others halves, in logarithms, the gap in which most columns entered together.
+    They fall geometrically to `least` of `top` in `points` steps, and end where all columns have
+    entered: small strengths are the dearest to solve for, so it pays not to overshoot. Each of what
+    is left halves, in logarithms, the gap in which most columns entered together.
     """
-    steps = max(1, points // 2)
     given = [top]
-    for _ in range(steps):
-        given.append(given[-1] * least ** (1 / steps))
+    for _ in range(points):
+        given.append(given[-1] * least ** (1 / points))
         yield given[-1]
         if entries.complete:
             break

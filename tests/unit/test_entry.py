@@ -38,10 +38,10 @@ def entered(entry: list[float]) -> Entries:
 def test_strengths_fall_until_all_columns_have_entered() -> None:
     entries = entered([0.0, 0.0])
     steps = strengths(1.0, 0.01, 8, entries)
-    assert [next(steps) for _ in range(2)] == pytest.approx([0.01 ** (1 / 4), 0.1])
-    entries.entry.fill_(0.1)
+    assert [next(steps) for _ in range(2)] == pytest.approx([0.01 ** (1 / 8), 0.01 ** (2 / 8)])
+    entries.entry.fill_(0.01 ** (2 / 8))
     between = next(steps)
-    assert 0.1 < between < 0.01 ** (1 / 4), "both entered at the second: look between both"
+    assert 0.01 ** (2 / 8) < between < 0.01 ** (1 / 8), "both entered at the second: look between"
 
 
 def test_no_more_strengths_are_tried_than_asked_for() -> None:
