@@ -107,6 +107,8 @@ def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
 def _refused(text: str, argv: Sequence[str]) -> str | None:
     """For a group choice that does not exist, or an override that cannot be read."""
     missing = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
+    if missing and missing.group(1).startswith("hydra/"):
+        return _absent_plugin(*missing.groups())
     if missing:
         group, option = missing.groups()
         return f"{group}={option} is no choice; {one_of(option, groups().get(group, ()))}"
@@ -118,6 +120,22 @@ def _refused(text: str, argv: Sequence[str]) -> str | None:
                 return f"{choice} is no choice; {one_of(option, known[group])}"
         return f"an override has no name in front of its '=': {' '.join(argv)}"
     return None
+
+
+def _absent_plugin(group: str, option: str) -> str:
+    """For a launcher or sweeper that is a package of its own."""
+    extra = _EXTRAS.get(option.split("_")[0])
+    way = f"pip install 'prunekit[{extra}]'" if extra else "install the package that brings it"
+    return f"{group}={option} is no part of Hydra itself; {way}"
+
+
+_EXTRAS = {
+    "joblib": "joblib",
+    "submitit": "submitit",
+    "ray": "ray",
+    "optuna": "optuna",
+    "tpe": "optuna",
+}
 
 
 def _composed(text: str, command: str, argv: Sequence[str]) -> str:

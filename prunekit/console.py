@@ -4,30 +4,62 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
+Watch = Callable[[str, int, int], None]  # is told a label, how many items are done, of how many
 _LINE_EVERY = 20.0  # seconds between plain progress lines where there is no terminal
 _BAR_AFTER = 1.0  # seconds before a bar appears: what is over sooner would only flicker
+_log: ContextVar[TextIO | None] = ContextVar("log", default=None)
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
 def say(line: str) -> None:
     """Print one line to standard output."""
-    print(line, flush=True)
+    print(line, file=_log.get(), flush=True)
 
 
 def complain(line: str) -> None:
     """Print one line to standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(line, file=_log.get() or sys.stderr, flush=True)
+
+
+@contextmanager
+def aside(log: TextIO, watch: Watch) -> Iterator[None]:
+    """Inside it, lines go to a file and `watch` is told how far work is; other threads print on."""
+    tokens = _log.set(log), _watch.set(watch)
+    try:
+        yield
+    finally:
+        _log.reset(tokens[0])
+        _watch.reset(tokens[1])
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Pass `items` on and show how far it is: a bar on a terminal, else a line now and then."""
+    if (watch := _watch.get()) is not None:
+        return _watched(items, label, total, watch)
     return _bar(items, label, total) if sys.stderr.isatty() else _lines(items, label, total)
+
+
+@contextmanager
+def redrawn() -> Iterator[Callable[[str, Sequence[str], Iterable[Sequence[str]]], None]]:
+    """A function like `table` that draws over what it drew before, on a terminal."""
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(), auto_refresh=False) as live:
+
+        def draw(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+            live.update(_grid(title, [tuple(columns), *map(tuple, rows)]), refresh=True)
+
+        yield draw
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -40,12 +72,13 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
 
     lines = [tuple(columns), *map(tuple, rows)]
     shown, turned = _grid(title, lines), _grid(title, list(zip(*lines, strict=True)))
-    console = Console()
+    console = Console(file=_log.get())
     wide = Console(width=400, height=100)
     whole = wide.measure(shown).maximum
     if console.is_terminal and whole > console.width >= wide.measure(turned).maximum:
         shown = turned
-    Console(width=max(whole, console.width), height=100).print(shown, crop=False)
+    out = Console(file=_log.get(), width=max(whole, console.width), height=100)
+    out.print(shown, crop=False)
 
 
 def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
@@ -89,6 +122,13 @@ def _drawn(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bar:
         yield from bar.track(items, total=total, completed=done, description=label)
+
+
+def _watched(items: Iterable[T], label: str, total: int, watch: Watch) -> Iterator[T]:
+    watch(label, 0, total)
+    for done, item in enumerate(items, start=1):
+        yield item
+        watch(label, done, total)
 
 
 def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:

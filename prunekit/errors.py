@@ -38,6 +38,10 @@ class TrainingError(PrunekitError):
     """Training broke down, for instance because the loss is no longer finite."""
 
 
+class SweepError(PrunekitError):
+    """Some jobs of a sweep failed; the others were finished."""
+
+
 def one_of(value: object, accepted: Iterable[str]) -> str:
     """Say what would have been accepted in place of `value`, the nearest names first."""
     names = sorted(set(accepted))

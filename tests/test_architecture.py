@@ -28,7 +28,7 @@ ONLY = {  # narrower than the layer: the whole list of what these may import
     "models": {"errors", "checks"},
 }
 THIRD_PARTY = {
-    "hydra": {"cli", "config"},
+    "hydra": {"cli", "cli.jobs", "cli.sweep", "config"},
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.flops"},

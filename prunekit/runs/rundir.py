@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,15 @@ class RunDir:
         return StageDir(self, name)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run for one process; the lock goes with the process, however it ends."""
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """Hold the run for one process; the lock goes with the process, however it ends.
+
+        Raises ArtifactError where another process has it, unless it is to `wait` for that.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "a", encoding="utf-8") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError as error:
                 raise ArtifactError(
                     f"another process is working on {self.path}; wait for it, or choose name=..."
@@ -102,6 +105,11 @@ class StageDir:
     def checkpoint(self) -> Path:
         """Where training saves its progress; multi-phase training adds suffixes."""
         return self.path / "last.pt"
+
+    @property
+    def identity(self) -> Settings:
+        """What it was begun with: its settings, and what its source and teacher hold."""
+        return self._settings
 
     @property
     def sourced(self) -> bool:
@@ -166,6 +174,11 @@ class StageDir:
         write_json(self.path / "report.json", report.to_dict())
         self._drop_progress()
         return report
+
+    def take(self, report: Report) -> None:
+        """Finish with the report of the same stage elsewhere, whose files are here already."""
+        report = replace(report, origin=self._origin())
+        write_json(self.path / "report.json", report.to_dict())
 
     def report(self) -> Report:
         """The report of a finished stage; ArtifactError when it is damaged or another's."""

@@ -1,6 +1,6 @@
 """The stages of the pipeline, in order."""
 
-from prunekit.stages.base import Runtime, Settings, Stage, execute
+from prunekit.stages.base import Made, Runtime, Settings, Stage, execute
 
 PRETRAIN = Stage("pretrain", ("seed", "model", "dataset", "schedule.pretrain", "weights"), False)
 SPARSIFY = Stage(
@@ -30,4 +30,4 @@ MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
 _ORDER = (PRETRAIN, SPARSIFY, PRUNE, FEATURES, FINETUNE, EXPORT, MEASURE)
 STAGES = {stage.name: stage for stage in _ORDER}
 
-__all__ = ["STAGES", "Runtime", "Settings", "Stage", "execute"]
+__all__ = ["STAGES", "Made", "Runtime", "Settings", "Stage", "execute"]

@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 from prunekit.build import build
 from prunekit.checks import choice, integer
 from prunekit.errors import ConfigError
+from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Outcome, Report
-from prunekit.runs.rundir import RunDir, StageDir, Status, model_file
+from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
 from prunekit.stages.teacher import distill_of
 
 Settings = Mapping[str, Any]
@@ -75,29 +77,51 @@ class Stage:
         return function(settings, stage, runtime)
 
 
-def execute(
-    stage: Stage, settings: Settings, run: RunDir, source: str | None = None
-) -> tuple[Report, bool]:
-    """Run one stage in a run directory; returns its report and whether work was done.
+class Made(Enum):
+    """When a stage was computed."""
 
+    NOW = "now"
+    BEFORE = "finished before"
+    ELSEWHERE = "shared with another run"
+
+
+def execute(
+    stage: Stage,
+    settings: Settings,
+    run: RunDir,
+    source: str | None = None,
+    pool: Pool | None = None,
+) -> tuple[Report, Made]:
+    """Run one stage in a run directory; returns its report and when that was made.
+
+    With a `pool`, a stage that leaves a model and was not begun here is computed there, once for
+    all who share it.
     Raises ArtifactError when the directory holds the stage with other settings.
     """
     place = run.stage(stage.name)
     start = _source(stage, run, source)
     chosen = select(settings, (*stage.reads, *(stage.without_source if start is None else ())))
-    status = place.begin(
-        _identity(chosen),
-        start,
-        teacher=_teacher(chosen, start),
-        overwrite=bool(settings.get("overwrite", False)),
-    )
+    known = {"settings": _identity(chosen), "source": start, "teacher": _teacher(chosen, start)}
+    anew = bool(settings.get("overwrite", False))
+    status = place.begin(**known, overwrite=anew)
     if status is Status.DONE:
-        return place.report(), False
-    runtime = build(settings["runtime"], "runtime")
-    runtime.apply(integer("seed", settings["seed"], at_least=0))
-    runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
-    with _listening(place.warn):
-        return place.complete(stage.work(chosen, place, runtime)), True
+        return place.report(), Made.BEFORE
+
+    def work(there: StageDir) -> Report:
+        runtime = build(settings["runtime"], "runtime")
+        runtime.apply(integer("seed", settings["seed"], at_least=0))
+        runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
+        with _listening(there.warn):
+            return there.complete(stage.work(chosen, there, runtime))
+
+    if pool is None or anew or status is Status.RESUME or stage.name in LOOKING:
+        return work(place), Made.NOW
+    with pool.stage(stage.name, place.identity) as shared:
+        todo = shared.begin(**known) is not Status.DONE
+        if todo:
+            work(shared)
+        adopt(shared, place)
+    return place.report(), Made.NOW if todo else Made.ELSEWHERE
 
 
 @contextmanager

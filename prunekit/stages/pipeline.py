@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +19,78 @@ from prunekit.graph import Placement
 from prunekit.measure import TSNE, LatencyTest
 from prunekit.problems import Problem
 from prunekit.pruning import ABSORB
-from prunekit.runs.report import Report
+from prunekit.runs.pool import Pool
+from prunekit.runs.report import Metrics, Report
 from prunekit.runs.rundir import RunDir
 from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
-from prunekit.stages import STAGES, Runtime, Settings, execute
+from prunekit.stages import STAGES, Made, Runtime, Settings, execute
 from prunekit.stages.network import architecture, weights_of, with_matrices, with_selections
 from prunekit.stages.teacher import distill_of
 from prunekit.training import Schedule
 
-
-def one(settings: Settings, directory: str) -> float:
-    """Run the stage that `settings.stage` names; returns top-1 for sweepers."""
-    place = RunDir(Path(directory).parent)
-    stage = STAGES[settings["stage"]]
-    check(settings, (stage.name,))
-    with place.lock():
-        report, worked = execute(stage, settings, place, settings["source"])
-    _announce(place, report, worked)
-    _show(place, (stage.name,))
-    return float(report.metrics.get("top1", float("nan")))
+DEFAULT = ("val_top1",)
+Objectives = float | tuple[float, ...]
+Tell = Callable[[str, Metrics | None], None]  # hears of a stage that begins, and of its metrics
 
 
-def run(settings: Settings, directory: str) -> float:
-    """Run the pipeline in one run directory and print the comparison; returns the last top-1."""
-    place = RunDir(Path(directory).parent)
-    names = pipeline(settings)
+def _untold(name: str, metrics: Metrics | None) -> None:
+    """Nobody listens."""
+
+
+def one(
+    settings: Settings, directory: str, pool: Pool | None = None, tell: Tell = _untold
+) -> Objectives:
+    """Run the stage that `settings.stage` names; returns the objectives, for sweepers."""
+    return _go((settings["stage"],), settings, RunDir(Path(directory).parent), pool, tell)
+
+
+def run(
+    settings: Settings, directory: str, pool: Pool | None = None, tell: Tell = _untold
+) -> Objectives:
+    """Run the pipeline in one run directory and print the comparison; returns the objectives."""
+    return _go(pipeline(settings), settings, RunDir(Path(directory).parent), pool, tell)
+
+
+def _go(
+    names: tuple[str, ...], settings: Settings, place: RunDir, pool: Pool | None, tell: Tell
+) -> Objectives:
+    """The stages, one after the other; `tell` hears of each, before and after."""
     check(settings, names)
-    if "finetune" in names and (distill := distill_of(settings)):
+    wanted = objectives(settings)
+    if names[0] != "finetune" and "finetune" in names and (distill := distill_of(settings)):
         distill.check(place.path)
     source = settings["source"]
     with place.lock():
         for index, name in enumerate(names):
-            report, worked = execute(STAGES[name], settings, place, None if index else source)
-            _announce(place, report, worked)
+            tell(name, None)
+            report, made = execute(STAGES[name], settings, place, None if index else source, pool)
+            tell(name, report.metrics)
+            _announce(place, report, made)
     _show(place, names)
-    return float(report.metrics.get("top1", float("nan")))
+    return _reached(report, wanted)
+
+
+def objectives(settings: Settings) -> tuple[str, ...]:
+    """The metrics that a sweeper is to see."""
+    names = settings["objectives"]
+    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
+        raise ConfigError(f"objectives={names!r} is no list of metrics, such as [val_top1]")
+    return tuple(names)
+
+
+def _reached(report: Report, wanted: tuple[str, ...]) -> Objectives:
+    """What the last stage reports of the metrics; one alone as a number."""
+    for name in wanted:
+        if name not in report.metrics and wanted != DEFAULT:
+            raise ConfigError(
+                f"objectives names {name!r}, which {report.stage} does not report; "
+                f"{one_of(name, report.metrics)}"
+            )
+    found = [
+        float(value if (value := report.metrics.get(n)) is not None else "nan") for n in wanted
+    ]
+    return found[0] if len(found) == 1 else tuple(found)
 
 
 def pipeline(settings: Settings) -> tuple[str, ...]:
@@ -129,16 +166,16 @@ def _show(place: RunDir, names: tuple[str, ...]) -> None:
         comparison(place.path / "measure" / "comparison.csv")
 
 
-def _announce(place: RunDir, report: Report, worked: bool) -> None:
+def _announce(place: RunDir, report: Report, made: Made) -> None:
     metrics = report.metrics
     known = metrics.get("top1") is not None
     top1 = f"{metrics['top1']:6.2f} %" if known else "not measured"
-    took = f"{report.seconds:.1f} s" if worked else "finished before"
+    took = f"{report.seconds:.1f} s" if made is Made.NOW else made.value
     say(
         f"{report.stage:<9} top-1 {top1}  {metrics['params']:>12,} parameters  "
         f"{metrics['macs']:>14,} MACs  {took}  -> {os.path.relpath(place.path / report.stage)}"
     )
-    for note in report.notes if worked else ():
+    for note in report.notes if made is Made.NOW else ():
         say(f"          note: {note}")
 
 

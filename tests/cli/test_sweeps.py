@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,11 +40,14 @@ def test_one_directory_per_value_and_a_table_of_all(cli, swept):
         assert settings["regularizer"]["penalty"]["lam"] == lam
     # nothing but runs, and what Hydra writes down about the last sweep
     assert {file.name for file in (swept / "sweep").iterdir()} == set(names)
+    assert {file.name for file in swept.iterdir()} == {"sweep", "multirun.yaml", ".shared"}
     assert list(swept.rglob("*.yaml")) == [swept / "multirun.yaml"]
 
     before = {file: file.stat().st_mtime_ns for file in swept.glob("sweep/*/*/*")}
     again = cli(*SWEEP, "regularizer.lam=0.01,0.5", "runtime.threads=2")
-    assert again.code == 0 and again.out.count("finished before") == 10
+    assert again.code == 0
+    logs = "".join(file.read_text() for file in swept.glob("sweep/*/log.txt"))
+    assert logs.count("finished before") == 10
     assert {file: file.stat().st_mtime_ns for file in swept.glob("sweep/*/*/*")} == before
 
     found = cli("report", "outputs/sweep", "--out", "all.csv", "--out", "all.md", smoke=False)
@@ -54,6 +58,26 @@ def test_one_directory_per_value_and_a_table_of_all(cli, swept):
     for name, report in reports(swept).items():
         assert float(rows[name]["top1"]) == report["metrics"]["top1"]
         assert name in found.out and name in Path("all.md").read_text()
+
+
+def test_what_jobs_share_is_computed_once(swept):
+    first, second = sorted((swept / "sweep").iterdir())
+    assert "shared with another run" in (second / "log.txt").read_text()
+    made = [file.parent.name for file in (swept / ".shared").rglob("report.json")]
+    assert sorted(made) == sorted(["pretrain", *["sparsify", "prune", "finetune"] * 2])
+    models = [place / "pretrain" / "model.pt" for place in (first, second)]
+    assert models[0].samefile(models[1]), "one file under two names"
+    for place in (first, second):
+        report = json.loads((place / "sparsify/report.json").read_text())
+        assert (place / "sparsify" / report["origin"]).resolve() == place / "pretrain/model.pt"
+
+
+def test_a_sweep_lives_without_what_it_shared(cli, swept):
+    shutil.rmtree(swept / ".shared")
+    before = {file: file.read_bytes() for file in swept.glob("sweep/*/*/model.pt")}
+    assert len(before) == 8 and cli(*SWEEP, "regularizer.lam=0.01,0.5").code == 0
+    assert {file: file.read_bytes() for file in swept.glob("sweep/*/*/model.pt")} == before
+    assert not (swept / ".shared").exists(), "nothing was left to do"
 
 
 def test_a_job_may_be_finished_alone(cli, tmp_path):
@@ -71,7 +95,7 @@ def test_what_is_no_part_of_a_run_is_no_part_of_its_path(key):
 def test_a_sweep_over_seeds_and_choices(cli, tmp_path):
     line = ("pretrain", "-m", "name=s", "seed=1,2", "model=lenet5,lenet5_caffe")
     assert cli(*line, "dataset.train=64", "dataset.val=0").code == 0
-    found = sorted(file.parents[1].name for file in tmp_path.rglob("report.json"))
+    found = sorted(file.parents[1].name for file in tmp_path.glob("outputs/s/*/*/report.json"))
     assert len(found) == 4 and len({name.split("seed=")[1] for name in found}) == 2
     assert sum("lenet5_caffe" in name for name in found) == 2
 
@@ -83,5 +107,5 @@ def test_a_line_of_many_settings_makes_names_that_file_systems_take(cli, tmp_pat
     line = ("pretrain", "-m", "name=s", "seed=1,2", *many, *more, "regularizer.lam=0.012345")
     found = cli(*line, "dataset.train=64", "dataset.val=0")
     assert found.code == 0, found.err
-    names = [file.parents[1].name for file in tmp_path.rglob("report.json")]
+    names = [file.parents[1].name for file in tmp_path.glob("outputs/s/*/*/report.json")]
     assert len(set(names)) == 2 and all(len(name) == 200 for name in names)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prunekit.errors import PrunekitError
+
+if TYPE_CHECKING:
+    from prunekit.runs.board import Status
 
 STAGES = {
     "pretrain": "train the dense network, or load weights into it",
@@ -75,6 +77,7 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
     """Start Hydra with the stage's primary config; errors come back here, not to Hydra."""
     import hydra
 
+    from prunekit.cli import jobs, sweep
     from prunekit.config import config_dir, explain, warn_about_shadowed
 
     warn_about_shadowed(argv)
@@ -85,69 +88,24 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
         return None if asked_for_trace else explain(error, stage, argv)
 
     failures: dict[str, str] = {}
+    said: dict[int, Status] = {}
     sys.argv = [f"prunekit {stage}", *sorted(argv, key=_is_override)]
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)
     try:
-        start(_task(stage, shown, failures))()
+        start(jobs.task(stage, shown, failures))()
     except Exception as error:
         message = shown(error)
         if message is None:
             raise
         _fail(message)
     finally:
+        said = sweep.close()
         if not asked_for_trace:
             os.environ.pop("HYDRA_FULL_ERROR", None)
-    if failures:
-        _fail(failures.get("") or f"{len(failures)} failed: {', '.join(failures)}")
-
-
-def _task(
-    stage: str, shown: Callable[[Exception], str | None], failures: dict[str, str]
-) -> Callable[[Any], Any]:
-    """The function that Hydra calls with the composed config, once a job.
-
-    What the user can mend lands in `failures`, in a sweep by the job's directory, so that the
-    other jobs go on.
-    """
-
-    def task(config: Any) -> Any:
-        from hydra.core.hydra_config import HydraConfig
-
-        from prunekit.config import resolve
-
-        place = HydraConfig.get().runtime.output_dir
-        try:
-            settings = resolve(config)
-            from prunekit.stages import pipeline  # torch is imported here, after that
-
-            command = {"run": pipeline.run, "inspect": pipeline.inspect}.get(stage, pipeline.one)
-            return command(settings, place)
-        except Exception as error:
-            message = shown(error)
-            if message is None:
-                raise
-        finally:
-            with contextlib.suppress(OSError):  # Hydra makes it, whether it will be used or not
-                os.removedirs(os.path.relpath(place))
-        _note(failures, place, message)
-        return float("nan")
-
-    return task
-
-
-def _note(failures: dict[str, str], place: str, message: str) -> None:
-    """Keep a job's error; in a sweep it is shown at once, since other jobs follow."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from prunekit.console import complain
-
-    if HydraConfig.get().mode is not RunMode.MULTIRUN:
-        failures[""] = message
-        return
-    job = os.path.relpath(os.path.dirname(place))
-    failures[job] = message
-    complain(f"prunekit: {job}: {message}")
+    for message in failures.values():
+        _fail(message)
+    if said:
+        sweep.conclude(said)
 
 
 def _is_override(argument: str) -> bool:

@@ -1,0 +1,75 @@
+"""Where the jobs of a sweep, each in a process or on a machine of its own, say how far they are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from prunekit.errors import ArtifactError
+from prunekit.runs.files import read_json, write_json
+
+RUNNING, DONE, FAILED = "running", "done", "failed"
+_EVERY = 0.5  # seconds between two notes of progress
+
+
+@dataclass(frozen=True)
+class Status:
+    """What one job says of itself: `place` is its directory, `step` what it is doing there."""
+
+    place: str
+    state: str = RUNNING
+    stage: str = ""
+    step: str = ""
+    top1: float | None = None  # percent, of the last stage that is finished, on test images
+    val_top1: float | None = None  # the same on images held out, by which jobs are compared
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A folder with a file per job, named by its number."""
+
+    path: Path
+
+    def read(self) -> dict[int, Status]:
+        """What every job said last; a file that is just being replaced is read next time."""
+        found = {}
+        for file in self.path.glob("[0-9]*.json"):
+            try:
+                found[int(file.stem)] = Status(**read_json(file))
+            except (ArtifactError, TypeError):
+                continue
+        return dict(sorted(found.items()))
+
+    def post(self, number: int, status: Status) -> None:
+        """Replace what the job said."""
+        write_json(self.path / f"{number}.json", asdict(status))
+
+
+class Notice:
+    """The status of one job, which it keeps up to date."""
+
+    def __init__(self, board: Board | None, number: int, place: str) -> None:
+        self.board, self.number = board, number
+        self.status = Status(place)
+        self._last = 0.0
+
+    def tell(self, **facts: str | float | None) -> None:
+        """Change some of the status."""
+        self.status = replace(self.status, **facts)
+        if self.board is not None:
+            self.board.post(self.number, self.status)
+            self._last = time.monotonic()
+
+    def progress(self, label: str, done: int, total: int) -> None:
+        """Say how far work is; at most twice a second."""
+        if time.monotonic() - self._last >= _EVERY:
+            self.tell(step=label if total <= 1 else f"{label}, {done / total:.0%}")
+
+    def stage(self, name: str, metrics: Mapping[str, object] | None = None) -> None:
+        """Say that a stage begins, or with its metrics, that it is finished."""
+        known = {key: (metrics or {}).get(key) for key in ("top1", "val_top1")}
+        found = {key: float(v) for key, v in known.items() if isinstance(v, int | float)}
+        self.tell(stage=name, step="", **found)
