@@ -48,6 +48,12 @@ def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     return _bar(items, label, total) if sys.stderr.isatty() else _lines(items, label, total)
 
 
+def doing(label: str) -> None:
+    """Say what is going on where somebody watches, and nothing elsewhere."""
+    if (watch := _watch.get()) is not None:
+        watch(label, 0, 1)
+
+
 @contextmanager
 def redrawn() -> Iterator[Callable[[str, Sequence[str], Iterable[Sequence[str]]], None]]:
     """A function like `table` that draws over what it drew before, on a terminal."""

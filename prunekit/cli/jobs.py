@@ -60,11 +60,12 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
     from prunekit.cli.sweep import board
     from prunekit.config import resolve
     from prunekit.console import aside, complain
-    from prunekit.runs.board import DONE, FAILED, Notice
+    from prunekit.runs.board import DONE, FAILED, Notice, Status
 
     hydra = HydraConfig.get()
     folder = Path(place).parent
-    notice = Notice(board(), hydra.job.num, os.path.relpath(folder))
+    status = Status(os.path.relpath(folder), tuple(hydra.overrides.task))
+    notice = Notice(board(), hydra.job.num, status)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / "log.txt").open("a", encoding="utf-8") as log,

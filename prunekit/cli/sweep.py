@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import platform
 import shutil
 import sys
-import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from prunekit.errors import SweepError
 from prunekit.runs.board import DONE, FAILED, RUNNING, Board, Status
 
 _BOARD = "PRUNEKIT_BOARD"  # where processes that a launcher starts find the board
+_FOLDER = f".sweep-{platform.node()}-"
 _EVERY = 0.5  # seconds between two looks at it
 
 
@@ -34,35 +37,56 @@ class Sweep(Callback):
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Put up the board before any job starts."""
         root = Path(config.hydra.sweep.dir).resolve()
-        root.mkdir(parents=True, exist_ok=True)
-        _open(Board(Path(tempfile.mkdtemp(prefix=".sweep-", dir=root))), expected(config))
+        _clear(root)
+        place = root / f"{_FOLDER}{os.getpid()}"
+        place.mkdir(parents=True, exist_ok=True)
+        _open(Board(place), Swept.of(config))
 
 
-def expected(config: Any) -> int | None:
-    """How many jobs a sweep will have; None where its sweeper alone knows."""
-    sweeper = config.hydra.sweeper
-    if "n_trials" in sweeper:
-        return int(sweeper.n_trials)
-    if not str(sweeper._target_).endswith(".BasicSweeper"):
-        return None
-    from hydra.core.override_parser.overrides_parser import OverridesParser
+def _clear(root: Path) -> None:
+    """Remove the boards of processes of this machine that were killed."""
+    for place in root.glob(f"{_FOLDER}*"):
+        with contextlib.suppress(OSError, ValueError):
+            if not Path(f"/proc/{int(place.name.removeprefix(_FOLDER))}").exists():
+                shutil.rmtree(place)
 
-    params = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
-    count = 1
-    for override in OverridesParser.create().parse_overrides(
-        [*params, *config.hydra.overrides.task]
-    ):
-        if override.is_discrete_sweep():
-            count *= len(list(override.sweep_string_iterator()))
-    return count
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep changes from job to job, and how many jobs that makes, where it is known."""
+
+    keys: frozenset[str]
+    count: int | None
+
+    @classmethod
+    def of(cls, config: Any) -> Swept:
+        """Read it from what Hydra was told; a search says itself how many trials it makes."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        sweeper = config.hydra.sweeper
+        given = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+        given += config.hydra.overrides.task
+        ranges = [
+            o for o in OverridesParser.create().parse_overrides(given) if o.is_sweep_override()
+        ]
+        keys = frozenset(override.get_key_element() for override in ranges)
+        if not all(override.is_discrete_sweep() for override in ranges) or "n_trials" in sweeper:
+            return cls(keys, sweeper.get("n_trials"))
+        return cls(keys, math.prod(len(list(o.sweep_string_iterator())) for o in ranges))
+
+    def told(self, settings: Sequence[str]) -> str:
+        """The settings of a job that others do not share; all where that is not known."""
+        return ", ".join(s for s in settings if s.partition("=")[0] in self.keys) or ", ".join(
+            settings
+        )
 
 
 _shown: list[Viewer] = []
 
 
-def _open(where: Board, total: int | None) -> None:
+def _open(where: Board, swept: Swept) -> None:
     os.environ[_BOARD] = str(where.path)
-    _shown.append(Viewer(where, total))
+    _shown.append(Viewer(where, swept))
     _shown[-1].start()
 
 
@@ -101,9 +125,9 @@ _AGAIN = "the same command does what is missing; what each printed is in its log
 class Viewer(threading.Thread):
     """Looks at the board and draws it: a table on a terminal, elsewhere a line a change."""
 
-    def __init__(self, where: Board, total: int | None) -> None:
+    def __init__(self, where: Board, swept: Swept) -> None:
         super().__init__(daemon=True)
-        self.board, self.total = where, total
+        self.board, self.swept = where, swept
         self.over = threading.Event()
         self._told: dict[int, tuple[str, str]] = {}
 
@@ -120,14 +144,14 @@ class Viewer(threading.Thread):
         if draw is None:
             self._say(jobs)
         else:
-            draw(headline(jobs, self.total), COLUMNS, rows(jobs))
+            draw(headline(jobs, self.swept.count), COLUMNS, rows(jobs, self.swept))
 
     def _say(self, jobs: Mapping[int, Status]) -> None:
         for number, status in jobs.items():
             news = (status.stage, status.state)
             if self._told.get(number) != news:
                 self._told[number] = news
-                console.say("  ".join(filter(None, _row(number, status, best(jobs)))))
+                console.say("  ".join(filter(None, _row(number, status, self.swept, best(jobs)))))
 
 
 COLUMNS = ("job", "settings", "state", "stage", "step", "top-1 %", "by validation")
@@ -141,9 +165,9 @@ def headline(jobs: Mapping[int, Status], total: int | None) -> str:
     return f"{states.count(DONE)}{of} done, {states.count(RUNNING)} at work{failed}"
 
 
-def rows(jobs: Mapping[int, Status]) -> list[list[str]]:
+def rows(jobs: Mapping[int, Status], swept: Swept) -> list[list[str]]:
     """A row a job."""
-    return [_row(number, status, best(jobs)) for number, status in jobs.items()]
+    return [_row(number, status, swept, best(jobs)) for number, status in jobs.items()]
 
 
 def best(jobs: Mapping[int, Status]) -> int | None:
@@ -152,10 +176,10 @@ def best(jobs: Mapping[int, Status]) -> int | None:
     return max(done, key=lambda number: done[number]) if done else None
 
 
-def _row(number: int, status: Status, first: int | None) -> list[str]:
+def _row(number: int, status: Status, swept: Swept, first: int | None) -> list[str]:
     return [
         f"#{number}",
-        Path(status.place).name,
+        swept.told(status.settings),
         status.state,
         status.stage,
         status.error if status.state == FAILED else status.step,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,9 +16,13 @@ _EVERY = 0.5  # seconds between two notes of progress
 
 @dataclass(frozen=True)
 class Status:
-    """What one job says of itself: `place` is its directory, `step` what it is doing there."""
+    """What one job says of itself.
+
+    `place` is its directory, `settings` what it was started with, `step` what it is doing.
+    """
 
     place: str
+    settings: Sequence[str] = ()
     state: str = RUNNING
     stage: str = ""
     step: str = ""
@@ -38,8 +42,9 @@ class Board:
         found = {}
         for file in self.path.glob("[0-9]*.json"):
             try:
-                found[int(file.stem)] = Status(**read_json(file))
-            except (ArtifactError, TypeError):
+                said = read_json(file)
+                found[int(file.stem)] = Status(**{**said, "settings": tuple(said["settings"])})
+            except (ArtifactError, KeyError, TypeError):
                 continue
         return dict(sorted(found.items()))
 
@@ -51,9 +56,8 @@ class Board:
 class Notice:
     """The status of one job, which it keeps up to date."""
 
-    def __init__(self, board: Board | None, number: int, place: str) -> None:
-        self.board, self.number = board, number
-        self.status = Status(place)
+    def __init__(self, board: Board | None, number: int, status: Status) -> None:
+        self.board, self.number, self.status = board, number, status
         self._last = 0.0
 
     def tell(self, **facts: str | float | None) -> None:
@@ -64,8 +68,8 @@ class Notice:
             self._last = time.monotonic()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Say how far work is; at most twice a second."""
-        if time.monotonic() - self._last >= _EVERY:
+        """Say how far work is; what begins at once, then at most twice a second."""
+        if done == 0 or time.monotonic() - self._last >= _EVERY:
             self.tell(step=label if total <= 1 else f"{label}, {done / total:.0%}")
 
     def stage(self, name: str, metrics: Mapping[str, object] | None = None) -> None:
