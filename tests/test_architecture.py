@@ -32,7 +32,9 @@ THIRD_PARTY = {
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.flops"},
-    "matplotlib": {"runs.figures", "runs.plots", "runs.curves", "runs.embedding"},
+    "matplotlib": {
+        f"runs.{name}" for name in ("figures", "plots", "curves", "embedding", "sensitivity")
+    },
 }
 
 

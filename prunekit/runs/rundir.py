@@ -18,8 +18,11 @@ from prunekit.errors import ArtifactError, listed
 from prunekit.runs.files import read_json, write_csv, write_json
 from prunekit.runs.report import Outcome, Report, Settings, environment
 
-STAGES = ("pretrain", "sparsify", "prune", "features", "finetune", "export", "measure")
-LOOKING = frozenset({"features", "export", "measure"})  # they leave no model
+STAGES = (
+    *("pretrain", "sparsify", "sensitivity", "prune", "features", "finetune", "export"),
+    "measure",
+)
+LOOKING = frozenset({"sensitivity", "features", "export", "measure"})  # they leave no model
 
 
 class Status(Enum):
@@ -54,12 +57,12 @@ class RunDir:
             yield
 
     def has_source(self, stage: str) -> bool:
-        """Whether an earlier stage was started here, finished or not."""
-        return any(self.stage(name).started for name in STAGES[: STAGES.index(stage)])
+        """Whether an earlier stage that leaves a model was started here, finished or not."""
+        return any(self.stage(name).started for name in self._models_before(stage))
 
     def find_source(self, stage: str) -> Path:
         """The model file of the nearest earlier stage; ArtifactError where it is not finished."""
-        earlier = [name for name in STAGES[: STAGES.index(stage)] if name not in LOOKING]
+        earlier = self._models_before(stage)
         for place in map(self.stage, reversed(earlier)):
             if place.finished:
                 return place.path / "model.pt"
@@ -72,6 +75,10 @@ class RunDir:
             f"{stage} starts from a model and {self.path} holds none; run prunekit "
             f"{' or '.join(earlier)} first, or give source=path/to/model.pt"
         )
+
+    @staticmethod
+    def _models_before(stage: str) -> list[str]:
+        return [name for name in STAGES[: STAGES.index(stage)] if name not in LOOKING]
 
 
 class StageDir:
@@ -126,14 +133,17 @@ class StageDir:
         source: Path | None,
         *,
         teacher: Path | None = None,
+        curves: Path | None = None,
         overwrite: bool = False,
     ) -> Status:
         """Compare with what is on disk; raises ArtifactError that names the keys that differ.
 
+        `teacher` and `curves` are files that the stage reads too: what they hold is part of it.
         A directory in which no work was done yet takes the new settings.
         """
         identity = {**settings, "source": identity_of(source)}
         identity |= {} if teacher is None else {"teacher": identity_of(teacher)}
+        identity |= {} if curves is None else {"curves": identity_of(curves)}
         self._settings, self._source, self._teacher = identity, source, teacher
         self._refuse_itself("source", source)
         self._refuse_itself("distill.teacher", teacher)

@@ -18,6 +18,7 @@ from prunekit.checks import choice, integer
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Outcome, Report
 from prunekit.runs.rundir import RunDir, StageDir, Status, model_file
+from prunekit.selection import Sensitivity, curves_file
 from prunekit.stages.teacher import distill_of
 
 Settings = Mapping[str, Any]
@@ -89,6 +90,7 @@ def execute(
         _identity(chosen),
         start,
         teacher=_teacher(chosen, start),
+        curves=_curves(chosen, run),
         overwrite=bool(settings.get("overwrite", False)),
     )
     if status is Status.DONE:
@@ -141,6 +143,14 @@ def _teacher(chosen: Settings, source: Path | None) -> Path | None:
     """The file of the network that teaches, where the stage has one."""
     found = distill_of(chosen) if "distill" in chosen else None
     return None if found is None or source is None else found.file(source)
+
+
+def _curves(chosen: Settings, run: RunDir) -> Path | None:
+    """The file of sensitivity curves, where the stage selects by them."""
+    selection = build(chosen["selection"], "selection") if "selection" in chosen else None
+    if not isinstance(selection, Sensitivity):
+        return None
+    return curves_file(selection.path or run.stage("sensitivity").path)
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:

@@ -19,7 +19,7 @@ from prunekit.measure import TSNE, LatencyTest
 from prunekit.problems import Problem
 from prunekit.pruning import ABSORB
 from prunekit.runs.report import Report
-from prunekit.runs.rundir import RunDir
+from prunekit.runs.rundir import LOOKING, RunDir
 from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Runtime, Settings, execute
@@ -49,9 +49,10 @@ def run(settings: Settings, directory: str) -> float:
         distill.check(place.path)
     source = settings["source"]
     with place.lock():
-        for index, name in enumerate(names):
-            report, worked = execute(STAGES[name], settings, place, None if index else source)
+        for name in names:
+            report, worked = execute(STAGES[name], settings, place, source)
             _announce(place, report, worked)
+            source = source if name in LOOKING else None  # later stages start from what it left
     _show(place, names)
     return float(report.metrics.get("top1", float("nan")))
 
@@ -71,11 +72,13 @@ def pipeline(settings: Settings) -> tuple[str, ...]:
 def check(settings: Settings, names: tuple[str, ...]) -> None:
     """Build every object that the stages will need, so that a mistake shows before any work."""
     from prunekit.stages.export import check_precision
+    from prunekit.stages.sensitivity import Probe
     from prunekit.stages.sparsify import regularizer_of
 
     needed = {
         "pretrain": {"schedule.pretrain": Schedule, "model": nn.Module},
         "sparsify": {"schedule.sparsify": Schedule, "order": Problem, "placement": Placement},
+        "sensitivity": {"sensitivity": Probe, "criterion": Criterion, "placement": Placement},
         "prune": {
             "placement": Placement,
             "criterion": Criterion,
@@ -131,8 +134,9 @@ def _show(place: RunDir, names: tuple[str, ...]) -> None:
 
 def _announce(place: RunDir, report: Report, worked: bool) -> None:
     metrics = report.metrics
-    known = metrics.get("top1") is not None
-    top1 = f"{metrics['top1']:6.2f} %" if known else "not measured"
+    judged = next((key for key in ("top1", "val_top1") if metrics.get(key) is not None), None)
+    top1 = f"{metrics[judged]:6.2f} %" if judged else "not measured"
+    top1 += " (validation)" if judged == "val_top1" else ""
     took = f"{report.seconds:.1f} s" if worked else "finished before"
     say(
         f"{report.stage:<9} top-1 {top1}  {metrics['params']:>12,} parameters  "
