@@ -73,9 +73,10 @@ def _lines(
                     linewidth=1.4,
                 )
             axis.set(xlabel="Removed of the group (%)", ylabel=panel.title, xlim=(0, 100))
-            axis.set_ylim(bottom=0)
+            if panel.relative:
+                axis.set_ylim(bottom=0)
         legend_above(made, grid[0], across=4)
-        made.suptitle(title, fontsize=10)
+        made.legends[0].set_title(title)
 
 
 def _heat(
