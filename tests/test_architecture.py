@@ -32,6 +32,8 @@ THIRD_PARTY = {
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.flops"},
+    "tensorboard": set(),  # by name in runs.tracking, where they are asked for
+    "mlflow": set(),
     "matplotlib": {
         f"runs.{name}" for name in ("figures", "plots", "curves", "embedding", "sensitivity")
     },

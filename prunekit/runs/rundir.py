@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prunekit.errors import ArtifactError, listed
 from prunekit.runs.files import read_json, write_csv, write_json
@@ -31,6 +31,16 @@ class Status(Enum):
     NEW = "new"
     RESUME = "resume"
     DONE = "done"
+
+
+class Listener(Protocol):
+    """Takes the numbers of a stage, besides its files; `stage` is its directory."""
+
+    def epochs(self, stage: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All rows of metrics.csv so far, after every epoch."""
+
+    def finished(self, stage: Path, report: Report) -> None:
+        """The report, right before it is written."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class StageDir:
         self._settings: Settings = {}
         self._source: Path | None = None
         self._teacher: Path | None = None
+        self._listener: Listener | None = None
 
     @property
     def finished(self) -> bool:
@@ -161,6 +172,10 @@ class StageDir:
         self._drop_progress()
         return Status.DONE
 
+    def tell(self, listener: Listener | None) -> None:
+        """Let the listener have rows and the report too, as they are written."""
+        self._listener = listener
+
     def complete(self, outcome: Outcome) -> Report:
         """Write the report, which marks the stage as finished, and drop the checkpoints."""
         report = Report(
@@ -173,6 +188,8 @@ class StageDir:
             seconds=round(self._earlier() + time.monotonic() - self._started, 3),
             origin=self._origin(),
         )
+        if self._listener is not None:
+            self._listener.finished(self.path, report)
         write_json(self.path / "report.json", report.to_dict())
         self._drop_progress()
         return report
@@ -197,6 +214,8 @@ class StageDir:
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv, one row per epoch, and note the time spent so far."""
         write_csv(self.path / "metrics.csv", rows)
+        if self._listener is not None:
+            self._listener.epochs(self.path, rows)
 
     def note_time(self) -> None:
         """Remember the seconds spent so far, so that a resumed run reports the whole."""

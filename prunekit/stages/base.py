@@ -14,10 +14,11 @@ from typing import Any
 import torch
 
 from prunekit.build import build
-from prunekit.checks import choice, integer
+from prunekit.checks import choice, instance, integer
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Outcome, Report
 from prunekit.runs.rundir import RunDir, StageDir, Status, model_file
+from prunekit.runs.tracking import Tracker
 from prunekit.selection import Sensitivity, curves_file
 from prunekit.stages.teacher import distill_of
 
@@ -98,8 +99,22 @@ def execute(
     runtime = build(settings["runtime"], "runtime")
     runtime.apply(integer("seed", settings["seed"], at_least=0))
     runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
+    place.tell(tracking_of(settings))
     with _listening(place.warn):
         return place.complete(stage.work(chosen, place, runtime)), True
+
+
+def tracking_of(settings: Settings) -> Tracker | None:
+    """What else takes the numbers of stages, None for `tracking=none`; no part of what they are.
+
+    ConfigError where its package is not installed.
+    """
+    if "_target_" not in settings["tracking"]:
+        return None
+    made = build(settings["tracking"], "tracking")
+    instance("tracking", made, Tracker)
+    made.require()
+    return made
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from prunekit.runs.rundir import LOOKING, RunDir
 from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Runtime, Settings, execute
+from prunekit.stages.base import tracking_of
 from prunekit.stages.network import architecture, weights_of, with_matrices, with_selections
 from prunekit.stages.teacher import distill_of
 from prunekit.training import Schedule
@@ -101,6 +102,7 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
         check_precision(build(settings["export"], "export"), build(settings["quantize"]))
     build(settings["dataset"], "dataset")
     _build_as(Runtime, settings, "runtime")
+    tracking_of(settings)
     integer("seed", settings["seed"], at_least=0)
     weights_of(settings)
     choice("absorb", settings["absorb"], ABSORB)

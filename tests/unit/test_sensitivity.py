@@ -59,6 +59,7 @@ def asked(**changes):
         "model": {"_target_": "toys.Reader"},
         "weights": None,
         "runtime": {"_target_": "prunekit.stages.Runtime", "device": "cpu"},
+        "tracking": {"name": "none"},
     } | changes
 
 
