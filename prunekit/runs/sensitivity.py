@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _LINES = 8  # groups that lines can tell apart; more are rows of a heat map
-_NUMBERED = 40  # groups whose accuracies fit into the cells
+_NUMBERED = 100  # groups whose accuracies fit into the cells
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -98,13 +98,17 @@ def _heat(
 
 def _cells(made: Figure, axis: Axes, panel: _Panel, cells: np.ndarray) -> None:
     """One heat map; light is good, as numbers in the cells say too where they fit."""
-    shown = axis.imshow(cells, aspect="auto", cmap="cividis", vmin=0, vmax=cells.max())
+    low, high = 10 * np.floor(cells.min() / 10), cells.max()
+    low = min(low, high - 10)
+    shown = axis.imshow(cells, aspect="auto", cmap="cividis", vmin=low, vmax=high)
     axis.grid(visible=False)
     axis.tick_params(length=0, labelsize=8)
-    made.colorbar(shown, ax=axis, location="top", label=panel.title, shrink=0.9, aspect=25)
+    made.colorbar(
+        shown, ax=axis, location="top", label=panel.title, shrink=0.9, aspect=25, pad=0.01
+    )
     if len(cells) > _NUMBERED:
         return
     for (row, column), value in np.ndenumerate(cells):
-        colour = "black" if value > 0.55 * cells.max() else "white"
+        colour = "black" if value > low + 0.5 * (high - low) else "white"
         text = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
         axis.text(column, row, f"{value:.0f}", **text)
