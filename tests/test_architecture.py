@@ -32,7 +32,11 @@ THIRD_PARTY = {
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.flops"},
-    "matplotlib": {"runs.figures", "runs.plots", "runs.curves", "runs.embedding"},
+    "tensorboard": set(),  # by name in runs.tracking, where they are asked for
+    "mlflow": set(),
+    "matplotlib": {
+        f"runs.{name}" for name in ("figures", "plots", "curves", "embedding", "sensitivity")
+    },
 }
 
 

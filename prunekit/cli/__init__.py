@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 STAGES = {
     "pretrain": "train the dense network, or load weights into it",
     "sparsify": "train it under a sparsity penalty",
+    "sensitivity": "accuracy and cost while one group of channels at a time is narrowed",
     "prune": "remove the channels that score lowest",
     "features": "draw test images as the network sees them: t-SNE, before fine-tuning",
     "finetune": "train the narrow network",
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _parser() -> argparse.ArgumentParser:
     from prunekit import __version__
 
-    lines = "\n".join(f"  {name:<10} {text}" for name, text in (STAGES | TOOLS).items())
+    lines = "\n".join(f"  {name:<11} {text}" for name, text in (STAGES | TOOLS).items())
     parser = argparse.ArgumentParser(
         prog="prunekit",
         usage="prunekit COMMAND [GROUP=CHOICE] [KEY=VALUE] [-m] [--help]",

@@ -12,14 +12,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from prunekit.errors import ArtifactError, listed
 from prunekit.runs.files import read_json, write_csv, write_json
 from prunekit.runs.report import Outcome, Report, Settings, environment
 
-STAGES = ("pretrain", "sparsify", "prune", "features", "finetune", "export", "measure")
-LOOKING = frozenset({"features", "export", "measure"})  # they leave no model
+STAGES = (
+    *("pretrain", "sparsify", "sensitivity", "prune", "features", "finetune", "export"),
+    "measure",
+)
+LOOKING = frozenset({"sensitivity", "features", "export", "measure"})  # they leave no model
 
 
 class Status(Enum):
@@ -28,6 +31,16 @@ class Status(Enum):
     NEW = "new"
     RESUME = "resume"
     DONE = "done"
+
+
+class Listener(Protocol):
+    """Takes the numbers of a stage, besides its files; `stage` is its directory."""
+
+    def epochs(self, stage: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+        """All rows of metrics.csv so far, after every epoch."""
+
+    def finished(self, stage: Path, report: Report) -> None:
+        """The report, right before it is written."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +70,12 @@ class RunDir:
             yield
 
     def has_source(self, stage: str) -> bool:
-        """Whether an earlier stage was started here, finished or not."""
-        return any(self.stage(name).started for name in STAGES[: STAGES.index(stage)])
+        """Whether an earlier stage that leaves a model was started here, finished or not."""
+        return any(self.stage(name).started for name in self._models_before(stage))
 
     def find_source(self, stage: str) -> Path:
         """The model file of the nearest earlier stage; ArtifactError where it is not finished."""
-        earlier = [name for name in STAGES[: STAGES.index(stage)] if name not in LOOKING]
+        earlier = self._models_before(stage)
         for place in map(self.stage, reversed(earlier)):
             if place.finished:
                 return place.path / "model.pt"
@@ -76,6 +89,10 @@ class RunDir:
             f"{' or '.join(earlier)} first, or give source=path/to/model.pt"
         )
 
+    @staticmethod
+    def _models_before(stage: str) -> list[str]:
+        return [name for name in STAGES[: STAGES.index(stage)] if name not in LOOKING]
+
 
 class StageDir:
     """The directory of one stage: settings.json, model.pt, metrics.csv, report.json."""
@@ -87,6 +104,7 @@ class StageDir:
         self._settings: Settings = {}
         self._source: Path | None = None
         self._teacher: Path | None = None
+        self._listener: Listener | None = None
 
     @property
     def finished(self) -> bool:
@@ -134,14 +152,17 @@ class StageDir:
         source: Path | None,
         *,
         teacher: Path | None = None,
+        curves: Path | None = None,
         overwrite: bool = False,
     ) -> Status:
         """Compare with what is on disk; raises ArtifactError that names the keys that differ.
 
+        `teacher` and `curves` are files that the stage reads too: what they hold is part of it.
         A directory in which no work was done yet takes the new settings.
         """
         identity = {**settings, "source": identity_of(source)}
         identity |= {} if teacher is None else {"teacher": identity_of(teacher)}
+        identity |= {} if curves is None else {"curves": identity_of(curves)}
         self._settings, self._source, self._teacher = identity, source, teacher
         self._refuse_itself("source", source)
         self._refuse_itself("distill.teacher", teacher)
@@ -159,6 +180,10 @@ class StageDir:
         self._drop_progress()
         return Status.DONE
 
+    def tell(self, listener: Listener | None) -> None:
+        """Let the listener have rows and the report too, as they are written."""
+        self._listener = listener
+
     def complete(self, outcome: Outcome) -> Report:
         """Write the report, which marks the stage as finished, and drop the checkpoints."""
         report = Report(
@@ -171,6 +196,8 @@ class StageDir:
             seconds=round(self._earlier() + time.monotonic() - self._started, 3),
             origin=self._origin(),
         )
+        if self._listener is not None:
+            self._listener.finished(self.path, report)
         write_json(self.path / "report.json", report.to_dict())
         self._drop_progress()
         return report
@@ -200,6 +227,8 @@ class StageDir:
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv, one row per epoch, and note the time spent so far."""
         write_csv(self.path / "metrics.csv", rows)
+        if self._listener is not None:
+            self._listener.epochs(self.path, rows)
 
     def note_time(self) -> None:
         """Remember the seconds spent so far, so that a resumed run reports the whole."""

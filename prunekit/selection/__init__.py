@@ -1,4 +1,4 @@
-"""Which units stay: by zeros, a share per layer or over all, a threshold, a budget, or widths.
+"""Which units stay: by zeros, a share, a threshold, a budget, sensitivity curves, or widths.
 
 Every selection keeps the best-scored units of a group; of equal scores the earlier one is better.
 Groups without scores stay whole. Settings say what is kept, but for the ratio of `Slimming`, which
@@ -7,11 +7,13 @@ is the published share that goes.
 
 from prunekit.selection.base import Aim, Masks, Selection, best, checked, protected, untouched
 from prunekit.selection.budgets import Budget, Budgets, Global, MacsTarget, ParamsTarget
+from prunekit.selection.curves import Curve, curves_file, curves_of, read_curves
 from prunekit.selection.latency import LatencyTarget
 from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise, relative_ranks
 from prunekit.selection.patterns import ignored
 from prunekit.selection.pool import FindsWidths, Pool
 from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
+from prunekit.selection.sensitivity import Sensitivity
 from prunekit.selection.shares import PerLayer, Zeros
 from prunekit.selection.slimming import Slimming
 from prunekit.selection.threshold import Threshold
@@ -21,6 +23,7 @@ __all__ = [
     "Aim",
     "Budget",
     "Budgets",
+    "Curve",
     "FindsWidths",
     "Global",
     "LatencyTarget",
@@ -37,15 +40,19 @@ __all__ = [
     "Ranked",
     "Ranking",
     "Selection",
+    "Sensitivity",
     "Slimming",
     "Threshold",
     "Widths",
     "Zeros",
     "best",
     "checked",
+    "curves_file",
+    "curves_of",
     "fewest",
     "ignored",
     "protected",
+    "read_curves",
     "read_plan",
     "relative_ranks",
     "untouched",

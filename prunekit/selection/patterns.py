@@ -29,7 +29,9 @@ def ignored(graph: ChannelGraph, patterns: Iterable[str]) -> set[str]:
     A pattern may also mean layers whose outputs cannot be cut anyway, a classifier for instance.
     ConfigError with near names where it matches no layer.
     """
-    return {name for pattern in patterns for name in groups_matching(graph, pattern, "ignore")}
+    return {
+        name for pattern in patterns for name in groups_matching(graph, pattern, "selection.ignore")
+    }
 
 
 def assigned(graph: ChannelGraph, values: Mapping[str, float]) -> dict[str, float]:
@@ -39,7 +41,7 @@ def assigned(graph: ChannelGraph, values: Mapping[str, float]) -> dict[str, floa
     """
     found: dict[str, float] = {}
     for pattern, value in values.items():
-        names = groups_matching(graph, pattern, "layers")
+        names = groups_matching(graph, pattern, "selection.layers")
         if not names:
             raise ConfigError(
                 f"selection.layers: no output channel of {pattern!r} can be cut; "
@@ -55,7 +57,7 @@ def groups_matching(graph: ChannelGraph, pattern: str, setting: str) -> set[str]
     found = {group.name for group in graph.groups if fnmatchcase(group.name, pattern)}
     if not layers and not found:
         hint = one_of(pattern, _accepted(graph.outs))
-        raise ConfigError(f"selection.{setting}: {pattern!r} matches no layer; {hint}")
+        raise ConfigError(f"{setting}: {pattern!r} matches no layer; {hint}")
     hit = torch.zeros(graph.count, dtype=torch.bool)
     for name in layers:
         hit[graph.outs[name]] = True

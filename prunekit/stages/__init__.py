@@ -12,6 +12,15 @@ SPARSIFY = Stage(
     True,
     without_source=("model", "weights"),
 )
+SENSITIVITY = Stage(
+    "sensitivity",
+    (
+        *("seed", "dataset", "criterion", "sensitivity", "absorb", "over_norms", "statistics"),
+        *("channel_selection", "placement"),
+    ),
+    True,
+    without_source=("model", "weights"),
+)
 PRUNE = Stage(
     "prune",
     (
@@ -27,7 +36,7 @@ FINETUNE = Stage(
 )
 EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
 MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
-_ORDER = (PRETRAIN, SPARSIFY, PRUNE, FEATURES, FINETUNE, EXPORT, MEASURE)
+_ORDER = (PRETRAIN, SPARSIFY, SENSITIVITY, PRUNE, FEATURES, FINETUNE, EXPORT, MEASURE)
 STAGES = {stage.name: stage for stage in _ORDER}
 
 __all__ = ["STAGES", "Made", "Runtime", "Settings", "Stage", "execute"]

@@ -15,11 +15,13 @@ from typing import Any
 import torch
 
 from prunekit.build import build
-from prunekit.checks import choice, integer
+from prunekit.checks import choice, instance, integer
 from prunekit.errors import ConfigError
 from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Outcome, Report
 from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
+from prunekit.runs.tracking import Tracker
+from prunekit.selection import Sensitivity, curves_file
 from prunekit.stages.teacher import distill_of
 
 Settings = Mapping[str, Any]
@@ -101,7 +103,12 @@ def execute(
     place = run.stage(stage.name)
     start = _source(stage, run, source)
     chosen = select(settings, (*stage.reads, *(stage.without_source if start is None else ())))
-    known = {"settings": _identity(chosen), "source": start, "teacher": _teacher(chosen, start)}
+    known = {
+        "settings": _identity(chosen),
+        "source": start,
+        "teacher": _teacher(chosen, start),
+        "curves": _curves(chosen, run),
+    }
     anew = bool(settings.get("overwrite", False))
     status = place.begin(**known, overwrite=anew)
     if status is Status.DONE:
@@ -111,6 +118,7 @@ def execute(
         runtime = build(settings["runtime"], "runtime")
         runtime.apply(integer("seed", settings["seed"], at_least=0))
         runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
+        there.tell(tracking_of(settings))
         with _listening(there.warn):
             return there.complete(stage.work(chosen, there, runtime))
 
@@ -122,6 +130,19 @@ def execute(
             work(shared)
         adopt(shared, place)
     return place.report(), Made.NOW if todo else Made.ELSEWHERE
+
+
+def tracking_of(settings: Settings) -> Tracker | None:
+    """What else takes the numbers of stages, None for `tracking=none`; no part of what they are.
+
+    ConfigError where its package is not installed.
+    """
+    if "_target_" not in settings["tracking"]:
+        return None
+    made = build(settings["tracking"], "tracking")
+    instance("tracking", made, Tracker)
+    made.require()
+    return made
 
 
 @contextmanager
@@ -165,6 +186,14 @@ def _teacher(chosen: Settings, source: Path | None) -> Path | None:
     """The file of the network that teaches, where the stage has one."""
     found = distill_of(chosen) if "distill" in chosen else None
     return None if found is None or source is None else found.file(source)
+
+
+def _curves(chosen: Settings, run: RunDir) -> Path | None:
+    """The file of sensitivity curves, where the stage selects by them."""
+    selection = build(chosen["selection"], "selection") if "selection" in chosen else None
+    if not isinstance(selection, Sensitivity):
+        return None
+    return curves_file(selection.path or run.stage("sensitivity").path)
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:

@@ -21,10 +21,11 @@ from prunekit.problems import Problem
 from prunekit.pruning import ABSORB
 from prunekit.runs.pool import Pool
 from prunekit.runs.report import Metrics, Report
-from prunekit.runs.rundir import RunDir
+from prunekit.runs.rundir import LOOKING, RunDir
 from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Made, Runtime, Settings, execute
+from prunekit.stages.base import tracking_of
 from prunekit.stages.network import architecture, weights_of, with_matrices, with_selections
 from prunekit.stages.teacher import distill_of
 from prunekit.training import Schedule
@@ -49,7 +50,10 @@ def run(
     settings: Settings, directory: str, pool: Pool | None = None, tell: Tell = _untold
 ) -> Objectives:
     """Run the pipeline in one run directory and print the comparison; returns the objectives."""
-    return _go(pipeline(settings), settings, RunDir(Path(directory).parent), pool, tell)
+    names, place = pipeline(settings), RunDir(Path(directory).parent)
+    if "finetune" in names and (distill := distill_of(settings)):
+        distill.check(place.path)
+    return _go(names, settings, place, pool, tell)
 
 
 def _go(
@@ -58,15 +62,14 @@ def _go(
     """The stages, one after the other; `tell` hears of each, before and after."""
     check(settings, names)
     wanted = objectives(settings)
-    if names[0] != "finetune" and "finetune" in names and (distill := distill_of(settings)):
-        distill.check(place.path)
     source = settings["source"]
     with place.lock():
-        for index, name in enumerate(names):
+        for name in names:
             tell(name, None)
-            report, made = execute(STAGES[name], settings, place, None if index else source, pool)
+            report, made = execute(STAGES[name], settings, place, source, pool)
             tell(name, report.metrics)
             _announce(place, report, made)
+            source = source if name in LOOKING else None  # later stages start from what it left
     _show(place, names)
     return _reached(report, wanted)
 
@@ -108,11 +111,13 @@ def pipeline(settings: Settings) -> tuple[str, ...]:
 def check(settings: Settings, names: tuple[str, ...]) -> None:
     """Build every object that the stages will need, so that a mistake shows before any work."""
     from prunekit.stages.export import check_precision
+    from prunekit.stages.sensitivity import Probe
     from prunekit.stages.sparsify import regularizer_of
 
     needed = {
         "pretrain": {"schedule.pretrain": Schedule, "model": nn.Module},
         "sparsify": {"schedule.sparsify": Schedule, "order": Problem, "placement": Placement},
+        "sensitivity": {"sensitivity": Probe, "criterion": Criterion, "placement": Placement},
         "prune": {
             "placement": Placement,
             "criterion": Criterion,
@@ -135,6 +140,7 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
         check_precision(build(settings["export"], "export"), build(settings["quantize"]))
     build(settings["dataset"], "dataset")
     _build_as(Runtime, settings, "runtime")
+    tracking_of(settings)
     integer("seed", settings["seed"], at_least=0)
     weights_of(settings)
     choice("absorb", settings["absorb"], ABSORB)
@@ -168,8 +174,9 @@ def _show(place: RunDir, names: tuple[str, ...]) -> None:
 
 def _announce(place: RunDir, report: Report, made: Made) -> None:
     metrics = report.metrics
-    known = metrics.get("top1") is not None
-    top1 = f"{metrics['top1']:6.2f} %" if known else "not measured"
+    judged = next((key for key in ("top1", "val_top1") if metrics.get(key) is not None), None)
+    top1 = f"{metrics[judged]:6.2f} %" if judged else "not measured"
+    top1 += " (validation)" if judged == "val_top1" else ""
     took = f"{report.seconds:.1f} s" if made is Made.NOW else made.value
     say(
         f"{report.stage:<9} top-1 {top1}  {metrics['params']:>12,} parameters  "

@@ -17,7 +17,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.selection import Aim, Selection
+from prunekit.selection import Aim, Selection, Sensitivity
 from prunekit.stages.aftermath import compared, figures, told, variants, written
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.network import notes_on, start, weights_of
@@ -35,7 +35,7 @@ from prunekit.training import Schedule, fit
 def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Select units, remove them, and check that removing equals silencing."""
     criterion = criterion_of(settings, stage)
-    selection: Selection = build(settings["selection"], "selection")
+    selection = selection_of(settings, stage)
     data = load_data(settings, runtime)
     saved = start(settings, stage, data, runtime)
     _check_rounds(selection, criterion, data)
@@ -102,6 +102,14 @@ def criterion_of(settings: Settings, stage: StageDir) -> Criterion:
             "choose another criterion (l1_norm needs weights only)"
         )
     return replace(criterion, path=stage.source.parent / "scores.pt")
+
+
+def selection_of(settings: Settings, stage: StageDir) -> Selection:
+    """The selection; sensitivity curves are those of the same run where no others are named."""
+    selection: Selection = build(settings["selection"], "selection")
+    if not isinstance(selection, Sensitivity) or selection.path is not None:
+        return selection
+    return replace(selection, path=stage.run.stage("sensitivity").path)
 
 
 def plan(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> dict[str, Any]:

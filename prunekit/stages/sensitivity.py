@@ -1,0 +1,303 @@
+"""Accuracy and cost while one group of channels at a time is narrowed; the network stays."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.build import build
+from prunekit.checks import instance, integer, number
+from prunekit.console import track
+from prunekit.criteria import Criterion, L1Norm, Scores, Stored
+from prunekit.data import Batches, Data
+from prunekit.data.base import balanced
+from prunekit.errors import ArtifactError, ConfigError, listed
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, FoldedCost, LatencyTest, TimedCost
+from prunekit.modes import evaluating
+from prunekit.pruning import absorbs
+from prunekit.runs.files import write_csv
+from prunekit.runs.report import Metrics, Outcome
+from prunekit.runs.rundir import StageDir
+from prunekit.runs.sensitivity import draw
+from prunekit.selection import PerLayer, curves_of
+from prunekit.selection.curves import FILE
+from prunekit.selection.patterns import check_patterns, groups_matching
+from prunekit.stages.aftermath import IMAGES
+from prunekit.stages.base import Runtime, Settings
+from prunekit.stages.network import notes_on, start, weights_of
+from prunekit.stages.parts import counts, load_data
+from prunekit.stages.rounds import CHECKED
+from prunekit.surgery import attached
+from prunekit.surgery.cut import cut
+from prunekit.training import recompute_statistics
+from prunekit.training.evaluate import placed
+
+_BATCH = 1000  # images at once
+_TENTHS = tuple(number / 10 for number in range(1, 10))
+Key = tuple[str, int]  # a group and how many units are gone; "" and 0 is the dense network
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Which groups are narrowed, by which shares of their channels, and on what that is judged.
+
+    `groups` are patterns of layers; `images` is how many validation images count, classes
+    balanced, None for all. With `timing` a table of layer times gives milliseconds.
+    """
+
+    shares: Sequence[float] = _TENTHS
+    groups: Sequence[str] = ("*",)
+    images: int | None = None
+    timing: LatencyTest | None = field(default_factory=LatencyTest)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.shares, str) or not isinstance(self.shares, Sequence) or not self.shares:
+            raise ConfigError(f"sensitivity.shares={self.shares!r} is no list of shares removed")
+        for share in self.shares:
+            number("sensitivity.shares", share, above=0, below=1)
+        check_patterns("sensitivity.groups", self.groups)
+        if self.images is not None:
+            integer("sensitivity.images", self.images, at_least=1)
+        if self.timing is not None:
+            instance("sensitivity.timing", self.timing, LatencyTest)
+
+    def names(self, graph: ChannelGraph) -> list[str]:
+        """The groups that the patterns mean, in the order of the graph; ConfigError for none."""
+        found: set[str] = set()
+        for pattern in self.groups:
+            found |= groups_matching(graph, pattern, "sensitivity.groups")
+        if not found:
+            raise ConfigError(
+                f"sensitivity.groups={[*self.groups]} leaves no channels that can go; "
+                "prunekit inspect lists what can"
+            )
+        return [group.name for group in graph.groups if group.name in found]
+
+
+def sensitivity(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+    """Write sensitivity.csv (a row for every group and share) and sensitivity.png.
+
+    Each point is the network that prune would write with one group narrowed, cut physically,
+    without training; it is judged on validation images. Points that an interrupted stage has found
+    are kept.
+    """
+    probe: Probe = build(settings["sensitivity"], "sensitivity")
+    data = load_data(settings, runtime)
+    images = _images(probe, data)
+    trial, told = _trial(settings, stage, data, runtime)
+    points, file = _points(probe, trial), stage.path / FILE
+    costs, found = _costs(probe, trial, points, runtime), _known(file)
+    open_ = [*{point.key: point for point in points if point.key not in found}.values()]
+    for point in track(open_, "sensitivity", len(open_)):
+        found[point.key] = _top1(trial.narrowed(point), images, runtime)
+        write_csv(file, _rows(points, costs, found))
+        stage.note_time()
+    rows = _rows(points, costs, found)
+    write_csv(file, rows)  # milliseconds are of one table, that of the last attempt
+    draw(rows, stage.path / "sensitivity.png", _title(stage, images))
+    lacking = [name for name in probe.names(trial.graph) if name not in trial.scores]
+    return Outcome(
+        {**counts(trial.model, data), **_summary(rows), "images": images.size},
+        (
+            *([] if stage.sourced else notes_on(weights_of(settings))),
+            *data.notes,
+            *told,
+            *([f"not scored, so not tried: {listed(lacking, 4)}"] if lacking else []),
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Point:
+    """What is left of one group when a share of it was to go; `keep` is a mask over its units."""
+
+    group: str
+    share: float
+    keep: Tensor
+
+    @property
+    def removed(self) -> int:
+        """How many units are gone: whole ones, so the share is met to the nearest."""
+        return int((~self.keep).sum())
+
+    @property
+    def key(self) -> Key:
+        """What its accuracy hangs on."""
+        return (self.group, self.removed) if self.removed else ("", 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A network, the scores of its units, and how prune would cut it."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    scores: Scores
+    settings: Settings
+    data: Data
+    device: str
+
+    def narrowed(self, point: Point) -> nn.Module:
+        """The network with one group narrowed, of a copy; with nothing removed it is the same."""
+        if not point.removed:
+            return self.model
+        keep, wish = {point.group: point.keep}, self.settings["absorb"]
+        score = {point.group: self.scores[point.group]}
+        made = cut(
+            *(self.model, self.graph, keep, self.data.inputs(CHECKED).to(self.device)),
+            absorb=absorbs(wish, score, keep),
+            check=False,
+            maps=wish == "maps",
+        )
+        if self.settings["statistics"] == "recomputed":
+            recompute_statistics(made.model, self.data.train, IMAGES, self.device)
+        return made.model
+
+
+def _trial(
+    settings: Settings, stage: StageDir, data: Data, runtime: Runtime
+) -> tuple[Trial, list[str]]:
+    """The scored network, and what must be said of how it was scored."""
+    model = start(settings, stage, data, runtime).model
+    example = data.example.to(runtime.device)
+    graph = ChannelGraph.trace(model, example, over_norms=settings["over_norms"])
+    criterion, told = _criterion(settings, stage)
+    scores = criterion.scores(model, graph, data, runtime.device)
+    return Trial(model, graph, scores, settings, data, runtime.device), told
+
+
+def _criterion(settings: Settings, stage: StageDir) -> tuple[Criterion, list[str]]:
+    """The criterion; where scores are wanted that no stage has stored, the L1 norm stands in."""
+    criterion: Criterion = build(settings["criterion"], "criterion")
+    if not isinstance(criterion, Stored) or criterion.path is not None:
+        return criterion, []
+    beside = stage.source.parent / "scores.pt" if stage.sourced else None
+    if beside is not None and beside.is_file():
+        return replace(criterion, path=beside), []
+    return L1Norm(), ["no scores are stored for this network: the lowest L1 norms go first"]
+
+
+def _images(probe: Probe, data: Data) -> Batches:
+    """The validation images that count; ConfigError without any."""
+    if not data.val.size:
+        raise ConfigError(
+            "sensitivity is judged on validation images and this dataset has none; set dataset.val "
+            "above 0, or choose another dataset"
+        )
+    if probe.images is None or probe.images >= data.val.size:
+        return data.val
+    return Chosen(data.val, balanced(data.val.labels, probe.images, seed=0))
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """Some examples of a set, in order, as far as judging needs it."""
+
+    batches: Batches
+    indices: Tensor
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.indices)
+
+    def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Inputs and labels, `batch` at a time, always unchanged."""
+        return self.batches.pick(self.indices, batch)
+
+
+def _points(probe: Probe, trial: Trial) -> list[Point]:
+    """Every group whole, then at every share, in the order of the graph; some of it stays."""
+    cost = CostModel(trial.model, trial.graph)
+    at = {
+        share: PerLayer(round(1 - share, 12)).choose(trial.scores, trial.graph, cost)
+        for share in sorted({*probe.shares})
+    }
+    return [
+        Point(name, share, at[share][name] if share else torch.ones_like(at[max(at)][name]))
+        for name in probe.names(trial.graph)
+        if name in trial.scores
+        for share in (0.0, *at)
+    ]
+
+
+def _costs(
+    probe: Probe, trial: Trial, points: Sequence[Point], runtime: Runtime
+) -> dict[Point, Metrics]:
+    """Multiply-adds and parameters of every point, and milliseconds by the table of layers."""
+    timed = None
+    if probe.timing is not None and not attached(trial.model):
+        example = trial.data.example
+        timed = TimedCost(trial.model, trial.graph, example, probe.timing, runtime.device, track)
+    cost = timed or FoldedCost(trial.model, trial.graph)
+    found: dict[Point, Metrics] = {}
+    for point in points:
+        drop = trial.graph.drop({point.group: ~point.keep})
+        found[point] = {"macs": cost.macs(drop), "params": cost.params(drop)}
+        if timed is not None:
+            found[point]["ms"] = timed.latency(drop)
+    return found
+
+
+def _known(file: Path) -> dict[Key, float]:
+    """Accuracies that an interrupted stage has found; ArtifactError for a damaged file."""
+    if not file.is_file():
+        return {}
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            rows = [(r["group"], int(r["removed"]), r["val_top1"]) for r in csv.DictReader(lines)]
+            return {(name, gone) if gone else ("", 0): float(top1) for name, gone, top1 in rows}
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ArtifactError(f"{file} is damaged ({error}); delete it and run again") from error
+
+
+def _rows(
+    points: Sequence[Point], costs: Mapping[Point, Metrics], found: Mapping[Key, float]
+) -> list[dict[str, Any]]:
+    """The lines of sensitivity.csv, as far as they are known."""
+    return [
+        {
+            "group": point.group,
+            "share": point.share,
+            "removed": point.removed,
+            "units": len(point.keep),
+            "val_top1": found[point.key],
+            **costs[point],
+        }
+        for point in points
+        if point.key in found
+    ]
+
+
+def _top1(model: nn.Module, images: Batches, runtime: Runtime) -> float:
+    """Percent recognised; without a bar of its own, since there is one for all points."""
+    right = 0
+    with evaluating(model), torch.inference_mode():
+        for x, y in images.epoch(_BATCH, None):
+            logits = model(placed(x, runtime.device))
+            right += int((logits.argmax(dim=1) == y.to(runtime.device)).sum())
+    return 100 * right / images.size
+
+
+def _summary(rows: Sequence[Mapping[str, Any]]) -> Metrics:
+    """The dense accuracy, and the loss at the share nearest to a half, of every group."""
+    found: Metrics = {"val_top1": rows[0]["val_top1"], "groups": len(curves_of(rows))}
+    nearest = min((row["share"] for row in rows if row["share"]), key=lambda s: abs(s - 0.5))
+    lost = {
+        row["group"]: round(rows[0]["val_top1"] - row["val_top1"], 4)
+        for row in rows
+        if row["share"] == nearest
+    }
+    found |= {"at_share": nearest, "most_sensitive": max(lost, key=lambda name: lost[name])}
+    return found | {f"lost/{name}": points for name, points in lost.items()}
+
+
+def _title(stage: StageDir, images: Batches) -> str:
+    return f"{stage.run.path.resolve().name}: one group at a time, {images.size} validation images"
