@@ -23,7 +23,7 @@ STAGES = {
     "run": "all stages in order; skips what is finished, resumes what was interrupted",
     "inspect": "channel groups, what is frozen and why, predicted cost; trains nothing",
 }
-TOOLS = {"report": "collect finished runs into one table"}
+TOOLS = {"report": "finished runs as a table and as one page: report.html"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if parsed.command in STAGES:
             _launch(parsed.command, arguments[1:])
         else:
-            importlib.import_module("prunekit.runs.tables").main(arguments[1:])
+            importlib.import_module("prunekit.runs.command").main(arguments[1:])
     except PrunekitError as error:
         _fail(str(error))
     except KeyboardInterrupt:
@@ -113,11 +113,11 @@ def _task(
     def task(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
 
-        from prunekit.config import resolve
+        from prunekit.config import command_of, resolve
 
         place = HydraConfig.get().runtime.output_dir
         try:
-            settings = resolve(config)
+            settings = {**resolve(config), "command": command_of(stage, HydraConfig.get())}
             from prunekit.stages import pipeline  # torch is imported here, after that
 
             command = {"run": pipeline.run, "inspect": pipeline.inspect}.get(stage, pipeline.one)

@@ -162,6 +162,7 @@ class StageDir:
             environment=environment(),
             seconds=round(self._earlier() + time.monotonic() - self._started, 3),
             origin=self._origin(),
+            command=outcome.command,
         )
         write_json(self.path / "report.json", report.to_dict())
         self._drop_progress()

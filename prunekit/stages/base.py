@@ -80,7 +80,8 @@ def execute(
 ) -> tuple[Report, bool]:
     """Run one stage in a run directory; returns its report and whether work was done.
 
-    Raises ArtifactError when the directory holds the stage with other settings.
+    `settings.command` is kept in the report and no part of what the stage is. Raises ArtifactError
+    when the directory holds the stage with other settings.
     """
     place = run.stage(stage.name)
     start = _source(stage, run, source)
@@ -97,7 +98,8 @@ def execute(
     runtime.apply(integer("seed", settings["seed"], at_least=0))
     runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
     with _listening(place.warn):
-        return place.complete(stage.work(chosen, place, runtime)), True
+        outcome = stage.work(chosen, place, runtime)
+        return place.complete(replace(outcome, command=settings.get("command"))), True
 
 
 @contextmanager

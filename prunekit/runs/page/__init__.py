@@ -1,0 +1,2 @@
+"""The page."""
+def write_page(*a): pass
