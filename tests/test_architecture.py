@@ -32,7 +32,10 @@ THIRD_PARTY = {
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.flops"},
-    "matplotlib": {"runs.figures", "runs.plots", "runs.curves", "runs.embedding"},
+    "matplotlib": {
+        *("runs.figures", "runs.plots", "runs.curves", "runs.embedding"),
+        *("runs.fronts", "runs.page.pictures"),
+    },
 }
 
 

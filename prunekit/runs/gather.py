@@ -25,10 +25,10 @@ def collect(paths: Iterable[str | Path]) -> DataFrame:
     """Every stage found under the given directories, one row a run and stage.
 
     Columns: run, stage, status (finished, unfinished, damaged), path, reason (of damage), seconds,
-    source, origin, command, timing (how latency was measured), what the settings say (see
-    `methods.described`), then one per metric. Stages without a readable report have no metrics.
-    Folders below a path whose names begin with a dot are left out. Raises ArtifactError when there
-    is no stage at all.
+    source, origin, command, timing (how latency was measured), environment, what the settings say
+    (see `methods.described`), then one per metric. Stages without a readable report have no
+    metrics. Folders below a path whose names begin with a dot are left out. Raises ArtifactError
+    when there is no stage at all.
     """
     import pandas as pd
 
@@ -110,6 +110,7 @@ def _told(report: Report) -> Row:
         "origin": report.origin,
         "command": report.command,
         "timing": timing(report.settings, report.environment),
+        "environment": ", ".join(f"{k} {v}" for k, v in report.environment.items()),
         **described(report.settings),
         **report.metrics,
     }

@@ -225,7 +225,7 @@ def test_sizes_of_the_dense_network_are_known_from_sparsifying(tmp_path):
     [
         (["--plot", "curve.jpg"], r"curve\.jpg must end in \.png, \.pdf or \.svg"),
         (["--plot", "none/curve.png"], "there is no folder none; create it"),
-        (["--out", "table.txt"], r"must end in \.csv or \.md"),
+        (["--out", "table.txt"], r"must end in \.csv, \.md or \.tex"),
     ],
 )
 def test_report_refuses_places_before_it_reads_anything(line, message, outputs, capsys):
@@ -244,7 +244,7 @@ def test_written_tables_come_back(outputs, capsys):
     lines = (outputs / "table.md").read_text().splitlines()
     assert len(lines) == 2 + len(table) and len({line.count("|") for line in lines}) == 1
     assert "35.3x" in lines[2] and lines[2].startswith("| a |")
-    with pytest.raises(ArtifactError, match=r"must end in \.csv or \.md"):
+    with pytest.raises(ArtifactError, match=r"must end in \.csv, \.md or \.tex"):
         write_table(table, outputs / "table.xlsx")
 
 

@@ -1,2 +1,5 @@
-"""The page."""
-def write_page(*a): pass
+"""`report.html`: runs as one page that needs nothing but itself."""
+
+from prunekit.runs.page.document import write_page
+
+__all__ = ["write_page"]
