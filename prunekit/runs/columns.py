@@ -36,9 +36,10 @@ RATIOS = (
 # norms below which the training log counts rows as small
 SMALL = ("1e-02", "1e-03", "1e-04", "1e-05", "1e-06")
 # what the settings of stages say about a run
-NUMBERS = ("lam", "ratio", "keep", "seed")
+_SETTINGS = frozenset({"model", "lam", "ratio", "keep", "seed"})
 SHOWN = (
     ("run", "run", "{}"),
+    ("model", "model", "{}"),
     ("method", "method", "{}"),
     ("lam", "lam", "{:g}"),
     ("ratio", "ratio", "{:g}"),
@@ -99,7 +100,7 @@ class Cells:
 def printed(table: DataFrame) -> Cells:
     """What a summary shows on a screen: settings in which no two runs differ are left out."""
     keys = [key for key, _, _ in SHOWN if key in table]
-    return Cells.of(table, [k for k in keys if k not in NUMBERS or table[k].nunique() > 1])
+    return Cells.of(table, [k for k in keys if k not in _SETTINGS or table[k].nunique() > 1])
 
 
 def compare(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

@@ -21,6 +21,7 @@ COSTS = {
     "gpu_ms": ("GPU latency (ms)", 1.0),
 }
 _GREY = "#777777"
+_SPAN = 2.0  # percentage points on the axis at least, so that a small difference looks small
 _NAMED = 14  # methods that a legend can hold
 
 
@@ -76,15 +77,17 @@ def fronts(runs: DataFrame, path: str | Path, costs: Sequence[str]) -> None:
     methods = list(dict.fromkeys(str(m) for p in panels.values() for m in p["method"]))
     looks = dict(zip(methods, zip(cycle(COLOURS), cycle(MARKERS), strict=False), strict=False))
     lines = -(-(min(len(methods), _NAMED) + 2) // 4)
-    size = (3.5 * max(len(panels), 1.5), 3.1 + 0.22 * lines)
+    size = (4.8 * max(len(panels), 1.25), 3.7 + 0.22 * lines)
+    crossed = False
     with figure(path, size, (1, len(panels)), sharey=True) as (made, grid):
         for axis, (cost, points) in zip(grid[0], panels.items(), strict=True):
             _draw_front(axis, points, cost)
             _draw_points(axis, points, cost, looks)
-            _draw_dense(axis, runs, cost)
+            crossed = _draw_dense(axis, runs, cost) or crossed
             _scale(axis, points[cost] / COSTS[cost][1], COSTS[cost][0])
+        _at_least(grid[0, 0], _SPAN)
         grid[0, 0].set(ylabel="Test accuracy (%)")
-        _legend(made, looks)
+        _legend(made, looks, crossed)
 
 
 def _draw_points(
@@ -100,7 +103,7 @@ def _draw_points(
             linestyle="none",
             color=colour,
             marker=marker,
-            markersize=6,
+            markersize=9 if marker == "*" else 7,
             markeredgecolor="black" if point["on_front"] else "white",
             markeredgewidth=1.1 if point["on_front"] else 0.4,
             zorder=4 if point["on_front"] else 3,
@@ -120,14 +123,15 @@ def _draw_front(axis: Any, points: DataFrame, cost: str) -> None:
     )
 
 
-def _draw_dense(axis: Any, runs: DataFrame, cost: str) -> None:
+def _draw_dense(axis: Any, runs: DataFrame, cost: str) -> bool:
     """The networks that runs started from: their cost is that of a run and its ratio."""
     if cost not in _DENSE or not {_DENSE[cost], "dense_top1"} <= {*runs}:
-        return
+        return False
     known = runs.dropna(subset=[cost, _DENSE[cost], "dense_top1"])
     whole = (known[cost] * known[_DENSE[cost]] / COSTS[cost][1]).round(6)
     places = known.assign(whole=whole).groupby("whole")["dense_top1"].mean()
     axis.plot(places.index, places.to_numpy(), "x", color=_GREY, markersize=8, markeredgewidth=2)
+    return len(places) > 0
 
 
 _DENSE = {"macs": "macs_ratio", "params": "params_ratio", "cpu_ms": "speedup"}
@@ -142,23 +146,33 @@ def _scale(axis: Any, values: Any, label: str) -> None:
         axis.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    else:
+        axis.set_xlim(left=0)
 
 
-def _legend(made: Any, looks: dict[str, tuple[str, str]]) -> None:
+def _at_least(axis: Any, span: float) -> None:
+    low, high = axis.get_ylim()
+    room = max(0.0, (span - (high - low)) / 2)
+    axis.set_ylim(low - room, high + room)
+
+
+def _legend(made: Any, looks: dict[str, tuple[str, str]], crossed: bool) -> None:
     from matplotlib.lines import Line2D
 
     def entry(colour: str, marker: str, edge: str) -> Any:
-        style = {"linestyle": "none", "markersize": 6, "markeredgecolor": edge}
+        style = {"linestyle": "none", "markersize": 7, "markeredgecolor": edge}
+        style |= {"markeredgewidth": 0.4 if edge == "white" else 1.5}
         return Line2D([], [], color=colour, marker=marker, **style)
 
     named = [*looks.items()][:_NAMED]
-    entries = {name or "runs": entry(*look, "white") for name, look in named}
+    entries = {name or "other runs": entry(*look, "white") for name, look in named}
     if len(looks) > _NAMED:
         entries[f"and {len(looks) - _NAMED} more methods"] = entry("white", "", "white")
     entries["black edge, line: front"] = Line2D(
         [], [], color="black", linewidth=1, alpha=0.6, marker="o", markerfacecolor="white"
     )
-    entries["dense"] = entry(_GREY, "x", _GREY)
+    if crossed:
+        entries["dense"] = entry(_GREY, "x", _GREY)
     made.legend(
         entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries))
     )

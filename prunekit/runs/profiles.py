@@ -85,38 +85,31 @@ def scores(
     """A histogram of group norms or scales after sparsifying, what stays apart from what goes.
 
     Both map groups to one entry a unit, of `kept` booleans; groups that it lacks count as kept.
-    Zeros, which a logarithmic axis has no place for, are counted in a bar at its left end. Raises
-    ArtifactError where no group has a score.
+    Zeros, which a logarithmic axis has no place for, are counted in words. Raises ArtifactError
+    where no unit has a score above zero.
     """
-    every = [np.asarray(part, dtype=float) for part in values.values()]
-    if not sum(map(len, every)):
-        raise ArtifactError(f"{path}: no unit has a score")
-    norms = np.concatenate(every)
+    norms = np.concatenate([np.zeros(0), *(np.asarray(part) for part in values.values())])
+    alive = norms > 0
+    if not alive.any():
+        raise ArtifactError(f"{path}: no unit has a score above zero")
     stays = np.concatenate([_mask(kept, name, len(part)) for name, part in values.items()])
-    edges, zero = _edges(norms)
-    places = np.where(norms > 0, norms, zero)
-    with figure(path, (5.2, 3.0)) as (made, grid):
+    with figure(path, (5.2, 3.2)) as (made, grid):
         axis = grid[0, 0]
         axis.hist(
-            [places[stays], places[~stays]],
-            edges,
+            [norms[alive & stays], norms[alive & ~stays]],
+            _edges(norms[alive]),
             stacked=True,
             color=[COLOURS[0], "white"],
             edgecolor=COLOURS[0],
             linewidth=0.6,
             hatch=["", "////"],
-            label=[f"kept ({stays.sum()})", f"removed ({(~stays).sum()})"],
+            label=["kept", "removed"],
         )
-        axis.set(xscale="log", xlabel="Norm of a unit", ylabel="Units")
+        zeros = (
+            f"; {(~alive).sum():,} of {len(norms):,} are exactly zero" if not alive.all() else ""
+        )
+        axis.set(xscale="log", xlabel=f"Norm of a unit{zeros}", ylabel="Units")
         axis.minorticks_off()
-        if (norms <= 0).any():
-            axis.annotate(
-                f"exactly 0: {(norms <= 0).sum()}",
-                (zero, 1),
-                xycoords=("data", "axes fraction"),
-                ha="center",
-                fontsize=8,
-            )
         legend_above(made, [axis])
 
 
@@ -125,16 +118,7 @@ def _mask(kept: Mapping[str, np.ndarray], name: str, count: int) -> np.ndarray:
     return mask if mask is not None and len(mask) == count else np.ones(count, dtype=bool)
 
 
-def _edges(norms: np.ndarray) -> tuple[np.ndarray, float]:
-    """Edges of logarithmic bins, the first one for zeros, and where those stand."""
-    alive = norms[norms > 0]
-    if not len(alive):
-        return np.array([0.5, 2.0]), 1.0
-    low, high = np.log10(alive.min()), np.log10(alive.max())
-    high = max(high, low + 0.5)
-    step = (high - low) / 30
-    edges = 10 ** np.linspace(low - 1e-9, high + 1e-9, 31)
-    if (norms > 0).all():
-        return edges, 1.0
-    zero = 10 ** (low - 3 * step)
-    return np.concatenate([10 ** np.array([low - 4 * step, low - 2 * step]), edges]), zero
+def _edges(norms: np.ndarray) -> np.ndarray:
+    """Edges of bins, equally wide on a logarithmic axis, over half a decade at least."""
+    low, high = np.log10(norms.min()), np.log10(norms.max())
+    return 10 ** np.linspace(low - 1e-6, max(high, low + 0.5) + 1e-6, 31)

@@ -49,21 +49,22 @@ def _notes(run: Run) -> Iterator[Markup]:
 
 
 def _pictures(run: Run) -> Iterator[Markup | None]:
+    """Every picture there is data for; neighbours fit side by side."""
+    show = partial(picture, whose=run.name)
     if run.plan:
         before = {name: group["of"] for name, group in run.plan.items()}
         after = {name: group["kept"] for name, group in run.plan.items()}
-        yield picture(partial(widths, before, after), f"Channels before and after, {run.name}")
-    if run.layers is not None:
-        says = f"Where multiply-adds and milliseconds go, {run.name}"
-        yield picture(partial(layer_costs, run.layers), says)
+        yield show(partial(widths, before, after), "Channels before and after")
+    if run.scores:
+        yield show(partial(scores, run.scores, run.kept), "Norms of units after sparsifying")
     histories = {stage: run.history(stage) for stage in _TRAINED}
     known = {stage: frame for stage, frame in histories.items() if frame is not None}
     if known:
-        yield picture(partial(convergence, known), f"Training, {run.name}")
-    if run.scores:
-        says = f"Norms of units after sparsifying, {run.name}"
-        yield picture(partial(scores, run.scores, run.kept), says)
+        yield show(partial(convergence, known), "Sparsity, loss and error by epoch")
+    if run.layers is not None:
+        yield show(partial(layer_costs, run.layers), "Where multiply-adds and milliseconds go")
     if (pair := run.filters) is not None:
-        yield picture(partial(filters, *pair), f"First-layer filters, {run.name}", painted)
+        yield show(partial(filters, *pair), "Filters of the first layer", painted)
     if (points := run.embedding) is not None:
-        yield picture(partial(draw, {"": points}), f"t-SNE of test images, {run.name}", painted)
+        says = "Test images as the network sees them (t-SNE)"
+        yield show(partial(draw, {"": points}), says, painted)

@@ -93,9 +93,9 @@ def _details(runs: list[Run]) -> Iterator[Markup]:
     if len(runs) > DETAILED:
         yield element(
             "p",
-            f"Pictures of the first {DETAILED} of {len(runs)} runs, in the order of the table; "
-            "prunekit report PATH/RUN draws those of any other.",
+            f"{DETAILED} of {len(runs)} runs: those marked above, then the most accurate; "
+            "prunekit report PATH/RUN shows any other.",
             class_="note",
         )
-    for run in runs[:DETAILED]:
+    for run in sorted(runs, key=lambda run: not run.on_front)[:DETAILED]:
         yield detail(run, opened=len(runs) <= 1)

@@ -126,7 +126,7 @@ class Run:
 
 
 def ranked(part: DataFrame, stages: DataFrame) -> list[Run]:
-    """The runs of one test set that finished a stage: the front first, then by accuracy."""
+    """The runs of one test set that finished a stage, the most accurate first."""
     done = stages[stages["status"] == "finished"]
     places: dict[str, dict[str, Path]] = {}
     for run, stage, path in zip(done["run"], done["stage"], done["path"], strict=True):
@@ -137,7 +137,7 @@ def ranked(part: DataFrame, stages: DataFrame) -> list[Run]:
         for row in part.to_dict("records")
         if str(row["run"]) in places
     ]
-    return sorted(runs, key=lambda run: (not run.on_front, -(number(run.row.get("top1")) or 0.0)))
+    return sorted(runs, key=lambda run: -(number(run.row.get("top1")) or 0.0))
 
 
 def _front(part: DataFrame) -> set[Any]:

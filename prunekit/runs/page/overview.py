@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from prunekit.errors import ArtifactError
 from prunekit.runs.columns import printed
 from prunekit.runs.embedding import draw
-from prunekit.runs.fronts import COSTS, fronts
+from prunekit.runs.fronts import fronts
 from prunekit.runs.page.found import Run
 from prunekit.runs.page.markup import Markup, element, grid, row
 from prunekit.runs.page.pictures import Draw, drawn, painted
@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 
 _TOGETHER = 7  # runs that lines in one panel can tell apart
 _COMPARED = 100  # runs whose settings are set side by side
+_ACROSS = 6  # runs side by side; more of them go down the page
 _KEYS = 40  # settings in which they differ, at most
 _NAMED = 200  # stages that are left out, by name
-_NOT_RECORDED = "command not recorded: made before reports kept it"
+_FRONT = (
+    "● no other setting here has a higher accuracy and fewer multiply-adds (means over seeds). "
+    "By accuracy; a click on a heading sorts by it."
+)
+_NOT_RECORDED = "Runs without a command were made before reports kept it."
 
 
 def results(part: DataFrame, runs: Sequence[Run]) -> Iterator[Markup]:
@@ -38,21 +43,20 @@ def results(part: DataFrame, runs: Sequence[Run]) -> Iterator[Markup]:
         element(
             "tbody",
             row("td", ("●" if run.on_front else "", *line), ("mark", *looks)),
-            _command(run, len(line)),
+            *_command(run, len(line)),
         )
         for run, line in zip(runs, cells.lines, strict=True)
     ]
     yield element("div", element("table", head, *bodies, class_="sortable"), class_="wide")
-    yield element(
-        "p",
-        "● no other setting here has both a higher accuracy and fewer multiply-adds (means over "
-        "seeds). Those first, then by accuracy; a click on a heading sorts by it.",
-        class_="note",
-    )
+    said = [_FRONT] if len(runs) > 1 else []
+    said += [] if all(isinstance(r.row.get("command"), str) for r in runs) else [_NOT_RECORDED]
+    yield element("p", " ".join(said), class_="note")
 
 
 def tradeoffs(part: DataFrame) -> Iterator[Markup]:
     """Accuracy against sizes, and against milliseconds for each way in which those were timed."""
+    if len(part) == 1:
+        return
     sizes = picture(partial(fronts, part, costs=("macs", "params")), "Accuracy against size")
     if sizes:
         yield element("h3", "Trade-off")
@@ -60,8 +64,8 @@ def tradeoffs(part: DataFrame) -> Iterator[Markup]:
     timed = part.dropna(subset=["timing"]) if "timing" in part else part.iloc[:0]
     groups = list(timed.groupby("timing", sort=False))
     for timing, group in groups:
-        costs = [cost for cost in ("cpu_ms", "gpu_ms") if cost in COSTS]
-        made = picture(partial(fronts, group, costs=costs), f"Accuracy against latency: {timing}")
+        times = partial(fronts, group, costs=("cpu_ms", "gpu_ms"))
+        made = picture(times, f"Accuracy against latency: {timing}")
         yield from [made] if made else []
     if len(groups) > 1:
         text = (
@@ -98,25 +102,38 @@ def embeddings(runs: Sequence[Run]) -> Iterator[Markup]:
 
 
 def differences(runs: Sequence[Run]) -> Iterator[Markup]:
-    """Settings in which runs differ, a line a run."""
+    """Settings that have more than one value, by key and run; many runs go down the page."""
     compared = runs[:_COMPARED]
-    if len(compared) < 2:
-        return
     keys = list(dict.fromkeys(key for run in compared for key in run.settings))
-    absent = object()
-    differing = [k for k in keys if len({str(r.settings.get(k, absent)) for r in compared}) > 1]
+    differing = [key for key in keys if _differs(key, compared)]
     if not differing:
         return
     yield element("h3", "Settings that differ")
-    columns = [run.name for run in compared]
-    table = [[k, *(_value(run.settings.get(k)) for run in compared)] for k in differing[:_KEYS]]
-    if len(compared) > len(differing):  # turned: what is longer goes down the page
-        columns, table = differing[:_KEYS], [list(line) for line in zip(*table, strict=True)][1:]
-        table = [[run.name, *line] for run, line in zip(compared, table, strict=True)]
-        yield grid(["run", *columns], table)
+    shown = differing[:_KEYS]
+    columns = [[_short(run.settings.get(key)) for key in shown] for run in compared]
+    if len(compared) > _ACROSS:
+        yield grid(
+            ["run", *shown],
+            [[run.name, *column] for run, column in zip(compared, columns, strict=True)],
+        )
     else:
-        yield grid(["setting", *columns], table)
+        lines = zip(shown, *columns, strict=True)
+        yield grid(["setting", *(run.name for run in compared)], list(lines))
     yield from _cut_short(len(runs), len(differing))
+
+
+def _differs(key: str, runs: Sequence[Run]) -> bool:
+    """Whether runs that have the setting disagree; the class of what has a name says no more."""
+    named = key.removesuffix("_target_") + "name"
+    if named != key and any(named in run.settings for run in runs):
+        return False
+    return len({str(run.settings[key]) for run in runs if key in run.settings}) > 1
+
+
+def _short(value: object) -> str:
+    """A class without its module."""
+    said = _value(value)
+    return said.rpartition(".")[2] if said.startswith(("prunekit.", "torch.")) else said
 
 
 def problems(stages: DataFrame) -> Iterator[Markup]:
@@ -146,20 +163,20 @@ def environments(stages: DataFrame) -> Iterator[Markup]:
 
 
 def picture(
-    draw: Draw | Callable[..., object], says: str, make: Callable[..., Markup] = drawn
+    draw: Draw, says: str, make: Callable[..., Markup] = drawn, whose: str = ""
 ) -> Markup | None:
     """The picture, or None where there is nothing to draw."""
     try:
-        return make(draw, says)
+        return make(draw, says, whose)
     except ArtifactError:
         return None
 
 
-def _command(run: Run, width: int) -> Markup:
+def _command(run: Run, width: int) -> Iterator[Markup]:
     said = run.row.get("command")
-    text = element("code", said) if isinstance(said, str) else element("span", _NOT_RECORDED)
-    cell = element("td", text, colspan=str(width), class_="command")
-    return element("tr", element("td"), cell, class_="under")
+    if isinstance(said, str):
+        cell = element("td", element("code", said), colspan=str(width), class_="command")
+        yield element("tr", element("td"), cell, class_="under")
 
 
 def _shortened(frames: dict[str, DataFrame]) -> dict[str, DataFrame]:

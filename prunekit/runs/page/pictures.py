@@ -14,20 +14,20 @@ from prunekit.runs.page.markup import Markup, element
 Draw = Callable[[Path], object]
 
 _COLOURS = 96  # of a small png: enough for points in a dozen colours with soft edges
-_CAPTIONED = "figure"
 
 
-def drawn(draw: Draw, says: str) -> Markup:
-    """An svg whose text stays text; `draw(path)` makes it, `says` describes it."""
+def drawn(draw: Draw, says: str, whose: str = "") -> Markup:
+    """An svg whose text stays text; `draw(path)` makes it, `says` describes it, `whose` the run."""
     import matplotlib
 
-    # ids that no other figure of the page has
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": says}):
+    about = f"{says}, {whose}" if whose else says
+    # the salt: ids that no other figure of the page has
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": about}):
         text = _made(draw, "svg").decode()
-    return _captioned(_bare(text, says), says)
+    return _captioned(_bare(text, about), says)
 
 
-def painted(draw: Draw, says: str, width: int = 640) -> Markup:
+def painted(draw: Draw, says: str, whose: str = "", width: int = 640) -> Markup:
     """A png in few colours, for figures of thousands of points."""
     from PIL import Image
 
@@ -38,7 +38,8 @@ def painted(draw: Draw, says: str, width: int = 640) -> Markup:
     small = io.BytesIO()
     image.quantize(_COLOURS).save(small, "png", optimize=True)
     source = "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()
-    return _captioned(element("img", src=source, alt=says, width=str(image.width)), says)
+    alt = f"{says}, {whose}" if whose else says
+    return _captioned(element("img", src=source, alt=alt, width=str(image.width)), says)
 
 
 def _made(draw: Draw, ending: str) -> bytes:
@@ -49,7 +50,7 @@ def _made(draw: Draw, ending: str) -> bytes:
 
 
 def _captioned(picture: Markup, says: str) -> Markup:
-    return element(_CAPTIONED, picture, element("figcaption", says))
+    return element("figure", picture, element("figcaption", says))
 
 
 def _bare(text: str, says: str) -> Markup:
