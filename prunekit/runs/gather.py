@@ -56,12 +56,16 @@ def _told_apart(found: Mapping[Path, tuple[Path, str]]) -> dict[Path, str]:
 def _places(root: Path) -> list[tuple[str, Path]]:
     """Runs and their stage directories, in the order of runs and then of the pipeline.
 
-    A stage may be a link to one that runs share: it counts for every run.
+    A run is where it really lies, however it was reached; a stage may be a link to one that runs
+    share, and counts for every run.
     """
     found = [place for place in _walk(os.path.abspath(root)) if place.name in STAGES]
     found.sort(key=lambda place: (str(place.parent), STAGES.index(place.name)))
     home = Path(os.path.abspath(root))
-    return [(_name(home, place), _real(place)) for place in found]
+    runs = {place.parent: Path(os.path.realpath(place.parent)) for place in found}
+    return [
+        (_name(home, place, runs[place.parent]), runs[place.parent] / place.name) for place in found
+    ]
 
 
 def _walk(root: str) -> Iterator[Path]:
@@ -80,15 +84,10 @@ def _files(place: str) -> list[str]:
     return os.listdir(place) if os.path.isdir(place) else []
 
 
-def _name(root: Path, place: Path) -> str:
+def _name(root: Path, place: Path, run: Path) -> str:
     """A run's path below the root; a root may be a single run or stage: then its own name."""
     inside = place.parent.relative_to(root) if place != root else Path()
-    return str(inside) if inside.parts else _real(place).parent.name
-
-
-def _real(place: Path) -> Path:
-    """Where the run lies, however it was reached, and its stage, even where that is a link."""
-    return Path(os.path.realpath(place.parent)) / place.name
+    return str(inside) if inside.parts else run.name
 
 
 def _stage_row(run: str, place: Path) -> Row:
