@@ -7,7 +7,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
-from statistics import median
 from typing import Any
 
 from torch import Tensor, nn
@@ -25,8 +24,8 @@ def layer_rows(
     """One row a network and layer: network, layer, kind, in, out, macs, params, cpu_ms.
 
     Layers with channels and whatever else is a module without modules in it; those have no counts.
-    Milliseconds are medians of passes over the timed batch on the CPU, networks in turns, each
-    layer by the clock around it: what a forward computes outside of modules is in none.
+    Milliseconds are the fewest of several passes over the timed batch on the CPU, networks in
+    turns, each layer by the clock around it: what a forward computes outside of modules is in none.
     """
     tables = {name: _counted(model, example) for name, model in models.items()}
     clocks = {name: _Clocks(model, tables[name]) for name, model in models.items()}
@@ -40,7 +39,7 @@ def layer_rows(
     return [
         {"network": name, **tables[name].get(layer, {"layer": layer, "kind": kind}), "cpu_ms": ms}
         for name, clock in clocks.items()
-        for layer, kind, ms in clock.medians()
+        for layer, kind, ms in clock.fastest()
     ]
 
 
@@ -69,12 +68,11 @@ class _Clocks:
         self._passes.append(defaultdict(float))
         self._model(x)
 
-    def medians(self) -> list[tuple[str, str, float]]:
-        """Layers that were called, with their kind and milliseconds."""
-        called = {name: None for one in self._passes for name in one}
+    def fastest(self) -> list[tuple[str, str, float]]:
+        """Layers that were called, with their kind and milliseconds: others only add to them."""
         return [
-            (name, self._kinds[name], round(median(one[name] for one in self._passes), 5))
-            for name in called
+            (name, self._kinds[name], round(min(one[name] for one in self._passes), 5))
+            for name in self._passes[0]
         ]
 
     def _watch(self, name: str, module: nn.Module) -> None:

@@ -39,10 +39,11 @@ def results(part: DataFrame, runs: Sequence[Run]) -> Iterator[Markup]:
     cells = printed(shown)
     looks = ["num" if numeric else None for numeric in cells.numeric]
     head = element("thead", row("th", ("", *cells.headings), (None, *looks)))
+    marks = {False: "", True: "●" if len(runs) > 1 else ""}
     bodies = [
         element(
             "tbody",
-            row("td", ("●" if run.on_front else "", *line), ("mark", *looks)),
+            row("td", (marks[run.on_front], *line), ("mark", *looks)),
             *_command(run, len(line)),
         )
         for run, line in zip(runs, cells.lines, strict=True)
@@ -61,8 +62,7 @@ def tradeoffs(part: DataFrame) -> Iterator[Markup]:
     if sizes:
         yield element("h3", "Trade-off")
         yield sizes
-    timed = part.dropna(subset=["timing"]) if "timing" in part else part.iloc[:0]
-    groups = list(timed.groupby("timing", sort=False))
+    groups = list(part.groupby("timing", sort=False)) if "timing" in part else []
     for timing, group in groups:
         times = partial(fronts, group, costs=("cpu_ms", "gpu_ms"))
         made = picture(times, f"Accuracy against latency: {timing}")
