@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 COSTS = {
     "macs": ("Multiply-adds (millions)", 1e6),
     "params": ("Parameters (thousands)", 1e3),
+    "cpu_share": ("CPU latency (% of dense, timed in turns)", 1.0),
     "cpu_ms": ("CPU latency (ms)", 1.0),
     "gpu_ms": ("GPU latency (ms)", 1.0),
 }
@@ -61,7 +62,8 @@ def settings_of(runs: DataFrame, cost: str) -> DataFrame:
         for _, group in (known.groupby(keys, sort=False) if len(known) else ())
     ]
     points = pd.DataFrame(rows, columns=["run", "method", "seeds", "top1", "top1_std", cost])
-    points["on_front"] = front(points[cost].tolist(), points["top1"].tolist())
+    best = front(points[cost].tolist(), points["top1"].tolist())
+    points["on_front"] = pd.Series(best, dtype=bool)
     return points
 
 

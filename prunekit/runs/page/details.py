@@ -32,7 +32,7 @@ def detail(run: Run, opened: bool) -> Markup:
 
 def _networks(run: Run) -> Iterator[Markup]:
     frame = run.comparison
-    if frame is not None and "network" in frame:
+    if frame is not None:
         headings, lines = compare(frame.to_dict("records"))
         yield grid(headings, lines, (False, *(True for _ in headings[1:])))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -55,17 +55,17 @@ class Run:
 
     def history(self, stage: str) -> DataFrame | None:
         """The metrics.csv of a stage."""
-        return self._frame(stage, "metrics.csv")
+        return self._frame(stage, "metrics.csv", ("epoch",))
 
     @property
     def layers(self) -> DataFrame | None:
         """The layers.csv of measure."""
-        return self._frame("measure", "layers.csv")
+        return self._frame("measure", "layers.csv", ("network", "layer", "macs", "cpu_ms"))
 
     @property
     def comparison(self) -> DataFrame | None:
         """The comparison.csv of measure."""
-        return self._frame("measure", "comparison.csv")
+        return self._frame("measure", "comparison.csv", ("network",))
 
     @cached_property
     def plan(self) -> dict[str, dict[str, Any]] | None:
@@ -113,12 +113,14 @@ class Run:
         tensors = (value for value in weights.values() if isinstance(value, Tensor))
         return next((value.float() for value in tensors if value.dim() == 4), None)
 
-    def _frame(self, stage: str, name: str) -> DataFrame | None:
+    def _frame(self, stage: str, name: str, columns: Sequence[str]) -> DataFrame | None:
+        """A csv file that has rows and these columns."""
         import pandas as pd
 
         file = self._file(stage, name)
         found = _known(lambda: pd.read_csv(file)) if file else None
-        return found if found is not None and len(found) else None
+        whole = found is not None and len(found) and {*columns} <= {*found}
+        return found if whole else None
 
     def _file(self, stage: str, name: str) -> Path | None:
         place = self.places.get(stage)

@@ -64,7 +64,8 @@ def tradeoffs(part: DataFrame) -> Iterator[Markup]:
         yield sizes
     groups = list(part.groupby("timing", sort=False)) if "timing" in part else []
     for timing, group in groups:
-        times = partial(fronts, group, costs=("cpu_ms", "gpu_ms"))
+        group = group.assign(cpu_share=100 / group["speedup"].astype(float))
+        times = partial(fronts, group, costs=("cpu_share", "cpu_ms", "gpu_ms"))
         made = picture(times, f"Accuracy against latency: {timing}")
         yield from [made] if made else []
     if len(groups) > 1:
