@@ -33,6 +33,7 @@ RESNET = (
     *("model=resnet20", "dataset.channels=3", "dataset.image_size=32"),
 )
 KEYS = {"stage", "settings", "source", "metrics", "notes", "environment", "seconds", "origin"}
+KEYS |= {"command"}
 MODELS = ("pretrain", "sparsify", "prune", "finetune")
 
 
