@@ -103,7 +103,7 @@ class TestRun:
             "sparsify": trained | {"scores.pt"},
             "prune": files | {"model.pt", "plan.json"},
             "finetune": trained,
-            "measure": files | {"comparison.csv", "correct.pt"},
+            "measure": files | {"comparison.csv", "layers.csv", "correct.pt"},
         }
 
     @pytest.mark.parametrize("stage", [*MODELS, "measure"])
