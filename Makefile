@@ -37,6 +37,7 @@ bench: $(STAMP)  ## speed, as ratios inside one run
 	$(BIN)/python scripts/bench.py
 	$(BIN)/python scripts/bench_similarity.py
 	$(BIN)/python scripts/bench_lasso.py
+	$(BIN)/python scripts/bench_report.py
 
 reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ns_t1|hinge_t1|slasso_t1|hinge_resnet20|... SCALE=smoke|short|paper DATA=folder
 	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --data $(DATA)

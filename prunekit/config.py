@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,25 @@ def resolve(config: Any) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError("the composed config is not a mapping")
     return {str(key): value for key, value in settings.items()}
+
+
+def command_of(stage: str, hydra: Any) -> str:
+    """The line that makes this job again, and finds its directory again; `hydra` is its config.
+
+    A job of a sweep is named by its directory, since alone it would lie in that of the sweep.
+    """
+    overrides = [line for line in hydra.overrides.task if not line.startswith(_NOT_AGAIN)]
+    if str(hydra.mode).endswith("MULTIRUN"):
+        inside = Path(hydra.sweep.subdir).parent
+        overrides = [line for line in overrides if not line.startswith("name=")]
+        overrides.append(f'name="{inside}"')
+    places = [source.path for source in hydra.runtime.config_sources if source.provider == _USER]
+    folders = [f"--config-dir={os.path.relpath(place)}" for place in places]
+    return shlex.join(["prunekit", stage, *folders, *overrides])
+
+
+_NOT_AGAIN = ("overwrite=", "stage=", "search=", "launch=")
+_USER = "command-line"  # what Hydra calls the source that --config-dir adds
 
 
 def concavity(flat: float, lam: float) -> float:

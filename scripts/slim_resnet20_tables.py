@@ -10,7 +10,8 @@ from measured import Row, metrics, publish, refuse_empty, spread, verdict, write
 from slim_resnet20 import NONE, TABLE, Extent, chosen, named, strong, trial
 
 from prunekit.runs.curves import accuracy_against_size
-from prunekit.runs.tables import collect, summary
+from prunekit.runs.gather import collect
+from prunekit.runs.tables import summary
 
 SMALL = ("below/1e-02", "below/1e-03", "below/1e-04")
 AFTER = {  # metric of the prune stage -> column

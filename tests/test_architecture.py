@@ -35,7 +35,8 @@ THIRD_PARTY = {
     "tensorboard": set(),  # by name in runs.tracking, where they are asked for
     "mlflow": set(),
     "matplotlib": {
-        f"runs.{name}" for name in ("figures", "plots", "curves", "embedding", "sensitivity")
+        *("runs.figures", "runs.plots", "runs.curves", "runs.embedding", "runs.sensitivity"),
+        *("runs.fronts", "runs.page.pictures"),
     },
 }
 

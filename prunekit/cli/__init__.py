@@ -26,7 +26,7 @@ STAGES = {
     "run": "all stages in order; skips what is finished, resumes what was interrupted",
     "inspect": "channel groups, what is frozen and why, predicted cost; trains nothing",
 }
-TOOLS = {"report": "collect finished runs into one table"}
+TOOLS = {"report": "finished runs as a table and as one page: report.html"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if parsed.command in STAGES:
             _launch(parsed.command, arguments[1:])
         else:
-            importlib.import_module("prunekit.runs.tables").main(arguments[1:])
+            importlib.import_module("prunekit.runs.command").main(arguments[1:])
     except PrunekitError as error:
         _fail(str(error))
     except KeyboardInterrupt:

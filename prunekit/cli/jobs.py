@@ -44,13 +44,20 @@ def task(command: str, shown: Shown, failures: dict[str, str]) -> Callable[[Any]
 
 def _single(command: str, config: Any, place: str, shown: Shown) -> Any:
     del shown  # errors go to the caller
-    from prunekit.config import resolve
-
-    settings = resolve(config)
+    settings = _settings(command, config)
     from prunekit.stages import pipeline  # torch is imported here, after that
 
     commands = {"run": pipeline.run, "inspect": pipeline.inspect}
     return commands.get(command, pipeline.one)(settings, place)
+
+
+def _settings(command: str, config: Any) -> dict[str, Any]:
+    """The composed settings, and the command that asks for them."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from prunekit.config import command_of, resolve
+
+    return {**resolve(config), "command": command_of(command, HydraConfig.get())}
 
 
 def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
@@ -58,7 +65,6 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
     from hydra.core.hydra_config import HydraConfig
 
     from prunekit.cli.sweep import board
-    from prunekit.config import resolve
     from prunekit.console import aside, complain
     from prunekit.runs.board import DONE, FAILED, Notice, Status
 
@@ -73,7 +79,7 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
         aside(log, notice.progress),
     ):
         try:
-            found = _work(command, resolve(config), place, hydra.sweep.dir, notice)
+            found = _work(command, _settings(command, config), place, hydra.sweep.dir, notice)
         except Exception as error:
             message = shown(error)
             complain(f"prunekit: {message or repr(error)}")

@@ -104,12 +104,13 @@ def close() -> dict[int, Status]:
 
 
 def conclude(said: Mapping[int, Status]) -> None:
-    """Print the results of all jobs; SweepError names those that failed."""
-    from prunekit.runs.tables import collect, show, summary
+    """Print the results of all jobs and write their page; SweepError names those that failed."""
+    from prunekit.runs.command import main as report
 
     done = [status.place for status in said.values() if status.state == DONE]
-    if done and any(Path(place).rglob("report.json") for place in done):
-        show(summary(collect(done)), "sweep")
+    done = [place for place in done if any(Path(place).glob("*/report.json"))]
+    if done:
+        report([*done, "--html", str(Path(os.path.commonpath(done)) / "report.html")])
     bad = [status for status in said.values() if status.state != DONE]
     for status in bad:
         console.complain(f"prunekit: {status.place}: {status.error or _LOST}")

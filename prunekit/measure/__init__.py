@@ -6,6 +6,7 @@ from prunekit.measure.flops import counted_macs, slimming_flops, slimming_params
 from prunekit.measure.folded import FoldedCost
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.latency_table import Compared, TimedCost
+from prunekit.measure.layers import layer_rows
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
 from prunekit.measure.tsne import TSNE, silhouette
 
@@ -21,6 +22,7 @@ __all__ = [
     "counted_macs",
     "features_of",
     "file_bytes",
+    "layer_rows",
     "nonzero_params",
     "peak_memory",
     "silhouette",

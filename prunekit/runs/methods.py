@@ -11,6 +11,8 @@ from typing import Any
 from prunekit.runs.rundir import flat
 
 Settings = Mapping[str, Any]
+# settings of data sets that change the images of the test, or how many there are
+_TESTED = ("image_size", "shape", "classes", "test", "only_exact", "noise", "data_seed")
 # the argument whose product with lam is the scale from which on the penalty is flat
 _CONCAVITY = {"MCP": "gamma", "SCAD": "a"}
 
@@ -19,6 +21,7 @@ def described(settings: Settings) -> dict[str, Any]:
     """What the settings of one stage say about its run; keys they say nothing about are absent.
 
     model, dataset, method (the penalty's name, else the criterion's), lam, ratio, keep, seed;
+    `data`, equal for stages that were tested on the same images;
     `setting`, equal for stages that differ in nothing but the seed, the source and the teacher;
     and as "trait/solver", "trait/p" what else may tell two runs of one method apart.
     """
@@ -34,6 +37,7 @@ def described(settings: Settings) -> dict[str, Any]:
     found: dict[str, Any] = {key: name for key, name in names.items() if name}
     found |= {key: value for key, value in numbers.items() if _plain(value)}
     found |= {f"trait/{key}": value for key, value in _traits(settings).items()}
+    found |= {"data": data} if (data := _tested_on(settings)) else {}
     return {**found, "setting": fingerprint(_but_seeds(settings))}
 
 
@@ -99,6 +103,13 @@ def _traits(settings: Settings) -> dict[str, Any]:
     if concavity in traits and _plain(penalty.get("lam")):
         traits["flat"] = float(f"{traits.pop(concavity) * penalty['lam']:.6g}")
     return traits
+
+
+def _tested_on(settings: Settings) -> str:
+    """The data set and what of its settings says which images it is tested on."""
+    dataset = _node(settings, "dataset")
+    said = [f"{key}={dataset[key]}" for key in _TESTED if key in dataset]
+    return " ".join([label(dataset), *said]) if dataset else ""
 
 
 def _but_seeds(settings: Settings) -> dict[str, Any]:

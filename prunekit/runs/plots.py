@@ -16,6 +16,8 @@ from prunekit.runs.figures import COLOURS, LINES, MARKERS, figure, legend_above
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_MANY = 40  # bars that are too narrow for a number over each
+
 
 def convergence(frames: Mapping[str, DataFrame], path: str | Path) -> None:
     """Filters left, training loss and validation error by epoch, one line a run.
@@ -91,18 +93,20 @@ def tradeoff(frame: DataFrame, path: str | Path, x: str = "macs") -> None:
 def widths(before: Mapping[str, int], after: Mapping[str, int], path: str | Path) -> None:
     """How many channels of each layer are left, as dark bars in front of light ones.
 
-    Both map layer names to counts; layers of `before` that `after` lacks count as whole.
+    Both map layer names to counts; layers of `before` that `after` lacks count as whole. Numbers
+    stand over the bars where there is room.
     """
     names = list(before)
     full = [before[name] for name in names]
     left = [after.get(name, before[name]) for name in names]
     rotate = len(names) > 8 or max(map(len, names)) > 9
-    with figure(path, (max(4.5, 0.42 * len(names) + 1.5), 3.6)) as (made, grid):
+    many = len(names) > _MANY
+    with figure(path, (min(max(4.5, 0.42 * len(names) + 1.5), 11), 3.6)) as (made, grid):
         axis, places = grid[0, 0], np.arange(len(names))
         axis.bar(places, full, color="#d0d0d0", width=0.75, label="dense")
         axis.bar(places, left, color=COLOURS[0], width=0.75, label="kept")
-        size = 8 if len(names) <= 20 else 6
-        for place, kept, whole in zip(places, left, full, strict=True):
+        size = 8 if len(names) <= 20 else 6 if not many else 4
+        for place, kept, whole in () if many else zip(places, left, full, strict=True):
             axis.annotate(
                 f"{kept}" if rotate else f"{kept} of {whole}",
                 (place, whole),

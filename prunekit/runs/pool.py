@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunekit.console import doing
@@ -35,18 +35,18 @@ class Pool:
             yield run.stage(name)
 
 
-def adopt(made: StageDir, place: StageDir) -> None:
+def adopt(made: StageDir, place: StageDir, command: str | None = None) -> None:
     """Make the finished stage `made` that of `place`, which was begun with the same settings.
 
     Files are hard links where the file system has them, else copies. The report, which says where
-    the source lies, is written anew, and last.
+    the source lies and which `command` asked for it, is written anew, and last.
     """
     for file in sorted(made.path.rglob("*")):
         target = place.path / file.relative_to(made.path)
         if file.is_file() and file.name not in ("settings.json", "report.json"):
             target.parent.mkdir(parents=True, exist_ok=True)
             _link(file, target)
-    place.take(made.report())
+    place.take(replace(made.report(), command=command))
 
 
 def _link(file: Path, target: Path) -> None:

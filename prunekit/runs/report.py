@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 Metrics = dict[str, float | int | str | None]
@@ -13,10 +16,14 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage function returns: one flat row of numbers, and what the reader must know."""
+    """What a stage function returns: one flat row of numbers, and what the reader must know.
+
+    `command` is the line that was typed, where there was one.
+    """
 
     metrics: Metrics
     notes: tuple[str, ...] = ()
+    command: str | None = None
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Report:
     """The content of `report.json`; `metrics` is one row of a table.
 
     `source` says what the source is called and holds, `origin` where it lay: relative to the
-    directory of the stage, and no part of what the stage is.
+    directory of the stage, and no part of what the stage is. `command` makes it again.
     """
 
     stage: str
@@ -35,6 +42,7 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     origin: str | None = None
+    command: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for json."""
@@ -58,6 +66,7 @@ def environment() -> dict[str, str]:
 
     facts = {
         "prunekit": __version__,
+        **({"commit": found} if (found := _commit()) else {}),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(terse=True),
@@ -67,6 +76,20 @@ def environment() -> dict[str, str]:
     if torch.cuda.is_available():
         facts["gpu"] = torch.cuda.get_device_name()
     return facts
+
+
+@cache
+def _commit() -> str | None:
+    """The commit of the checkout that runs, "+" where files differ; None where it is installed."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return None
+    line = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(line, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
 
 
 def _cpu_model() -> str:

@@ -195,6 +195,7 @@ class StageDir:
             environment=environment(),
             seconds=round(self._earlier() + time.monotonic() - self._started, 3),
             origin=self._origin(),
+            command=outcome.command,
         )
         if self._listener is not None:
             self._listener.finished(self.path, report)

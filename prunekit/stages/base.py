@@ -97,7 +97,7 @@ def execute(
     """Run one stage in a run directory; returns its report and when that was made.
 
     With a `pool`, a stage that leaves a model and was not begun here is computed there, once for
-    all who share it.
+    all who share it. `settings.command` is kept in the report and no part of what the stage is.
     Raises ArtifactError when the directory holds the stage with other settings.
     """
     place = run.stage(stage.name)
@@ -114,13 +114,16 @@ def execute(
     if status is Status.DONE:
         return place.report(), Made.BEFORE
 
+    command = settings.get("command")
+
     def work(there: StageDir) -> Report:
         runtime = build(settings["runtime"], "runtime")
         runtime.apply(integer("seed", settings["seed"], at_least=0))
         runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
         there.tell(tracking_of(settings))
         with _listening(there.warn):
-            return there.complete(stage.work(chosen, there, runtime))
+            outcome = stage.work(chosen, there, runtime)
+            return there.complete(replace(outcome, command=command))
 
     if pool is None or anew or status is Status.RESUME or stage.name in LOOKING:
         return work(place), Made.NOW
@@ -128,7 +131,7 @@ def execute(
         todo = shared.begin(**known) is not Status.DONE
         if todo:
             work(shared)
-        adopt(shared, place)
+        adopt(shared, place, command)
     return place.report(), Made.NOW if todo else Made.ELSEWHERE
 
 

@@ -16,6 +16,7 @@ from prunekit.measure import (
     LatencyTest,
     counted_macs,
     file_bytes,
+    layer_rows,
     peak_memory,
     slimming_flops,
     slimming_params,
@@ -62,6 +63,8 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     for row in rows:
         row.update(_ratios(rows[0], row))
     write_csv(stage.path / "comparison.csv", rows)
+    ends = {label: models[label] for label in ("dense", [*models][-1])}
+    write_csv(stage.path / "layers.csv", layer_rows(ends, data.example, timing))
     if data.test.size:
         correct = {label: _correct(one.model, data) for label, one in saved.items()}
         write_torch(stage.path / "correct.pt", correct)

@@ -33,6 +33,7 @@ RESNET = (
     *("model=resnet20", "dataset.channels=3", "dataset.image_size=32"),
 )
 KEYS = {"stage", "settings", "source", "metrics", "notes", "environment", "seconds", "origin"}
+KEYS |= {"command"}
 MODELS = ("pretrain", "sparsify", "prune", "finetune")
 
 
@@ -102,7 +103,7 @@ class TestRun:
             "sparsify": trained | {"scores.pt"},
             "prune": files | {"model.pt", "plan.json"},
             "finetune": trained,
-            "measure": files | {"comparison.csv", "correct.pt"},
+            "measure": files | {"comparison.csv", "layers.csv", "correct.pt"},
         }
 
     @pytest.mark.parametrize("stage", [*MODELS, "measure"])

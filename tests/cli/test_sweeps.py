@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import shlex
 from pathlib import Path
 
 import pytest
@@ -109,3 +110,27 @@ def test_a_line_of_many_settings_makes_names_that_file_systems_take(cli, tmp_pat
     assert found.code == 0, found.err
     names = [file.parents[1].name for file in tmp_path.glob("outputs/s/*/*/report.json")]
     assert len(set(names)) == 2 and all(len(name) == 200 for name in names)
+
+
+def test_the_command_of_a_job_finds_its_directory_again(cli, tmp_path):
+    jobs = ("run", "-m", "name=s", "seed=1,2", "pipeline=[pretrain,measure]", "overwrite=true")
+    assert cli(*jobs, "dataset.train=64", "dataset.val=0").code == 0
+    files = sorted(tmp_path.rglob("measure/report.json"))
+    before = {file: file.read_bytes() for file in tmp_path.rglob("report.json")}
+    for file in files:
+        program, command, *overrides = shlex.split(json.loads(file.read_text())["command"])
+        assert (program, command) == ("prunekit", "run") and "overwrite=true" not in overrides
+        found = cli(command, *overrides, smoke=False)
+        assert found.code == 0 and found.out.count("finished before") == 2, found.err
+    assert {file: file.read_bytes() for file in tmp_path.rglob("report.json")} == before
+
+
+def test_the_command_names_the_folder_of_own_configs(cli, tmp_path):
+    (tmp_path / "mine" / "model").mkdir(parents=True)
+    (tmp_path / "mine" / "model" / "own.yaml").write_text(
+        "name: own\n_target_: prunekit.models.LeNet5\nwidths: [2, 3, 4]\n"
+    )
+    line = ("--config-dir=mine", "model=own", "name=o", "dataset.train=64", "dataset.val=0")
+    assert cli("pretrain", *line).code == 0
+    command = json.loads((tmp_path / "outputs/o/pretrain/report.json").read_text())["command"]
+    assert command.startswith("prunekit pretrain --config-dir=mine ") and "model=own" in command

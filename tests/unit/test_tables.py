@@ -11,17 +11,12 @@ import pytest
 import torch
 
 from prunekit.errors import ArtifactError
+from prunekit.runs.columns import compare
+from prunekit.runs.command import main
+from prunekit.runs.formats import markdown
+from prunekit.runs.gather import collect
 from prunekit.runs.plots import convergence, filters, tradeoff, widths
-from prunekit.runs.tables import (
-    collect,
-    compare,
-    comparison,
-    main,
-    markdown,
-    show,
-    summary,
-    write_table,
-)
+from prunekit.runs.tables import comparison, show, summary, write_table
 
 DENSE = {"top1": 99.2, "top5": 100.0, "params": 431080, "macs": 2293000}
 NARROW = {"top1": 99.05, "top5": 99.98, "params": 11173, "macs": 65026}
@@ -214,7 +209,8 @@ def test_a_run_takes_its_penalty_from_the_run_it_was_pruned_from(tmp_path):
     assert table.loc["more/pruned", "method"] == "lp p=0.75"
     assert table.loc["half/pruned", "setting"] != table.loc["more/pruned", "setting"]
     alone = summary(collect([tmp_path / "half" / "pruned", tmp_path / "more" / "pruned"]))
-    assert list(alone["method"]) == ["bn_scale"]  # both are called "pruned" from there
+    assert list(alone["method"]) == ["bn_scale", "bn_scale"]
+    assert alone["run"].nunique() == 2  # both are called "pruned" from there
 
 
 def test_sizes_of_the_dense_network_are_known_from_sparsifying(tmp_path):
@@ -229,7 +225,7 @@ def test_sizes_of_the_dense_network_are_known_from_sparsifying(tmp_path):
     [
         (["--plot", "curve.jpg"], r"curve\.jpg must end in \.png, \.pdf or \.svg"),
         (["--plot", "none/curve.png"], "there is no folder none; create it"),
-        (["--out", "table.txt"], r"must end in \.csv or \.md"),
+        (["--out", "table.txt"], r"must end in \.csv, \.md or \.tex"),
     ],
 )
 def test_report_refuses_places_before_it_reads_anything(line, message, outputs, capsys):
@@ -248,7 +244,7 @@ def test_written_tables_come_back(outputs, capsys):
     lines = (outputs / "table.md").read_text().splitlines()
     assert len(lines) == 2 + len(table) and len({line.count("|") for line in lines}) == 1
     assert "35.3x" in lines[2] and lines[2].startswith("| a |")
-    with pytest.raises(ArtifactError, match=r"must end in \.csv or \.md"):
+    with pytest.raises(ArtifactError, match=r"must end in \.csv, \.md or \.tex"):
         write_table(table, outputs / "table.xlsx")
 
 
