@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -39,8 +39,8 @@ def test_one_directory_per_value_and_a_table_of_all(cli, swept):
     for name, lam in zip(names, (0.01, 0.5), strict=True):
         settings = json.loads((swept / "sweep" / name / "sparsify" / "settings.json").read_text())
         assert settings["regularizer"]["penalty"]["lam"] == lam
-    # nothing but runs, and what Hydra writes down about the last sweep
-    assert {file.name for file in (swept / "sweep").iterdir()} == set(names)
+    # nothing but runs and their page, and what Hydra writes down about the last sweep
+    assert {file.name for file in (swept / "sweep").iterdir()} == {*names, "report.html"}
     assert {file.name for file in swept.iterdir()} == {"sweep", "multirun.yaml", ".shared"}
     assert list(swept.rglob("*.yaml")) == [swept / "multirun.yaml"]
 
