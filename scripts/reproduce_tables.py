@@ -21,6 +21,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import exact_resnets
+import head_to_head
+import head_to_head_tables
 import hinge_resnet20
 import hinge_resnet20_tables
 import hinge_tables
@@ -55,6 +57,18 @@ class Table:
 
 
 TABLES = {
+    "head_to_head": Table(
+        head_to_head.SCALES,
+        head_to_head.alone,
+        head_to_head_tables.write_head_to_head,
+        head_to_head.comparison,
+    ),
+    "head_to_head_lenet": Table(
+        head_to_head.LENET_SCALES,
+        head_to_head.alone,
+        head_to_head_tables.write_lenet,
+        head_to_head.comparison,
+    ),
     "hinge_resnet20": Table(
         exact_resnets.SCALES,
         hinge_resnet20.from_scratch,
