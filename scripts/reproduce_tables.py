@@ -20,6 +20,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import every_experiment
 import exact_resnets
 import head_to_head
 import head_to_head_tables
@@ -57,6 +58,7 @@ class Table:
 
 
 TABLES = {
+    "every": Table(every_experiment.SCALES, every_experiment.jobs, every_experiment.write_table),
     "head_to_head": Table(
         head_to_head.SCALES,
         head_to_head.alone,
