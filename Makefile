@@ -38,7 +38,7 @@ bench: $(STAMP)  ## speed, as ratios inside one run
 	$(BIN)/python scripts/bench_similarity.py
 	$(BIN)/python scripts/bench_lasso.py
 
-reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ns_t1|hinge_t1|slasso_t1|hinge_resnet20|... SCALE=smoke|short|paper DATA=folder
+reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|every|any file of scripts/published|... SCALE=smoke|short|paper DATA=folder
 	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --data $(DATA)
 
 head-to-head: $(STAMP)  ## all methods at equal cost: ResNet-20, then LeNet; SCALE=smoke|short DATA=folder

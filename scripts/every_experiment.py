@@ -25,7 +25,9 @@ NARROW = {  # the network of an experiment -> its class, and how narrow it is ma
     "lenet5": ("LeNet5", {}),
     **dict.fromkeys(("resnet20", "resnet56", "resnet110"), ("ResNet", {"blocks": 1})),
     "resnet164": ("BottleneckResNet", {"blocks": 1, "widths": "[8,8,16]"}),
-    **dict.fromkeys(("resnext20", "resnext164"), ("ResNeXt", {"blocks": 1, "cardinality": 8})),
+    **dict.fromkeys(
+        ("resnext20", "resnext164"), ("ResNeXt", {"blocks": 1, "cardinality": 8, "stem": 8})
+    ),
     "preresnet164": ("PreResNet", {"blocks": 1, "widths": "[4,4,6]", "stem": 6}),
     "densenet40": ("DenseNet", {"layers": 2, "growth": 4}),
     "wrn16_10": ("WideResNet", {"blocks": 1, "widen": 1}),
@@ -41,7 +43,7 @@ PIPELINE = ("pretrain", "sparsify", "prune", "finetune", "measure")
 PHASES = ("pretrain", "sparsify", "finetune", "between")
 FEW = (
     *("dataset=synthetic", "dataset.train=96", "dataset.val=32", "dataset.test=32"),
-    *("schedule=smoke", "diagnose=false", "latency.runs=3", "latency.batch=4"),
+    *("schedule=smoke", "diagnose=false", "latency.runs=5", "latency.batch=4"),
     *(f"schedule.{phase}.epochs=1" for phase in PHASES),
     *(f"schedule.{phase}.batch=32" for phase in PHASES),
 )
@@ -97,13 +99,15 @@ class Experiment:
     def _narrow(self) -> tuple[str, ...]:
         """The same kind of network with few channels; of torchvision's some are replaced."""
         if self.network == "resnet50":
-            return ("model.classes=10", "+model.width_per_group=8")
+            share = ("selection.keep=0.8",) if "hinge" in self.name else ()  # less is out of reach
+            return ("model.classes=10", "+model.width_per_group=8", *share)
         if self.arch == "googlenet":
             return ("model.classes=10",)
         if self.arch in STAND_IN or self.network == "vgg16_imagenet":
             spared = ("selection.ignore=[classifier.*]",) if "lp_" in self.name else ()
             rows = ("~regularizer.target.layers",) if self.layers else ()
-            return ("~model.arch", "~model.weights", *_class("vgg16_two_linear"), *spared, *rows)
+            own = ("~model.arch", "model.name=narrow", *_class("vgg16_two_linear"))
+            return (*own, *spared, *rows)
         return _class(self.network)
 
 

@@ -9,18 +9,20 @@ keep the same widths, so that they differ in what they keep and how they trained
 find theirs. What all must beat: random channels, the L1 norm, and the small network from scratch,
 which trains as long as all stages of the others, the published weights' own training aside.
 
-Estimated from single runs, in minutes of one core: ResNet-20 and a seed 5 (methods that sparsify)
-or 3, so 12 methods and 3 seeds are about 2.5 core-hours; LeNet 1 to 2 a run, 1.5 core-hours in all.
+Estimated from the CPU time of single epochs (ResNet-20 16 s whole, 9 s at half of the MACs), in
+minutes of one core: a method that sparsifies 3, any other 2, which makes about 100 minutes of 12
+methods, 3 seeds and 4 more strengths, or 50 on 2 cores. LeNet was not timed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import product
 from pathlib import Path
 
 from exact_resnets import TINY, WEIGHTS
+from measured import metrics
 from tables import TAIL, Job, widths_setting
 
 TABLE = "head_to_head"
@@ -32,12 +34,13 @@ FLOOR = ("L1 norm", "random channels", SCRATCH)
 class Method:
     """How a method differs from the others: overrides of all its jobs.
 
-    One that `sparsifies` trains under a penalty before it is cut; that serves all budgets unless it
-    is `aimed` at one, a share of the multiply-adds.
+    One that has `strengths` trains under a penalty before it is cut; that serves all budgets unless
+    it is `aimed` at one, a share of the multiply-adds. Of several strengths the one is taken whose
+    tuned network does best on the validation images, at the first budget with the first seed.
     """
 
     settings: tuple[str, ...]
-    sparsifies: bool = False
+    strengths: tuple[float, ...] = ()
     aimed: bool = False
 
 
@@ -70,9 +73,9 @@ class Extent:
     overrides: tuple[str, ...] = ()
 
 
-def penalised(*settings: str) -> Method:
+def penalised(strengths: tuple[float, ...], *settings: str) -> Method:
     """Sparsified on all layers at once, then cut by what that left."""
-    return Method(("criterion=stored", *settings), sparsifies=True)
+    return Method(("criterion=stored", *settings), strengths)
 
 
 def scored(name: str, *settings: str) -> Method:
@@ -84,11 +87,11 @@ def slimmed(penalty: str, lam: float, rate: float) -> Method:
     """One threshold over all batch-norm scales, after training under a penalty on them."""
     return Method(
         (
-            *(f"regularizer={penalty}", f"regularizer.lam={lam:g}", "solver=slimming"),
-            *("criterion=bn_scale", "selection.scope=global", "selection.normalise=null"),
+            *(f"regularizer={penalty}", "solver=slimming", "criterion=bn_scale"),
+            *("selection.scope=global", "selection.normalise=null"),
             f"schedule.sparsify.optimizer.lr={rate:g}",
         ),
-        sparsifies=True,
+        (lam,),
     )
 
 
@@ -96,11 +99,11 @@ def hinge(lam: float, *settings: str) -> Method:
     """Both convolutions of every block decomposed, the search aimed at the budget."""
     return Method(
         (
-            *("regularizer=hinge_lp", f"regularizer.lam={lam:g}", "solver=hinge", "order=hinge"),
-            *("selection=threshold", "schedule.sparsify.batch=64", *settings),
+            *("regularizer=hinge_lp", "solver=hinge", "order=hinge", "selection=threshold"),
+            *("schedule.sparsify.batch=64", *settings),
             *("schedule.sparsify.optimizer.lr=0.003", "schedule.finetune.optimizer.lr=0.003"),
         ),
-        sparsifies=True,
+        (lam,),
         aimed=True,
     )
 
@@ -113,17 +116,17 @@ BASELINES = {
     SCRATCH: scored("random"),
 }
 STREAMS = "criterion.shared=sum"  # streams of residual stages go too, as by the other criteria
-FROZEN = "order.norms=frozen"  # else the norm of a filter before a batch norm says nothing
 
 
-def on_residual_networks(pull: float, rate: float, placement: str) -> dict[str, Method]:
-    """The methods, with strengths of ResNet-20's five epochs times `pull`.
+def with_norms(pull: float, rate: float, placement: str) -> dict[str, Method]:
+    """The methods on networks with batch norms, strengths those of five epochs times `pull`.
 
-    Those of slimming and Hinge are those of their own tables, scaled to five epochs.
+    Those of slimming and Hinge are those of their own tables, scaled to five epochs. SSR trains
+    with live norms: with frozen ones ResNet-20 fell to chance within five epochs at 0.2.
     """
     return {
-        "SSR-L2,1": penalised("regularizer=l21", f"regularizer.lam={0.2 * pull:g}", FROZEN),
-        "SSR-L2,0": penalised("regularizer=l20", "regularizer.lam=1.0", FROZEN),
+        "SSR-L2,1": penalised(tuple(pull * lam for lam in (0.05, 0.1, 0.2)), "regularizer=l21"),
+        "SSR-L2,0": penalised((0.3, 0.6, 1.0), "regularizer=l20"),
         "slimming, l1": slimmed("slim_l1", 0.0072 * pull, rate),
         "slimming, MCP": slimmed("mcp", 0.0072 * pull, rate),
         "Hinge": hinge(1.2 * pull, f"placement={placement}"),
@@ -142,7 +145,7 @@ def macs(*shares: float) -> dict[str, tuple[str, ...]]:
 RESNET20 = Network(
     "resnet20",
     ("experiment=head_to_head_resnet20",),
-    on_residual_networks(1.0, 0.05, "rows_rows"),
+    with_norms(1.0, 0.05, "rows_rows"),
     macs(0.5),
     epochs=10,
     scratch_epochs=10,
@@ -153,9 +156,9 @@ LENET = Network(
     "lenet",
     ("experiment=ssr_lenet_mnist", "schedule.sparsify.epochs=5", "schedule.finetune.epochs=5"),
     {  # no batch norm for slimming, and Hinge searches for a share of multiply-adds alone
-        "SSR-L2,1": penalised("regularizer=l21"),
-        "SSR-L2,0": penalised("regularizer=l20"),
-        "SSL": penalised("regularizer=l21", "solver=subgradient"),
+        "SSR-L2,1": penalised((0.06,), "regularizer=l21"),
+        "SSR-L2,0": penalised((0.56,), "regularizer=l20"),
+        "SSL": penalised((0.06,), "regularizer=l21", "solver=subgradient"),
         "sGLP-IB": scored("sglp"),
         "sTLP-IB": scored("stlp"),
         "APoZ": scored("apoz"),
@@ -179,13 +182,14 @@ PULL = 0.02  # of strengths, whose steps are fifty times as many
 def on_jpeg(name: str, placement: str) -> Network:
     """A network on the JPEG images, which no public weights have seen."""
     settings = ("experiment=head_to_head_resnet20", f"model={name}", *JPEG)
-    methods = on_residual_networks(PULL, 0.05, placement)
+    methods = with_norms(PULL, 0.05, placement)
     return Network(name, settings, methods, macs(0.3, 0.5, 0.7), 80, 240)
 
 
 def tiny(network: Network) -> Network:
-    """The same, in as few epochs as there can be, without weights."""
-    return replace(network, epochs=1, scratch_epochs=1, weights="")
+    """The same in as few epochs as there can be, without weights, two strengths at most."""
+    methods = {m: replace(how, strengths=how.strengths[:2]) for m, how in network.methods.items()}
+    return replace(network, methods=methods, epochs=1, scratch_epochs=1, weights="")
 
 
 _SMALL = ("schedule.pretrain.epochs=1", "schedule.sparsify.epochs=1", "schedule.finetune.epochs=1")
@@ -227,9 +231,10 @@ def folder(label: str) -> str:
     return label.replace(", ", "_").replace(",", "").replace(" ", "-").replace("%", "pct")
 
 
-def named(network: Network, method: str, budget: str, seed: int) -> str:
-    """The run of a method at a budget with a seed."""
-    return f"{TABLE}/{network.name}/seed{seed}/{folder(method)}/{folder(budget)}"
+def named(network: Network, method: str, budget: str, seed: int, lam: float | None = None) -> str:
+    """The run of a method, where it has one at a strength, at a budget with a seed."""
+    label = folder(method) if lam is None else f"{folder(method)}-{lam:g}"
+    return f"{TABLE}/{network.name}/seed{seed}/{label}/{folder(budget)}"
 
 
 def dense(extent: Extent, network: Network, seed: int, data: str) -> Job:
@@ -242,54 +247,100 @@ def dense(extent: Extent, network: Network, seed: int, data: str) -> Job:
     return Job(f"{TABLE}/{network.name}/given", (*shared, given), ("pretrain",))
 
 
-def sparse(extent: Extent, network: Network, method: str, seed: int, data: str) -> Job:
-    """The network trained under a penalty, which is cut to every budget."""
-    settings = (*network.settings, *extent.overrides, *network.methods[method].settings)
-    name = named(network, method, "sparse", seed)
-    start = dense(extent, network, seed, data).name
-    return Job(name, (*settings, f"seed={seed}"), ("sparsify",), start)
+@dataclass(frozen=True)
+class Entry:
+    """One method with one seed on one network, at a strength where it has one."""
+
+    extent: Extent
+    network: Network
+    method: str
+    seed: int
+    data: str
+    lam: float | None = None
+
+    def jobs(self, budgets: Sequence[str]) -> list[Job]:
+        """What it takes to bring it to these budgets."""
+        apart = self._how().strengths and not self._how().aimed
+        return [*([self.sparse()] if apart else []), *(self.cell(budget) for budget in budgets)]
+
+    def sparse(self) -> Job:
+        """The network trained under the penalty, which is cut to every budget."""
+        return Job(self._named("sparse"), self._shared(), ("sparsify",), self._start())
+
+    def cell(self, budget: str) -> Job:
+        """Cut to the budget, tuned, measured."""
+        name, how, whole = self._named(budget), self._how(), self.network.epochs
+        if how.aimed:
+            aim = next(w for w in self.network.budgets[budget] if w.startswith("selection.keep="))
+            return Job(name, (*self._shared(), aim), ("sparsify", *TAIL), self._start())
+        settings = self._shared(*self.network.budgets[budget])
+        if self.method == SCRATCH:
+            tuned = (_epochs(self.network.scratch_epochs), *self.network.scratch)
+            return Job(name, (*settings, *tuned), TAIL)
+        if how.strengths:
+            return Job(name, settings, TAIL, self._named("sparse"))
+        return Job(name, (*settings, _epochs(whole)), TAIL, self._start())
+
+    def _how(self) -> Method:
+        return self.network.methods[self.method]
+
+    def _named(self, budget: str) -> str:
+        return named(self.network, self.method, budget, self.seed, self.lam)
+
+    def _start(self) -> str:
+        return dense(self.extent, self.network, self.seed, self.data).name
+
+    def _shared(self, *budget: str) -> tuple[str, ...]:
+        """Overrides of all jobs; the method's own come last, since some need their own scope."""
+        strength = () if self.lam is None else (f"regularizer.lam={self.lam:g}",)
+        head = (*self.network.settings, *self.extent.overrides, f"seed={self.seed}")
+        return (*head, *budget, *self._how().settings, *strength)
 
 
-def cell(extent: Extent, network: Network, method: str, budget: str, seed: int, data: str) -> Job:
-    """One method at one budget with one seed: cut, tuned, measured."""
-    how, start = network.methods[method], dense(extent, network, seed, data).name
-    shared = (*network.settings, *extent.overrides, f"seed={seed}")
-    job = partial(Job, named(network, method, budget, seed))
-    if how.aimed:
-        return job((*shared, *how.settings, _aim(network, budget)), ("sparsify", *TAIL), start)
-    settings = (*shared, *network.budgets[budget], *how.settings)
-    if method == SCRATCH:
-        return job((*settings, _epochs(network.scratch_epochs), *network.scratch), TAIL)
-    if how.sparsifies:
-        return job(settings, TAIL, sparse(extent, network, method, seed, data).name)
-    return job((*settings, _epochs(network.epochs)), TAIL, start)
+def choosing(extent: Extent) -> list[Job]:
+    """The runs before weights and strengths are known: the networks from scratch."""
+    return [
+        job
+        for seed in extent.seeds
+        for network in extent.networks
+        for job in Entry(extent, network, SCRATCH, seed, "").jobs(tuple(network.budgets))
+    ]
 
 
-def jobs(extent: Extent, data: str) -> list[Job]:
-    """Every run, seed by seed, so that an interrupted comparison has whole seeds."""
+def trials(extent: Extent, root: Path, data: str) -> list[Job]:
+    """Every strength of every method that has several, at the first budget with the first seed."""
+    seed = extent.seeds[0]
+    found = [dense(extent, network, seed, data) for network in extent.networks]
+    for network in extent.networks:
+        for method, how in network.methods.items():
+            for lam in how.strengths if len(how.strengths) > 1 else ():
+                found += Entry(extent, network, method, seed, data, lam).jobs(
+                    [*network.budgets][:1]
+                )
+    return found
+
+
+def chosen(root: Path, extent: Extent, network: Network, method: str) -> float | None:
+    """The strength of a method; of several, the best on validation images, or the first."""
+    strengths = network.methods[method].strengths
+    if len(strengths) < 2:
+        return strengths[0] if strengths else None
+    budget, seed = next(iter(network.budgets)), extent.seeds[0]
+    runs = {lam: named(network, method, budget, seed, lam) for lam in strengths}
+    tuned = {lam: metrics(root, run, "finetune") for lam, run in runs.items()}
+    done = {lam: found["val_top1"] for lam, found in tuned.items() if found}
+    return max(done, key=lambda lam: done[lam]) if done else strengths[0]
+
+
+def comparing(extent: Extent, root: Path, data: str) -> list[Job]:
+    """Every run at the chosen strengths, seed by seed, so that a part of it has whole seeds."""
     found: list[Job] = []
-    for seed in extent.seeds:
-        for network in extent.networks:
-            found.append(dense(extent, network, seed, data))
-            for method, how in network.methods.items():
-                if how.sparsifies and not how.aimed:
-                    found.append(sparse(extent, network, method, seed, data))
-                found += [cell(extent, network, method, b, seed, data) for b in network.budgets]
+    for seed, network in product(extent.seeds, extent.networks):
+        found.append(dense(extent, network, seed, data))
+        for method in network.methods:
+            lam = chosen(root, extent, network, method)
+            found += Entry(extent, network, method, seed, data, lam).jobs(tuple(network.budgets))
     return list(dict.fromkeys(found))  # given weights serve all seeds
-
-
-def alone(extent: Extent) -> list[Job]:
-    """The runs that need no weights: none, the jobs ask where the data lies."""
-    return []
-
-
-def comparison(extent: Extent, root: Path, data: str) -> list[Job]:
-    """Every run of the table."""
-    return jobs(extent, data)
-
-
-def _aim(network: Network, budget: str) -> str:
-    return next(word for word in network.budgets[budget] if word.startswith("selection.keep="))
 
 
 def _epochs(count: int) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 
-from head_to_head import FLOOR, TABLE, Extent, Network, named
+from head_to_head import FLOOR, TABLE, Extent, Network, chosen, named
 from measured import NOT_RUN, Row, metrics, publish, refuse_empty, spread, verdict, write_markdown
 
 from prunekit.runs.files import read_json
@@ -25,6 +25,10 @@ VERDICTS = (
     "Against the floor: the L1 norm and random channels, and the same network from scratch. "
     "Error differences, paired over seeds and test images; undecided where 0 is inside."
 )
+CHOICE = (
+    "Strengths, by the accuracy on the held-out images after tuning, first seed; published weights "
+    "have seen those images. Those of the other methods come from their own tables."
+)
 BEHIND = "error minus that of the first, points"
 LAST = (BEHIND, "95 % interval", "verdict")
 STAGES = ("pruned", "fine-tuned")
@@ -35,13 +39,18 @@ class Contest:
     """All methods on one network at one budget: the runs that were made, and what they found."""
 
     root: Path
+    extent: Extent
     network: Network
     budget: str
-    seeds: tuple[int, ...]
 
-    def runs(self, method: str) -> list[str]:
+    def runs(self, method: str, budget: str = "") -> list[str]:
         """The runs of a method, a seed each, whether they have finished or not."""
-        return [named(self.network, method, self.budget, seed) for seed in self.seeds]
+        lam, what = self.strength(method), budget or self.budget
+        return [named(self.network, method, what, seed, lam) for seed in self.extent.seeds]
+
+    def strength(self, method: str) -> float | None:
+        """The strength that was taken."""
+        return chosen(self.root, self.extent, self.network, method)
 
     def done(self, method: str) -> list[str]:
         """Those that have finished."""
@@ -79,6 +88,7 @@ class Contest:
             **self._head(),
             "rank": place if done else "-",
             "method": method,
+            "lam": self._said(method),
             "seeds": len(done),
             "before %": over("prune", "top1"),
             "recomputed %": over("prune", "after/dropped_recomputed"),
@@ -90,6 +100,10 @@ class Contest:
             "seconds": spread([self._seconds(run, method) for run in done], "{:.0f}"),
             **self._behind(method, first),
         }
+
+    def _said(self, method: str) -> str:
+        lam = self.strength(method)
+        return "-" if lam is None else f"{lam:g}"
 
     def _head(self) -> Row:
         return {"network": self.network.name, "budget": self.budget}
@@ -106,32 +120,43 @@ class Contest:
 
     def _seconds(self, run: str, method: str) -> float:
         """From the given network to the tuned one: sparsification, cut and tuning."""
-        how, seeds = (
-            self.network.methods[method],
-            dict(zip(self.runs(method), self.seeds, strict=True)),
-        )
-        apart = how.sparsifies and not how.aimed
-        first = named(self.network, method, "sparse", seeds[run]) if apart else run
-        homes = {"sparsify": first, "prune": run, "finetune": run}
-        files = [self.root / home / stage / "report.json" for stage, home in homes.items()]
+        apart = dict(zip(self.runs(method), self.runs(method, "sparse"), strict=True))[run]
+        stages = {f"{apart}/sparsify", *(f"{run}/{s}" for s in ("sparsify", "prune", "finetune"))}
+        files = [self.root / stage / "report.json" for stage in stages]
         return sum(read_json(file)["seconds"] for file in files if file.is_file())
 
 
 def write_tables(name: str, root: Path, out: Path, extent: Extent) -> None:
     """The ranked methods of every network and budget, and the verdicts against the floor."""
     contests = [
-        Contest(root, network, budget, extent.seeds)
+        Contest(root, extent, network, budget)
         for network in extent.networks
         for budget in network.budgets
     ]
     found = [row for contest in contests for row in contest.ranked()]
     refuse_empty(found)
     verdicts = [row for contest in contests for row in contest.against_floor()]
+    choice = [row for network in extent.networks for row in _choices(root, extent, network)]
     write_markdown(
         out / f"{name}.md",
         publish(out, name, "head to head", found, f"{extent.said} {FOUND}"),
         publish(out, f"{name}_verdicts", "against the floor", verdicts, VERDICTS),
+        publish(out, f"{name}_choice", "strengths", choice, CHOICE),
     )
+
+
+def _choices(root: Path, extent: Extent, network: Network) -> list[Row]:
+    """Every strength that was tried, with the accuracy it was judged by."""
+    budget, seed = next(iter(network.budgets)), extent.seeds[0]
+    rows: list[Row] = []
+    for method, how in network.methods.items():
+        taken = chosen(root, extent, network, method)
+        for lam in how.strengths if len(how.strengths) > 1 else ():
+            found = metrics(root, named(network, method, budget, seed, lam), "finetune")
+            accuracy = spread([found["val_top1"]] if found else [])
+            row = {"network": network.name, "method": method, "lam": f"{lam:g}"}
+            rows.append(row | {"tuned, val %": accuracy, "chosen": "yes" if lam == taken else ""})
+    return rows
 
 
 write_head_to_head = partial(write_tables, TABLE)
