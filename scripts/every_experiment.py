@@ -47,6 +47,9 @@ FEW = (
     *(f"schedule.{phase}.epochs=1" for phase in PHASES),
     *(f"schedule.{phase}.batch=32" for phase in PHASES),
 )
+SIMILAR = (  # a share out of reach of so few blocks, and fewer images to compare channels on
+    *("selection.on_miss=nearest", "criterion.similarity.calibration.count=32"),
+)
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,8 @@ class Experiment:
     def small(self) -> Job:
         """Its own stages on a narrow network and drawn images."""
         model = (f"model={self.network}",) if self.name in BARE else ()
-        chosen = (f"experiment={self.name}", *model, *FEW, *self._images(), *self._narrow())
+        own = SIMILAR if self.name.startswith(("sglp", "stlp", "slasso")) else ()
+        chosen = (f"experiment={self.name}", *model, *FEW, *own, *self._images(), *self._narrow())
         return Job(f"{TABLE}/{self.name}", chosen, self.pipeline)
 
     def _images(self) -> tuple[str, ...]:
