@@ -41,9 +41,9 @@ bench: $(STAMP)  ## speed, as ratios inside one run
 reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|every|any file of scripts/published|... SCALE=smoke|short|paper DATA=folder
 	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --data $(DATA)
 
-head-to-head: $(STAMP)  ## all methods at equal cost: ResNet-20, then LeNet; SCALE=smoke|short DATA=folder
+head-to-head: $(STAMP)  ## all methods for equal epochs: ResNet-20, then LeNet; SCALE=smoke|short|gpu DATA=folder
 	$(BIN)/python scripts/reproduce_tables.py --table head_to_head --scale $(SCALE) --data $(DATA)
-	$(BIN)/python scripts/reproduce_tables.py --table head_to_head_lenet --scale $(SCALE) --data $(DATA)
+	$(if $(filter gpu,$(SCALE)),,$(BIN)/python scripts/reproduce_tables.py --table head_to_head_lenet --scale $(SCALE) --data $(DATA))
 
 clean:  ## remove the environment, caches and builds; outputs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
