@@ -7,7 +7,7 @@ SCALE ?= short
 DATA ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench reproduce-tables clean
+.PHONY: help install demo test test-all lint bench reproduce-tables head-to-head clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -39,8 +39,12 @@ bench: $(STAMP)  ## speed, as ratios inside one run
 	$(BIN)/python scripts/bench_lasso.py
 	$(BIN)/python scripts/bench_report.py
 
-reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|ns_t1|hinge_t1|slasso_t1|hinge_resnet20|... SCALE=smoke|short|paper DATA=folder
+reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|every|any file of scripts/published|... SCALE=smoke|short|paper DATA=folder
 	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --data $(DATA)
+
+head-to-head: $(STAMP)  ## all methods for equal epochs: ResNet-20, then LeNet; SCALE=smoke|short|gpu DATA=folder
+	$(BIN)/python scripts/reproduce_tables.py --table head_to_head --scale $(SCALE) --data $(DATA)
+	$(if $(filter gpu,$(SCALE)),,$(BIN)/python scripts/reproduce_tables.py --table head_to_head_lenet --scale $(SCALE) --data $(DATA))
 
 clean:  ## remove the environment, caches and builds; outputs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

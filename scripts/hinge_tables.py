@@ -185,16 +185,15 @@ def write_table1(root: Path, out: Path, extent: Extent) -> None:
 
 def _row(root: Path, extent: Extent, cell: Cell) -> Row:
     head = {"data": cell.dataset, "network": cell.network, "method": cell.method}
-    found = _measured(root, extent, cell) if extent.runs(cell) else _blank()
-    needs = "" if found["seeds"] else _needs(cell)
-    return {**head, **published()[cell], **found, "needs": needs}
+    found = measured_cell(root, extent, cell) if extent.runs(cell) else _blank()
+    return {**head, **published()[cell], **found, "needs": "" if found["seeds"] else needs(cell)}
 
 
 def _blank() -> Row:
     return {"seeds": 0, **dict.fromkeys(MEASURED, NOT_RUN)}
 
 
-def _measured(root: Path, extent: Extent, cell: Cell) -> Row:
+def measured_cell(root: Path, extent: Extent, cell: Cell) -> Row:
     """What the runs of a row found, over the seeds that have finished."""
     found = [_of_seed(root, extent, cell, seed) for seed in extent.seeds]
     done = [one for one in found if one]
@@ -218,7 +217,7 @@ def _of_seed(root: Path, extent: Extent, cell: Cell, seed: int) -> Row | None:
     }
 
 
-def _needs(cell: Cell) -> str:
+def needs(cell: Cell) -> str:
     """What a run of the published schedule takes; the hours are computed, nothing was timed."""
     epochs = EPOCHS.get(cell.network, USUAL_EPOCHS)
     work = 3 * 2 * FLOPS[cell.network] * IMAGES * epochs  # a backward pass is two forward passes

@@ -20,7 +20,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import every_experiment
 import exact_resnets
+import head_to_head
+import head_to_head_tables
 import hinge_resnet20
 import hinge_resnet20_tables
 import hinge_tables
@@ -32,6 +35,7 @@ import slim_resnet20_tables
 import slimming_tables
 import ssr_tables
 import tables
+import transcripts
 from tables import Job
 
 from prunekit.console import complain, say
@@ -43,25 +47,40 @@ from prunekit.runs.files import read_json, write_json
 class Table:
     """One table: its scales by name, the jobs of a scale, and what writes it from their runs.
 
-    `write` gets the directory of runs, the one for tables, and the scale. A table whose later jobs
-    depend on what the first ones found has `then`, which gets the scale, the directory of runs and
-    the folder of the data once those are done.
+    `write` gets the directory of runs, the one for tables, and the scale. Jobs that depend on what
+    others found are in `then`, round after round: each gets the scale, the directory of runs and
+    the folder of the data once the jobs before it are done.
     """
 
     scales: Mapping[str, Any]
     jobs: Callable[[Any], list[Job]]
     write: Callable[[Path, Path, Any], None]
-    then: Callable[[Any, Path, str], list[Job]] | None = None
+    then: tuple[Callable[[Any, Path, str], list[Job]], ...] = ()
 
 
 TABLES = {
+    "every": Table(every_experiment.SCALES, every_experiment.jobs, every_experiment.write_table),
+    "head_to_head": Table(
+        head_to_head.SCALES,
+        head_to_head.choosing,
+        head_to_head_tables.write_head_to_head,
+        (head_to_head.trials, head_to_head.comparing),
+    ),
+    "head_to_head_lenet": Table(
+        head_to_head.LENET_SCALES,
+        head_to_head.choosing,
+        head_to_head_tables.write_lenet,
+        (head_to_head.trials, head_to_head.comparing),
+    ),
     "hinge_resnet20": Table(
         exact_resnets.SCALES,
         hinge_resnet20.from_scratch,
         hinge_resnet20_tables.write_tables,
-        hinge_resnet20.from_weights,
+        (hinge_resnet20.from_weights,),
     ),
-    "ssr_t1": Table(tables.SCALES, tables.table1, ssr_tables.write_table1),
+    **dict.fromkeys(
+        ("ssr_t1", "ssr_table1"), Table(tables.SCALES, tables.table1, ssr_tables.write_table1)
+    ),
     "ssr_f3": Table(tables.SCALES, tables.figure3, ssr_tables.write_figure3),
     "ssr_f56": Table(tables.SCALES, tables.figure5, ssr_tables.write_figure5),
     "ssr_lambda": Table(tables.SCALES, tables.lambda_groups, ssr_tables.write_lambda_groups),
@@ -69,13 +88,13 @@ TABLES = {
         exact_resnets.SCALES,
         slasso_resnet20.alone,
         slasso_resnet20_tables.write_tables,
-        slasso_resnet20.comparison,
+        (slasso_resnet20.comparison,),
     ),
     "slim_resnet20": Table(
         slim_resnet20.SCALES,
         slim_resnet20.choosing,
         slim_resnet20_tables.write_tables,
-        slim_resnet20.judging,
+        (slim_resnet20.judging,),
     ),
     "hinge_t1": Table(hinge_tables.SCALES, hinge_tables.table1, hinge_tables.write_table1),
     "ns_t1": Table(slimming_tables.SCALES, slimming_tables.table1, slimming_tables.write_table1),
@@ -83,6 +102,7 @@ TABLES = {
         sheet.name: Table(slasso_tables.SCALES, sheet.jobs, sheet.write)
         for sheet in slasso_tables.SHEETS
     },
+    **{one.name: Table(one.scales, one.jobs, one.write) for one in transcripts.TRANSCRIPTS},
 }
 
 
@@ -122,9 +142,11 @@ def run_table(table: Table, scale: Any, arguments: argparse.Namespace) -> list[s
     """Run the jobs of a table, then those that depend on them; returns the names of failed ones."""
     shared = [] if arguments.scale == "smoke" else [f"dataset.root={arguments.data}"]
     failed = run_all(table.jobs(scale), arguments, shared)
-    if table.then is None or failed:
-        return failed
-    return run_all(table.then(scale, Path(arguments.root), arguments.data), arguments, shared)
+    for following in table.then:
+        if failed:
+            break
+        failed = run_all(following(scale, Path(arguments.root), arguments.data), arguments, shared)
+    return failed
 
 
 def run_all(jobs: list[Job], arguments: argparse.Namespace, shared: list[str]) -> list[str]:

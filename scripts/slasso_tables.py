@@ -244,14 +244,18 @@ class Sheet:
     def _row(self, root: Path, extent: Extent, cell: Cell) -> Row:
         head = {"data": cell.data, "network": cell.network, "method": cell.method}
         head |= {self.varied: cell.varied} if self.varied else {}
+        return {**head, **cell.paper, **self.measured(root, extent, cell)}
+
+    def measured(self, root: Path, extent: Extent, cell: Cell) -> Row:
+        """What the runs of a row found, over the seeds that have finished; else what it needs."""
         seeds = extent.seeds if extent.runs(cell) else ()
         done = [found for seed in seeds if (found := self._of_seed(root, extent, cell, seed))]
-        measured = {title: spread([one[title] for one in done]) for title in self._titles()}
-        measured |= dict.fromkeys(self._titles()[1:], "-") if cell.method == DENSE else {}
-        needs = "" if done else _needs(cell)
-        return {**head, **cell.paper, "seeds": len(done), **measured, "needs": needs}
+        measured = {title: spread([one[title] for one in done]) for title in self.titles()}
+        measured |= dict.fromkeys(self.titles()[1:], "-") if cell.method == DENSE else {}
+        return {"seeds": len(done), **measured, "needs": "" if done else _needs(cell)}
 
-    def _titles(self) -> tuple[str, ...]:
+    def titles(self) -> tuple[str, ...]:
+        """The columns of measured figures."""
         tuned = "top-1" if "finetune" in self.stages else "top-1, statistics recomputed"
         return ("top-1, dense", "top-1, pruned", tuned, "MACs removed", "params removed")
 
@@ -259,14 +263,14 @@ class Sheet:
         """What the runs of a row and a seed found; of a dense network, its accuracy alone."""
         before = metrics(root, dense(extent, cell, seed).name, "pretrain")
         if before is None or cell.method == DENSE:
-            return before and dict.fromkeys(self._titles(), before["top1"])
+            return before and dict.fromkeys(self.titles(), before["top1"])
         run = self.pruned(extent, cell, seed).name
         if metrics(root, run, self.stages[-1]) is None:
             return None
         cut, tuned = metrics(root, run, "prune"), metrics(root, run, "finetune")
         last = tuned["top1"] if tuned else cut["after/dropped_recomputed"]
         removed = (100 - 100 * cut[key] / before[key] for key in ("macs", "params"))
-        return dict(zip(self._titles(), (before["top1"], cut["top1"], last, *removed), strict=True))
+        return dict(zip(self.titles(), (before["top1"], cut["top1"], last, *removed), strict=True))
 
 
 def dense(extent: Extent, cell: Cell, seed: int) -> Job:

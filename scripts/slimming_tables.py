@@ -7,6 +7,7 @@ penalties (Bui et al. 2021) are not at hand, so its penalties have measured colu
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -162,13 +163,13 @@ def published() -> dict[Cell, dict[str, Row]]:
     """Every published cell: a penalty to what Liu et al. and the PyTorch port report for it."""
     found: dict[Cell, dict[str, Row]] = {}
     for fact in _facts("ns_liu2017_table1"):
-        cell = _cell(fact)
+        cell = cell_of(fact)
         row = _of(found, cell, DENSE if cell.percent == 0 else "l1")
         row |= {"Liu error": fact["test_error_pct"]}
         row |= {"Liu params": fact["params"], "Liu FLOPs": fact["flops"]}
     for fact in _facts("ns_pytorch_readme"):
         column = "port error, pruned" if fact["stage"] == "pruned" else "port error"
-        row = _of(found, _cell(fact), DENSE if fact["stage"] == "baseline" else "l1")
+        row = _of(found, cell_of(fact), DENSE if fact["stage"] == "baseline" else "l1")
         row |= {column: f"{100 - float(fact['top1_acc_pct']):.2f}"}
         row |= {"port params": fact["params"] or "-"}
     return {cell: found[cell] for cell in sorted(found, key=_order)}
@@ -179,7 +180,8 @@ def _facts(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _cell(fact: dict[str, str]) -> Cell:
+def cell_of(fact: Mapping[str, str]) -> Cell:
+    """The cell of a published row."""
     network = {"VGGNet": "VGG-19"}.get(fact["model"], fact["model"])
     return Cell(fact["dataset"], network, int(fact["pruned_channels_pct"]))
 
@@ -217,25 +219,26 @@ def _rows(root: Path, extent: Extent, cell: Cell) -> list[Row]:
     rows = []
     for name in names:
         facts = dict.fromkeys(REPORTED, "-") | known.get(name, {})
-        found = _measured(root, extent, cell, name) if built else _blank()
-        needs = "" if found["seeds"] else _needs(cell)
-        rows.append({**head, "penalty": name, **facts, **found, "needs": needs})
+        found = measured_cell(root, extent, cell, name) if built else blank()
+        missing = "" if found["seeds"] else needs(cell)
+        rows.append({**head, "penalty": name, **facts, **found, "needs": missing})
     return rows
 
 
-def _blank() -> Row:
+def blank() -> Row:
+    """The measured columns where nothing was run."""
     return {"seeds": 0, **dict.fromkeys(("error, pruned", "error", "params", "FLOPs"), NOT_RUN)}
 
 
-def _measured(root: Path, extent: Extent, cell: Cell, penalty: str) -> Row:
+def measured_cell(root: Path, extent: Extent, cell: Cell, penalty: str) -> Row:
     """What the runs of a cell found, over the seeds that have finished."""
     if not extent.runs(cell) or penalty not in (DENSE, *extent.penalties):
-        return _blank()
+        return blank()
     names = [_job(extent, cell, seed, penalty).name for seed in extent.seeds]
     last = {DENSE: "pretrain"}.get(penalty, "sparsify" if cell.percent == 0 else "finetune")
     done = [(name, found) for name in names if (found := metrics(root, name, last))]
     if not done:
-        return _blank()
+        return blank()
     before = [found for name, _ in done if (found := metrics(root, name, "prune"))]
     return {
         "seeds": len(done),
@@ -256,7 +259,7 @@ def _flops(file: Path) -> int:
     return slimming_flops(load_model(file).model, torch.zeros(1, 3, 32, 32))
 
 
-def _needs(cell: Cell) -> str:
+def needs(cell: Cell) -> str:
     """What a run of the published schedule takes; the hours are computed, nothing was timed."""
     if cell.network == MASKED:
         return "the variant with masks in place of channel selections, which is not built"
