@@ -66,7 +66,7 @@ class EntryOrder(Ordering):
     def _walked(
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, along: int
     ) -> Tensor:
-        entries = Entries.none(problem.cross.abs().amax(along))
+        entries = Entered.none(problem.cross.abs().amax(along))
         top = penalty_at(1.0).vanishing(problem.cross)
         if top > 0:
             walk = [top]  # the strengths so far, the current one last
@@ -77,7 +77,7 @@ class EntryOrder(Ordering):
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
+class Entered:
     """At which strength every column (or row) was seen to enter, and how large it was there."""
 
     largest: Tensor  # the largest similarity; 0: nothing can make it enter
@@ -85,7 +85,7 @@ class Entries:
     mass: Tensor
 
     @classmethod
-    def none(cls, largest: Tensor) -> Entries:
+    def none(cls, largest: Tensor) -> Entered:
         """No column has entered."""
         return cls(largest, torch.zeros_like(largest), torch.zeros_like(largest))
 
@@ -100,7 +100,7 @@ class Entries:
         self.entry[new], self.mass[new] = lam, size[new]
 
 
-def strengths(top: float, least: float, points: int, entries: Entries) -> Iterator[float]:
+def strengths(top: float, least: float, points: int, entries: Entered) -> Iterator[float]:
     """Strengths below `top`, chosen by what `entries` holds by the time each is asked for.
 
     They fall geometrically to `least` of `top` in `points` steps, and end where all columns have

@@ -12,7 +12,7 @@ from prunekit.checks import choice, integer, number
 from prunekit.penalties import L1, BlockTreeLasso, Edges, GraphLasso, Penalty, Tree, TreeLasso
 from prunekit.penalties.base import RadialPenalty
 
-Entries = Callable[[float], RadialPenalty]
+EntryPenalty = Callable[[float], RadialPenalty]
 LINKAGES = ("average", "complete", "single")
 
 
@@ -83,7 +83,7 @@ class Graph(Structure):
 
     pairs: Pairs = Nearest()
     kappa: float = 0.03
-    entries: Entries = L1
+    entries: EntryPenalty = L1
 
     def __post_init__(self) -> None:
         number("kappa", self.kappa, at_least=0)
@@ -109,7 +109,7 @@ class Hierarchy(Structure):
     mix: float | None = None
     cut: float | None = None
     floor: float = 0.0
-    entries: Entries = L1
+    entries: EntryPenalty = L1
 
     def __post_init__(self) -> None:
         choice("linkage", self.linkage, LINKAGES)

@@ -11,7 +11,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from prunekit.criteria import EntryOrder, Hierarchy, PublishedSearch
-from prunekit.criteria.entry import Entries, places, strengths
+from prunekit.criteria.entry import Entered, places, strengths
 from prunekit.criteria.lasso import lost_at
 from prunekit.errors import ConfigError
 from prunekit.penalties import L1
@@ -29,8 +29,8 @@ def test_places_go_by_the_first_key_then_by_the_next(keys: list[tuple[int, ...]]
         assert float(place[item]) == pytest.approx(expected)
 
 
-def entered(entry: list[float]) -> Entries:
-    found = Entries.none(torch.ones(len(entry), dtype=torch.float64))
+def entered(entry: list[float]) -> Entered:
+    found = Entered.none(torch.ones(len(entry), dtype=torch.float64))
     found.entry.copy_(torch.tensor(entry))
     return found
 

@@ -13,7 +13,7 @@ from torch.nn.functional import softshrink
 
 from prunekit.checks import number
 from prunekit.penalties.fusion import Edges, GraphLasso
-from prunekit.solvers.regression.entries import Entries
+from prunekit.solvers.regression.alive import Alive
 from prunekit.solvers.regression.path import active_rows
 from prunekit.solvers.regression.problem import (
     FINE,
@@ -79,7 +79,7 @@ class GraphADMM(RegressionSolver):
             rows = chosen.any(dim=0).nonzero().flatten()
             if self._many(chosen, len(rows)):
                 return self._dense(problem, penalty, beta, steps)
-            part = Entries(problem.rows(rows), penalty, chosen[:, rows])
+            part = Alive(problem.rows(rows), penalty, chosen[:, rows])
             solver = self.scaled(FINE if last else ROUGH)
             found = solver._follow(part, part, part.least_squares, part.start(beta[rows]))
             beta = torch.zeros_like(beta).index_copy_(0, rows, part.whole(found.beta))
@@ -106,8 +106,8 @@ class GraphADMM(RegressionSolver):
 
     def _follow(
         self,
-        problem: Regression | Entries,
-        penalty: GraphLasso | Entries,
+        problem: Regression | Alive,
+        penalty: GraphLasso | Alive,
         solve: LeastSquares,
         start: Tensor,
     ) -> Solution:
@@ -138,8 +138,8 @@ def _kept(chosen: Tensor, alive: Tensor, may_drop: bool) -> Tensor:
 
 
 def splitting(
-    problem: Regression | Entries,
-    penalty: GraphLasso | Entries,
+    problem: Regression | Alive,
+    penalty: GraphLasso | Alive,
     solve: LeastSquares,
     start: Tensor,
     rho: float,

@@ -18,7 +18,7 @@ Graph = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Entries:
+class Alive:
     """Entries of beta that may be non-zero, as the columns of a matrix with one row.
 
     It is problem and penalty in one: `gram` is block-diagonal, a block for every column of beta;
