@@ -24,10 +24,10 @@ demo: $(STAMP)  ## prune LeNet on bundled digits through all stages (about a min
 	$(BIN)/prunekit run experiment=demo
 
 test: $(STAMP)  ## the tests, without the slow ones
-	$(BIN)/python -m pytest -q -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow'
 
 test-all: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ class Sensitivity(Selection):
 
     budget: Budget
     path: str | Path | None = None
+    min_keep: int = field(init=False)  # the budget says both
+    rounds: int = field(init=False)
 
     def __post_init__(self) -> None:
         instance("selection.budget", self.budget, Budget)
