@@ -132,7 +132,8 @@ def _refused(text: str, argv: Sequence[str]) -> str | None:
         return _absent_plugin(*missing.groups())
     if missing:
         group, option = missing.groups()
-        return f"{group}={option} is no choice; {one_of(option, groups().get(group, ()))}"
+        known = [file.stem for file in (config_dir() / group).glob("*.yaml")]
+        return f"{group}={option} is no choice; {one_of(option, known)}"
     if "Config group override must be a string" in text:
         known = groups()
         for choice in argv:
