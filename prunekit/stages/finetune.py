@@ -86,10 +86,10 @@ def _lesson(
 def _of_teacher(
     lesson: Distillation | None, stage: StageDir, data: Data, runtime: Runtime
 ) -> tuple[Metrics, tuple[str, ...]]:
-    """How good the teacher is on the test images, and where it lies, seen from the source's run."""
+    """How good the teacher is on the test images, and where it lies."""
     if lesson is None or stage.teacher is None:
         return {}, ()
-    place = os.path.relpath(stage.teacher.resolve(), stage.source.resolve().parents[1])
+    place = os.path.relpath(stage.teacher)
     if not data.test.size:
         return {}, (f"distilled from {place}",)
     top1 = evaluate(lesson.teacher, data.test, runtime.device)["top1"]

@@ -54,7 +54,7 @@ def test_the_dense_network_of_the_run_teaches(cli):
     assert found.code == 0, found.err
     top1, tuned = report("a", "pretrain")["metrics"]["top1"], report("a")
     assert tuned["metrics"]["teacher_top1"] == top1
-    told = f"distilled from pretrain/model.pt (top-1 {top1:.2f} %)"
+    told = f"distilled from outputs/a/pretrain/model.pt (top-1 {top1:.2f} %)"
     assert told in tuned["notes"] and f"note: {told}" in found.out
     assert tuned["settings"]["teacher"] == identity_of(Path("outputs/a/pretrain/model.pt"))
     again = cli(*line)
@@ -80,7 +80,7 @@ def test_it_is_what_the_library_does_with_the_network_behind_the_source(tune, fi
         torch.set_num_threads(threads)
         torch.set_flush_denormal(False)
     assert same(weights("a"), model.state_dict())
-    place = os.path.relpath(run / "pretrain/model.pt", "outputs/a")
+    place = os.path.relpath(run / "pretrain/model.pt")
     assert any(f"distilled from {place} (" in note for note in report("a")["notes"])
 
 

@@ -378,8 +378,8 @@ class TestPrune:
         }[name]
 
     @pytest.mark.parametrize(
-        ("group", "cases"), [("criterion", CRITERIA), ("selection", SELECTIONS)]
-    )
+        ("group", "cases"), [("criterion", CRITERIA), ("selection", (*SELECTIONS, "sensitivity"))]
+    )  # of curves: test_sensitivity.py
     def test_no_criterion_or_selection_is_left_out(self, group, cases):
         """Files with numbers for one network share their class with a file tested above.
 
