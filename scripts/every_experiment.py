@@ -47,8 +47,9 @@ FEW = (
     *(f"schedule.{phase}.epochs=1" for phase in PHASES),
     *(f"schedule.{phase}.batch=32" for phase in PHASES),
 )
-SIMILAR = (  # a share out of reach of so few blocks, and fewer images to compare channels on
+SIMILAR = (  # a share may be out of reach of so few blocks; few images to compare, short paths
     *("selection.on_miss=nearest", "criterion.similarity.calibration.count=32"),
+    *("criterion.order.points=4", "criterion.order.least=0.3"),
 )
 
 
