@@ -46,9 +46,12 @@ class Sweep(Callback):
 def _clear(root: Path) -> None:
     """Remove the boards of processes of this machine that were killed."""
     for place in root.glob(f"{_FOLDER}*"):
-        with contextlib.suppress(OSError, ValueError):
-            if not Path(f"/proc/{int(place.name.removeprefix(_FOLDER))}").exists():
-                shutil.rmtree(place)
+        try:
+            os.kill(int(place.name.removeprefix(_FOLDER)), 0)  # asks only whether it lives
+        except ProcessLookupError:
+            shutil.rmtree(place, ignore_errors=True)
+        except (OSError, ValueError):
+            continue
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,8 @@ class Swept:
 
     def told(self, settings: Sequence[str]) -> str:
         """The settings of a job that others do not share; all where that is not known."""
-        return ", ".join(s for s in settings if s.partition("=")[0] in self.keys) or ", ".join(
-            settings
-        )
+        own = [setting for setting in settings if setting.partition("=")[0] in self.keys]
+        return ", ".join(own or settings)
 
 
 _shown: list[Viewer] = []
