@@ -77,7 +77,7 @@ class Experiment:
     @classmethod
     def read(cls, name: str) -> Experiment:
         """The file of this name; what it sets itself wins."""
-        found = _merged(name)
+        found = merged(name)
         return cls(
             name,
             BARE.get(name, found.get("override /model", "lenet5")),
@@ -128,7 +128,7 @@ def _known(network: str) -> tuple[str, ...]:
     return tuple(yaml.safe_load((config_dir() / f"model/{network}.yaml").read_text()))
 
 
-def _merged(name: str) -> dict[str, Any]:
+def merged(name: str) -> dict[str, Any]:
     """The keys of a file on those of the experiments it builds on, and its choices of groups."""
     content = yaml.safe_load((config_dir() / f"experiment/{name}.yaml").read_text())
     found: dict[str, Any] = {}
@@ -136,7 +136,7 @@ def _merged(name: str) -> dict[str, Any]:
         if isinstance(entry, Mapping):
             found |= entry
         elif entry != "_self_":
-            found |= _merged(entry)
+            found |= merged(entry)
     return found | content
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
-import yaml
 
-from prunekit.config import config_dir, groups
+from prunekit.config import groups
 
-BARE = {"slimming": "vgg16", "hinge": "resnet20", "sglp": "resnet20", "stlp": "resnet20"}
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 CIFAR = ("dataset.channels=3", "dataset.image_size=32")
 ONE_STEP = (  # two images to train on, in batches of two; the published rates and decays stay
     *("dataset=synthetic", "dataset.train=4", "dataset.val=2", "dataset.test=2"),
@@ -22,21 +24,16 @@ ONE_STEP = (  # two images to train on, in batches of two; the published rates a
 )
 
 
-def content(name):
-    """The keys of an experiment file on those of the ones that it builds on."""
-    found = yaml.safe_load((config_dir() / f"experiment/{name}.yaml").read_text())
-    merged = {}
-    for entry in found.pop("defaults", ()):
-        if isinstance(entry, dict):
-            merged |= entry
-        elif entry != "_self_":
-            merged |= content(entry)
-    return merged | found
+@pytest.fixture(scope="module")
+def every():
+    """The script that runs every experiment, which knows what their files say."""
+    sys.path.insert(0, str(SCRIPTS))
+    yield importlib.import_module("every_experiment")
+    sys.path.remove(str(SCRIPTS))
 
 
-def shape(name):
+def shape(name, known):
     """Images of the network's shape; those of ImageNet are 64 x 64, which all of them take."""
-    known = content(name)
     foreign = [f"~dataset.{key}" for key in known.get("dataset", ()) if key not in ("val", "crop")]
     if name == "demo" or "lenet" in name:
         return foreign
@@ -46,13 +43,14 @@ def shape(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(groups()["experiment"]))
-def test_one_step_of_every_stage(cli, tmp_path, name):
-    model = [f"model={BARE[name]}"] if name in BARE else []
+def test_one_step_of_every_stage(cli, every, tmp_path, name):
+    known = every.merged(name)
+    model = [f"model={every.BARE[name]}"] if name in every.BARE else []
     similar = name.startswith(("sglp", "stlp", "slasso"))
     few = ["criterion.similarity.calibration.count=4"] if similar else []
-    words = [f"experiment={name}", *model, *ONE_STEP, *shape(name), *few, "name=a"]
+    words = [f"experiment={name}", *model, *ONE_STEP, *shape(name, known), *few, "name=a"]
     found = cli("run", *words, "runtime.threads=1", smoke=False)
     assert found.code == 0, found.err
-    stages = content(name).get("pipeline", ("pretrain", "sparsify", "prune", "finetune", "measure"))
+    stages = known.get("pipeline", every.PIPELINE)
     assert all((tmp_path / "outputs/a" / stage / "report.json").is_file() for stage in stages)
     shutil.rmtree(tmp_path / "outputs")  # the widest take a gigabyte
