@@ -198,7 +198,7 @@ SCALES = {
         "Published weights; the exact CIFAR-10 images; 5 + 5 epochs.",
         seeds=(0, 1, 2),
         networks=(RESNET20,),
-        overrides=("latency.seconds=5",),
+        overrides=("latency.seconds=3",),
     ),
     "gpu": Extent(
         "CIFAR-10 (JPEG), 160 epochs, then 40 + 40; strengths are scaled, not tuned.",
