@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,11 @@ from prunekit.errors import TrainingError
 from prunekit.solvers.base import Solver
 from prunekit.training.checkpoint import load_checkpoint, mismatched, save_checkpoint
 from prunekit.training.evaluate import evaluate, placed
-from prunekit.training.schedule import HALVES, Schedule
+from prunekit.training.precision import HALVES, about_precision
+from prunekit.training.schedule import Schedule
 from prunekit.training.seed import mix, seed_everything
+
+log = logging.getLogger(__name__)
 
 Row = dict[str, float]  # one line of metrics.csv
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -113,6 +117,8 @@ class _Run:
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.half = HALVES.get(self.schedule.precision)
         self.kind = torch.device(self.device).type
+        if line := about_precision(self.schedule.precision, self.kind):
+            log.warning(line)
         # gradients of float16 would vanish below 6e-8; disabled, it passes everything on
         self.scaler = torch.amp.GradScaler(self.kind, enabled=self.half is torch.float16)
 

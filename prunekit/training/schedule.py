@@ -13,8 +13,7 @@ from torch.optim import LBFGS, Optimizer
 
 from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
-
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # precisions of autocast
+from prunekit.training.precision import HALVES
 
 
 class Decay(Protocol):

@@ -24,6 +24,7 @@ from prunekit.training import (
     mix,
     predictions,
 )
+from prunekit.training.precision import about_precision
 
 TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
 
@@ -359,6 +360,21 @@ def test_bfloat16_runs_under_autocast():
 
     fit(network(), TOY.load(), plan(1, precision="bfloat16"), loss=noting)
     assert set(kinds) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_a_precision_that_the_cpu_works_around_is_told(able, monkeypatch, caplog):
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+    fit(network(), TOY.load(), plan(1, precision="bfloat16"))
+    told = [line.getMessage() for line in caplog.records if "precision=bfloat16" in line.message]
+    assert len(told) == (0 if able else 1)
+    assert about_precision("bfloat16", "cuda") is None
+    assert about_precision("float32", "cpu") is None
+
+
+def test_a_torch_that_cannot_tell_says_nothing(monkeypatch):
+    monkeypatch.setattr("prunekit.training.precision._PROBES", {"bfloat16": "_no_such_probe"})
+    assert about_precision("bfloat16", "cpu") is None
 
 
 def test_no_epochs_is_no_training():
