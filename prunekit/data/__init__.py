@@ -1,6 +1,6 @@
 """Data sets: settings that load into training, validation and test batches."""
 
-from prunekit.data.base import Batches, Data, Dataset
+from prunekit.data.base import Batches, Data, Dataset, images_id
 from prunekit.data.digits import Digits
 from prunekit.data.folder import ImageFolder
 from prunekit.data.given import GivenBatches, given_data
@@ -31,4 +31,5 @@ __all__ = [
     "TensorBatches",
     "TinyImageNet",
     "given_data",
+    "images_id",
 ]

@@ -102,7 +102,10 @@ def _stage_row(run: str, place: Path) -> Row:
 
 
 def _told(report: Report) -> Row:
-    """What a report says, as one flat row."""
+    """What a report says, as one flat row; `data` says which images were found, too."""
+    known = described(report.settings)
+    if "data" in known and "test_images" in report.metrics:
+        known["data"] += f" images={report.metrics['test_images']}"
     return {
         "seconds": float(report.seconds),
         "source": report.source,
@@ -110,7 +113,7 @@ def _told(report: Report) -> Row:
         "command": report.command,
         "timing": timing(report.settings, report.environment),
         "environment": ", ".join(f"{k} {v}" for k, v in report.environment.items()),
-        **described(report.settings),
+        **known,
         **report.metrics,
     }
 

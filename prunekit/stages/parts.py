@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from prunekit.build import build
-from prunekit.data import Data
+from prunekit.data import Data, images_id
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, nonzero_params
@@ -71,7 +71,8 @@ def counts(model: nn.Module, data: Data) -> Metrics:
 def quality(model: nn.Module, data: Data, runtime: Runtime) -> Metrics:
     """Test and validation accuracy in percent; every choice is made on the validation split.
 
-    Nothing where there are no images.
+    And which images these are, so that tables rank no runs tested on different ones. Nothing where
+    there are no images.
     """
     if not data.test.size:
         return {}
@@ -81,6 +82,7 @@ def quality(model: nn.Module, data: Data, runtime: Runtime) -> Metrics:
         "top1": round(test["top1"], 4),
         "top5": round(test["top5"], 4),
         "loss": round(test["loss"], 6),
+        "test_images": images_id(data.test),
         **{f"val_{key}": round(value, 6) for key, value in held_out.items()},
     }
 

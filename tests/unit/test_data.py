@@ -25,6 +25,7 @@ from prunekit.data import (
     TensorBatches,
     TinyImageNet,
     given_data,
+    images_id,
 )
 from prunekit.data.base import stratified
 from prunekit.data.files import read_pickle
@@ -38,6 +39,22 @@ def numbered(count, **options):
     """Images of one pixel whose value is their index."""
     images = torch.arange(count, dtype=torch.float32).reshape(count, 1, 1, 1)
     return TensorBatches(images, torch.arange(count), NEUTRAL, **options)
+
+
+def test_the_same_test_images_are_the_same_wherever_they_lie():
+    """Synthetic sets of all seeds have equal labels; the first has an image fewer."""
+    sets = [Synthetic(test=n, data_seed=s) for n, s in ((39, 0), (40, 0), (40, 1), (40, 0))]
+    short, first, other, again = (images_id(one.load().test) for one in sets)
+    assert first == again and len({short, first, other}) == 3
+    one = TensorBatches(torch.ones(1, 1, 1, 1), torch.zeros(1, dtype=torch.long), NEUTRAL)
+    assert len(images_id(one)) == 8
+
+
+def test_other_labels_are_other_test_images():
+    images = torch.ones(4, 1, 1, 1)
+    labels = (torch.tensor([0, 1, 0, 1]), torch.tensor([0, 1, 1, 0]))
+    first, second = (images_id(TensorBatches(images, these, NEUTRAL)) for these in labels)
+    assert first != second
 
 
 def test_in_order_keeps_the_smaller_last_batch():

@@ -20,9 +20,10 @@ from prunekit.runs.profiles import by_layer, layer_costs, scores
 from prunekit.runs.tables import by_data, summary
 
 
-def stage(place, **settings):
+def stage(place, metrics=None, **settings):
     place.mkdir(parents=True)
-    values = {"stage": place.name, "settings": settings, "source": None, "metrics": {"top1": 90.0}}
+    found = {"top1": 90.0} | (metrics or {})
+    values = {"stage": place.name, "settings": settings, "source": None, "metrics": found}
     (place / "report.json").write_text(json.dumps(values))
 
 
@@ -50,6 +51,16 @@ def test_a_summary_of_one_data_set_is_one_part_with_the_unfinished(tmp_path):
     (tmp_path / "b" / "prune" / "settings.json").write_text("{}")
     parts = by_data(summary(collect([tmp_path])))
     assert [(title, list(part["run"])) for title, part in parts] == [("digits", ["a", "b"])]
+
+
+def test_one_name_and_other_images_are_two_parts(tmp_path):
+    for run, images in (("a", "01234567"), ("b", "89abcdef"), ("c", "01234567")):
+        stage(tmp_path / run / "prune", {"test_images": images}, dataset={"name": "mnist"})
+    parts = by_data(summary(collect([tmp_path])))
+    assert [(title, list(part["run"])) for title, part in parts] == [
+        ("mnist images=01234567", ["a", "c"]),
+        ("mnist images=89abcdef", ["b"]),
+    ]
 
 
 def test_latex_escapes_every_sign_and_has_a_cell_a_column():
