@@ -113,7 +113,7 @@ BASELINES = {
     "Taylor": scored("taylor"),
     "L1 norm": scored("l1_norm"),
     "random channels": scored("random"),
-    SCRATCH: scored("random"),
+    SCRATCH: scored("random", "criterion.name=scratch"),
 }
 STREAMS = "criterion.shared=sum"  # streams of residual stages go too, as by the other criteria
 

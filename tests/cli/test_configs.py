@@ -351,6 +351,11 @@ def test_every_criterion_on_similarities_takes_another_one(criterion):
     assert whole != other
 
 
+def test_a_criterion_is_called_in_reports_what_it_is_called_on_the_command_line():
+    files = sorted((CONFIGS / "criterion").glob("*.yaml"))
+    assert [OmegaConf.load(file).name for file in files] == [file.stem for file in files]
+
+
 def test_no_config_file_is_left_out():
     known = {*FILES, *CONFIGS.glob("*.yaml"), *(CONFIGS / "hydra").rglob("*.yaml")}
     known |= {file for group in INNER for file in inner(group)}
