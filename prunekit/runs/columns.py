@@ -67,7 +67,7 @@ _WRITTEN = (
 )
 _FORMS = {key: (heading, form) for key, heading, form in (*MEASURED, *SHOWN, *_WRITTEN)}
 # fingerprints and lines that are too long for a column
-_UNPRINTED = frozenset({"setting", "data", "timing", "command"})
+_UNPRINTED = frozenset({"setting", "data", "timing", "continued", "command"})
 
 
 @dataclass(frozen=True)

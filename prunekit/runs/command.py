@@ -13,6 +13,7 @@ from prunekit.errors import ArtifactError
 from prunekit.runs.figures import check_place
 from prunekit.runs.gather import collect
 from prunekit.runs.rundir import STAGES
+from prunekit.runs.seeds import Averages
 from prunekit.runs.tables import ENDINGS, by_data, show, summary, write_table
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ def main(argv: Sequence[str]) -> None:
     table = summary(stages)
     for title, part in by_data(table):
         show(part, title)
+        if means := Averages.of(part):
+            over_seeds = f"{title}, means over seeds"
+            console.table(over_seeds, means.cells.headings, means.cells.lines)
     _tell_skipped(stages)
     for path in arguments.out:
         write_table(table, path)

@@ -23,6 +23,7 @@ COSTS = {
 }
 _GREY = "#777777"
 _SPAN = 2.0  # percentage points on the axis at least, so that a small difference looks small
+_MOST = 100.2  # percent on the axis at most, and a little room for marks
 _NAMED = 14  # methods that a legend can hold
 
 
@@ -44,10 +45,13 @@ def front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
 def settings_of(runs: DataFrame, cost: str) -> DataFrame:
     """One row a setting that has an accuracy and this cost: means over its seeds.
 
-    Columns run, method, seeds, top1, top1_std (missing for one seed), the cost, on_front.
+    Runs that others continue are no results and left out, unless there are no others. Columns run,
+    method, seeds, top1, top1_std (missing for one seed), the cost, on_front.
     """
     import pandas as pd
 
+    if "continued" in runs and not (steps := runs["continued"].astype(bool)).all():
+        runs = runs[~steps]
     known = runs.dropna(subset=["top1", cost]) if {"top1", cost} <= {*runs} else runs.iloc[:0]
     keys = known["setting"].fillna(known["run"]) if "setting" in known else known.get("run")
     rows = [
@@ -155,7 +159,7 @@ def _scale(axis: Any, values: Any, label: str) -> None:
 def _at_least(axis: Any, span: float) -> None:
     low, high = axis.get_ylim()
     room = max(0.0, (span - (high - low)) / 2)
-    axis.set_ylim(low - room, high + room)
+    axis.set_ylim(low - room, min(high + room, _MOST))
 
 
 def _legend(made: Any, looks: dict[str, tuple[str, str]], crossed: bool) -> None:

@@ -113,8 +113,11 @@ def _tested_on(settings: Settings) -> str:
 
 
 def _but_seeds(settings: Settings) -> dict[str, Any]:
-    seeded = ("seed", "source", "teacher")  # those files differ from seed to seed
-    return {key: value for key, value in flat(settings).items() if key not in seeded}
+    """Without the seed, what was seeded by it, and what differs from seed to seed for that."""
+    values = flat(settings)
+    follow = {k for k, v in values.items() if k.endswith(".seed") and v == settings.get("seed")}
+    left_out = {"seed", "source", "teacher", *follow}
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def _node(settings: Settings, *keys: str) -> Mapping[str, Any]:

@@ -22,11 +22,12 @@ Row = Mapping[str, Any]
 
 ENDINGS = (".csv", ".md", ".tex")
 _SAID = ("model", "dataset", "data", "method", "lam", "ratio", "keep", "seed")
+_BEFORE = ("pretrain", "sparsify")  # stages that leave all channels in place
 _SUMMARY = (
     *("run", "model", "dataset", "method", "lam", "ratio", "keep", "seed", "setting", "last_stage"),
     *("top1", "top1_change", "top5", "pruned_top1", "tuned_top1", "dense_top1", "params", "macs"),
     *("params_share", "macs_share", "cpu_ms", "gpu_ms", "params_ratio", "macs_ratio", "speedup"),
-    *("gpu_speedup", "data", "timing", "command"),
+    *("gpu_speedup", "data", "timing", "continued", "command"),
 )
 
 
@@ -47,12 +48,13 @@ def summary(frame: DataFrame) -> DataFrame:
     """One row a run: its last finished stage, beside the dense network of the same run.
 
     Ratios are dense divided by narrow, `top1_change` is narrow minus dense in percentage points;
-    they are missing where the run has no dense figures; shares are narrow divided by dense.
+    they are missing where nobody knows dense figures; shares are narrow divided by dense.
     `pruned_top1` and `tuned_top1` are right after pruning and after fine-tuning. `method` says in
     which arguments the runs of one penalty differ, `setting` is equal for runs that differ in the
     seed only, `data` for those of one test set, `timing` for milliseconds measured in one way. A
-    run that was pruned from another run's sparsified network takes its penalty from there, where
-    that run is in the frame. Columns below/... are shares of small rows after sparsifying.
+    run that starts from another run's network takes its penalty and its dense figures from there,
+    where that run is in the frame; `continued` is true for runs that others start from and that
+    end before pruning. Columns below/... are shares of small rows after sparsifying.
     `problems` names stages without a report.
     """
     import pandas as pd
@@ -60,9 +62,13 @@ def summary(frame: DataFrame) -> DataFrame:
     runs: dict[str, list[dict[str, Any]]] = {}
     for stage in records(frame):
         runs.setdefault(str(stage["run"]), []).append(stage)
-    starts = {run: _start(stages) for run, stages in runs.items()}
-    known = _sparsified(runs) if any(starts.values()) else {}
-    rows = [_run_row(run, stages, known.get(starts[run] or "")) for run, stages in runs.items()]
+    starts = {run: _source(stages) for run, stages in runs.items()}
+    made = _models(runs) if any(starts.values()) else {}
+    before = {run: _ancestors(starts[run], made) for run in runs}
+    rows = [_run_row(run, own, before[run]) for run, own in runs.items()]
+    steps = {str(stage["run"]) for stages in before.values() for stage in stages}
+    for row in rows:
+        row["continued"] = row["run"] in steps and row.get("last_stage") in _BEFORE
     for row, method in zip(rows, told_apart(rows), strict=True):
         row["method"] = method
     table = pd.DataFrame(rows)
@@ -139,26 +145,41 @@ def records(frame: DataFrame) -> list[dict[str, Any]]:
     return rows
 
 
-def _start(stages: Sequence[Row]) -> str | None:
-    """What a run starts from that no stage of its own tells of: a network of another run."""
+def _source(stages: Sequence[Row]) -> str | None:
+    """The network of another run that a run starts from."""
     first = next((stage for stage in stages if stage["status"] == "finished"), {})
-    start = first.get("source") if first.get("stage") in ("prune", "finetune") else None
+    start = first.get("source")
     return start if isinstance(start, str) else None
 
 
-def _sparsified(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Finished sparsify stages, by what a stage that starts from them calls its source.
+def _start(stages: Sequence[Row]) -> str | None:
+    """What a run starts from that no stage known of it tells of, and that makes it another one."""
+    first = next((stage for stage in stages if stage["status"] == "finished"), {})
+    return _source(stages) if first.get("stage") in ("prune", "finetune") else None
+
+
+def _models(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Row]:
+    """Finished stages before pruning, by what a stage that starts from them calls its source.
 
     A stage of the same run that started there has recorded it; other model files are read.
     """
     found = {}
     for stages in runs.values():
         done = {stage["stage"]: stage for stage in stages if stage["status"] == "finished"}
-        if "sparsify" in done:
-            heirs = (s for s in done.values() if s.get("origin") == "../sparsify/model.pt")
+        for name in [name for name in _BEFORE if name in done]:
+            heirs = (s for s in done.values() if s.get("origin") == f"../{name}/model.pt")
             called = next((heir["source"] for heir in heirs), None)
-            called = called or _identity(Path(done["sparsify"]["path"]) / "model.pt")
-            found[str(called)] = done["sparsify"]
+            called = called or _identity(Path(done[name]["path"]) / "model.pt")
+            found[str(called)] = done[name]
+    return found
+
+
+def _ancestors(start: str | None, made: Mapping[str, Row]) -> list[dict[str, Any]]:
+    """The stages of other runs that led to a network, the first one first."""
+    found: list[dict[str, Any]] = []
+    while start in made:
+        found.insert(0, dict(made[start]))
+        start = _source(found[:1])
     return found
 
 
@@ -167,17 +188,17 @@ def _identity(file: Path) -> str | None:
 
 
 def _run_row(
-    run: str, stages: list[dict[str, Any]], before: dict[str, Any] | None = None
+    run: str, stages: list[dict[str, Any]], before: Sequence[dict[str, Any]] = ()
 ) -> dict[str, Any]:
-    """`before` is the sparsify stage of another run that this one starts from."""
+    """`before` are stages of other runs, which led to the network that this one starts from."""
     done = [stage for stage in stages if stage["status"] == "finished"]
     problems = [f"{s['stage']} {s['status']}" for s in stages if s["status"] != "finished"]
     row: dict[str, Any] = {"run": run, "problems": ", ".join(problems)}
     if not done:
         return row
-    last, dense = done[-1], _dense(done)
-    known = [before, *done] if before else done
-    row |= _named(known)
+    known = [*before, *done]
+    last, dense = done[-1], _dense(known)
+    row |= _named(known) | {"seed": _first([*done, *before], "seed")}
     row.update({key: last.get(key) for key in ("top1", "top5", "params", "macs")})
     row.update({key: last.get(key) for key in ("cpu_ms", "gpu_ms")}, last_stage=last["stage"])
     row.update({key: last[key] for key in ("data", "timing", "command") if key in last})

@@ -9,13 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.columns import printed
+from prunekit.runs.columns import Cells, printed
 from prunekit.runs.embedding import draw
 from prunekit.runs.fronts import fronts
 from prunekit.runs.page.found import Run
 from prunekit.runs.page.markup import Markup, element, grid, row
 from prunekit.runs.page.pictures import Draw, drawn, painted
 from prunekit.runs.plots import convergence
+from prunekit.runs.seeds import Averages
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -29,29 +30,55 @@ _FRONT = (
     "● no other setting here has a higher accuracy and fewer multiply-adds (means over seeds). "
     "By accuracy; a click on a heading sorts by it."
 )
+_MEANS = "Means and standard deviations over seeds."
 _NOT_RECORDED = "Runs without a command were made before reports kept it."
 
 
 def results(part: DataFrame, runs: Sequence[Run]) -> Iterator[Markup]:
-    """The table: a line a run, and the command that makes it again under it."""
-    names = [run.name for run in runs]
-    shown = part.set_index("run", drop=False).loc[names]
-    cells = printed(shown)
-    looks = ["num" if numeric else None for numeric in cells.numeric]
-    head = element("thead", row("th", ("", *cells.headings), (None, *looks)))
-    marks = {False: "", True: "●" if len(runs) > 1 else ""}
-    bodies = [
-        element(
-            "tbody",
-            row("td", (marks[run.on_front], *line), ("mark", *looks)),
-            *_command(run, len(line)),
-        )
-        for run, line in zip(runs, cells.lines, strict=True)
-    ]
-    yield element("div", element("table", head, *bodies, class_="sortable"), class_="wide")
+    """The table: a line a run, and the command that makes it again under it.
+
+    Where runs differ in the seed only, a line of means for each such setting comes first, and the
+    runs are folded.
+    """
+    means = Averages.of(part)
+    table = element("div", _of_runs(part, runs), class_="wide")
+    if means is None:
+        yield table
+    else:
+        yield element("div", _of_settings(means, runs), class_="wide")
+        says = f"All {len(runs)} runs, and the commands that make them again"
+        yield element("details", element("summary", says), table)
     said = [_FRONT] if len(runs) > 1 else []
+    said += [_MEANS] if means else []
     said += [] if all(isinstance(r.row.get("command"), str) for r in runs) else [_NOT_RECORDED]
     yield element("p", " ".join(said), class_="note")
+
+
+def _of_settings(means: Averages, runs: Sequence[Run]) -> Markup:
+    best = {run.row.get("setting") for run in runs if run.on_front}
+    marks = [_mark(setting in best) for setting in means.settings]
+    return _sortable(means.cells, marks, [()] * len(marks))
+
+
+def _of_runs(part: DataFrame, runs: Sequence[Run]) -> Markup:
+    cells = printed(part.set_index("run", drop=False).loc[[run.name for run in runs]])
+    marks = [_mark(run.on_front and len(runs) > 1) for run in runs]
+    return _sortable(cells, marks, [tuple(_command(run, len(cells.keys))) for run in runs])
+
+
+def _mark(best: bool) -> str:
+    return "●" if best else ""
+
+
+def _sortable(cells: Cells, marks: Sequence[str], under: Sequence[tuple[Markup, ...]]) -> Markup:
+    """A table whose headings sort it; what is under a line moves with it."""
+    looks = ["num" if numeric else None for numeric in cells.numeric]
+    head = element("thead", row("th", ("", *cells.headings), (None, *looks)))
+    bodies = [
+        element("tbody", row("td", (mark, *line), ("mark", *looks)), *more)
+        for mark, line, more in zip(marks, cells.lines, under, strict=True)
+    ]
+    return element("table", head, *bodies, class_="sortable")
 
 
 def tradeoffs(part: DataFrame) -> Iterator[Markup]:

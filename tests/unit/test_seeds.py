@@ -1,0 +1,115 @@
+"""Runs over several directories as one comparison: ancestors, and means over seeds."""
+
+import json
+
+import pytest
+
+from prunekit.runs.command import main
+from prunekit.runs.fronts import settings_of
+from prunekit.runs.gather import collect
+from prunekit.runs.rundir import identity_of
+from prunekit.runs.seeds import Averages, shared_name
+from prunekit.runs.tables import summary
+from prunekit.torchfile import write_torch
+
+DENSE = {"params": 1000, "macs": 9000}
+NARROW = {"params": 100, "macs": 600}
+
+
+def stage(place, metrics, source=None, **settings):
+    place.mkdir(parents=True)
+    values = {"stage": place.name, "settings": {"dataset": {"name": "d"}, **settings}}
+    values |= {"source": source and identity_of(source), "metrics": metrics}
+    (place / "report.json").write_text(json.dumps(values))
+    write_torch(place / "model.pt", {"weights": {"place": str(place)}})
+    return place / "model.pt"
+
+
+def contest(root, seeds=(0, 1, 2)):
+    """A dense network a seed; one run sparsified apart, then cut, and one cut at random."""
+    for seed in seeds:
+        at = root / f"seed{seed}"
+        dense = stage(at / "dense" / "pretrain", {"top1": 90.0 + seed, **DENSE}, seed=seed)
+        penalty = {"regularizer": {"name": "l21", "lam": 0.1}, "seed": seed}
+        sparse = stage(at / "sparse" / "sparsify", {"top1": 50.0, **DENSE}, dense, **penalty)
+        chosen = {"criterion": {"name": "stored"}, "seed": seed}
+        stage(at / "l21" / "prune", {"top1": 80.0 + 2 * seed, **NARROW}, sparse, **chosen)
+        drawn = {"criterion": {"name": "random", "seed": seed}, "seed": seed}
+        stage(at / "random" / "prune", {"top1": 70.0, **NARROW}, dense, **drawn)
+
+
+def test_a_run_knows_the_dense_network_it_came_from_through_others(tmp_path):
+    contest(tmp_path)
+    table = summary(collect([tmp_path])).set_index("run")
+    assert table.loc["seed2/l21", ["dense_top1", "top1_change", "lam"]].tolist() == [92, -8, 0.1]
+    assert table.loc["seed1/random", "top1_change"] == -21
+    assert table.loc["seed2/l21", "method"] == "l21" and table.loc["seed2/l21", "seed"] == 2
+    assert table.loc["seed0/random", "macs_ratio"] == 15
+    ends = table["continued"]
+    assert [run for run in table.index if ends[run]] == [
+        f"seed{seed}/{name}" for seed in (0, 1, 2) for name in ("dense", "sparse")
+    ]
+
+
+def test_without_the_dense_run_its_figures_are_unknown(tmp_path):
+    contest(tmp_path)
+    paths = [tmp_path / f"seed{seed}" / "random" for seed in (0, 1)]
+    table = summary(collect(paths))
+    assert table["top1_change"].isna().all() and not table["continued"].any()
+
+
+def test_seeds_are_one_line_ranked_by_their_mean(tmp_path):
+    contest(tmp_path)
+    means = Averages.of(summary(collect([tmp_path])))
+    lines = [dict(zip(means.cells.keys, line, strict=True)) for line in means.cells.lines]
+    assert [line["run"] for line in lines] == [
+        *("seed*/dense", "seed*/l21", "seed*/random", "seed*/sparse")
+    ]
+    assert {line["seeds"] for line in lines} == {"3"}
+    by_run = {line["run"]: line for line in lines}
+    assert by_run["seed*/l21"]["top1"] == "82.00 ± 2.00"
+    assert by_run["seed*/l21"]["top1_change"] == "-9.00 ± 1.00"
+    assert by_run["seed*/random"]["top1"] == "70.00" and by_run["seed*/dense"]["lam"] == "-"
+    assert by_run["seed*/random"]["params"] == "100"
+
+
+def test_a_seed_of_a_part_that_is_not_the_runs_own_makes_another_setting(tmp_path):
+    for run, drawn in (("a", 7), ("b", 8)):
+        settings = {"criterion": {"name": "random", "seed": drawn}, "seed": 0}
+        stage(tmp_path / run / "prune", {"top1": 70.0}, **settings)
+    assert Averages.of(summary(collect([tmp_path]))) is None
+
+
+def test_points_are_results_not_steps_on_the_way(tmp_path):
+    contest(tmp_path)
+    table = summary(collect([tmp_path]))
+    assert settings_of(table, "macs")["method"].tolist() == ["l21", "random"]
+    steps = table[table["continued"]]
+    assert len(settings_of(steps, "macs")) == 2, "nothing else is there"
+
+
+def test_the_report_prints_means_and_folds_the_runs(tmp_path, capsys):
+    contest(tmp_path)
+    main([str(tmp_path)])
+    assert "d, means over seeds" in capsys.readouterr().out
+    text = (tmp_path / "report.html").read_text()
+    assert "All 12 runs, and the commands" in text and "82.00 ± 2.00" in text
+    for place in (tmp_path / "seed1", tmp_path / "seed2"):
+        place.rename(tmp_path.parent / f"{tmp_path.name}-{place.name}")
+    main([str(tmp_path)])
+    assert "means over seeds" not in capsys.readouterr().out
+    assert "All 4 runs" not in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["seed0/a", "seed1/a"], "seed*/a"),
+        (["x"], "x"),
+        (["a", "ab"], "a*"),
+        (["aba", "aa"], "a*a"),
+        (["a", "b"], "*"),
+    ],
+)
+def test_the_name_of_several_runs(names, found):
+    assert shared_name(names) == found
