@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunekit.atomic import replacing
@@ -16,7 +18,14 @@ from prunekit.errors import ExportError
 from prunekit.export.quiet import silent
 from prunekit.export.session import require_onnx
 
+log = logging.getLogger(__name__)
+
 _METHODS = {"minmax": "MinMax", "entropy": "Entropy", "percentile": "Percentile"}
+
+_OVERFLOW = (
+    "this CPU has no VNNI, so that sums of int8 products overflow and accuracy measured here is "
+    "too low; for processors like it set quantize.reduce_range=true"
+)
 
 
 class Precision:
@@ -52,8 +61,11 @@ class Int8(Precision):
     def write(self, source: Path, images: Iterable[Tensor], path: Path) -> int:
         """Quantise the ONNX file `source` into `path` and return its size in bytes.
 
-        `images` are batches of calibration inputs. Raises ExportError where onnxruntime fails.
+        `images` are batches of calibration inputs. Warns where this CPU overflows on the file.
+        Raises ExportError where onnxruntime fails.
         """
+        if not self.reduce_range and sums_overflow():
+            log.warning(_OVERFLOW)
         with TemporaryDirectory(prefix="prunekit-") as folder:
             prepared, made = Path(folder) / "prepared.onnx", Path(folder) / path.name
             try:
@@ -81,6 +93,14 @@ class Int8(Precision):
             weight_type=ort.QuantType.QInt8,
             calibrate_method=getattr(ort.CalibrationMethod, _METHODS[self.method]),
         )
+
+
+def sums_overflow() -> bool:
+    """Whether this CPU adds products of int8 in 16 bits: x86 without VNNI; False if unknown."""
+    tell = getattr(torch.cpu, "get_capabilities", None)
+    known = tell() if tell else {}
+    able = known.get("avx512_vnni", True) or known.get("avx_vnni", True)
+    return "x86" in str(known.get("architecture")) and not able
 
 
 class _Reader:

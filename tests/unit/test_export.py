@@ -83,8 +83,12 @@ class Two(nn.Module):
 EXAMPLE = torch.zeros(1, 3, 6, 6)
 
 
-def on_onnxruntime(file, *inputs):
-    session = ort.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+def on_onnxruntime(file, *inputs, as_written=False):
+    """`as_written`: no fused integer kernels, which overflow on processors without VNNI."""
+    options = ort.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
     feeds = {p.name: x.numpy() for p, x in zip(session.get_inputs(), inputs, strict=True)}
     return [torch.from_numpy(array) for array in session.run(None, feeds)]
 
@@ -325,9 +329,30 @@ class TestInt8:
         assert sizes[1] < 0.4 * sizes[0]
         assert {file.name for file in files.iterdir()} == {"model.onnx", "int8.onnx"}
         x = torch.randn(32, 3, 6, 6, generator=torch.Generator().manual_seed(2))
-        exact, found = (on_onnxruntime(files / n, x)[0] for n in ("model.onnx", "int8.onnx"))
+        exact, found = (
+            on_onnxruntime(files / name, x, as_written=True)[0]
+            for name in ("model.onnx", "int8.onnx")
+        )
         error = float((found - exact).norm() / (exact - exact.mean(0)).norm())
         assert 0 < error < 0.1
+
+    @pytest.mark.parametrize(
+        ("cpu", "reduced", "told"),
+        [
+            ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}, False, True),
+            ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": False}, True, False),
+            ({"architecture": "x86_64", "avx512_vnni": False, "avx_vnni": True}, False, False),
+            ({"architecture": "aarch64", "neon": True}, False, False),
+        ],
+    )
+    def test_a_cpu_whose_sums_overflow_is_told(
+        self, cpu, reduced, told, files, tmp_path, monkeypatch, caplog
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+        images = torch.randn(8, 3, 6, 6)
+        made = Int8(reduce_range=reduced)
+        made.write(files / "model.onnx", images.split(8), tmp_path / "int8.onnx")
+        assert ("quantize.reduce_range=true" in caplog.text) == told
 
     def test_weights_are_rounded_with_a_scale_per_channel(self, files):
         proto = onnx.load(files / "int8.onnx")
