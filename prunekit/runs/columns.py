@@ -98,9 +98,14 @@ class Cells:
 
 
 def printed(table: DataFrame) -> Cells:
-    """What a summary shows on a screen: settings in which no two runs differ are left out."""
+    """What a summary shows on a screen, see `telling`."""
+    return Cells.of(table, telling(table))
+
+
+def telling(table: DataFrame) -> list[str]:
+    """Columns of a summary worth showing: settings in which no two runs differ are left out."""
     keys = [key for key, _, _ in SHOWN if key in table]
-    return Cells.of(table, [k for k in keys if k not in _SETTINGS or table[k].nunique() > 1])
+    return [key for key in keys if key not in _SETTINGS or table[key].nunique() > 1]
 
 
 def compare(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:

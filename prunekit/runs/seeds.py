@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prunekit.runs.columns import SHOWN, Cells, filled, shown
+from prunekit.runs.columns import SHOWN, Cells, filled, shown, telling
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -49,11 +49,8 @@ def shared_name(names: Sequence[str]) -> str:
 
 
 def _cells(known: DataFrame, groups: Sequence[DataFrame]) -> Cells:
-    columns = [
-        (key, heading, form)
-        for key, heading, form in SHOWN
-        if key not in _OF_ONE_RUN and key in known and filled(known[key])
-    ]
+    kept = {key for key in telling(known) if key not in _OF_ONE_RUN and filled(known[key])}
+    columns = [column for column in SHOWN if column[0] in kept]
     lines = [
         (
             shared_name(group["run"].tolist()),
@@ -71,8 +68,9 @@ def _cells(known: DataFrame, groups: Sequence[DataFrame]) -> Cells:
 
 
 def _spread(values: Series, form: str) -> str:
-    """Mean and standard deviation; where all are the same, or words, the value itself."""
-    found = values.dropna()
-    if form == "{}" or found.nunique() < 2:
-        return shown(found.iloc[0] if len(found) else None, form)
-    return f"{shown(found.mean(), form)} ± {shown(found.std(), form).lstrip('+')}"
+    """Mean and standard deviation; where all read the same, what they read."""
+    read = {shown(value, form) for value in values.dropna()}
+    if len(read) < 2:
+        return next(iter(read), shown(None, form))
+    mean, spread = shown(values.mean(), form), shown(values.std(), form)
+    return f"{mean.removesuffix('x')} ± {spread.removeprefix('+')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import os
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -30,8 +31,12 @@ DETAILED = 12  # runs of a data set that are shown with their pictures
 
 
 def write_page(stages: DataFrame, table: DataFrame, path: str | Path) -> None:
-    """Write the page of what `collect` and `summary` gave; styles, script and pictures inside."""
-    text = str(document(stages, table, Path(path).resolve().parent.name))
+    """Write the page of what `collect` and `summary` gave; styles, script and pictures inside.
+
+    It is called after the folder that all its stages share.
+    """
+    shared = Path(os.path.commonpath([Path(stage).parent for stage in stages["path"]]))
+    text = str(document(stages, table, shared.name))
     write_text(Path(path), lambda file: file.write(text))
 
 

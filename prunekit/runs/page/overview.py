@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -57,7 +58,9 @@ def results(part: DataFrame, runs: Sequence[Run]) -> Iterator[Markup]:
 def _of_settings(means: Averages, runs: Sequence[Run]) -> Markup:
     best = {run.row.get("setting") for run in runs if run.on_front}
     marks = [_mark(setting in best) for setting in means.settings]
-    return _sortable(means.cells, marks, [()] * len(marks))
+    # a spread goes to the next line where a table is too wide, and takes its sign with it
+    lines = tuple(tuple(c.replace("± ", "±\N{NO-BREAK SPACE}") for c in x) for x in means.cells.lines)
+    return _sortable(replace(means.cells, lines=lines), marks, [()] * len(marks))
 
 
 def _of_runs(part: DataFrame, runs: Sequence[Run]) -> Markup:
