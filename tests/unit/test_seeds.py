@@ -69,8 +69,21 @@ def test_seeds_are_one_line_ranked_by_their_mean(tmp_path):
     by_run = {line["run"]: line for line in lines}
     assert by_run["seed*/l21"]["top1"] == "82.00 ± 2.00"
     assert by_run["seed*/l21"]["top1_change"] == "-9.00 ± 1.00"
-    assert by_run["seed*/random"]["top1"] == "70.00" and by_run["seed*/dense"]["lam"] == "-"
+    assert by_run["seed*/random"]["top1"] == "70.00"
+    assert "lam" not in by_run["seed*/dense"], "all that have one have the same"
     assert by_run["seed*/random"]["params"] == "100"
+
+
+def test_spreads_that_no_digit_shows_are_left_out_and_units_are_said_once(tmp_path):
+    for seed, macs in ((0, 600), (1, 601), (2, 900)):
+        at = tmp_path / f"seed{seed}"
+        dense = stage(at / "pretrain", {"top1": 90.0, **DENSE}, seed=seed)
+        metrics = {"top1": 70.001 + seed / 1000, "params": 100, "macs": macs}
+        stage(at / "prune", metrics, dense, seed=seed)
+    means = Averages.of(summary(collect([tmp_path])))
+    line = dict(zip(means.cells.keys, means.cells.lines[0], strict=True))
+    assert (line["top1"], line["params_ratio"]) == ("70.00", "10.0x")
+    assert (line["macs_ratio"], line["macs"]) == ("13.3 ± 2.9x", "700 ± 173")
 
 
 def test_a_seed_of_a_part_that_is_not_the_runs_own_makes_another_setting(tmp_path):
@@ -93,7 +106,7 @@ def test_the_report_prints_means_and_folds_the_runs(tmp_path, capsys):
     main([str(tmp_path)])
     assert "d, means over seeds" in capsys.readouterr().out
     text = (tmp_path / "report.html").read_text()
-    assert "All 12 runs, and the commands" in text and "82.00 ± 2.00" in text
+    assert "All 12 runs, and the commands" in text and "82.00 ±\N{NO-BREAK SPACE}2.00" in text
     for place in (tmp_path / "seed1", tmp_path / "seed2"):
         place.rename(tmp_path.parent / f"{tmp_path.name}-{place.name}")
     main([str(tmp_path)])

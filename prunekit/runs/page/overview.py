@@ -58,9 +58,13 @@ def results(part: DataFrame, runs: Sequence[Run]) -> Iterator[Markup]:
 def _of_settings(means: Averages, runs: Sequence[Run]) -> Markup:
     best = {run.row.get("setting") for run in runs if run.on_front}
     marks = [_mark(setting in best) for setting in means.settings]
-    # a spread goes to the next line where a table is too wide, and takes its sign with it
-    lines = tuple(tuple(c.replace("± ", "±\N{NO-BREAK SPACE}") for c in x) for x in means.cells.lines)
+    # where a table is too wide its spreads go to the next line, with their sign
+    lines = tuple(tuple(map(_breaking, line)) for line in means.cells.lines)
     return _sortable(replace(means.cells, lines=lines), marks, [()] * len(marks))
+
+
+def _breaking(cell: str) -> str:
+    return cell.replace("± ", "±\N{NO-BREAK SPACE}")
 
 
 def _of_runs(part: DataFrame, runs: Sequence[Run]) -> Markup:
