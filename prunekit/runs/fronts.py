@@ -23,7 +23,7 @@ COSTS = {
 }
 _GREY = "#777777"
 _SPAN = 2.0  # percentage points on the axis at least, so that a small difference looks small
-_MOST = 100.2  # percent on the axis at most, and a little room for marks
+_ABOVE = 0.03  # of the axis above 100 %, which half a mark needs
 _NAMED = 14  # methods that a legend can hold
 
 
@@ -159,7 +159,8 @@ def _scale(axis: Any, values: Any, label: str) -> None:
 def _at_least(axis: Any, span: float) -> None:
     low, high = axis.get_ylim()
     room = max(0.0, (span - (high - low)) / 2)
-    axis.set_ylim(low - room, min(high + room, _MOST))
+    low -= room
+    axis.set_ylim(low, min(high + room, 100 + _ABOVE * (100 - low)))
 
 
 def _legend(made: Any, looks: dict[str, tuple[str, str]], crossed: bool) -> None:
