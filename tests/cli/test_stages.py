@@ -320,27 +320,27 @@ SELECTIONS = {
 class TestPrune:
     """Every criterion and every selection once."""
 
-    @pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"bn_scale", "matrix"}))
-    def test_criteria(self, go, place, whole, name):
-        run = place / "outputs" / f"criterion-{name}"
-        source = f"source={whole / 'sparsify'}"
-        go(
-            "prune",
-            f"name=criterion-{name}",
-            source,
-            *CRITERIA[name],
-            "selection=like_run",
-            "selection.path=outputs/whole",
-        )
-        assert plan(run) == plan(whole)
+    @pytest.fixture
+    def scored(self, go, place, whole):
+        """The run of a criterion at the widths of the whole one; one that is there is kept."""
 
-    def test_criteria_differ(self, place, whole):
-        """Runs of the test above: equal widths, other units."""
-        chosen = [
-            json.loads((place / f"outputs/criterion-{name}/prune/plan.json").read_text())["groups"]
-            for name in ("random", "l1_norm", "apoz", "taylor")
-        ]
-        kept = {tuple(plan["fc1"]["indices"]) for plan in chosen}
+        def run(name):
+            like = ("selection=like_run", "selection.path=outputs/whole")
+            source = f"source={whole / 'sparsify'}"
+            go("prune", f"name=criterion-{name}", source, *CRITERIA[name], *like)
+            return place / f"outputs/criterion-{name}"
+
+        return run
+
+    @pytest.mark.parametrize("name", sorted(set(CRITERIA) - {"bn_scale", "matrix"}))
+    def test_criteria(self, scored, whole, name):
+        assert plan(scored(name)) == plan(whole)
+
+    def test_criteria_differ(self, scored):
+        """Equal widths, other units."""
+        names = ("random", "l1_norm", "apoz", "taylor")
+        chosen = [json.loads((scored(name) / "prune/plan.json").read_text()) for name in names]
+        kept = {tuple(one["groups"]["fc1"]["indices"]) for one in chosen}
         assert len(kept) >= 3
 
     @pytest.mark.parametrize("name", sorted(SELECTIONS))
