@@ -2,13 +2,14 @@
 
 Which group of strengths made which row is not stated: here group 1 is set beside the first row of a
 method and group 2, where there is one, beside the second. Selection baselines keep as many filters
-of every layer as SSR-L2,1, as published. None of it is possible without ImageNet and a GPU.
+of every layer as SSR-L2,1, as published. X-GAP is X on the convolutions alone, and then global
+average pooling in place of the linear layers. None of it is possible without ImageNet and a GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from every_experiment import Experiment
@@ -43,10 +44,9 @@ PENALISED = {
     "SSL": ("solver=subgradient", "~solver.inner"),
 }
 CRITERIA = {"Random": "random", "L1": "l1_norm", "APoZ": "apoz", "TE": "taylor"}
-MISSING = {
-    "GAP": "linear layers replaced by global average pooling, which is not built",
-    "ThiNet": "reconstruction of the next layer's input, which is not built",
-}
+POOLED = "-GAP"
+METHODS = tuple(f"{name}{head}" for head in ("", POOLED) for name in (*PENALISED, *CRITERIA))
+THINET = "reconstruction of the next layer's input, which is not built"
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,10 @@ class Extent:
 
 
 SCALES = {
-    "paper": Extent("Published strengths and rates.", (0,), (*PENALISED, *CRITERIA)),
-    "smoke": Extent("Narrow networks, drawn images.", (0,), (BASE, "SSR-L2,0", "L1"), True),
+    "paper": Extent("Published strengths and rates.", (0,), METHODS),
+    "smoke": Extent(
+        "Narrow networks, drawn images.", (0,), (BASE, "SSR-L2,0", "L1", BASE + POOLED), True
+    ),
 }
 
 
@@ -73,10 +75,24 @@ class Line:
     method: str
     group: int
 
+    @property
+    def chooses(self) -> str:
+        """What says which filters go, whatever the network ends in then."""
+        return self.method.removesuffix(POOLED)
+
+    @property
+    def base(self) -> Line:
+        """The row of SSR-L2,1 whose widths the baselines have."""
+        return replace(self, method=self.method.replace(self.chooses, BASE))
+
+    def experiment(self) -> str:
+        """The file with its settings."""
+        head = "_gap" if self.method.endswith(POOLED) else ""
+        return f"ssr_{NETWORKS[self.network]}{head}_imagenet"
+
     def built(self) -> bool:
         """Whether the toolkit has what the row takes."""
-        known = self.method in PENALISED or self.method in CRITERIA
-        return known and (self.group == 1 or self.network in SECOND)
+        return self.method in METHODS and (self.group == 1 or self.network in SECOND)
 
     def run(self, seed: int) -> str:
         """Where its run goes."""
@@ -100,8 +116,7 @@ def jobs(rows: list[Line], extent: Extent) -> list[Job]:
     found: dict[str, Job] = {}
     for seed in extent.seeds:
         for line in wanted:
-            base = Line(line.network, BASE, line.group)
-            for one in (dense(line.network, extent, seed), row(base, extent, seed)):
+            for one in (dense(line.network, extent, seed), row(line.base, extent, seed)):
                 found.setdefault(one.name, one)
         for line in wanted:
             found.setdefault(line.run(seed), row(line, extent, seed))
@@ -112,20 +127,21 @@ def dense(network: str, extent: Extent, seed: int) -> Job:
     """The network of torchvision, with its weights."""
     weights = () if extent.small else ("model.weights=IMAGENET1K_V1", "schedule.pretrain.epochs=0")
     name = f"ssr_imagenet/{NETWORKS[network]}/seed{seed}/dense"
-    return Job(name, (*_shared(network, extent, seed), *weights), ("pretrain", "measure"))
+    plain = shared(Line(network, BASE, 1), extent, seed)
+    return Job(name, (*plain, *weights), ("pretrain", "measure"))
 
 
 def row(line: Line, extent: Extent, seed: int) -> Job:
     """One row: sparsified, or scored at the widths of SSR-L2,1; cut, tuned, measured."""
-    shared = _shared(line.network, extent, seed)
+    plain = shared(line, extent, seed)
     start = f"{dense(line.network, extent, seed).name}/pretrain"
-    if line.method in PENALISED:
+    if line.chooses in PENALISED:
         group = () if extent.small else _group(line)
-        settings = (*shared, *PENALISED[line.method], *group)
+        settings = (*plain, *PENALISED[line.chooses], *group)
         return Job(line.run(seed), settings, ("sparsify", *TAIL), _parent(start), "pretrain")
-    like = Line(line.network, BASE, line.group).run(seed)
+    like = line.base.run(seed)
     widths = ("selection=like_run", f"selection.path=${{root}}/{like}")
-    settings = (*shared, "regularizer=none", f"criterion={CRITERIA[line.method]}", *widths)
+    settings = (*plain, "regularizer=none", f"criterion={CRITERIA[line.chooses]}", *widths)
     return Job(line.run(seed), settings, TAIL, _parent(start), "pretrain", (like,))
 
 
@@ -140,8 +156,9 @@ def _group(line: Line) -> tuple[str, ...]:
     return (f"regularizer.target.layers={{{weights}}}",)
 
 
-def _shared(network: str, extent: Extent, seed: int) -> tuple[str, ...]:
-    name = f"ssr_{NETWORKS[network]}_imagenet"
+def shared(line: Line, extent: Extent, seed: int) -> tuple[str, ...]:
+    """What all runs of a network say."""
+    name = line.experiment()
     small = Experiment.read(name).small().overrides if extent.small else (f"experiment={name}",)
     return (*small, f"seed={seed}")
 
@@ -170,9 +187,8 @@ def measured(root: Path, extent: Extent, line: Line) -> Row:
 
 def needs(line: Line) -> str:
     """What a run takes; the hours are computed, nothing was timed."""
-    for word, text in MISSING.items():
-        if word in line.method:
-            return text
+    if "ThiNet" in line.method:
+        return THINET
     if not line.built():
         return "strengths that were not published"
     work = 3 * 2 * MACS[line.network] * IMAGES * EPOCHS  # a backward pass is two forward passes

@@ -17,6 +17,7 @@ import hinge_tables as hinge
 import multipass
 import slasso_tables as slasso
 import slimming_tables as slimming
+import ssr_cub as cub
 import ssr_imagenet as imagenet
 from measured import NOT_RUN, Row, publish, write_markdown
 from tables import Job
@@ -190,10 +191,6 @@ def baselines(extent: Any) -> list[Job]:
 
 
 ALONE = {"smoke": None, "short": None, "paper": None}  # no scale runs anything
-CUB = (
-    "CUB-200 (5,994 + 5,794 images), the pruned networks of ssr_table4, and a new classifier on a "
-    "pruned network, which is not built"
-)
 VOC = "PASCAL VOC 2007, Faster R-CNN on the pruned VGG-16 of ssr_table4: no detector is built"
 ELSEWHERE = {
     "Fig3": "TABLE=ssr_f3 has the curve as measured here",
@@ -211,7 +208,11 @@ TRANSCRIPTS = (
     ),
     *(of_imagenet(f"ssr_table{number}") for number in (3, 4, 5, 6)),
     Transcript(
-        "ssr_table7", "SSR, transfer to CUB-200", ALONE, nothing, unmeasured(lambda fact: CUB)
+        "ssr_table7",
+        "SSR, transfer to CUB-200",
+        cub.SCALES,
+        partial(cub.jobs, facts("ssr_table7")),
+        each(cub.measured),
     ),
     Transcript("ssr_table8", "SSR, Faster R-CNN", ALONE, nothing, unmeasured(lambda fact: VOC)),
     Transcript(

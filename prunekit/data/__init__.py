@@ -1,6 +1,7 @@
 """Data sets: settings that load into training, validation and test batches."""
 
 from prunekit.data.base import Batches, Data, Dataset, images_id
+from prunekit.data.cub import CUB200
 from prunekit.data.digits import Digits
 from prunekit.data.folder import ImageFolder
 from prunekit.data.given import GivenBatches, given_data
@@ -13,6 +14,7 @@ from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 __all__ = [
     "CIFAR10",
     "CIFAR100",
+    "CUB200",
     "MNIST",
     "SVHN",
     "Batches",

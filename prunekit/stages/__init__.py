@@ -32,7 +32,7 @@ PRUNE = Stage(
 )
 FEATURES = Stage("features", ("seed", "dataset", "features"), True)
 FINETUNE = Stage(
-    "finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros", "distill"), True
+    "finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros", "distill", "head"), True
 )
 EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
 MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)

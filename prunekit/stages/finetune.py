@@ -16,6 +16,7 @@ from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.solvers import Hold, Solver
 from prunekit.stages.base import Runtime, Settings
+from prunekit.stages.head import head_of, paced, with_head
 from prunekit.stages.parts import (
     check_fits,
     counts,
@@ -33,19 +34,23 @@ from prunekit.training import Distillation, evaluate, fit
 def finetune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Tune all weights; with `keep_zeros`, entries that are exactly zero stay zero.
 
-    With `distill`, the logits of a teacher count beside the labels.
+    With `distill`, the logits of a teacher count beside the labels. With a `head`, a new
+    classifier is put in place first.
     """
     choice("keep_zeros", settings["keep_zeros"], (True, False))
     schedule = build(settings["schedule"]["finetune"], "schedule.finetune")
     saved = load_source(stage.source, runtime)
     model = saved.model
     data = load_data(settings, runtime)
+    head = head_of(settings)
+    edit = with_head(model, data, head)
     lesson = _lesson(settings, stage, data, runtime, schedule.label_smoothing)
     fit(
         model,
         data,
         schedule,
         solver=_held(model, data, runtime) if settings["keep_zeros"] else None,
+        params=paced(model, head, edit),
         loss=lesson,
         seed=settings["seed"],
         device=runtime.device,
@@ -53,10 +58,11 @@ def finetune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
         label="finetune",
         on_epoch=history_writer(stage),
     )
-    save_model(stage.path / "model.pt", model, saved.arch, saved.edits)
+    edits = [*saved.edits, *filter(None, [edit])]
+    save_model(stage.path / "model.pt", model, saved.arch, edits)
     taught, notes = _of_teacher(lesson, stage, data, runtime)
     found = {**quality(model, data, runtime), **counts(model, data), **taught}
-    return Outcome(found, (*data.notes, *notes))
+    return Outcome(found, (*data.notes, *([str(edit)] if edit else []), *notes))
 
 
 def _lesson(

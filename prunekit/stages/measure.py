@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -25,7 +26,7 @@ from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import counts, load_data, load_source, quality
+from prunekit.stages.parts import counts, load_data, load_source, outputs, quality
 from prunekit.torchfile import write_torch
 from prunekit.training import keeps_statistics, predictions
 
@@ -51,9 +52,12 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     rows = [
         {"network": label, **_row(model, data, files[label])} for label, model in models.items()
     ]
-    for row, model in zip(rows, models.values(), strict=True):
-        row.update(quality(model, data, runtime))
-    notes = list(data.notes)
+    others = _others(models, data)
+    judged = {label: model for label, model in models.items() if label not in others}
+    for row in rows:
+        if row["network"] in judged:
+            row.update(quality(judged[str(row["network"])], data, runtime))
+    notes = [*data.notes, *others.values()]
     if "dense" not in models:
         dense = build(next(iter(saved.values())).arch, "arch").to(runtime.device)
         models = {"dense": dense, **models}
@@ -66,7 +70,7 @@ def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     ends = {label: models[label] for label in ("dense", [*models][-1])}
     write_csv(stage.path / "layers.csv", layer_rows(ends, data.example, timing))
     if data.test.size:
-        correct = {label: _correct(one.model, data) for label, one in saved.items()}
+        correct = {label: _correct(model, data) for label, model in judged.items()}
         write_torch(stage.path / "correct.pt", correct)
     metrics = {key: value for key, value in rows[-1].items() if key != "network"}
     timed = [key for key in rows[0] if _SPEEDUP.fullmatch(key)]
@@ -86,6 +90,16 @@ def _files(settings: Settings, stage: StageDir) -> dict[str, Path]:
     if settings["source"] is not None and "dense" not in found:
         found = {"source": model_file(settings["source"]), **found}
     return found or {"network": stage.source}
+
+
+def _others(models: Mapping[str, nn.Module], data: Data) -> dict[str, str]:
+    """The networks for other classes, which got a new last layer later, and what to say of them."""
+    found = {label: outputs(model, data) for label, model in models.items() if data.classes}
+    return {
+        label: f"{label} has {count} outputs, not {data.classes}: its accuracy is not known here"
+        for label, count in found.items()
+        if count != data.classes
+    }
 
 
 def _correct(model: nn.Module, data: Data) -> torch.Tensor:

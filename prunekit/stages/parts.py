@@ -35,8 +35,8 @@ def load_data(settings: Mapping[str, Any], runtime: Runtime) -> Data:
 
 
 @torch.inference_mode()
-def check_fits(model: nn.Module, data: Data) -> None:
-    """Raise ConfigError when the network cannot take the images or has another class count."""
+def outputs(model: nn.Module, data: Data) -> int:
+    """How many numbers the network says of an image; ConfigError when it cannot take one."""
     example = data.example.to(next(model.parameters()).device)
     try:
         with evaluating(model):
@@ -49,11 +49,16 @@ def check_fits(model: nn.Module, data: Data) -> None:
             f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; choose "
             f"{mend}"
         ) from error
-    classes = found.shape[-1] if isinstance(found, torch.Tensor) else 0
+    return found.shape[-1] if isinstance(found, torch.Tensor) else 0
+
+
+def check_fits(model: nn.Module, data: Data, mend: str = "set model.classes={}") -> None:
+    """Raise ConfigError when the network cannot take the images or has another class count."""
+    classes = outputs(model, data)
     if data.classes and classes != data.classes:
         raise ConfigError(
-            f"model.classes={classes}, but the dataset has {data.classes} classes; set "
-            f"model.classes={data.classes}"
+            f"model.classes={classes}, but the dataset has {data.classes} classes; "
+            f"{mend.format(data.classes)}"
         )
 
 

@@ -26,6 +26,7 @@ from prunekit.runs.tables import comparison
 from prunekit.selection import Selection
 from prunekit.stages import STAGES, Made, Runtime, Settings, execute
 from prunekit.stages.base import tracking_of
+from prunekit.stages.head import head_of
 from prunekit.stages.network import architecture, weights_of, with_matrices, with_selections
 from prunekit.stages.teacher import distill_of
 from prunekit.training import Schedule
@@ -136,6 +137,7 @@ def check(settings: Settings, names: tuple[str, ...]) -> None:
         regularizer_of(settings)
     if "finetune" in names:
         distill_of(settings)
+        head_of(settings)
     if "export" in names:
         check_precision(build(settings["export"], "export"), build(settings["quantize"]))
     build(settings["dataset"], "dataset")

@@ -5,6 +5,7 @@ from prunekit.surgery.biases import BiasMap, BiasMaps, NewBiases
 from prunekit.surgery.check import Agreement, Gap, compare, randomised
 from prunekit.surgery.edits import Edit, Keep, Narrow, edit_from_dict
 from prunekit.surgery.files import SavedModel, load_model, save_model
+from prunekit.surgery.heads import GlobalPooling, Head, LastLayer, NewHead
 from prunekit.surgery.hinge import Attach, Fold, Folded, attached, fold
 from prunekit.surgery.narrow import narrow
 from prunekit.surgery.optimizer import narrow_optimizer
@@ -22,9 +23,13 @@ __all__ = [
     "Fold",
     "Folded",
     "Gap",
+    "GlobalPooling",
+    "Head",
     "Keep",
+    "LastLayer",
     "Narrow",
     "NewBiases",
+    "NewHead",
     "SavedModel",
     "Selections",
     "Shift",

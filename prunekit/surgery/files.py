@@ -114,8 +114,9 @@ def _rebuild(path: Path, arch: Settings | None, trust: Collection[str], kind: st
 
 def _repeat(path: Path, edits: Sequence[Edit], model: nn.Module) -> None:
     try:
-        for edit in edits:
-            edit.apply(model)
+        with torch.random.fork_rng(devices=[]):  # new layers draw numbers that are overwritten
+            for edit in edits:
+                edit.apply(model)
     except PrunekitError as error:
         raise ArtifactError(
             f"{path} was cut from another network than this {type(model).__name__}: {error}"

@@ -94,7 +94,9 @@ def test_an_unknown_command_names_the_known_ones(cli):
     assert found.code == 2
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "svhn", "image_folder", "tiny_imagenet"])
+@pytest.mark.parametrize(
+    "dataset", ["mnist", "cifar10", "svhn", "image_folder", "tiny_imagenet", "cub200"]
+)
 def test_missing_data_say_what_to_set(cli, dataset):
     refused(
         cli("pretrain", f"dataset={dataset}", "dataset.root=nowhere"), "nowhere", "dataset.root="

@@ -12,6 +12,7 @@ import torch
 from prunekit.data import (
     CIFAR10,
     CIFAR100,
+    CUB200,
     MNIST,
     SVHN,
     Digits,
@@ -477,6 +478,73 @@ class TestTinyImageNet:
     def test_a_crop_below_nothing_is_refused(self):
         with pytest.raises(ConfigError, match="crop=-1 must be at least 0"):
             TinyImageNet(root=".", crop=-1)
+
+
+class TestCUB200:
+    """Two classes of three images; the split sends the last one of each to the test set."""
+
+    NAMES = ("001.Albatross", "002.Auklet")
+
+    @pytest.fixture
+    def root(self, tmp_path):
+        from PIL import Image
+
+        files = [f"{name}/{name[4:]}_{number}.jpg" for name in self.NAMES for number in range(3)]
+        for place, file in enumerate(files):
+            path = tmp_path / "images" / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (60, 40), (100 * (place // 3 + 1),) * 3).save(path)
+        named = "".join(f"{number} {file}\n" for number, file in enumerate(files, start=1))
+        split = "".join(f"{n} {int(n % 3 != 0)}\n" for n in range(1, 7))
+        (tmp_path / "images.txt").write_text(named)
+        (tmp_path / "train_test_split.txt").write_text(split)
+        return tmp_path
+
+    def loaded(self, root, **settings):
+        return CUB200(root=str(root), workers=0, image_size=28, **settings).load()
+
+    def test_images_go_where_the_split_says_with_their_labels(self, root):
+        data = self.loaded(root, val=0, mean=(0.0,) * 3, std=(1.0,) * 3)
+        assert (data.classes, data.shape) == (2, (3, 28, 28))
+        assert (data.train.size, data.val.size, data.test.size) == (4, 0, 2)
+        assert data.train.labels.tolist() == [0, 0, 1, 1] and data.test.labels.tolist() == [0, 1]
+        for seed in (None, 0):
+            for images, labels in data.train.epoch(4, seed):
+                assert images.shape[1:] == (3, 28, 28)
+                assert torch.equal((images[:, 0, 14, 14] * 2.55 - 1).round().long(), labels)
+        assert [Path(file).name for file, _ in data.test.samples] == [
+            "Albatross_2.jpg",
+            "Auklet_2.jpg",
+        ]
+
+    def test_part_of_the_training_images_is_held_out(self, root):
+        data = self.loaded(root, val=2)
+        assert (data.train.size, data.val.size, data.test.size) == (2, 2, 2)
+
+    def test_the_whole_image_is_seen_whatever_its_aspect(self, root):
+        from PIL import Image
+
+        wide = Image.new("RGB", (64, 32))
+        wide.paste((255,) * 3, (0, 0, 32, 32))
+        seen = CUB200(root=str(root), image_size=28, mean=(0.0,) * 3, std=(1.0,) * 3).plain()(wide)
+        assert seen.shape == (3, 28, 28)
+        assert seen[0, :, :12].min() > 0.9 and seen[0, :, 16:].max() < 0.1  # half is half
+
+    @pytest.mark.parametrize(
+        ("file", "content", "said"),
+        [
+            ("images.txt", None, r"images.txt cannot be read: No such file .* CUB_200_2011"),
+            ("train_test_split.txt", None, r"split.txt cannot be read: .*; set dataset.root="),
+            ("train_test_split.txt", "1 1\n", r"names 6 images, train_test_split.txt 1, and not"),
+            ("train_test_split.txt", "1\n", r"split.txt: '1' is not a number and a word"),
+            ("images/002.Auklet/Auklet_1.jpg", None, r"images.txt names \S+_1.jpg, which is gone"),
+        ],
+    )
+    def test_what_is_missing_is_named(self, root, file, content, said):
+        (root / file).unlink() if content is None else (root / file).write_text(content)
+        with pytest.raises(DataError, match=said) as error:
+            self.loaded(root)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no MNIST and CIFAR-10 beside the tree")

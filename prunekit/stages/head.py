@@ -1,0 +1,44 @@
+"""The classifier that a network is tuned with: the one it has, or a new one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from prunekit.build import build
+from prunekit.checks import instance
+from prunekit.data import Data
+from prunekit.stages.base import Settings
+from prunekit.stages.parts import check_fits, outputs
+from prunekit.surgery import Head, NewHead
+
+
+def head_of(settings: Settings) -> Head | None:
+    """The classifier that settings ask for, None for `head=none`; raises ConfigError."""
+    if "_target_" not in settings["head"]:
+        return None
+    made: Head = build(settings["head"], "head")
+    instance("head", made, Head)
+    return made
+
+
+def with_head(model: nn.Module, data: Data, head: Head | None) -> NewHead | None:
+    """Put it in place and return what was done; ConfigError where the network fits no such data."""
+    outputs(model, data)  # images that the network cannot take are refused as everywhere
+    edit = None if head is None else head.edit(model, data.example, data.classes)
+    if edit is not None:
+        edit.apply(model)
+    check_fits(model, data, "head=linear gives it a new last layer for {}")
+    return edit
+
+
+def paced(model: nn.Module, head: Head | None, edit: NewHead | None) -> list[dict[str, Any]] | None:
+    """Parameters for the optimizer, those of a new layer with a rate of their own; None: all."""
+    if head is None or edit is None:
+        return None
+    fresh = [*model.get_submodule(edit.last).parameters()]
+    known = {id(param) for param in fresh}
+    rest = [param for param in model.parameters() if id(param) not in known]
+    groups = [{"params": rest}, {"params": fresh, "lr_scale": head.rate}]
+    return [group for group in groups if group["params"]]
