@@ -8,17 +8,19 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 
-from prunekit.config import groups
+from prunekit.config import config_dir, groups, resolve
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 CIFAR = ("dataset.channels=3", "dataset.image_size=32")
-ONE_STEP = (  # two images to train on, in batches of two; the published rates and decays stay
+ONE_STEP = (  # two images to train on, in batches of two, at a rate that so few can stand
     *("dataset=synthetic", "dataset.train=4", "dataset.val=2", "dataset.test=2"),
     *(
         f"schedule.{phase}.{key}"
         for phase in ("pretrain", "sparsify", "finetune", "between")
-        for key in ("epochs=1", "batch=2")
+        for key in ("epochs=1", "batch=2", "optimizer.lr=1e-4")
     ),
     *("diagnose=false", "latency.batch=1", "latency.runs=5", "latency.warmup=0"),
 )
@@ -32,13 +34,23 @@ def every():
     sys.path.remove(str(SCRIPTS))
 
 
-def shape(name, known):
-    """Images of the network's shape; those of ImageNet are 64 x 64, which all of them take."""
+def images(name, known, model):
+    """Drawn ones of the network's shape and classes; ImageNet's are 64 x 64, which all take."""
     foreign = [f"~dataset.{key}" for key in known.get("dataset", ()) if key not in ("val", "crop")]
-    if name == "demo" or "lenet" in name:
-        return foreign
+    classes = f"dataset.classes={classes_of(name, model)}"
+    if known.get("override /model", "lenet5") == "lenet5" and not model:
+        return [*foreign, classes]
     sizes = ("dataset.channels=3", "dataset.image_size=64") if "imagenet" in name else CIFAR
-    return [*foreign, *sizes]
+    return [*foreign, classes, *sizes]
+
+
+def classes_of(name, model):
+    """How many classes the experiment's network tells apart."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        found = resolve(compose("run", overrides=[f"experiment={name}", *model]))
+    GlobalHydra.instance().clear()
+    return found["model"].get("classes", 10)
 
 
 @pytest.mark.slow
@@ -48,7 +60,7 @@ def test_one_step_of_every_stage(cli, every, tmp_path, name):
     model = [f"model={every.BARE[name]}"] if name in every.BARE else []
     similar = name.startswith(("sglp", "stlp", "slasso"))
     few = ["criterion.similarity.calibration.count=4"] if similar else []
-    words = [f"experiment={name}", *model, *ONE_STEP, *shape(name, known), *few, "name=a"]
+    words = [f"experiment={name}", *model, *ONE_STEP, *images(name, known, model), *few, "name=a"]
     found = cli("run", *words, "runtime.threads=1", smoke=False)
     assert found.code == 0, found.err
     stages = known.get("pipeline", every.PIPELINE)
