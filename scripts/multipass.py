@@ -1,7 +1,6 @@
 """Table IV of Liu et al. 2017: VGG-19 pruned in several passes, each from the tuned network before.
 
-Published passes prune at most half of every layer; here half of all scales goes by one threshold,
-and a layer that would be empty keeps its best unit.
+Half of all scales goes in a pass, by one threshold, but of every layer at most half, as published.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def jobs(extent: Extent) -> list[Job]:
 def one_pass(extent: Extent, data: str, seed: int, number: int) -> Job:
     """Trained under l1, cut, tuned; the first pass starts from nothing."""
     place = f"ns_multipass/{DATASETS[data]}/seed{seed}/pass"
-    half = ("selection.ratio=0.5", "selection.on_empty=keep_best", f"seed={seed}")
+    half = ("selection.ratio=0.5", "selection.most=0.5", f"seed={seed}")
     settings = (*extent.settings(Cell(data, NETWORK, 50)), *half)
     before = f"{place}{number - 1}" if number > 1 else None
     return Job(f"{place}{number}", settings, ("sparsify", "prune", "finetune"), before)

@@ -196,7 +196,7 @@ def _order(cell: Cell) -> tuple[int, int, int]:
 
 
 def write_table1(root: Path, out: Path, extent: Extent) -> None:
-    """The table, the verdicts and the multi-pass rows as csv, markdown and on the screen."""
+    """The table and the verdicts as csv, markdown and on the screen."""
     rows = [row for cell in published() for row in _rows(root, extent, cell)]
     refuse_empty(rows)
     rows.append({**dict.fromkeys(rows[0], "-"), "penalty": BAYESIAN, "seeds": 0, "needs": UNKNOWN})
@@ -206,7 +206,6 @@ def write_table1(root: Path, out: Path, extent: Extent) -> None:
         f"{HEAD} Runs: {extent.said}\n",
         publish(out, "ns_t1", title, rows),
         publish(out, "ns_t1_verdicts", "against l1 at the same share", judge(root, extent)),
-        publish(out, "ns_t1_multipass", "table IV of Liu et al.: multi-pass VGG-19", multipass()),
     )
 
 
@@ -286,20 +285,3 @@ def judge(root: Path, extent: Extent) -> list[Row]:
                 head = {"data": cell.dataset, "network": cell.network, "pruned %": cell.percent}
                 rows.append({**head, "penalty": penalty, **found})
     return rows
-
-
-def multipass() -> list[Row]:
-    """Table IV of Liu et al.; every pass starts from the pruned and tuned network before it."""
-    shown = {
-        "dataset": "data",
-        "iter": "pass",
-        "trained_err_pct": "Liu error, sparse",
-        "finetuned_err_pct": "Liu error",
-        "params_pruned_pct": "Liu params pruned %",
-        "flops_pruned_pct": "Liu FLOPs pruned %",
-    }
-    needs = "at most half of every layer a pass, and a source=... run after run"
-    return [
-        {**{name: fact[key] for key, name in shown.items()}, "error": NOT_RUN, "needs": needs}
-        for fact in _facts("ns_liu2017_table4_multipass_vgg")
-    ]

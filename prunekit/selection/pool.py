@@ -118,6 +118,10 @@ class Pool:
         """The nearest counts that are allowed and not below these."""
         return ((counts + self._step - 1) // self._step * self._step).minimum(self.widths)
 
+    def best(self, counts: Tensor) -> Tensor:
+        """A mask over all units, True for the best of every group, so many as these counts."""
+        return self._rank < counts[self.group]
+
     def masks(self, counts: Tensor) -> Masks:
         """The best units of every group, so many as the nearest count that is allowed."""
         return dict(zip(self.names, self._kept(counts).split(self.widths.tolist()), strict=True))
@@ -134,7 +138,7 @@ class Pool:
 
     def _kept(self, counts: Tensor) -> Tensor:
         near = (counts + self._step // 2) // self._step * self._step  # halves go up
-        return self._rank < near.minimum(self.widths).maximum(self.least)[self.group]
+        return self.best(near.minimum(self.widths).maximum(self.least))
 
 
 def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:

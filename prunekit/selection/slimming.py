@@ -38,7 +38,8 @@ class Slimming(FindsWidths):
     `on_empty` says what happens where that leaves nothing of a layer: `error`; `keep_best`, which
     keeps the best `min_keep` units of its group and the best unit on each side of the layer; or
     `skip_block`, which lets the whole group go, for `cut` to remove the residual block around it.
-    A group that keeps some units never has fewer than `min_keep`. What is protected stays in
+    A group that keeps some units never has fewer than `min_keep`. Of no group goes more than the
+    share `most`, half of it in the published runs of several passes. What is protected stays in
     addition: the threshold is not moved for it.
     """
 
@@ -46,6 +47,7 @@ class Slimming(FindsWidths):
     _: KW_ONLY
     rule: str = "exact"
     on_empty: str = "error"
+    most: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -53,6 +55,7 @@ class Slimming(FindsWidths):
         choice("selection.rule", self.rule, ("exact", "published"))
         choice("selection.on_empty", self.on_empty, ("error", "keep_best", "skip_block"))
         integer("selection.min_keep", self.min_keep, at_least=1)
+        number("selection.most", self.most, above=0, at_most=1)
         if self.on_empty == "skip_block" and self.rounds > 1:
             raise ConfigError(
                 f"selection.rounds={self.rounds} and selection.on_empty=skip_block: between rounds "
@@ -102,7 +105,12 @@ class Slimming(FindsWidths):
         return int(units * self.ratio)
 
     def _above(self, pool: Pool) -> Tensor:
-        """Which units of the pool the rule keeps, when nothing is protected."""
+        """Which units of the pool stay, when nothing is protected but what `most` spares."""
+        going = (pool.widths * self.most + 1e-9).long()  # 0.29 of 100 are 29, not 28.999...
+        return self._by_rule(pool) | pool.best(pool.widths - going)
+
+    def _by_rule(self, pool: Pool) -> Tensor:
+        """Which units are above the threshold."""
         count = self._count(len(pool.scores))
         if self.rule == "published":
             return pool.scores > pool.scores.sort().values[count]

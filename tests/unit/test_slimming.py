@@ -125,6 +125,36 @@ def test_zeros_of_a_proximal_solver():
     assert (aim.name, aim.asked, aim.reached, aim.met) == ("channels", 0.8, 0.5, True)
 
 
+@pytest.mark.parametrize("rule", ["exact", "published"])
+@pytest.mark.parametrize(("ratio", "most"), [(0.5, 0.5), (0.7, 0.29), (0.3, 1.0), (0.9, 0.58)])
+def test_of_no_group_goes_more_than_the_share(rule, ratio, most):
+    """Of every layer the lowest go that are below the threshold, but not more than the share."""
+    scales = distinct(53, seed=3)
+    scales[:10] /= 100  # the first layer is all below
+    case = Case(chain(10, 12, 20, 11), scales)
+    plain = released(scales, ratio)
+    if rule == "exact":
+        plain[np.abs(scales).argsort()[int(53 * ratio)]] = True
+    masks = case.choose(Slimming(ratio, rule=rule, most=most, on_empty="keep_best"))
+    parts = np.split(np.arange(53), np.cumsum([10, 12, 20]))
+    for mask, part in zip(masks.values(), parts, strict=True):
+        gone = min(int((~plain[part]).sum()), len(part) * int(100 * most + 0.5) // 100)
+        lowest = part[np.abs(scales[part]).argsort()[: min(gone, len(part) - 1)]]
+        assert set(part[~mask.numpy()]) == set(lowest)
+
+
+def test_a_share_spares_a_layer_that_would_be_empty():
+    case = low(1, 6, 8)
+    with pytest.raises(ConfigError, match="would leave nothing"):
+        case.choose(Slimming(8 / 14))
+    assert case.kept(Slimming(8 / 14, most=0.5))["3"] == 4
+    note = case.notes(Slimming(8 / 14, most=0.5))
+    assert "asked to keep 0.428571 of the channels, kept 0.714286: the nearest there is" in note
+    for most in (0, 1.1):
+        with pytest.raises(ConfigError, match=rf"selection.most={most} must be"):
+            Slimming(0.5, most=most)
+
+
 def test_with_all_scales_equal_the_published_rule_leaves_nothing():
     case = Case(chain(4, 4), np.full(8, 0.5))
     with pytest.raises(ConfigError, match=r"nothing of all 2 groups, whose .* threshold 0\.5;"):
