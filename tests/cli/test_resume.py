@@ -90,7 +90,7 @@ def reference(driver: Driver, kind: str) -> tuple[dict[str, object], float]:
 
 
 def result(run: Path) -> dict[str, object]:
-    """All numbers of a run except those that a clock gave."""
+    """All that a run left except what a clock gave; notes may name its directory."""
     found: dict[str, object] = {}
     for file in sorted(path for path in run.rglob("*") if path.is_file()):
         key = str(file.relative_to(run))
@@ -100,7 +100,7 @@ def result(run: Path) -> dict[str, object]:
             with open(file, newline="") as lines:
                 found[key] = [timeless(row) for row in csv.DictReader(lines)]
         elif file.name == "report.json":
-            report = json.loads(file.read_text())
+            report = json.loads(file.read_text().replace(str(Path("outputs", run.name)), "RUN"))
             found[key] = {
                 part: timeless(report[part]) if part == "metrics" else report[part]
                 for part in ("metrics", "notes", "settings", "source")
