@@ -64,14 +64,16 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
     """One job of a sweep: its lines go to a log, its progress and its errors to the board."""
     from hydra.core.hydra_config import HydraConfig
 
-    from prunekit.cli.sweep import board
+    from prunekit.cli.sweep import board, follow
     from prunekit.console import aside, complain
     from prunekit.runs.board import DONE, FAILED, Notice, Status
 
-    hydra = HydraConfig.get()
+    hydra, seen = HydraConfig.get(), board()
+    if seen is not None:
+        follow(seen.path)
     folder = Path(place).parent
     status = Status(os.path.relpath(folder), tuple(hydra.overrides.task))
-    notice = Notice(board(), hydra.job.num, status)
+    notice = Notice(seen, hydra.job.num, status)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / "log.txt").open("a", encoding="utf-8") as log,

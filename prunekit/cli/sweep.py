@@ -9,8 +9,10 @@ import platform
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,25 @@ def board() -> Board | None:
     """The board of the sweep that this process is part of."""
     place = os.environ.get(_BOARD)
     return Board(Path(place)) if place and Path(place).is_dir() else None
+
+
+@cache
+def follow(board: Path) -> None:
+    """End this process, which a launcher started, when the sweep that it works for is gone.
+
+    Killed alone, a sweep would leave its jobs to work for nobody. Processes that are no children of
+    the sweep, as on other machines, are left to what started them.
+    """
+    parent = int(board.name.removeprefix(_FOLDER)) if board.name.startswith(_FOLDER) else 0
+    if os.getppid() != parent:
+        return
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_EVERY)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 class Sweep(Callback):

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from prunekit.console import doing
 from prunekit.runs.methods import fingerprint
 from prunekit.runs.report import Settings
 from prunekit.runs.rundir import RunDir, StageDir
@@ -29,9 +28,7 @@ class Pool:
     def stage(self, name: str, identity: Settings) -> Iterator[StageDir]:
         """Hold the stage with this identity; waits while another job computes it."""
         run = RunDir(self.path / f"{name}-{fingerprint(identity)}")
-        doing("waits for its turn")  # where another job computes the same
         with run.lock(wait=True):
-            doing("")
             yield run.stage(name)
 
 

@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
+from prunekit.console import doing
 from prunekit.errors import ArtifactError, listed
 from prunekit.runs.files import read_json, write_csv, write_json
 from prunekit.runs.report import Outcome, Report, Settings, environment
@@ -61,12 +62,15 @@ class RunDir:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "a", encoding="utf-8") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError as error:
-                raise ArtifactError(
-                    f"another process is working on {self.path}; wait for it, or choose name=..."
-                ) from error
+            if not _locked(file):
+                if not wait:
+                    raise ArtifactError(
+                        f"another process is working on {self.path}; wait for it, or choose "
+                        "name=..."
+                    )
+                doing("waits for another process")
+                fcntl.flock(file, fcntl.LOCK_EX)
+                doing("")
             yield
 
     def has_source(self, stage: str) -> bool:
@@ -336,3 +340,12 @@ def identity_of(source: Path | None) -> str | None:
             "overwrite=true"
         ) from error
     return f"{source.parent.name}/{source.name} ({digest})"
+
+
+def _locked(file: TextIO) -> bool:
+    """Lock the file for this process; False where another one has it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -60,11 +60,15 @@ def run(
 def _go(
     names: tuple[str, ...], settings: Settings, place: RunDir, pool: Pool | None, tell: Tell
 ) -> Objectives:
-    """The stages, one after the other; `tell` hears of each, before and after."""
+    """The stages, one after the other; `tell` hears of each, before and after.
+
+    In a sweep, which has a pool, a run that another process works on is waited for: that of a sweep
+    that was just killed, for instance.
+    """
     check(settings, names)
     wanted = objectives(settings)
     source = settings["source"]
-    with place.lock():
+    with place.lock(wait=pool is not None):
         for name in names:
             tell(name, None)
             report, made = execute(STAGES[name], settings, place, source, pool)

@@ -47,7 +47,9 @@ def test_jobs_at_once_share_what_they_can(tmp_path):
     assert not list(tmp_path.glob("outputs/.sweep-*"))
 
 
-def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path):
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path, alone):
+    """At once: jobs that outlive a sweep which was killed `alone` are waited for, and end soon."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     slow = (*JOBS, "schedule.sparsify.epochs=40")
     first = subprocess.Popen(
@@ -56,7 +58,7 @@ def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path):
     try:
         wait_for(lambda: list(tmp_path.glob("outputs/.shared/sparsify-*/sparsify/last.pt")))
     finally:
-        os.killpg(first.pid, signal.SIGKILL)
+        (os.kill if alone else os.killpg)(first.pid, signal.SIGKILL)
         first.wait()
     assert not list(tmp_path.glob("outputs/s/*/measure/report.json"))
     pretrained = next(tmp_path.glob("outputs/.shared/pretrain-*/pretrain/model.pt"))
@@ -66,6 +68,8 @@ def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path):
     assert len(list(tmp_path.glob("outputs/s/*/measure/report.json"))) == 3
     assert pretrained.stat().st_mtime_ns == made, "computed once, before and after the kill"
     assert not list(tmp_path.glob("outputs/.sweep-*")), "the dead one's board is gone too"
+    with pytest.raises(ProcessLookupError):  # nobody of the first sweep is left
+        os.killpg(first.pid, signal.SIGKILL)
 
 
 def wait_for(condition, seconds: float = 300.0) -> None:
