@@ -81,6 +81,8 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
     from prunekit.cli import jobs, sweep
     from prunekit.config import config_dir, explain, warn_about_shadowed
 
+    sweeps = "," if {"-m", "--multirun"} & {*argv} else ""
+    argv = [_quoted(argument, sweeps) for argument in argv]
     warn_about_shadowed(argv)
     asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and exiting
@@ -107,6 +109,19 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
         _fail(message)
     if said:
         sweep.conclude(said)
+
+
+def _quoted(argument: str, sweeps: str) -> str:
+    """A plain value with = in it, as directories of sweeps have it, in the quotes Hydra wants.
+
+    Characters that mean something to Hydra are left to it, and those that make a sweep, unless the
+    value is a path that there is.
+    """
+    key, _, value = argument.partition("=")
+    if not _is_override(argument) or "=" not in value or {*value} & {*"'\"\\"}:
+        return argument
+    plain = not {*value} & {*"()[]{}", *sweeps}
+    return f'{key}="{value}"' if plain or os.path.exists(value) else argument
 
 
 def _is_override(argument: str) -> bool:

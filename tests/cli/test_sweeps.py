@@ -125,6 +125,17 @@ def test_the_command_of_a_job_finds_its_directory_again(cli, tmp_path):
     assert {file: file.read_bytes() for file in tmp_path.rglob("report.json")} == before
 
 
+def test_directories_of_jobs_need_no_quotes(cli, swept):
+    """Their names have = in them, and commas and brackets, which mean something to Hydra."""
+    job = next((swept / "sweep").glob("*regularizer.lam=0.5*"))
+    assert {*"=,[]"} <= {*job.name}
+    few = ("dataset.val=32", "criterion=l1_norm", "selection=per_layer")
+    found = cli("prune", f"source={job.relative_to(swept.parent)}/pretrain", "name=other", *few)
+    assert found.code == 0, found.err
+    named = cli("prune", f"source={job}/pretrain", "name=lam=0.5,other", *few)
+    assert named.code == 0 and "outputs/lam=0.5,other/prune" in named.out, named.err
+
+
 def test_the_command_names_the_folder_of_own_configs(cli, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "own.yaml").write_text(
