@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from measured import NOT_RUN, Row, metrics, publish, refuse_empty, spread, write_markdown
+from measured import (
+    NOT_RUN,
+    Row,
+    a_gpu,
+    metrics,
+    publish,
+    refuse_empty,
+    spread,
+    write_markdown,
+)
 from tables import TAIL, Job
 
 PUBLISHED = Path(__file__).parent / "published"
@@ -38,7 +47,6 @@ FLOPS = {  # of one image, by the released counter
 EPOCHS = {"WRN": 300 + 200 + 200}  # of training, search (at most) and tuning
 USUAL_EPOCHS = 300 + 200 + 300
 IMAGES = 45_000  # for training, after the validation split
-RATE = 10e12  # FLOPs a second that needed hours are computed with
 REPORTED = {
     "top1_error": "paper error",
     "baseline_error": "paper BL",
@@ -54,10 +62,6 @@ HEAD = (
     "weights of ResNet164 and ResNeXt when it compacts them, before tuning; here none are. Table 3 "
     "and the ablations were not at hand."
 )
-OTHERS = (
-    "The settings of these runs were not published: `hinge_resnet50_imagenet` says which are ours."
-)
-POINTS = "Points of the published plots; those that tables 1 and 2 hold too are above."
 
 
 @dataclass(frozen=True, order=True)
@@ -171,15 +175,13 @@ def _lines(file: Path) -> list[dict[str, str]]:
 
 
 def write_table1(root: Path, out: Path, extent: Extent) -> None:
-    """Both tables with what was measured, and below them what is published beside."""
+    """Both tables with what was measured."""
     rows = [_row(root, extent, cell) for cell in published()]
     refuse_empty(rows)
     write_markdown(
         out / "hinge_t1.md",
         f"{HEAD} Runs: {extent.said}\n",
         publish(out, "hinge_t1", "Hinge, tables 1 and 2: published beside measured", rows),
-        publish(out, "hinge_t4", "Hinge, table 4: ResNet50 on ImageNet", _imagenet(), OTHERS),
-        publish(out, "hinge_plots", "Hinge, plots", _plots(), POINTS),
     )
 
 
@@ -218,40 +220,6 @@ def _of_seed(root: Path, extent: Extent, cell: Cell, seed: int) -> Row | None:
 
 
 def needs(cell: Cell) -> str:
-    """What a run of the published schedule takes; the hours are computed, nothing was timed."""
+    """What a run of the published schedule takes."""
     epochs = EPOCHS.get(cell.network, USUAL_EPOCHS)
-    work = 3 * 2 * FLOPS[cell.network] * IMAGES * epochs  # a backward pass is two forward passes
-    return (
-        f"{cell.dataset}, a GPU: {work:.1e} FLOPs a run, {work / RATE / 3600:.1f} h "
-        f"at {RATE / 1e12:.0f} TFLOP/s"
-    )
-
-
-def _imagenet() -> list[Row]:
-    return [
-        {
-            "data": fact["dataset"],
-            "network": fact["model"],
-            "method": fact["method"],
-            "paper error": fact["top1_error"],
-            "paper FLOPs %": fact["flops_remaining_pct"],
-            "error": NOT_RUN,
-            "needs": "ImageNet and its settings" if fact["method"] == "Hinge" else "-",
-        }
-        for fact in _facts("hinge_table4")
-    ]
-
-
-def _plots() -> list[Row]:
-    return [
-        {
-            "data": fact["dataset"],
-            "network": fact["model"],
-            "method": fact["series"],
-            "of": fact["x"],
-            "left %": fact["remaining_pct"],
-            "paper error": fact["top1_error"],
-            "error": NOT_RUN,
-        }
-        for fact in _facts("hinge_plots")
-    ]
+    return a_gpu(cell.dataset, FLOPS[cell.network], IMAGES * epochs)

@@ -16,6 +16,8 @@ from prunekit.runs.compare import paired
 from prunekit.runs.files import read_json, write_csv, write_text
 
 NOT_RUN = "not run"
+IMAGENET = 1_281_167  # training images
+_RATE = 10e12  # FLOPs a second that needed hours are computed with
 
 Row = dict[str, Any]
 
@@ -24,6 +26,13 @@ def metrics(root: Path, run: str, stage: str) -> Row | None:
     """The metrics of a finished stage, None where it has not finished."""
     file = root / run / stage / "report.json"
     return read_json(file)["metrics"] if file.is_file() else None
+
+
+def a_gpu(data: str, macs: float, images: float) -> str:
+    """What training on so many images takes; the hours are computed, nothing was timed."""
+    work = 3 * 2 * macs * images  # a backward pass is two forward passes
+    hours = f"{work / _RATE / 3600:.1f} h at {_RATE / 1e12:.0f} TFLOP/s"
+    return f"{data}, a GPU: {work:.1e} FLOPs a run, {hours}"
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}") -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 
-from measured import Row, metrics, publish, refuse_empty, spread, write_markdown
+from measured import IMAGENET, Row, a_gpu, metrics, publish, refuse_empty, spread, write_markdown
 from tables import TAIL, Job
 
 PUBLISHED = Path(__file__).parent / "published"
@@ -40,7 +40,7 @@ WHOLE = 0.307  # of the MACs of VGG-16: what its first four layers are, and a ch
 OUT_OF_REACH = "out of reach: with four layers whole 30.7 % of the MACs are left"
 NARROWER = "91"  # percent of parameters: the row of VGG-16 that is not its experiment's
 IMAGES, EPOCHS = 45_000, (200, 400)  # for training; of the dense network, and of tuning
-RATE = 10e12  # FLOPs a second that needed hours are computed with
+TUNING = 150  # epochs on ImageNet
 HEAD = (
     "Published figures are those of Liu et al. 2025: top-1 accuracy, and what is removed of FLOPs "
     "and parameters, in percent. FLOPs as published count norms too (VGG-16 314.57M, here "
@@ -285,16 +285,15 @@ def _place(cell: Cell, seed: int, kind: str) -> str:
 
 
 def _needs(cell: Cell) -> str:
-    """What a run of the published epochs takes; the hours are computed, nothing was timed."""
+    """What a run of the published epochs takes."""
     if cell.settings is None:
         return OUT_OF_REACH if cell.method in METHODS else "-"
-    if cell.data == "ImageNet":
-        return f"ImageNet, a GPU: {cell.experiment()}"
     base = next(f for f in _facts(f"slasso_{DATASETS[cell.data]}") if f["model"] == cell.network)
+    macs = float(base["base_flops"].rstrip("M")) * 1e6
+    if cell.data == "ImageNet":  # tuned from the weights of torchvision
+        return f"{a_gpu(cell.data, macs / 2, IMAGENET * TUNING)}, {cell.experiment()}"
     epochs = EPOCHS[0] + (0 if cell.method == DENSE else EPOCHS[1] / 2)  # half of the MACs, about
-    work = 3 * 2 * float(base["base_flops"].rstrip("M")) * 1e6 * IMAGES * epochs
-    hours = work / RATE / 3600
-    return f"{cell.data}, a GPU: {work:.1e} FLOPs a run, {hours:.1f} h at {RATE / 1e12:.0f} TFLOP/s"
+    return a_gpu(cell.data, macs, IMAGES * epochs)
 
 
 SHEETS = (

@@ -16,6 +16,7 @@ import torch
 from measured import (
     NOT_RUN,
     Row,
+    a_gpu,
     metrics,
     publish,
     refuse_empty,
@@ -36,7 +37,6 @@ DATASETS = {"CIFAR-10": "cifar10", "CIFAR-100": "cifar100", "SVHN": "svhn"}
 WORK = {"CIFAR-10": (45_000, 320), "CIFAR-100": (45_000, 320), "SVHN": (598_388, 40)}
 MACS = {"VGG-19": 398_136_320, "DenseNet-40": 282_917_328, "ResNet-164": 247_646_720}
 MASKED = "ResNet-164 (mask variant)"
-RATE = 10e12  # FLOPs a second that needed hours are computed with
 REPORTED = (
     *("Liu error", "Liu params", "Liu FLOPs"),
     *("port error, pruned", "port error", "port params"),
@@ -259,16 +259,12 @@ def _flops(file: Path) -> int:
 
 
 def needs(cell: Cell) -> str:
-    """What a run of the published schedule takes; the hours are computed, nothing was timed."""
+    """What a run of the published schedule takes."""
     if cell.network == MASKED:
         return "the variant with masks in place of channel selections, which is not built"
     images, epochs = WORK[cell.dataset]
     epochs = epochs if cell.percent else epochs // 2
-    work = 3 * 2 * MACS[cell.network] * images * epochs  # a backward pass is two forward passes
-    hours = work / RATE / 3600
-    return (
-        f"{cell.dataset}, a GPU: {work:.1e} FLOPs a run, {hours:.1f} h at {RATE / 1e12:.0f} TFLOP/s"
-    )
+    return a_gpu(cell.dataset, MACS[cell.network], images * epochs)
 
 
 def judge(root: Path, extent: Extent) -> list[Row]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import ssr_imagenet as imagenet
-from measured import NOT_RUN, Row, metrics, spread
+from measured import NOT_RUN, Row, a_gpu, metrics, spread
 from ssr_imagenet import Extent, Line
 from tables import Job
 
@@ -60,8 +60,6 @@ def measured(root: Path, extent: Extent, fact: Mapping[str, str]) -> Row:
 
 
 def needs(start: Line | None) -> str:
-    """What a run takes; the hours are computed, as if no filter was gone."""
-    work = 3 * 2 * imagenet.MACS[NETWORK] * IMAGES * EPOCHS
-    hours = work / imagenet.RATE / 3600
+    """What a run takes, if no filter was gone."""
     source = "ImageNet weights" if start is None else f"the run of {start.method} in ssr_table4"
-    return f"CUB-200-2011, a GPU ({hours:.1f} h at {imagenet.RATE / 1e12:.0f} TFLOP/s), {source}"
+    return f"{a_gpu('CUB-200-2011', imagenet.MACS[NETWORK], IMAGES * EPOCHS)}, {source}"

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from every_experiment import Experiment
-from measured import NOT_RUN, Row, metrics, spread
+from measured import IMAGENET, NOT_RUN, Row, a_gpu, metrics, spread
 from tables import TAIL, Job
 
-RATE = 10e12  # FLOPs a second that needed hours are computed with
-IMAGES, EPOCHS = 1_281_167, 60  # of ImageNet; of AULM, whose number is ours, and of tuning
+EPOCHS = 60  # of AULM, whose number is ours, and of tuning
 TITLES = (
     *("seeds", "top-1 increase", "top-5 increase", "MACs", "params", "CPU speed-up"),
     *("GPU speed-up", "needs"),
@@ -186,14 +185,12 @@ def measured(root: Path, extent: Extent, line: Line) -> Row:
 
 
 def needs(line: Line) -> str:
-    """What a run takes; the hours are computed, nothing was timed."""
+    """What a run takes."""
     if "ThiNet" in line.method:
         return THINET
     if not line.built():
         return "strengths that were not published"
-    work = 3 * 2 * MACS[line.network] * IMAGES * EPOCHS  # a backward pass is two forward passes
-    hours = work / RATE / 3600
-    return f"ImageNet, a GPU: {work:.1e} FLOPs, {hours:.0f} h at {RATE / 1e12:.0f} TFLOP/s"
+    return a_gpu("ImageNet", MACS[line.network], IMAGENET * EPOCHS)
 
 
 def measured_dense(root: Path, extent: Extent, fact: Mapping[str, str]) -> Row:

@@ -13,6 +13,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import hinge_imagenet
 import hinge_tables as hinge
 import multipass
 import slasso_tables as slasso
@@ -118,11 +119,6 @@ def _hinge_cell(root: Path, extent: Any, cell: hinge.Cell, own: bool) -> Row:
     return {**found, "needs": "" if found["seeds"] else hinge.needs(cell)}
 
 
-def of_hinge_imagenet(fact: Fact) -> str:
-    """What a row of Hinge's table 4 needs."""
-    return "ImageNet, a GPU: hinge_resnet50_imagenet" if fact["method"] == "Hinge" else QUOTED
-
-
 def of_slimming(root: Path, extent: Any, fact: Fact) -> Row:
     """A row of Liu et al.'s table, or of the port's, by its share and its stage."""
     cell = slimming.cell_of(fact)
@@ -196,7 +192,7 @@ ELSEWHERE = {
     "Fig3": "TABLE=ssr_f3 has the curve as measured here",
     "Fig5": "TABLE=ssr_f56 has the curves as measured here",
     "Fig6": "AlexNet on ImageNet; TABLE=ssr_f56 has LeNet's",
-    "Fig7": "AlexNet on ImageNet, a GPU: ssr_alexnet_imagenet",
+    "Fig7": f"{imagenet.needs(imagenet.Line('AlexNet', imagenet.BASE, 1))}, before tuning",
 }
 TRANSCRIPTS = (
     Transcript(
@@ -235,9 +231,9 @@ TRANSCRIPTS = (
     Transcript(
         "hinge_table4",
         "Hinge, ResNet-50 on ImageNet",
-        ALONE,
-        nothing,
-        unmeasured(of_hinge_imagenet),
+        hinge_imagenet.SCALES,
+        hinge_imagenet.jobs,
+        each(hinge_imagenet.measured),
     ),
     Transcript("hinge_plots", "Hinge, plots", hinge.SCALES, hinge.table1, each(of_hinge_plots)),
     Transcript(

@@ -90,13 +90,16 @@ def test_what_is_not_run_says_what_it_needs(reproduce, tmp_path):
         return [row["needs"] for row in one.measured(tmp_path, extent, known)]
 
     alexnet = needs("ssr_table3")
-    assert "ImageNet, a GPU: 3.3e+17 FLOPs, 9 h" in alexnet[11]  # 6 x 714e6 x 1,281,167 x 60
+    assert (
+        "ImageNet, a GPU: 3.3e+17 FLOPs a run, 9.1 h" in alexnet[11]
+    )  # 6 x 714e6 x 1,281,167 x 60
     assert alexnet[-1] == alexnet[11]  # SSR-GAP takes no more than SSR
     assert "ThiNet" not in needs("ssr_table4")[4] and "not built" in needs("ssr_table4")[4]
     birds = needs("ssr_table7")
     assert "0.3 h" in birds[0] and "ImageNet weights" in birds[0]  # 6 x 15.47e9 x 5,994 x 21
     assert "SSR-L2,1-GAP in ssr_table4" in birds[-1]
     assert all("VOC" in text for text in needs("ssr_table8"))
+    assert "52.4 h at" in needs("hinge_table4")[5]  # 6 x 4.089e9 x 1,281,167 x 60
     hinge = needs("hinge_table1")
     assert hinge[0] == "another method, quoted" and re.search(r"CIFAR-10, a GPU: .* h at", hinge[9])
     assert "selection.keep=0.32" in needs("hinge_plots")[1]
@@ -134,7 +137,8 @@ def test_jobs_of_every_transcript_come_in_order(reproduce):
 
 
 @pytest.mark.parametrize(
-    "name", ["ssr_table3", "ssr_table5", "ssr_table7", "ns_liu2017_table4_multipass_vgg"]
+    "name",
+    ["ssr_table3", "ssr_table5", "ssr_table7", "hinge_table4", "ns_liu2017_table4_multipass_vgg"],
 )
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_jobs_of_transcripts_compose(reproduce, tmp_path, name, scale):
