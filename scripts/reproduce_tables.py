@@ -128,7 +128,10 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--table", choices=sorted(TABLES), default="ssr_t1")
+    names = ", ".join(sorted(TABLES))
+    parser.add_argument(
+        "--table", choices=sorted(TABLES), default="ssr_t1", metavar="TABLE", help=names
+    )
     parser.add_argument("--scale", default="short", help="smoke, short, or paper")
     parser.add_argument("--data", default="data", help="dataset.root of every job")
     parser.add_argument("--root", default="outputs", help="where runs are kept")

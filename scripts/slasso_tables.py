@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 
+from every_experiment import Experiment
 from measured import IMAGENET, Row, a_gpu, metrics, publish, refuse_empty, spread, write_markdown
 from tables import TAIL, Job
 
@@ -128,6 +129,20 @@ SCALES = {
             *("latency.runs=5", "latency.batch=8"),
         ),
         own=tuple(SMALL.items()),
+    ),
+}
+
+_FULL = (("ImageNet", "ResNet-50"),)
+IMAGENET_SCALES = {  # its images lie elsewhere than those of the other tables
+    "paper": replace(
+        SCALES["paper"],
+        places=_FULL,
+        own=(("ResNet-50", ("model.weights=IMAGENET1K_V1",)),),
+    ),
+    "smoke": replace(
+        SCALES["smoke"],
+        places=_FULL,
+        overrides=Experiment.read("sglp_resnet50_imagenet").small().overrides[1:],
     ),
 }
 

@@ -261,7 +261,7 @@ TRANSCRIPTS = (
         Transcript(
             f"slasso_{name}",
             f"sGLP-IB and sTLP-IB, {data}",
-            slasso.SCALES,
+            slasso.IMAGENET_SCALES if data == "ImageNet" else slasso.SCALES,
             sheet_jobs("slasso_t1"),
             of_cells(partial(compared, data), "slasso_t1"),
         )

@@ -138,7 +138,14 @@ def test_jobs_of_every_transcript_come_in_order(reproduce):
 
 @pytest.mark.parametrize(
     "name",
-    ["ssr_table3", "ssr_table5", "ssr_table7", "hinge_table4", "ns_liu2017_table4_multipass_vgg"],
+    [
+        "ssr_table3",
+        "ssr_table5",
+        "ssr_table7",
+        "hinge_table4",
+        "slasso_imagenet",
+        "ns_liu2017_table4_multipass_vgg",
+    ],
 )
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
 def test_jobs_of_transcripts_compose(reproduce, tmp_path, name, scale):
