@@ -47,7 +47,7 @@ def test_jobs_at_once_share_what_they_can(tmp_path):
     assert not list(tmp_path.glob("outputs/.sweep-*"))
 
 
-@pytest.mark.parametrize("alone", [True, False])
+@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path, alone):
     """At once: jobs that outlive a sweep which was killed `alone` are waited for, and end soon."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

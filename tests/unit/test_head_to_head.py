@@ -93,7 +93,13 @@ def test_all_train_for_equal_epochs_at_one_rate(jobs, tmp_path):
     GlobalHydra.instance().clear()
 
 
-@pytest.mark.parametrize("scale", ["smoke", "lenet smoke", "short", "lenet short", "gpu"])
+@pytest.mark.parametrize(
+    "scale",
+    [
+        *("smoke", "lenet smoke", "short", "lenet short"),
+        pytest.param("gpu", marks=pytest.mark.slow),
+    ],
+)
 def test_every_kind_of_job_composes_and_builds(jobs, tmp_path, scale):
     extent = replace(scales(jobs)[scale], seeds=(0,))
     GlobalHydra.instance().clear()
