@@ -140,6 +140,13 @@ class TestLastLayer:
         net.classifier[6] = before.classifier[6]
         assert torch.equal(net(X), before(X))
 
+    def test_published_count_of_vgg16_for_200_classes(self):
+        """135.1M, as the unpruned network on CUB-200 has."""
+        with torch.device("meta"):
+            net = torchvision.models.vgg16(init_weights=False)
+        LastLayer().edit(net, torch.zeros(1, 3, 224, 224), 200).apply(net)
+        assert sum(p.numel() for p in net.parameters()) == 135_079_944
+
     @pytest.mark.parametrize(
         ("arch", "name"),
         [
