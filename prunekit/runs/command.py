@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit import console
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, listed
 from prunekit.runs.figures import check_place
+from prunekit.runs.fronts import settings_of
 from prunekit.runs.gather import collect
 from prunekit.runs.rundir import STAGES
 from prunekit.runs.seeds import Averages
@@ -35,6 +36,7 @@ def main(argv: Sequence[str]) -> None:
     table = summary(stages)
     for title, part in by_data(table):
         show(part, title)
+        _tell_front(part)
         if means := Averages.of(part):
             over_seeds = f"{title}, means over seeds"
             console.table(over_seeds, means.cells.headings, means.cells.lines)
@@ -88,6 +90,15 @@ def _page_place(asked: str | None, first: str) -> Path:
     if not os.access(folder, os.W_OK):
         raise ArtifactError(f"{folder} cannot be written to; give --html FILE.html, or --no-html")
     return folder / "report.html"
+
+
+def _tell_front(part: DataFrame) -> None:
+    """Say which settings are an answer: the front of accuracy and multiply-adds."""
+    points = settings_of(part, "macs")
+    best = points[points["on_front"]].sort_values("top1", ascending=False)
+    if len(points) > 1:
+        names = listed([str(name) for name in best["run"]], _LISTED)
+        console.say(f"front (test accuracy, multiply-adds): {names}")
 
 
 def _tell_skipped(stages: DataFrame) -> None:

@@ -56,6 +56,16 @@ def test_one_directory_per_value_and_a_table_of_all(cli, swept):
     with open("all.csv", newline="") as file:
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert set(rows) == set(names)
+    points = {
+        name: (r["metrics"]["macs"], -r["metrics"]["top1"]) for name, r in reports(swept).items()
+    }
+    front = {
+        name
+        for name, (macs, loss) in points.items()
+        if not any(m <= macs and n <= loss and (m, n) != (macs, loss) for m, n in points.values())
+    }
+    (line,) = (line for line in found.out.splitlines() if line.startswith("front ("))
+    assert front == {name for name in names if name in line} != set()
     for name, report in reports(swept).items():
         assert float(rows[name]["top1"]) == report["metrics"]["top1"]
         assert name in found.out and name in Path("all.md").read_text()
