@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from every_experiment import Experiment
-from measured import IMAGENET, NOT_RUN, Row, a_gpu, metrics, spread
+from measured import IMAGENET, NOT_RUN, QUOTED, Row, a_gpu, metrics, spread
 from tables import TAIL, Job
 
 NAME = "hinge_resnet50_imagenet"
@@ -41,7 +41,7 @@ def measured(root: Path, extent: Extent, fact: Mapping[str, str]) -> Row:
     """What the runs found beside Hinge's own row; others are quoted and need nothing."""
     blank = {"seeds": 0, **dict.fromkeys(TITLES[1:-1], NOT_RUN)}
     if fact["method"] != "Hinge":
-        return {**blank, **dict.fromkeys(TITLES[1:-1], "-"), "needs": "another method, quoted"}
+        return {**blank, **dict.fromkeys(TITLES[1:-1], "-"), "needs": QUOTED}
     found = [metrics(root, _job(extent, seed).name, "measure") for seed in extent.seeds]
     done = [one for one in found if one is not None]
     if not done:

@@ -16,6 +16,7 @@ from prunekit.runs.compare import paired
 from prunekit.runs.files import read_json, write_csv, write_text
 
 NOT_RUN = "not run"
+QUOTED = "another method, quoted"
 IMAGENET = 1_281_167  # training images
 _RATE = 10e12  # FLOPs a second that needed hours are computed with
 

@@ -1,4 +1,4 @@
-"""SSR's table VII: the pruned VGG-16 of table IV go on with CUB-200, with a new last layer.
+"""SSR's table VII: what table IV made of VGG-16 goes on with CUB-200, with a new last layer.
 
 The unpruned network of the first row goes the same way. Rates and epochs are those of a published
 recipe for the same network (`configs/schedule/ssr_cub.yaml`): the paper states none.

@@ -75,6 +75,11 @@ class Line:
     group: int
 
     @property
+    def head(self) -> str:
+        """The ending of the method's name where linear layers give way to pooling."""
+        return POOLED if self.method.endswith(POOLED) else ""
+
+    @property
     def chooses(self) -> str:
         """What says which filters go, whatever the network ends in then."""
         return self.method.removesuffix(POOLED)
@@ -82,12 +87,11 @@ class Line:
     @property
     def base(self) -> Line:
         """The row of SSR-L2,1 whose widths the baselines have."""
-        return replace(self, method=self.method.replace(self.chooses, BASE))
+        return replace(self, method=BASE + self.head)
 
     def experiment(self) -> str:
         """The file with its settings."""
-        head = "_gap" if self.method.endswith(POOLED) else ""
-        return f"ssr_{NETWORKS[self.network]}{head}_imagenet"
+        return f"ssr_{NETWORKS[self.network]}{'_gap' if self.head else ''}_imagenet"
 
     def built(self) -> bool:
         """Whether the toolkit has what the row takes."""

@@ -20,13 +20,12 @@ import slasso_tables as slasso
 import slimming_tables as slimming
 import ssr_cub as cub
 import ssr_imagenet as imagenet
-from measured import NOT_RUN, Row, publish, write_markdown
+from measured import NOT_RUN, QUOTED, Row, publish, write_markdown
 from tables import Job
 
 from prunekit.errors import ArtifactError
 
 PUBLISHED = Path(__file__).parent / "published"
-QUOTED = "another method, quoted"
 Fact = Mapping[str, str]
 
 
