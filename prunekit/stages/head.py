@@ -25,9 +25,10 @@ def head_of(settings: Settings) -> Head | None:
 
 def with_head(model: nn.Module, data: Data, head: Head | None) -> NewHead | None:
     """Put it in place and return what was done; ConfigError where the network fits no such data."""
-    outputs(model, data)  # images that the network cannot take are refused as everywhere
-    edit = None if head is None else head.edit(model, data.example, data.classes)
-    if edit is not None:
+    edit = None
+    if head is not None:
+        outputs(model, data)  # images that the network cannot take are refused as everywhere
+        edit = head.edit(model, data.example, data.classes)
         edit.apply(model)
     check_fits(model, data, "head=linear gives it a new last layer for {}")
     return edit

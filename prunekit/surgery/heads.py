@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -69,24 +70,23 @@ class NewHead:
         )
 
 
-@runtime_checkable
-class Head(Protocol):
-    """What a network is to end in; its new layer trains `rate` times as fast as all others."""
-
-    rate: float
-
-    def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:
-        """The change that makes it so, for this network; raises SurgeryError or TraceError."""
-
-
 @dataclass(frozen=True)
-class LastLayer:
-    """The last layer starts anew, with an output a class: to go on with other images."""
+class Head(ABC):
+    """What a network is to end in; its new layer trains `rate` times as fast as all others."""
 
     rate: float = 1.0
 
     def __post_init__(self) -> None:
         number("head.rate", self.rate, above=0)
+
+    @abstractmethod
+    def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:
+        """The change that makes it so, for this network; raises SurgeryError or TraceError."""
+
+
+@dataclass(frozen=True)
+class LastLayer(Head):
+    """The last layer starts anew, with an output a class: to go on with other images."""
 
     def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:
         """Nothing else changes."""
@@ -95,18 +95,13 @@ class LastLayer:
 
 
 @dataclass(frozen=True)
-class GlobalPooling:
+class GlobalPooling(Head):
     """The average of every last map, and one linear layer on these: X-GAP of SSR, section IV-C.
 
     All pooling between the last maps and their flattening gives way to it, as do all linear layers
     but the last, and what stands between them. Functions in between stay, as do modules without
     parameters that are called elsewhere too.
     """
-
-    rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        number("head.rate", self.rate, above=0)
 
     def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:
         """SurgeryError, too, where maps are flattened that no module pools."""

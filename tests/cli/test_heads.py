@@ -71,6 +71,12 @@ def test_the_new_layer_has_a_rate_of_its_own(tune):
     assert not torch.allclose(fast["fc2.weight"], start["fc2.weight"], atol=1e-6)
 
 
+def test_images_of_another_shape_are_refused_as_everywhere(tune):
+    for head in ("none", "linear", "pooled"):
+        found = tune("a", "dataset.channels=3", f"head={head}")
+        refused(found, "LeNet5", "(3, 28, 28)", "choose another model or dataset")
+
+
 def test_what_cannot_be_is_refused_before_any_work(cli, tmp_path):
     refused(cli("run", "head=pooled", "head.rate=-1"), "head.rate=-1", "above 0")
     refused(cli("run", "head=linaer"), "head=linaer", "linear")
