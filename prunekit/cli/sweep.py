@@ -34,14 +34,14 @@ def board() -> Board | None:
 
 
 @cache
-def follow(board: Path) -> None:
-    """End this process, which a launcher started, when the sweep that it works for is gone.
+def follow(place: Path) -> None:
+    """End this process, which a launcher started, when the sweep with this board is gone.
 
     Killed alone, a sweep would leave its jobs to work for nobody. Processes that are no children of
     the sweep, as on other machines, are left to what started them.
     """
-    parent = int(board.name.removeprefix(_FOLDER)) if board.name.startswith(_FOLDER) else 0
-    if os.getppid() != parent:
+    parent = os.getppid()
+    if parent != _owner(place):
         return
 
     def watch() -> None:
@@ -67,12 +67,20 @@ class Sweep(Callback):
 def _clear(root: Path) -> None:
     """Remove the boards of processes of this machine that were killed."""
     for place in root.glob(f"{_FOLDER}*"):
+        if (owner := _owner(place)) is None:
+            continue
         try:
-            os.kill(int(place.name.removeprefix(_FOLDER)), 0)  # asks only whether it lives
+            os.kill(owner, 0)  # asks only whether it lives
         except ProcessLookupError:
             shutil.rmtree(place, ignore_errors=True)
-        except (OSError, ValueError):
+        except OSError:
             continue
+
+
+def _owner(place: Path) -> int | None:
+    """The process of this machine that put up the board; None where the name says none."""
+    number = place.name.removeprefix(_FOLDER)
+    return int(number) if number.isdigit() else None
 
 
 @dataclass(frozen=True)

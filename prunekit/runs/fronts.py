@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
 from prunekit.runs.figures import COLOURS, MARKERS, figure
+from prunekit.runs.seeds import shared_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -45,8 +46,9 @@ def front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
 def settings_of(runs: DataFrame, cost: str) -> DataFrame:
     """One row a setting that has an accuracy and this cost: means over its seeds.
 
-    Runs that others continue are no results and left out, unless there are no others. Columns run,
-    method, seeds, top1, top1_std (missing for one seed), the cost, on_front.
+    Runs that others continue are no results and left out, unless there are no others. Columns
+    setting, run (one name for all seeds), method, seeds, top1, top1_std (missing for one seed), the
+    cost, on_front.
     """
     import pandas as pd
 
@@ -56,16 +58,19 @@ def settings_of(runs: DataFrame, cost: str) -> DataFrame:
     keys = known["setting"].fillna(known["run"]) if "setting" in known else known.get("run")
     rows = [
         {
-            "run": group["run"].iloc[0],
+            "setting": setting,
+            "run": shared_name(group["run"].tolist()),
             "method": group["method"].iloc[0] if "method" in group else "",
             "seeds": len(group),
             "top1": float(group["top1"].mean()),
             "top1_std": float(group["top1"].std()),
             cost: float(group[cost].mean()),
         }
-        for _, group in (known.groupby(keys, sort=False) if len(known) else ())
+        for setting, group in (known.groupby(keys, sort=False) if len(known) else ())
     ]
-    points = pd.DataFrame(rows, columns=["run", "method", "seeds", "top1", "top1_std", cost])
+    points = pd.DataFrame(
+        rows, columns=["setting", "run", "method", "seeds", "top1", "top1_std", cost]
+    )
     best = front(points[cost].tolist(), points["top1"].tolist())
     points["on_front"] = pd.Series(best, dtype=bool)
     return points

@@ -108,10 +108,11 @@ def test_settings_are_means_over_their_seeds(tmp_path):
             "macs": [10, 20, 30, 40],
         }
     )
-    points = settings_of(runs, "macs").set_index("run")
-    assert points.loc["a", ["top1", "macs", "seeds"]].tolist() == [91.0, 15.0, 2]
-    assert points["on_front"].to_dict() == {"a": True, "c": False}
-    assert points.loc["a", "top1_std"] == pytest.approx(2**0.5)
+    points = settings_of(runs, "macs").set_index("setting")
+    assert points["run"].to_dict() == {"s": "*", "t": "c"}
+    assert points.loc["s", ["top1", "macs", "seeds"]].tolist() == [91.0, 15.0, 2]
+    assert points["on_front"].to_dict() == {"s": True, "t": False}
+    assert points.loc["s", "top1_std"] == pytest.approx(2**0.5)
     fronts(runs, tmp_path / "f.svg", ("macs", "params"))
     assert (tmp_path / "f.svg").stat().st_size > 1000
     with pytest.raises(ArtifactError, match="no run has an accuracy beside gpu_ms"):

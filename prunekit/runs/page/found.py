@@ -147,8 +147,7 @@ def _front(part: DataFrame) -> set[Any]:
     if not {"setting", "top1", "macs"} <= {*part}:
         return set()
     points = settings_of(part, "macs")
-    names = set(points[points["on_front"]]["run"])
-    return set(part[part["run"].isin(names)]["setting"])
+    return set(points[points["on_front"]]["setting"])
 
 
 def _ordered(places: Mapping[str, Path]) -> dict[str, Path]:
