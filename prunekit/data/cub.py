@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.data.files import read_lines
 from prunekit.data.folder import ImageFolder, Samples
 from prunekit.errors import DataError
 
@@ -38,8 +39,7 @@ class CUB200(ImageFolder):
     def _resized(self) -> Callable:
         from torchvision.transforms import v2
 
-        enlarged = round(self.image_size * 8 / 7)
-        return v2.Resize((enlarged, enlarged), antialias=True)
+        return v2.Resize((self._enlarged, self._enlarged), antialias=True)
 
     def _test_folder(self) -> str:
         return "test"
@@ -60,18 +60,12 @@ class CUB200(ImageFolder):
     def _column(self, name: str) -> dict[str, str]:
         """The number of an image, and what the file says of it."""
         place = Path(self.root) / name
-        try:
-            lines = [line.split() for line in place.read_text().splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise DataError(
-                f"{place.resolve()} cannot be read: {reason}; set dataset.root=... to the unpacked "
-                "CUB_200_2011"
-            ) from error
+        mend = "set dataset.root=... to the unpacked CUB_200_2011"
+        lines = [line.split() for line in read_lines(place, mend)]
         odd = next((line for line in lines if len(line) != 2), None)
         if odd is not None:
             raise DataError(f"{place.resolve()}: {' '.join(odd)!r} is not a number and a word")
-        return {number: said for number, said in lines}
+        return dict(lines)
 
     def _image(self, name: str) -> str:
         file = Path(self.root).resolve() / "images" / name

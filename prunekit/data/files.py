@@ -56,6 +56,16 @@ def read_idx(path: Path) -> np.ndarray:
         raise damaged(path, error) from error
 
 
+def read_lines(path: Path, mend: str) -> list[str]:
+    """The lines of a text file that hold something; DataError, which says how to `mend` it."""
+    try:
+        lines = path.read_text().split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path.resolve()} cannot be read: {reason}; {mend}") from error
+    return [line.strip() for line in lines if line.strip()]
+
+
 def damaged(path: Path, error: object) -> DataError:
     """The error for a file that is there but cannot be read."""
     return DataError(f"{path} is damaged or not what its name says: {error}; delete and refetch it")

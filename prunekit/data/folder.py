@@ -74,9 +74,13 @@ class ImageFolder(Dataset):
         """The fixed transform of all other images."""
         from torchvision.transforms import v2
 
-        enlarged = round(self.image_size * 8 / 7)
-        change = [v2.Resize(enlarged, antialias=True), v2.CenterCrop(self.image_size)]
+        change = [v2.Resize(self._enlarged, antialias=True), v2.CenterCrop(self.image_size)]
         return v2.Compose([*change, *self._to_tensor()])
+
+    @property
+    def _enlarged(self) -> int:
+        """The side that images have before a part of `image_size` is cut out."""
+        return round(self.image_size * 8 / 7)
 
     def _to_tensor(self) -> list[Callable]:
         from torchvision.transforms import v2

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prunekit.checks import integer
+from prunekit.data.files import read_lines
 from prunekit.data.folder import ImageFolder, Samples
 from prunekit.errors import DataError
 
@@ -78,15 +79,11 @@ class TinyImageNet(ImageFolder):
         return found
 
     def _lines(self, name: str) -> list[str]:
-        try:
-            found = self._place(name).read_text().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(
-                f"{self._place(name)} cannot be read: {_reason(error)}; set dataset.root=... to "
-                "the unpacked tiny-imagenet-200 (with a folder per class in val: "
-                "dataset=image_folder dataset.image_size=64)"
-            ) from error
-        return [line.strip() for line in found if line.strip()]
+        return read_lines(
+            self._place(name),
+            "set dataset.root=... to the unpacked tiny-imagenet-200 (with a folder per class in "
+            "val: dataset=image_folder dataset.image_size=64)",
+        )
 
     def _images(self, name: str) -> list[Path]:
         from torchvision.datasets.folder import is_image_file
@@ -102,7 +99,3 @@ class TinyImageNet(ImageFolder):
 
     def _place(self, name: str) -> Path:
         return (Path(self.root) / name).resolve()
-
-
-def _reason(error: Exception) -> str:
-    return getattr(error, "strerror", None) or str(error)
