@@ -127,6 +127,35 @@ def test_a_measured_row_stands_beside_its_own(reproduce, tmp_path):
     assert (last["MACs"], last["CPU speed-up"], last["needs"]) == ("2", "1.50", "")
 
 
+@pytest.mark.parametrize(
+    ("name", "run", "place", "cells"),
+    [
+        (
+            "hinge_table4",
+            "hinge_imagenet/seed0",
+            5,
+            {"top-1 error": "25.00", "increase": "1.00", "MACs %": "50.00", "params %": "25.00"},
+        ),
+        (
+            "ssr_table7",
+            "ssr_cub/vgg16/seed0/SSR-L21-GAP-group1",
+            8,
+            {"top-1 error": "25.00", "MACs": "4", "params": "2"},
+        ),
+    ],
+)
+def test_a_run_fills_its_own_row_alone(reproduce, tmp_path, name, run, place, cells):
+    values = {"top1": 75.0, "dense_top1": 76.0, "macs": 4, "params": 2}
+    (tmp_path / run / "measure").mkdir(parents=True)
+    report = {"metrics": {**values, "dense_macs": 8, "dense_params": 8}}
+    write_json(tmp_path / run / "measure/report.json", report)
+    one = next(t for t in reproduce.transcripts.TRANSCRIPTS if t.name == name)
+    one.write(tmp_path, tmp_path / "out", one.scales["paper"])
+    rows = lines(tmp_path / f"out/{name}.csv")
+    assert [index for index, row in enumerate(rows) if row["seeds"] == "1"] == [place]
+    assert {key: rows[place][key] for key in cells} == cells and rows[place]["needs"] == ""
+
+
 def test_jobs_of_every_transcript_come_in_order(reproduce):
     for one in reproduce.transcripts.TRANSCRIPTS:
         for scale, extent in one.scales.items():
