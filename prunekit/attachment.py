@@ -9,15 +9,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
+from prunekit.engine import Traced
 from prunekit.errors import ConfigError
 from prunekit.graph.channels import ChannelGraph
-from prunekit.measure import FoldedCost
-from prunekit.modes import duplicate
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
-from prunekit.selection import Selection, Zeros
+from prunekit.selection import Scored, Selection, Zeros
 from prunekit.solvers.base import Solver, check_fit
-from prunekit.surgery import Fold, Narrow
+from prunekit.surgery import Fold
 from prunekit.targets import Target, target_named, unit_scores
 
 
@@ -100,11 +99,10 @@ def shrink(
     matrices are folded. Nothing is checked or absorbed, so that what the solver zeroed goes
     exactly; `prunekit.prune` does both.
     """
-    model = _bare(model)
-    chosen = (selection or Zeros()).choose(scores, graph, FoldedCost(model, graph))
-    narrow = duplicate(model)
-    drop = graph.drop({name: ~mask for name, mask in chosen.items()})
-    Narrow.of(graph, drop).apply(narrow)
+    dense = Traced(_bare(model), graph, example=(), batch=None)
+    scored = Scored(scores, graph, dense.cost())
+    keep = (selection or Zeros()).select(scored).keep
+    narrow = dense.cut(keep, absorb=False, check=False).model
     Fold.of(narrow).apply(narrow)
     return narrow
 

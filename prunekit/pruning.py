@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit import criteria
+from prunekit import criteria, engine
 from prunekit.checks import choice, instance, number
-from prunekit.criteria import Criterion, Scores
+from prunekit.criteria import Criterion
 from prunekit.data import Data, given_data
+from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
 from prunekit.errors import ConfigError, one_of
-from prunekit.graph import ChannelGraph
+from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import CostModel
 from prunekit.selection import (
     Aim,
@@ -34,7 +35,7 @@ from prunekit.solvers.regression import FISTA
 from prunekit.surgery import Edit, narrow_optimizer, save_model
 from prunekit.surgery.absorb import Absorbed
 from prunekit.surgery.check import Agreement, Batch
-from prunekit.surgery.cut import Cut, cut
+from prunekit.surgery.cut import Cut
 
 CRITERIA = {
     "apib": criteria.APIB,
@@ -53,9 +54,7 @@ CRITERIA = {
     "stlp": partial(criteria.StructuredLasso, structure=criteria.Hierarchy(), solver=FISTA()),
     "taylor": criteria.Taylor,
 }
-ABSORB = (True, False, "auto", "maps")
 _LISTED = 20  # groups that are printed
-_CHECKED = 64  # examples of given data that a cut is checked on
 _SCORED = 1000  # examples of given data that are kept for a criterion that does not say how many
 
 
@@ -71,40 +70,77 @@ class Size:
 class Pruned:
     """A narrow copy of a network, and everything about how it came about.
 
-    `kept` gives for every group of the dense network's `graph` the indices of its units that
-    stayed, `chosen` the masks that the selection gave: blocks that were removed whole took more.
-    `edits` repeat the cut on another copy; `agreement` and `absorbed` are None where they were not
-    asked for; `aims` are budgets, asked and reached.
+    `agreement` and `absorbed` are None where they were not asked for.
     """
 
-    model: nn.Module
-    dense: nn.Module
-    graph: ChannelGraph
-    kept: Mapping[str, Tensor]
-    chosen: Mapping[str, Tensor]
-    edits: tuple[Edit, ...]
-    agreement: Agreement | None
-    absorbed: Absorbed | None
-    before: Size
-    after: Size
-    aims: tuple[Aim, ...]
-    notes: tuple[str, ...]
-    batch: Batch
+    pruning: Pruning
 
     @property
-    def masks(self) -> dict[str, Tensor]:
+    def model(self) -> nn.Module:
+        """The narrow network."""
+        return self.pruning.model
+
+    @property
+    def dense(self) -> nn.Module:
+        """The network that was given."""
+        return self.pruning.dense.model
+
+    @property
+    def graph(self) -> ChannelGraph:
+        """The channel graph of the dense network."""
+        return self.pruning.dense.graph
+
+    @property
+    def masks(self) -> ChannelMask:
         """Group name -> bool mask over its units, True = kept."""
-        found = {}
-        for group in self.graph.groups:
-            found[group.name] = torch.zeros(len(group.units), dtype=torch.bool)
-            found[group.name][self.kept[group.name]] = True
-        return found
+        return self.pruning.keep
+
+    @property
+    def kept(self) -> Mapping[str, Tensor]:
+        """Group name -> the indices of its units that are kept."""
+        return self.masks.indices
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What was done, in order: on another copy of the dense network they repeat the cut."""
+        return self.pruning.edits
+
+    @property
+    def agreement(self) -> Agreement | None:
+        """How far the narrow network is from the silenced one."""
+        return self._cut.agreement
+
+    @property
+    def absorbed(self) -> Absorbed | None:
+        """Which constants were moved, and by how much the outputs moved."""
+        return self._cut.absorbed
+
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        """Budgets, asked and reached."""
+        return self.pruning.selected.aims
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know, a sentence each."""
+        absorbed = self.absorbed.notes if self.absorbed else ()
+        return (*self.graph.notes, *self._cut.notes, *self.pruning.selected.notes, *absorbed)
+
+    @property
+    def before(self) -> Size:
+        """The size of the dense network."""
+        return self._sizes[0]
+
+    @property
+    def after(self) -> Size:
+        """The size of the narrow network; absorbed biases are among its parameters."""
+        return self._sizes[1]
 
     @property
     def widths(self) -> dict[str, tuple[int, int]]:
         """Layer -> its output channels before and after, 0 where a block was removed whole."""
-        drop = self.graph.drop({name: ~mask for name, mask in self.masks.items()})
-        left = {n: int((~drop[ids]).sum()) for n, ids in self.graph.outs.items()}
+        removed = self.masks.removed
+        left = {n: int((~removed[ids]).sum()) for n, ids in self.graph.outs.items()}
         before, now = ({n for n, _ in net.named_modules()} for net in (self.dense, self.model))
         left |= dict.fromkeys(left.keys() & (before - now), 0)
         return {n: (len(ids), left[n]) for n, ids in self.graph.outs.items()}
@@ -130,14 +166,29 @@ class Pruned:
         if not isinstance(getattr(model, "module", None), nn.Module) or hasattr(
             self.dense, "module"
         ):
-            return self._cut(model).model
-        inside = self._cut(model.module).model
-        return copy.deepcopy(model, {id(model.module): inside})
+            return self._again(model)
+        return copy.deepcopy(model, {id(model.module): self._again(model.module)})
 
-    def _cut(self, model: nn.Module) -> Cut:
-        given, made = (model, self.graph, self.chosen, self.batch), self.absorbed
-        maps = made is not None and made.maps
-        return cut(*given, absorb=made is not None, check=False, maps=maps)
+    @property
+    def _cut(self) -> Cut:
+        return self.pruning.cuts[-1]
+
+    @cached_property
+    def _sizes(self) -> tuple[Size, Size]:
+        """Parameters are counted; multiply-adds are the cost model's."""
+        cost = CostModel(self.dense, self.graph)
+        after = cost.macs(self.masks.removed)
+        if self._cut.skipped:  # whole layers are gone, which no choice of units says
+            graph = ChannelGraph.trace(self.model, self.pruning.dense.example)
+            after = CostModel(self.model, graph).macs()
+        params = [sum(p.numel() for p in net.parameters()) for net in (self.dense, self.model)]
+        return Size(params[0], cost.macs()), Size(params[1], after)
+
+    def _again(self, model: nn.Module) -> nn.Module:
+        maps = self.absorbed is not None and self.absorbed.maps
+        copied = Traced(model, self.graph, self.pruning.dense.example, self.pruning.last.batch)
+        absorb = self.absorbed is not None
+        return copied.cut(self.pruning.step, absorb=absorb, check=False, maps=maps).model
 
     def __str__(self) -> str:
         old, new = self.before, self.after
@@ -196,44 +247,21 @@ def prune(
 
     Raises ConfigError for settings, TraceError, SurgeryError.
     """
-    judge = criterion_named(criterion)
+    criterion = criterion_named(criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
     common = {"round_to": round_to, "ignore": ignore}
     if selection is None:
-        selection = _selection(shares, scope, layers, common, judge.comparable, on_miss)
+        selection = _selection(shares, scope, layers, common, on_miss)
     else:
         rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(selection, shares | rules)
-    known = _data(data, judge)
+    data = _data(data, criterion)
     choice("over_norms", over_norms, (True, False))
-    graph = ChannelGraph.trace(model, example, over_norms=over_norms)
+    options = CutOptions(absorb, check)
+    dense = Traced.of(model, example, data and data.inputs(CHECKED), over_norms)
     _check_numbers(model, example)
-    device = next((str(p.device) for p in model.parameters()), "cpu")
-    batch = _placed(example if known is None else known.inputs(_CHECKED), device)
-    scores = judge.scores(model, graph, known, device)
-    cost = selection.costs(model, graph, example, device)
-    masks = _chosen(selection, scores, graph, cost, shares)
-    wish = absorbs(absorb, scores, masks)
-    made = cut(model, graph, masks, batch, absorb=wish, check=check, maps=absorb == "maps")
-    return Pruned(
-        model=made.model,
-        dense=model,
-        graph=graph,
-        chosen=masks,
-        kept={name: mask.nonzero().flatten() for name, mask in made.keep.items()},
-        edits=made.edits,
-        agreement=made.agreement,
-        absorbed=made.absorbed,
-        **_sizes(model, made, graph, example),
-        aims=selection.aims(made.keep, scores, graph, cost),
-        notes=(
-            *graph.notes,
-            *made.notes,
-            *selection.notes(made.keep, scores, graph, cost),
-            *(made.absorbed.notes if made.absorbed else ()),
-        ),
-        batch=batch,
-    )
+    with _speaking_of(shares):
+        return Pruned(engine.prune(dense, criterion, selection, options, data))
 
 
 def criterion_named(criterion: str | Criterion) -> Criterion:
@@ -245,17 +273,14 @@ def criterion_named(criterion: str | Criterion) -> Criterion:
     return CRITERIA[criterion]()
 
 
-def absorbs(wish: bool | str, scores: Scores, keep: Mapping[str, Tensor]) -> bool:
-    """Whether to absorb constants; "auto": where a unit goes whose score is not exactly zero."""
-    choice("absorb", wish, ABSORB)
-    if wish != "auto":
-        return bool(wish)
-    return any(bool(score[~keep[name].to(score.device)].any()) for name, score in scores.items())
-
-
 def _check_alone(selection: Selection, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError where something is given that a selection would not heed."""
     instance("selection", selection, Selection)
+    if selection.rounds > 1:
+        raise ConfigError(
+            f"selection.rounds={selection.rounds} trains between the rounds, which needs a stage "
+            "of a run; here give rounds=1"
+        )
     usual = {name: setting.default for name, setting in signature(prune).parameters.items()}
     beside = [n for n, value in settings.items() if value != usual[n] and (value or usual[n])]
     if beside:
@@ -270,7 +295,6 @@ def _selection(
     scope: str,
     layers: Mapping[str, float] | None,
     common: Mapping[str, Any],
-    comparable: bool,
     on_miss: str,
 ) -> Selection:
     asked = {name: share for name, share in shares.items() if share is not None}
@@ -292,20 +316,14 @@ def _selection(
     if name == "keep":
         return Global(share, on_miss=on_miss, **common)
     target = {"macs": MacsTarget, "params": ParamsTarget, "latency": LatencyTarget}[name]
-    scale = {"normalise": None} if comparable else {}  # else by the mean of each group
-    return target(share, scope=scope, on_miss=on_miss, **scale, **common)
+    return target(share, scope=scope, on_miss=on_miss, **common)
 
 
-def _chosen(
-    selection: Selection,
-    scores: Scores,
-    graph: ChannelGraph,
-    cost: CostModel,
-    shares: Mapping[str, float | None],
-) -> dict[str, Tensor]:
-    """What the selection keeps; its errors speak of the arguments of `prune`."""
+@contextmanager
+def _speaking_of(shares: Mapping[str, float | None]) -> Iterator[None]:
+    """Inside it, errors of a selection speak of the arguments of `prune`."""
     try:
-        return selection.choose(scores, graph, cost)
+        yield
     except ConfigError as error:
         name = next((name for name, share in shares.items() if share is not None), None)
         if name is None:
@@ -315,10 +333,10 @@ def _chosen(
         raise ConfigError(told) from error
 
 
-def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, judge: Criterion) -> Data | None:
+def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, criterion: Criterion) -> Data | None:
     if data is None or isinstance(data, Data):
         return data
-    return given_data(data, int(getattr(judge, "samples", _SCORED)))
+    return given_data(data, int(getattr(criterion, "samples", _SCORED)))
 
 
 def _check_numbers(model: nn.Module, example: Batch) -> None:
@@ -330,20 +348,6 @@ def _check_numbers(model: nn.Module, example: Batch) -> None:
                 f"the {name} is on the meta device, which holds shapes only; give it numbers "
                 "(ChannelGraph.trace needs none)"
             )
-
-
-def _placed(batch: Batch, device: str) -> Batch:
-    return batch.to(device) if isinstance(batch, Tensor) else tuple(x.to(device) for x in batch)
-
-
-def _sizes(model: nn.Module, made: Cut, graph: ChannelGraph, example: Batch) -> dict[str, Size]:
-    """Parameters are counted, absorbed biases among them; multiply-adds are the cost model's."""
-    cost = CostModel(model, graph)
-    after = cost.macs(graph.drop({name: ~mask for name, mask in made.keep.items()}))
-    if made.skipped:  # whole layers are gone, which no choice of units says
-        after = CostModel(made.model, ChannelGraph.trace(made.model, example)).macs()
-    sizes = [sum(p.numel() for p in net.parameters()) for net in (model, made.model)]
-    return {"before": Size(sizes[0], cost.macs()), "after": Size(sizes[1], after)}
 
 
 def _change(name: str, before: int, after: int) -> str:

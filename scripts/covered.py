@@ -175,7 +175,7 @@ def cut(model: nn.Module, narrow: nn.Module, graph: ChannelGraph) -> Tensor:
     """Score `model`, cut `narrow`, which is equal to it; returns what was dropped."""
     scores = L2Norm().scores(model, graph, None)
     chosen = PerLayer(keep=KEEP).choose(scores, graph, CostModel(model, graph))
-    drop = graph.drop({name: ~mask for name, mask in chosen.items()})
+    drop = chosen.removed
     Narrow.of(graph, drop).apply(narrow)
     return drop
 

@@ -116,7 +116,7 @@ def _cut(
     if layers is not None:
         scores = {name: scores[name] for name in layers}
     masks = MacsTarget(keep=keep, scope="local").choose(scores, graph, FoldedCost(model, graph))
-    drop = graph.drop({name: ~mask for name, mask in masks.items()})
+    drop = masks.removed
     Narrow.of(graph, drop).apply(model)
     return model
 

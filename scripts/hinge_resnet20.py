@@ -38,14 +38,15 @@ _SVD = ("placement=low_rank", "regularizer=none", "order=joint", "criterion=matr
 OTHERS = {  # methods without a search: cut, then tune
     "SVD, one threshold": _SVD,
     "SVD, the same share": (*_SVD, *_HALF, "selection.scope=local"),
-    "L1 norm": (*_CUT, "criterion=l1_norm"),
+    "L1 norm": (*_CUT, "criterion=l1_norm", "selection.scope=global"),
     "L1 norm, the same share": (*_CUT, "criterion=l1_norm", "selection.scope=local"),
     "random channels": (*_CUT, "criterion=random", "selection.scope=local"),
 }
 SLIMMING = (  # three epochs of l1 on batch-norm scales, at the strength of the slimming table
     *("placement=none", "regularizer=slim_l1", "regularizer.lam=0.012", "solver=slimming"),
     *("order=joint", "criterion=bn_scale", *_HALF, *NARROW),
-    *("selection.normalise=null", "schedule.sparsify.epochs=3", "schedule.sparsify.batch=128"),
+    *("selection.scope=global", "selection.normalise=null"),
+    *("schedule.sparsify.epochs=3", "schedule.sparsify.batch=128"),
     "schedule.sparsify.optimizer.lr=0.05",
 )
 SCRATCH = (

@@ -22,9 +22,9 @@ import torchvision
 from prunekit.console import say, table
 from prunekit.criteria import L1Norm
 from prunekit.graph import ChannelGraph
-from prunekit.measure import LatencyTest
+from prunekit.measure import Clock, FoldedCost, LatencyTest
 from prunekit.runs.files import write_csv
-from prunekit.selection import LatencyTarget
+from prunekit.selection import LatencyTarget, Scored
 from prunekit.surgery import Narrow
 
 NETWORKS = ("mobilenet_v2", "resnet50", "densenet121", "vgg16")
@@ -56,14 +56,13 @@ def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
     graph = ChannelGraph.trace(model, example)
     scores = L1Norm().scores(model, graph, None)
     start = time.perf_counter()
-    cost = LatencyTarget(0.5, timing=timing).costs(model, graph, example)
+    cost = FoldedCost(model, graph, Clock(example)).timed(timing)
     cost.latency()  # the table is measured when it is first asked for
     took = time.perf_counter() - start
     for share in shares:
-        selection = LatencyTarget(share, timing=timing)
-        masks = selection.choose(scores, graph, cost)
-        (aim,) = selection.aims(masks, scores, graph, cost)
-        drop = graph.drop({group: ~mask for group, mask in masks.items()})
+        selection = LatencyTarget(share, timing=timing, scope="global")
+        selected = selection.select(Scored(scores, graph, cost))
+        (aim,), drop = selected.aims, selected.keep.removed
         narrow = copy.deepcopy(model)
         Narrow.of(graph, drop).apply(narrow)
         again = cost.compare(drop, narrow)

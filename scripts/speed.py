@@ -81,7 +81,7 @@ def variants(name: str, arguments: argparse.Namespace) -> dict[str, nn.Module]:
     for label, round_to in (("pruned", 1), ("multiples of 8", 8)):
         selection = MacsTarget(keep=arguments.keep, scope="local", round_to=round_to)
         keep = selection.choose(scores, graph, cost)
-        drop = graph.drop({group: ~mask for group, mask in keep.items()})
+        drop = keep.removed
         found[label] = copy.deepcopy(dense)
         Narrow.of(graph, drop).apply(found[label])
     return found

@@ -16,6 +16,7 @@ LAYERS = (
     {"rows", "modes", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure", "similarity"},
     {"training", "criteria", "selection"},
+    {"engine"},
     {"problems", "runs", "attachment", "pruning"},
     {"stages"},
     {"cli"},

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import SurgeryError, TraceError, listed, one_of
+from prunekit.errors import TraceError, listed
 from prunekit.graph import symbolic
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named
+from prunekit.graph.mask import flags
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.rehearsal import rehearse
 
@@ -89,19 +90,7 @@ class ChannelGraph:
 
     def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:
         """Turn masks over the units of groups (True: remove) into one mask over unit ids."""
-        groups = {group.name: group for group in self.groups}
-        dropped = torch.zeros(self.count, dtype=torch.bool)
-        for name, mask in chosen.items():
-            if name not in groups:
-                raise SurgeryError(f"no group is called {name!r}; {one_of(name, groups)}")
-            units = groups[name].units
-            if mask.dtype != torch.bool or mask.shape != units.shape:
-                raise SurgeryError(
-                    f"the mask of group {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; "
-                    f"it must be torch.bool of shape ({len(units)},)"
-                )
-            dropped[units[mask.cpu()]] = True
-        return dropped
+        return flags(self, chosen)
 
     def emptied(self, drop: Tensor) -> tuple[str, ...]:
         """The layers that would lose all of their input or all of their output channels.

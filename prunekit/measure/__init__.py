@@ -5,13 +5,14 @@ from prunekit.measure.features import Features, features_of
 from prunekit.measure.flops import counted_macs, slimming_flops, slimming_params
 from prunekit.measure.folded import FoldedCost
 from prunekit.measure.latency import Latency, LatencyTest
-from prunekit.measure.latency_table import Compared, TimedCost
+from prunekit.measure.latency_table import Clock, Compared, TimedCost
 from prunekit.measure.layers import layer_rows
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
 from prunekit.measure.tsne import TSNE, silhouette
 
 __all__ = [
     "TSNE",
+    "Clock",
     "Compared",
     "CostModel",
     "Features",

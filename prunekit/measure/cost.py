@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import SurgeryError
+from prunekit.errors import ConfigError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import TRANSPOSED, layer_named, weight_norm, widths
 from prunekit.graph.whole import goes_whole
+
+if TYPE_CHECKING:
+    from prunekit.measure.latency import LatencyTest
+    from prunekit.measure.latency_table import TimedCost
 
 
 class CostModel:
@@ -20,7 +24,10 @@ class CostModel:
 
     `drop` is a mask over unit ids, as `ChannelGraph.drop` returns it; None is the full network.
     A multiply-add counts as one, for one example. Parameters are all that the network has.
+    `pairs` names the channel groups of the two matrices of every block that has two.
     """
+
+    pairs: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
         self._names = [*graph.ins]
@@ -67,6 +74,12 @@ class CostModel:
             "params": self._layer_params(ins, outs).tolist(),
         }
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    def timed(self, timing: LatencyTest) -> TimedCost:
+        """A cost model that knows milliseconds, too; ConfigError where this one cannot measure."""
+        raise ConfigError(
+            "a selection by latency needs a cost model that measures: give it a Clock"
+        )
 
     def _kept(self, drop: Tensor | None) -> tuple[Tensor, Tensor]:
         """How many input and output channels every layer keeps."""

@@ -12,17 +12,21 @@ from torch import Tensor, nn
 
 from prunekit.graph import ChannelGraph, Hinged
 from prunekit.measure.cost import CostModel
+from prunekit.measure.latency import LatencyTest
+from prunekit.measure.latency_table import Clock, TimedCost
 
 
 class FoldedCost(CostModel):
     """Counts every matrix as merged into its convolution where that takes no more multiply-adds.
 
-    So with nothing dropped it is the network before matrices were attached. `pairs` names the
-    channel groups of the first and of the second matrix of every block that has two.
+    So with nothing dropped it is the network before matrices were attached. With a `clock` it can
+    measure, which it does when it is first asked for milliseconds.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, clock: Clock | None = None) -> None:
         super().__init__(model, graph)
+        self._network, self._clock = (model, graph), clock
+        self._timed: list[TimedCost] = []
         hinged = {n: m for n, m in model.named_modules() if isinstance(m, Hinged)}
         place = {name: index for index, name in enumerate(self._names)}
         two = [n for n, m in hinged.items() if m.conv is not None and f"{n}.conv" in place]
@@ -39,6 +43,16 @@ class FoldedCost(CostModel):
         """Parameters of the whole network, shared ones once."""
         own = self._own[self._first]
         return super().params(drop) - int((own * self._saved(drop)).sum())
+
+    def timed(self, timing: LatencyTest) -> TimedCost:
+        """A cost model that knows milliseconds as `timing` measures them; its table is kept."""
+        if self._clock is None:
+            return super().timed(timing)
+        for cost in self._timed:
+            if cost.timing == timing:
+                return cost
+        self._timed.append(self._clock.cost(*self._network, timing))
+        return self._timed[-1]
 
     def _saved(self, drop: Tensor | None) -> Tensor:
         """Weights that merging saves, of every convolution with a matrix; never less than none."""

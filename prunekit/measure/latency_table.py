@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
+from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, layer_named
 from prunekit.measure.cost import CostModel
@@ -63,6 +64,10 @@ class TimedCost(CostModel):
         self.model, self.timing, self.device = model, timing, device
         self._graph, self._example, self._track = graph, example, track
         self._found: dict[bytes, Compared] = {}
+
+    def timed(self, timing: LatencyTest) -> TimedCost:
+        """This one, which measures already."""
+        return self
 
     def latency(self, drop: Tensor | None = None) -> float:
         """Milliseconds per batch while nothing else runs; without `drop` as measured."""
@@ -134,6 +139,28 @@ class TimedCost(CostModel):
     def _layer(self, name: str, shape: tuple[int, ...]) -> _Layer:
         free = [bool(side[name].any()) for side in (self._graph.ins, self._graph.outs)]
         return _Layer.of(layer_named(self.model, name), shape, *free)
+
+
+@dataclass(frozen=True, eq=False)
+class Clock:
+    """What a network is timed on: inputs like `example`, a device, and who shows progress."""
+
+    example: Tensor | tuple[Tensor, ...]
+    device: str = "cpu"
+    track: Track | None = None
+
+    def cost(self, model: nn.Module, graph: ChannelGraph, timing: LatencyTest) -> TimedCost:
+        """A cost model that measures the table of layers when it is first asked for milliseconds.
+
+        ConfigError for a network of several inputs, which is not timed.
+        """
+        inputs = [self.example] if isinstance(self.example, Tensor) else self.example
+        if len(inputs) != 1:
+            raise ConfigError(
+                f"a budget of latency times networks of one input, this one has {len(inputs)}; "
+                "ask for a share of macs"
+            )
+        return TimedCost(model, graph, inputs[0], timing, self.device, self.track)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunekit.checks import choice, instance, number
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
+from prunekit.measure import FoldedCost
 from prunekit.penalties import L1, Penalty
 from prunekit.rows import Rows
 from prunekit.selection import Threshold
@@ -97,7 +98,7 @@ class Until:
 
         ConfigError before the first one, where the share asked for is out of reach.
         """
-        cost = self.selection.costs(training.model, training.graph, training.data.example)
+        cost = FoldedCost(training.model, training.graph)
         dense = cost.macs()
         scores = unit_scores(training.graph, blocks, solver.solution())
         self.selection.check(scores, training.graph, cost)
@@ -105,8 +106,7 @@ class Until:
         def look() -> tuple[dict[str, float], bool]:
             scores = unit_scores(training.graph, blocks, solver.solution())
             keep = self.selection.at(self.threshold, scores, training.graph, cost)
-            drop = training.graph.drop({name: ~mask for name, mask in keep.items()})
-            share = cost.macs(drop) / dense
+            share = cost.macs(keep.removed) / dense
             return {"macs_share": share}, share - self.selection.keep <= self.within
 
         return look

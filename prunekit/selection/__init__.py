@@ -5,7 +5,17 @@ Groups without scores stay whole. Settings say what is kept, but for the ratio o
 is the published share that goes.
 """
 
-from prunekit.selection.base import Aim, Masks, Selection, best, checked, protected, untouched
+from prunekit.selection.base import (
+    Aim,
+    Masks,
+    Scored,
+    Selected,
+    Selection,
+    best,
+    checked,
+    protected,
+    unscored,
+)
 from prunekit.selection.budgets import Budget, Budgets, Global, MacsTarget, ParamsTarget
 from prunekit.selection.curves import Curve, curves_file, curves_of, read_curves
 from prunekit.selection.latency import LatencyTarget
@@ -39,6 +49,8 @@ __all__ = [
     "Pool",
     "Ranked",
     "Ranking",
+    "Scored",
+    "Selected",
     "Selection",
     "Sensitivity",
     "Slimming",
@@ -55,5 +67,5 @@ __all__ = [
     "read_curves",
     "read_plan",
     "relative_ranks",
-    "untouched",
+    "unscored",
 ]

@@ -1,24 +1,25 @@
-"""What a selection is, and what all of them do alike: check scores, protect the last units."""
+"""What a selection is asked and answers, and what all of them do alike: protect the last units."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from prunekit.checks import integer
 from prunekit.errors import ConfigError, one_of
-from prunekit.measure import CostModel, FoldedCost
+from prunekit.graph import ChannelMask
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
-    from prunekit.measure.latency_table import Track
+    from prunekit.measure import CostModel
 
-Masks = dict[str, Tensor]
+Masks = dict[str, Tensor]  # group name -> bool vector over its units, True = kept
 _LISTED = 4
 
 
@@ -37,13 +38,50 @@ class Aim:
     predicted: float | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A network whose units have scores: what a selection decides on.
+
+    `scores` gives one number per unit of a group, larger = keep. `cost` prices any choice.
+    `comparable` says that scores of different groups are made to be compared as they are.
+    """
+
+    scores: Mapping[str, Tensor]
+    graph: ChannelGraph
+    cost: CostModel
+    comparable: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Selected:
+    """The answer of a selection.
+
+    `keep` says what is kept, `aims` which totals were asked for and reached, `emptied` which layers
+    the scores alone would have emptied, whatever was done about it, and `notes` what a person
+    should know, a sentence each. `recount` makes the answer for fewer units, for a selection that
+    lets residual blocks go whole.
+    """
+
+    keep: ChannelMask
+    aims: tuple[Aim, ...] = ()
+    emptied: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    recount: Callable[[ChannelMask], Selected] | None = None
+
+    def after(self, keep: ChannelMask) -> Selected:
+        """The answer once a cut has kept `keep`, which lacks the units of removed blocks."""
+        if torch.equal(keep.removed, self.keep.removed):
+            return self
+        return self.recount(keep) if self.recount is not None else replace(self, keep=keep)
+
+
 @dataclass(frozen=True)
 class Selection(ABC):
-    """Decides which units of a network stay.
+    """Decides which units of a network are kept.
 
     A group never has fewer than `min_keep` units (all of them, if it is smaller), and every layer
     keeps an input and an output channel, unless `min_keep` is 0; see `protected`. `rounds` is how
-    often a caller that trains scores, cuts and tunes on the way there; `choose` gives the end.
+    often a caller that trains scores, cuts and tunes on the way there; `select` gives the end.
     """
 
     _: KW_ONLY
@@ -55,40 +93,25 @@ class Selection(ABC):
         integer("selection.rounds", self.rounds, at_least=1)
 
     @abstractmethod
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Group name -> bool mask over its units, True = keep, for every group of the graph."""
+    def select(self, scored: Scored) -> Selected:
+        """Decide once; the answer says all there is to say about the choice.
 
-    def costs(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        example: Tensor | tuple[Tensor, ...],
-        device: str = "cpu",
-        track: Track | None = None,
-    ) -> CostModel:
-        """The cost model that `choose` needs; one that measures may show progress by `track`.
-
-        Matrices that were attached count as they will when they are folded.
+        Raises ConfigError where what was asked for is out of reach or does not fit the network.
         """
-        return FoldedCost(model, graph)
 
-    def aims(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[Aim, ...]:
-        """What was asked for and what `masks` have of it; none where no total was asked for."""
-        return ()
+    def choose(
+        self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> ChannelMask:
+        """What `select` keeps of a network with these scores."""
+        return self.select(Scored(scores, graph, cost)).keep
 
-    def collapsed(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
-    ) -> tuple[str, ...]:
-        """The layers that the scores alone would have emptied, whatever was done about it."""
-        return ()
+    def in_run(self, run: Path) -> Selection:
+        """The same selection in a run directory, where files that it reads may lie."""
+        return self
 
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """What a person should know about a choice, a sentence each."""
-        return ()
+    def files(self) -> Mapping[str, Path]:
+        """What it reads -> the file, whose content decides; ArtifactError for a missing one."""
+        return {}
 
 
 def best(score: Tensor, count: int, first: Tensor | None = None) -> Tensor:
@@ -155,16 +178,6 @@ def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tens
     return {name: scores[name].detach().double().cpu() for name in widths if name in scores}
 
 
-def gone(graph: ChannelGraph, masks: Masks) -> Tensor:
-    """What masks (True: keep) take away, as a mask over unit ids."""
-    return graph.drop({name: ~mask for name, mask in masks.items()})
-
-
-def untouched(scores: Mapping[str, Tensor], graph: ChannelGraph) -> Masks:
-    """Whole masks for the groups that have no scores."""
-    return {g.name: whole(len(g.units)) for g in graph.groups if g.name not in scores}
-
-
-def whole(width: int) -> Tensor:
-    """A mask that keeps all."""
-    return torch.ones(width, dtype=torch.bool)
+def unscored(scores: Mapping[str, Tensor], graph: ChannelGraph) -> list[str]:
+    """The names of the groups that have no scores, which every selection keeps whole."""
+    return [group.name for group in graph.groups if group.name not in scores]

@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from prunekit.checks import choice, number
-from prunekit.selection.base import Masks
+from prunekit.selection.base import Scored, Selected
 from prunekit.selection.normalise import MeanNorm, Normalise, relative_ranks
 from prunekit.selection.ranking import Limit, Ranked, Ranking, budget_limit, check_budget
 
 if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
+    from collections.abc import Sequence
+
+    from prunekit.graph import ChannelMask
     from prunekit.measure import CostModel
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
 class Global(Ranked):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
-    keep: float
+    keep: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -31,8 +34,8 @@ class Global(Ranked):
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         units = ranking.pool.units
 
-        def kept(drop: Tensor) -> int:
-            return int((~drop[units]).sum())
+        def kept(removed: Tensor) -> int:
+            return int((~removed[units]).sum())
 
         budget = int(self.keep * len(units) + 0.5)
         return (Limit("channels", "keep", self.keep, kept, budget, len(units)),)
@@ -42,28 +45,53 @@ class Global(Ranked):
 class Budget(Ranked):
     """The largest network within a budget.
 
-    In the scope `global` one threshold cuts the scores of all groups, each divided by their mean
-    unless `normalise` says otherwise: by their scale alone, whole layers would go. In the scope
-    `local` the same share of every group stays, and only the order within a group counts.
+    In the scope `local` the same share of every group stays, and only the order within a group
+    counts. In the scope `global` one threshold cuts the scores of all groups, which `normalise`
+    scales: by their scale alone, whole layers would go. `auto` divides each group by its mean,
+    unless the scores are made to be compared between groups; None never does.
     """
 
     _: KW_ONLY
-    normalise: Normalise | None = field(default_factory=MeanNorm)
-    scope: str = "global"
+    normalise: Normalise | str | None = AUTO
+    scope: str = "local"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        choice("selection.scope", self.scope, ("global", "local"))
+        choice("selection.scope", self.scope, ("local", "global"))
 
-    def collapsed(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
-    ) -> tuple[str, ...]:
-        """None in the local scope: a share of a narrow group may be less than a unit."""
-        return () if self.scope == "local" else super().collapsed(masks, scores, graph)
+    def _check_normalise(self) -> None:
+        if isinstance(self.normalise, str):
+            choice("selection.normalise", self.normalise, (AUTO,))
+        else:
+            super()._check_normalise()
 
-    def ranking(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> Ranking:
+    def _scale(self, scored: Scored) -> Normalise | None:
+        if isinstance(self.normalise, str):
+            return None if scored.comparable else MeanNorm()
+        return self.normalise
+
+    def _ranking(self, scored: Scored) -> Ranking:
         """In the local scope, places within the group stand for the scores."""
-        return super().ranking(relative_ranks(scores) if self.scope == "local" else scores, graph)
+        if self.scope == "global":
+            return super()._ranking(scored)
+        return Ranking(self._pool(replace(scored, scores=relative_ranks(scored.scores))))
+
+    def _answer(
+        self, scored: Scored, ranking: Ranking, limits: Sequence[Limit], keep: ChannelMask
+    ) -> Selected:
+        """Also whether scores were scaled that compare as they are."""
+        selected = super()._answer(scored, ranking, limits, keep)
+        if self.scope == "local" or self._scale(scored) is None or not scored.comparable:
+            return selected
+        note = (
+            "these scores compare between layers as they are, and selection.normalise scaled them "
+            "by layer; selection.normalise=auto leaves them as they are"
+        )
+        return replace(selected, notes=(*selected.notes, note))
+
+    def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
+        """None in the local scope: a share of a narrow group may be less than a unit."""
+        return () if self.scope == "local" else super()._emptied(scored, ranking, keep)
 
 
 @dataclass(frozen=True)
@@ -73,7 +101,7 @@ class MacsTarget(Budget):
     `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
     """
 
-    keep: float
+    keep: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -87,7 +115,7 @@ class MacsTarget(Budget):
 class ParamsTarget(Budget):
     """The largest network within a budget of parameters; `keep` as for MacsTarget."""
 
-    keep: float
+    keep: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,8 +129,8 @@ class ParamsTarget(Budget):
 class Budgets(Budget):
     """The largest network that is within both a budget of MACs and one of parameters."""
 
-    macs: float
-    params: float
+    macs: float = 0.5
+    params: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()

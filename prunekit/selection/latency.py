@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
 
 from prunekit.checks import instance, number
 from prunekit.errors import ConfigError
 from prunekit.measure import Compared, LatencyTest, TimedCost
-from prunekit.selection.base import Aim, Masks, gone
+from prunekit.selection.base import Aim, Masks, Scored, Selected
 from prunekit.selection.budgets import Budget
+from prunekit.selection.pool import Describe
 from prunekit.selection.ranking import Limit, Ranking
 from prunekit.surgery import Narrow
 
 if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
+    from torch import Tensor
+
+    from prunekit.graph import ChannelGraph, ChannelMask
     from prunekit.measure import CostModel
-    from prunekit.measure.latency_table import Track
 
 _ROUNDS = 4  # networks that are measured at most
 _NEAR = 0.03  # a network so near to what was asked for ends the search
@@ -55,79 +54,56 @@ class LatencyTarget(Budget):
         if self.milliseconds is not None:
             number("selection.milliseconds", self.milliseconds, above=0)
 
-    def costs(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        example: Tensor | tuple[Tensor, ...],
-        device: str = "cpu",
-        track: Track | None = None,
-    ) -> TimedCost:
-        """A cost model that measures the table when it is first asked for milliseconds.
+    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+        scored = replace(scored, cost=scored.cost.timed(self.timing))
+        ranking, limits = self._ranking(scored), self._limits(None, scored.cost)
+        masks = ranking.masks(self._search(scored, ranking, limits[0]))
+        return masks, lambda keep: self._answer(scored, ranking, limits, keep)
 
-        ConfigError for a network of several inputs, which is not timed.
-        """
-        inputs = [example] if isinstance(example, Tensor) else example
-        if len(inputs) != 1:
-            raise ConfigError(
-                f"a budget of latency times networks of one input, this one has {len(inputs)}; "
-                "ask for a share of macs"
-            )
-        return TimedCost(model, graph, inputs[0], self.timing, device, track)
-
-    def aims(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[Aim, ...]:
-        """The latency asked for, measured if `choose` has measured this network, and predicted."""
-        drop = gone(graph, masks)
-        limit, found = self._limit(_timed(cost)), _timed(cost).compared(drop)
-        aim = limit.aim(drop)
+    def _answer(
+        self, scored: Scored, ranking: Ranking, limits: tuple[Limit, ...], keep: ChannelMask
+    ) -> Selected:
+        """Also what was predicted and measured, where this network was measured."""
+        selected, cost = super()._answer(scored, ranking, limits, keep), scored.cost
+        found = cost.compared(keep.removed)
         if found is None:
-            return (aim,)
-        reached = self._reached(found)
-        met = reached <= (1 + _MET) * aim.asked
-        return (replace(aim, reached=reached, met=met, predicted=aim.reached),)
-
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """Also what was predicted and measured."""
-        drop = gone(graph, masks)
-        found, notes = _timed(cost).compared(drop), super().notes(masks, scores, graph, cost)
-        if found is None:
-            return notes
-        share = cost.latency(drop) / cost.latency()
-        return (
-            *notes,
+            return selected
+        share = cost.latency(keep.removed) / cost.latency()
+        note = (
             f"latency: {found.narrow_ms:.4g} of {found.dense_ms:.4g} ms measured "
-            f"({found.share:.3f} is kept), {share:.3f} predicted by the table of layers",
+            f"({found.share:.3f} is kept), {share:.3f} predicted by the table of layers"
         )
+        aims = (self._measured_aim(selected.aims[0], found),)
+        return replace(selected, aims=aims, notes=(*selected.notes, note))
 
-    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        ranking, limit, tried = self.ranking(scores, graph), self._limit(_timed(cost)), {}
+    def _search(self, scored: Scored, ranking: Ranking, limit: Limit) -> int:
+        """How many units go in the measured network that is nearest to what was asked for."""
+        tried: dict[int, float] = {}
         factor = 1.0
         for _ in range(_ROUNDS):
-            removed = self.removed(ranking, [_scaled(limit, factor)])
-            if removed in tried:
+            count = self._count(ranking, [_scaled(limit, factor)])
+            if count in tried:
                 break
-            drop = ranking.drop(removed)
-            tried[removed] = self._reached(_measured(graph, drop, cost))
-            if abs(tried[removed] / limit.asked - 1) <= _NEAR:
+            removed = ranking.removed(count)
+            tried[count] = self._reached(_measured(scored.graph, removed, scored.cost))
+            if abs(tried[count] / limit.asked - 1) <= _NEAR:
                 break
-            factor = tried[removed] / limit.aim(drop).reached
-        return ranking.masks(min(tried, key=lambda n: abs(tried[n] - limit.asked)))
+            factor = tried[count] / limit.aim(removed).reached
+        return min(tried, key=lambda count: abs(tried[count] - limit.asked))
 
-    def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
-        return (self._limit(_timed(cost)),)
-
-    def _limit(self, cost: TimedCost) -> Limit:
+    def _limits(self, ranking: Ranking | None, cost: CostModel) -> tuple[Limit, ...]:
         """The limit on what the table predicts."""
         if self.keep is None:
-            return Limit(
-                "milliseconds", "milliseconds", self.milliseconds, cost.latency, self.milliseconds
-            )
-        dense = cost.latency()
-        return Limit("latency", "keep", self.keep, cost.latency, self.keep * dense, dense)
+            per, asked, name, key = 1.0, self.milliseconds, "milliseconds", "milliseconds"
+        else:
+            per, asked, name, key = cost.latency(), self.keep, "latency", "keep"
+        return (Limit(name, key, asked, cost.latency, asked * per, per),)
+
+    def _measured_aim(self, aim: Aim, found: Compared) -> Aim:
+        reached = self._reached(found)
+        return replace(
+            aim, reached=reached, met=reached <= (1 + _MET) * aim.asked, predicted=aim.reached
+        )
 
     def _reached(self, found: Compared) -> float:
         return found.narrow_ms if self.keep is None else found.share
@@ -135,19 +111,11 @@ class LatencyTarget(Budget):
 
 def _scaled(limit: Limit, factor: float) -> Limit:
     """The limit for a table whose predictions are off by a factor."""
-    return replace(limit, price=lambda drop: factor * limit.price(drop))
+    return replace(limit, price=lambda removed: factor * limit.price(removed))
 
 
-def _measured(graph: ChannelGraph, drop: Tensor, cost: TimedCost) -> Compared:
+def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared:
     """The network that is left, timed in turns with the dense one."""
     narrow = copy.deepcopy(cost.model)
-    Narrow.of(graph, drop).apply(narrow)
-    return cost.compare(drop, narrow)
-
-
-def _timed(cost: CostModel) -> TimedCost:
-    if not isinstance(cost, TimedCost):
-        raise ConfigError(
-            "a selection by latency needs a cost model that measures: use its `costs`"
-        )
-    return cost
+    Narrow.of(graph, removed).apply(narrow)
+    return cost.compare(removed, narrow)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from math import gcd
 from typing import TYPE_CHECKING
 
@@ -13,20 +13,23 @@ from torch import Tensor
 
 from prunekit.checks import integer
 from prunekit.errors import ConfigError, listed
+from prunekit.graph import ChannelMask
 from prunekit.selection.base import (
     Aim,
     Masks,
+    Scored,
+    Selected,
     Selection,
     best_first,
     checked,
     protected,
-    untouched,
 )
 from prunekit.selection.patterns import check_patterns, ignored
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
-    from prunekit.measure import CostModel
+
+Describe = Callable[[ChannelMask], Selected]  # the answer for what is kept
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class FindsWidths(Selection):
 
     The channels that remain of a group's first layer are a multiple of `round_to`; a group that is
     narrower stays whole, and so may one that keeps all. `ignore` are patterns (`layer4.*`) of
-    layers that keep all of their output channels, with the whole group these belong to.
+    layers that keep all of their output channels, with the whole group these belong to. Groups
+    without scores stay whole.
     """
 
     _: KW_ONLY
@@ -47,39 +51,39 @@ class FindsWidths(Selection):
         integer("selection.round_to", self.round_to, at_least=1)
         check_patterns("selection.ignore", self.ignore)
 
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Groups without scores and ignored ones stay whole; ConfigError where no other is left."""
-        scores = self.open(scores, graph)
-        found = self._masks(scores, graph, cost) | untouched(scores, graph)
-        return {group.name: found[group.name] for group in graph.groups}
+    def select(self, scored: Scored) -> Selected:
+        """Find the widths; ConfigError where no group is left that may be narrowed."""
+        scored, notes = self._open(scored)
+        masks, describe = self._decide(scored)
 
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """Which groups had no scores, and what was missed by more than 1 %."""
+        def answer(keep: ChannelMask) -> Selected:
+            found = describe(keep)
+            told = (*notes, *_misses(found.aims), *found.notes)
+            return replace(found, notes=told, recount=answer)
+
+        return answer(ChannelMask.of(scored.graph, masks))
+
+    @abstractmethod
+    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+        """Masks for the groups that have scores, and what makes the answer of a choice."""
+
+    def _open(self, scored: Scored) -> tuple[Scored, list[str]]:
+        """The checked scores of the groups that may be narrowed, and a note on those without."""
+        graph, scores = scored.graph, checked(scored.scores, scored.graph)
         closed = ignored(graph, self.ignore)
-        names = [g.name for g in graph.groups if g.name not in scores and g.name not in closed]
-        notes = [f"not scored, so kept whole: {listed(names, 4)}"] if names else []
-        return (*notes, *_misses(self.aims(masks, scores, graph, cost)))
-
-    def open(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
-        """The checked scores of the groups that may be narrowed."""
-        scores, closed = checked(scores, graph), ignored(graph, self.ignore)
         found = {name: score for name, score in scores.items() if name not in closed}
         if not found:
             raise ConfigError(
                 f"selection.ignore={[*self.ignore]} leaves no group to select from; "
                 "take a pattern out"
             )
-        return found
+        names = [g.name for g in graph.groups if g.name not in scores and g.name not in closed]
+        notes = [f"not scored, so kept whole: {listed(names, 4)}"] if names else []
+        return replace(scored, scores=found), notes
 
-    def pool(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> Pool:
+    def _pool(self, scored: Scored) -> Pool:
         """The units of these groups, by these scores."""
-        return Pool(scores, graph, self.min_keep, self.round_to)
-
-    @abstractmethod
-    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """Masks for the groups that may be narrowed."""
+        return Pool(scored.scores, scored.graph, self.min_keep, self.round_to)
 
 
 class Pool:
@@ -126,15 +130,15 @@ class Pool:
         """The best units of every group, so many as the nearest count that is allowed."""
         return dict(zip(self.names, self._kept(counts).split(self.widths.tolist()), strict=True))
 
-    def drop(self, counts: Tensor) -> Tensor:
-        """The same as a mask over unit ids, True where a unit goes."""
-        return self.gone(~self._kept(counts))
+    def removed(self, counts: Tensor) -> Tensor:
+        """The same as a mask over unit ids, True where a unit is removed."""
+        return self.without(~self._kept(counts))
 
-    def gone(self, units: Tensor) -> Tensor:
-        """A mask over all units of the pool as one over unit ids, True where a unit goes."""
-        drop = torch.zeros(self._ids, dtype=torch.bool)
-        drop[self.units] = units
-        return drop
+    def without(self, units: Tensor) -> Tensor:
+        """A mask over all units of the pool (True: removed) as one over unit ids."""
+        removed = torch.zeros(self._ids, dtype=torch.bool)
+        removed[self.units] = units
+        return removed
 
     def _kept(self, counts: Tensor) -> Tensor:
         near = (counts + self._step // 2) // self._step * self._step  # halves go up

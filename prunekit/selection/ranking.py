@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,13 @@ from torch import Tensor
 
 from prunekit.checks import choice, instance, number
 from prunekit.errors import ConfigError
-from prunekit.selection.base import Aim, Masks, gone
-from prunekit.selection.collapse import first_emptied, told
+from prunekit.selection.base import Aim, Masks, Scored, Selected
+from prunekit.selection.collapse import emptied_notes, first_emptied
 from prunekit.selection.normalise import Normalise
-from prunekit.selection.pool import FindsWidths, Pool
+from prunekit.selection.pool import Describe, FindsWidths, Pool
 
 if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
+    from prunekit.graph import ChannelMask
     from prunekit.measure import CostModel
 
 
@@ -36,34 +36,34 @@ class Ranking:
         self._groups = pool.group[order[~pool.stays[order]]]
         self.steps = len(self._groups)
 
-    def counts(self, removed: int) -> Tensor:
-        """How many units every group keeps when the first `removed` units are gone, not rounded."""
-        gone = torch.bincount(self._groups[:removed], minlength=len(self.pool.widths))
-        return self.pool.widths - gone
+    def counts(self, count: int) -> Tensor:
+        """How many units every group keeps when the first `count` units are gone, not rounded."""
+        lost = torch.bincount(self._groups[:count], minlength=len(self.pool.widths))
+        return self.pool.widths - lost
 
-    def masks(self, removed: int) -> Masks:
-        """What is kept when the first `removed` units are gone."""
-        return self.pool.masks(self.counts(removed))
+    def masks(self, count: int) -> Masks:
+        """What is kept when the first `count` units are gone."""
+        return self.pool.masks(self.counts(count))
 
-    def drop(self, removed: int) -> Tensor:
-        """The same as a mask over unit ids, True where a unit goes."""
-        return self.pool.drop(self.counts(removed))
+    def removed(self, count: int) -> Tensor:
+        """What the first `count` units leave, as a mask over unit ids, True = removed."""
+        return self.pool.removed(self.counts(count))
 
-    def unprotected(self, drop: Tensor) -> Tensor:
-        """What would be gone with `drop`, were nothing protected: all up to its last unit."""
+    def unprotected(self, removed: Tensor) -> Tensor:
+        """What would go with `removed`, were nothing protected: all up to its last unit."""
         order = self.pool.worst_first()
-        gone = drop[self.pool.units[order]].nonzero().flatten()
+        places = removed[self.pool.units[order]].nonzero().flatten()
         units = torch.zeros(len(order), dtype=torch.bool)
-        units[order[: int(gone.max()) + 1 if len(gone) else 0]] = True
-        return self.pool.gone(units)
+        units[order[: int(places.max()) + 1 if len(places) else 0]] = True
+        return self.pool.without(units)
 
 
 @dataclass(frozen=True)
 class Limit:
     """At most `asked` of something, in units of `per`: of the full network's amount for a share.
 
-    `price` gives how much of it a network has, from a mask over unit ids (True: gone); it must not
-    rise when more goes. `setting` is where it was asked for.
+    `price` gives how much of it a network has, from a mask over unit ids (True: removed); it must
+    not rise when more goes. `setting` is where it was asked for.
     """
 
     name: str
@@ -73,16 +73,16 @@ class Limit:
     budget: float
     per: float = 1
 
-    def aim(self, drop: Tensor) -> Aim:
+    def aim(self, removed: Tensor) -> Aim:
         """What was asked for beside what a network has."""
-        price = self.price(drop)
+        price = self.price(removed)
         return Aim(self.name, self.asked, price / self.per, price <= self.budget)
 
 
 def budget_limit(
     name: str, setting: str, kept: float, price: Callable[[Tensor | None], float]
 ) -> Limit:
-    """A limit for a number that is a share up to 1 and an amount above; None: nothing is gone."""
+    """A limit for a number that is a share up to 1 and an amount above; None: the whole network."""
     per = price(None) if kept <= 1 else 1
     slack = 1 + 1e-12  # a share may be given as a ratio of counts
     return Limit(name, setting, kept, price, kept * per * slack, per)
@@ -91,9 +91,9 @@ def budget_limit(
 def fewest(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
     """How few units may go so that all limits are met, by bisection; None: even all are too few."""
 
-    def within(removed: int) -> bool:
-        drop = ranking.drop(removed)
-        return all(limit.price(drop) <= limit.budget for limit in limits)
+    def within(count: int) -> bool:
+        removed = ranking.removed(count)
+        return all(limit.price(removed) <= limit.budget for limit in limits)
 
     if not within(ranking.steps):
         return None
@@ -118,47 +118,51 @@ class Ranked(FindsWidths):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.normalise is not None:
-            instance("selection.normalise", self.normalise, Normalise)
+        self._check_normalise()
         choice("selection.on_miss", self.on_miss, ("refuse", "nearest"))
 
-    def aims(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[Aim, ...]:
-        """What was asked for and what there is, a pair for every limit."""
-        drop = gone(graph, masks)
-        limits = self._limits(self.ranking(self.open(scores, graph), graph), cost)
-        return tuple(limit.aim(drop) for limit in limits)
+    def _check_normalise(self) -> None:
+        if self.normalise is not None:
+            instance("selection.normalise", self.normalise, Normalise)
 
-    def collapsed(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
-    ) -> tuple[str, ...]:
+    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+        ranking = self._ranking(scored)
+        limits = self._limits(ranking, scored.cost)
+        masks = ranking.masks(self._count(ranking, limits))
+        return masks, lambda keep: self._answer(scored, ranking, limits, keep)
+
+    def _answer(
+        self, scored: Scored, ranking: Ranking, limits: Sequence[Limit], keep: ChannelMask
+    ) -> Selected:
+        """A pair of asked and reached for every limit, and the layers that only live protected."""
+        emptied = self._emptied(scored, ranking, keep)
+        return Selected(
+            keep=keep,
+            aims=tuple(limit.aim(keep.removed) for limit in limits),
+            emptied=emptied,
+            notes=tuple(emptied_notes(scored.graph, keep, emptied, nearly=scored.scores)),
+        )
+
+    def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
         """The layers all of whose units come before another one that went."""
-        ranking = self.ranking(self.open(scores, graph), graph)
-        return first_emptied(graph, ranking.unprotected(gone(graph, masks)))
+        return first_emptied(scored.graph, ranking.unprotected(keep.removed))
 
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """Also the layers that live because something is protected, and those nearly empty."""
-        collapsed = self.collapsed(masks, scores, graph)
-        notes = super().notes(masks, scores, graph, cost)
-        return (*notes, *told(graph, masks, collapsed, nearly=scores))
-
-    def ranking(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> Ranking:
+    def _ranking(self, scored: Scored) -> Ranking:
         """The units of these groups in the order in which they go."""
-        return Ranking(self.pool(self.normalise(scores) if self.normalise else scores, graph))
+        scale = self._scale(scored)
+        scores = scale(scored.scores) if scale else scored.scores
+        return Ranking(self._pool(replace(scored, scores=scores)))
 
-    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        ranking = self.ranking(scores, graph)
-        return ranking.masks(self.removed(ranking, self._limits(ranking, cost)))
+    def _scale(self, scored: Scored) -> Normalise | None:
+        """What the scores of every group are divided by before they are compared."""
+        return self.normalise
 
-    def removed(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
+    def _count(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
         """How many units go; ConfigError where a limit is out of reach and must not be missed."""
-        removed = fewest(ranking, limits)
-        if removed is None and self.on_miss == "refuse":
+        count = fewest(ranking, limits)
+        if count is None and self.on_miss == "refuse":
             raise _out_of_reach(ranking, limits)
-        return ranking.steps if removed is None else removed
+        return ranking.steps if count is None else count
 
     @abstractmethod
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
@@ -177,9 +181,9 @@ def check_budget(name: str, kept: float) -> None:
 
 def _out_of_reach(ranking: Ranking, limits: Sequence[Limit]) -> ConfigError:
     """Names the first limit that the smallest network exceeds, and what can be reached."""
-    drop = ranking.drop(ranking.steps)
-    limit = next(limit for limit in limits if limit.price(drop) > limit.budget)
-    least, full = limit.price(drop) / limit.per, limit.price(ranking.drop(0)) / limit.per
+    removed = ranking.removed(ranking.steps)
+    limit = next(limit for limit in limits if limit.price(removed) > limit.budget)
+    least, full = limit.price(removed) / limit.per, limit.price(ranking.removed(0)) / limit.per
     if limit.per != 1:
         least = ceil(least * 1e4) / 1e4  # what is shown can be asked for
     return ConfigError(

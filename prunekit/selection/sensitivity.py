@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from prunekit.checks import choice, instance
+from prunekit.checks import instance
 from prunekit.errors import ArtifactError, ConfigError, listed, one_of
-from prunekit.measure import CostModel
-from prunekit.selection.base import Aim, Masks, Selection, best_first, checked
+from prunekit.selection.base import Scored, Selected, Selection, best_first, checked
 from prunekit.selection.budgets import Budget
-from prunekit.selection.curves import Curve, read_curves
+from prunekit.selection.curves import Curve, curves_file, read_curves
 from prunekit.selection.patterns import ignored
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
-    from prunekit.measure.latency_table import Track
 
 _LISTED = 4
 
@@ -32,8 +30,9 @@ class Sensitivity(Selection):
     A unit goes at the loss that the curve of its group shows when it and all worse units of the
     group are gone; scores decide the order within a group only. The lowest losses of all groups go
     first, equal ones by the share of the group, until `budget` is met: that is bisection on a
-    common tolerance. Losses compare as they are, so the budget's `normalise` is left out. `path` is
-    a csv, a stage or a run; None is the sensitivity stage of the same run, which prune fills in.
+    common tolerance. Losses compare between groups as they are, so the budget's `normalise` and
+    `scope` are left out. `path` is a csv, a stage or a run; None is the sensitivity stage of the
+    same run, see `in_run`.
     """
 
     budget: Budget
@@ -43,61 +42,50 @@ class Sensitivity(Selection):
 
     def __post_init__(self) -> None:
         instance("selection.budget", self.budget, Budget)
-        choice("selection.budget.scope", self.budget.scope, ("global",))
         if not isinstance(self.path, str | Path | None):
             raise ConfigError(f"selection.path={self.path!r} is no path; quote it if it is one")
-        found = {"budget": replace(self.budget, normalise=None)}
+        found = {"budget": replace(self.budget, normalise=None, scope="global")}
         found |= {key: getattr(self.budget, key) for key in ("min_keep", "rounds")}
         for key, value in found.items():
             object.__setattr__(self, key, value)
         super().__post_init__()
 
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def select(self, scored: Scored) -> Selected:
         """ArtifactError where curves and network differ, ConfigError for a budget out of reach."""
-        return self.budget.choose(self.ranks(scores, graph), graph, cost)
+        ranks = self._ranks(scored)
+        return self._answer(self.budget.select(replace(scored, scores=ranks)))
 
-    def costs(
-        self,
-        model: nn.Module,
-        graph: ChannelGraph,
-        example: Tensor | tuple[Tensor, ...],
-        device: str = "cpu",
-        track: Track | None = None,
-    ) -> CostModel:
-        """The cost model of the budget."""
-        return self.budget.costs(model, graph, example, device, track)
-
-    def aims(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[Aim, ...]:
-        """What the budget asked for and what there is."""
-        return self.budget.aims(masks, self.ranks(scores, graph), graph, cost)
-
-    def collapsed(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
-    ) -> tuple[str, ...]:
-        """The layers all of whose units come before another one that went."""
-        return self.budget.collapsed(masks, self.ranks(scores, graph), graph)
-
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """Also the tolerance, and the group that sets it."""
-        told = self.budget.notes(masks, self.ranks(scores, graph), graph, cost)
-        lost = {name: loss for name, loss in self._lost(masks).items() if loss > 0}
-        if not lost:
-            return (*told, "sensitivity: no group loses accuracy by itself")
-        worst = max(lost, key=lambda name: lost[name])
-        return (
-            *told,
-            f"sensitivity: by its curve every group alone costs at most {lost[worst]:.2f} points "
-            f"of validation accuracy, {worst} the most; together they cost more",
+    def _answer(self, selected: Selected) -> Selected:
+        """The budget's answer, with the tolerance in words."""
+        return replace(
+            selected,
+            notes=(*selected.notes, self._tolerance(selected.keep)),
+            recount=lambda keep: self._answer(selected.after(keep)),
         )
 
-    def ranks(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
+    def in_run(self, run: Path) -> Sensitivity:
+        """With the curves of the run's own sensitivity stage, where no others are named."""
+        return self if self.path is not None else replace(self, path=run / "sensitivity")
+
+    def files(self) -> Mapping[str, Path]:
+        """The curves, whose losses decide."""
+        return {"curves": curves_file(self._place())}
+
+    def _tolerance(self, keep: Mapping[str, Tensor]) -> str:
+        """The loss that no group exceeds by itself, and the group that sets it."""
+        lost = {name: loss for name, loss in self._lost(keep).items() if loss > 0}
+        if not lost:
+            return "sensitivity: no group loses accuracy by itself"
+        worst = max(lost, key=lambda name: lost[name])
+        return (
+            f"sensitivity: by its curve every group alone costs at most {lost[worst]:.2f} points "
+            f"of validation accuracy, {worst} the most; together they cost more"
+        )
+
+    def _ranks(self, scored: Scored) -> dict[str, Tensor]:
         """For every unit its place in the order in which units go, equal where nothing decides."""
-        scores = checked(scores, graph)
-        curves = self._curves(scores, graph)
+        scores = checked(scored.scores, scored.graph)
+        curves = self._curves(scores, scored.graph)
         names = [name for name in scores if name in curves]
         each = [curves[name].losses() for name in names]
         shares = [torch.arange(1, len(loss) + 1) / len(loss) for loss in each]
@@ -109,9 +97,9 @@ class Sensitivity(Selection):
             found[name][best_first(scores[name]).flip(0)] = place.double()
         return found
 
-    def _lost(self, masks: Masks) -> dict[str, float]:
+    def _lost(self, keep: Mapping[str, Tensor]) -> dict[str, float]:
         """Points that every group costs by its curve."""
-        gone = {name: int((~mask).sum()) for name, mask in masks.items()}
+        gone = {name: int((~mask).sum()) for name, mask in keep.items()}
         return {
             name: float(curve.losses()[gone[name] - 1])
             for name, curve in read_curves(self._place()).items()

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
 
 from prunekit.checks import number
 from prunekit.errors import ConfigError, listed
-from prunekit.selection.base import Masks
+from prunekit.selection.base import Masks, Scored, Selected
 from prunekit.selection.patterns import assigned
-from prunekit.selection.pool import FindsWidths
-
-if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
-    from prunekit.measure import CostModel
+from prunekit.selection.pool import Describe, FindsWidths, Pool
 
 
 @dataclass(frozen=True)
@@ -28,9 +22,10 @@ class Zeros(FindsWidths):
     zeros stay, so that nothing else goes.
     """
 
-    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        pool = self.pool({name: score.abs() for name, score in scores.items()}, graph)
-        return pool.masks(pool.up(pool.count((pool.scores != 0) | pool.stays)))
+    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+        sizes = {name: score.abs() for name, score in scored.scores.items()}
+        pool = self._pool(replace(scored, scores=sizes))
+        return pool.masks(pool.up(pool.count((pool.scores != 0) | pool.stays))), Selected
 
 
 @dataclass(frozen=True)
@@ -41,7 +36,7 @@ class PerLayer(FindsWidths):
     counts: `{"layer1.*": 0.8}`.
     """
 
-    keep: float
+    keep: float = 0.5
     layers: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -55,23 +50,22 @@ class PerLayer(FindsWidths):
         for pattern, kept in self.layers.items():
             number(f"selection.layers.{pattern}", kept, above=0, at_most=1)
 
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """Also the groups whose share is less than the least they keep."""
-        pool = self.pool(self.open(scores, graph), graph)
-        below = (self._asked(pool.names, pool.widths, graph) < pool.least).tolist()
-        names = [name for name, low in zip(pool.names, below, strict=True) if low]
-        who = "every group keeps" if len(names) == len(below) else f"{listed(names, 4)} keep"
-        notes = super().notes(masks, scores, graph, cost)
-        return (*notes, f"{who} the least width: the share is below it") if names else notes
+    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+        pool = self._pool(scored)
+        asked = self._asked(pool, scored)
+        notes = _below_least(pool, asked)
+        return pool.masks(asked), lambda keep: Selected(keep, notes=notes)
 
-    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        pool = self.pool(scores, graph)
-        return pool.masks(self._asked(pool.names, pool.widths, graph))
-
-    def _asked(self, names: list[str], widths: Tensor, graph: ChannelGraph) -> Tensor:
+    def _asked(self, pool: Pool, scored: Scored) -> torch.Tensor:
         """How many units every group should have; halves go up."""
-        other = assigned(graph, self.layers)
-        keep = torch.tensor([other.get(name, self.keep) for name in names], dtype=torch.float64)
-        return (keep * widths + 0.5).floor().long()
+        other = assigned(scored.graph, self.layers)
+        keep = torch.tensor([other.get(n, self.keep) for n in pool.names], dtype=torch.float64)
+        return (keep * pool.widths + 0.5).floor().long()
+
+
+def _below_least(pool: Pool, asked: torch.Tensor) -> tuple[str, ...]:
+    """Which groups were asked for less than the least that they keep."""
+    below = (asked < pool.least).tolist()
+    names = [name for name, low in zip(pool.names, below, strict=True) if low]
+    who = "every group keeps" if len(names) == len(below) else f"{listed(names, 4)} keep"
+    return (f"{who} the least width: the share is below it",) if names else ()

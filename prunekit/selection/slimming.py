@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING
 
@@ -11,13 +10,14 @@ from torch import Tensor
 
 from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
-from prunekit.selection.base import Aim, Masks
-from prunekit.selection.collapse import fewest_left, first_emptied, told
-from prunekit.selection.pool import FindsWidths, Pool
+from prunekit.selection.base import Aim, Masks, Scored, Selected
+from prunekit.selection.collapse import emptied_notes, fewest_left, first_emptied
+from prunekit.selection.pool import Describe, FindsWidths, Pool
 
 if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
-    from prunekit.measure import CostModel
+    from collections.abc import Sequence
+
+    from prunekit.graph import ChannelMask
 
 _NEXT = 3  # layers that a refusal names beside the emptied ones
 
@@ -43,7 +43,7 @@ class Slimming(FindsWidths):
     addition: the threshold is not moved for it.
     """
 
-    ratio: float
+    ratio: float = 0.5
     _: KW_ONLY
     rule: str = "exact"
     on_empty: str = "error"
@@ -62,45 +62,32 @@ class Slimming(FindsWidths):
                 "there are no blocks to remove; give rounds=1, or on_empty=keep_best"
             )
 
-    def aims(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[Aim, ...]:
-        """The share of the scored units that should stay, and that does."""
-        kept = torch.cat([masks[name] for name in self.open(scores, graph)])
-        asked, reached = len(kept) - self._count(len(kept)), int(kept.sum())
-        share = round(1 - self.ratio, 12)
-        return (Aim("channels", share, reached / len(kept), reached <= asked),)
-
-    def collapsed(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph
-    ) -> tuple[str, ...]:
-        """The layers that the threshold empties."""
-        pool = self.pool(self.open(scores, graph), graph)
-        return first_emptied(graph, pool.gone(~self._above(pool)))
-
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """Also ties at the threshold, and the layers that it empties or nearly does."""
-        pool = self.pool(self.open(scores, graph), graph)
-        return (
-            *super().notes(masks, scores, graph, cost),
-            *self._ties(pool),
-            *told(graph, masks, self.collapsed(masks, scores, graph), nearly=pool.names),
-        )
-
-    def _masks(self, scores: dict[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        pool = self.pool(scores, graph)
+    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+        pool = self._pool(scored)
         above = self._above(pool)
-        if self.on_empty == "error":
-            self._refuse_empty(pool, above, graph)
+        emptied = first_emptied(scored.graph, pool.without(~above))
+        if emptied and self.on_empty == "error":
+            raise self._refusal(pool, above, emptied)
         masks = pool.masks(pool.count(above | pool.stays))
         if self.on_empty == "skip_block":
             lives = dict(zip(pool.names, pool.count(above) > 0, strict=True))
             masks = {name: mask & lives[name] for name, mask in masks.items()}
-        return masks
 
-    def _count(self, units: int) -> int:
+        def answer(keep: ChannelMask) -> Selected:
+            told = emptied_notes(scored.graph, keep, emptied, nearly=pool.names)
+            return Selected(
+                keep, (self._aim(keep, pool),), emptied, (*self._ties(pool, above), *told)
+            )
+
+        return masks, answer
+
+    def _aim(self, keep: ChannelMask, pool: Pool) -> Aim:
+        """The share of the scored units that should stay, and that does."""
+        kept = torch.cat([keep[name] for name in pool.names])
+        asked, reached = len(kept) - self._lowest(len(kept)), int(kept.sum())
+        return Aim("channels", round(1 - self.ratio, 12), reached / len(kept), reached <= asked)
+
+    def _lowest(self, units: int) -> int:
         """How many go; cut off, not rounded, as in the released code."""
         return int(units * self.ratio)
 
@@ -111,23 +98,20 @@ class Slimming(FindsWidths):
 
     def _by_rule(self, pool: Pool) -> Tensor:
         """Which units are above the threshold."""
-        count = self._count(len(pool.scores))
+        count = self._lowest(len(pool.scores))
         if self.rule == "published":
             return pool.scores > pool.scores.sort().values[count]
         stays = torch.ones(len(pool.scores), dtype=torch.bool)
         stays[pool.worst_first()[:count]] = False
         return stays
 
-    def _refuse_empty(self, pool: Pool, above: Tensor, graph: ChannelGraph) -> None:
-        """Raise ConfigError where a layer has no unit above the threshold."""
-        empty = first_emptied(graph, pool.gone(~above))
-        if not empty:
-            return
+    def _refusal(self, pool: Pool, above: Tensor, empty: Sequence[str]) -> ConfigError:
+        """What to say where a layer has no unit above the threshold."""
         kept = dict(zip(pool.names, above.split(pool.widths.tolist()), strict=True))
         rows = [row for row in fewest_left(kept) if row[0] not in empty and row[1] < row[2]]
         shares = [f"{name} keeps {n} of {full} ({n / full:.1%})" for name, n, full in rows[:_NEXT]]
         names = ", ".join(empty) if bool(above.any()) else f"all {len(pool.names)} groups"
-        raise ConfigError(
+        return ConfigError(
             f"selection.ratio={self.ratio} would leave nothing of {names}, whose "
             f"scores are not above the threshold {float(pool.scores[~above].max()):.3g}"
             + (f"; next, {', '.join(shares)}" if shares else "")
@@ -135,10 +119,10 @@ class Slimming(FindsWidths):
             "residual blocks around them"
         )
 
-    def _ties(self, pool: Pool) -> list[str]:
+    def _ties(self, pool: Pool, above: Tensor) -> list[str]:
         """Where equal scores, above all zeros, make the rule stop short or go on."""
-        units, count = len(pool.scores), self._count(len(pool.scores))
-        zeros, gone = int((pool.scores == 0).sum()), int((~self._above(pool)).sum())
+        units, count = len(pool.scores), self._lowest(len(pool.scores))
+        zeros, gone = int((pool.scores == 0).sum()), int((~above).sum())
         asked = f"selection.ratio={self.ratio} asks for {count} of {units} units"
         if gone > count + 1:
             level = float(pool.scores.sort().values[count])

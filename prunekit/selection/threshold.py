@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -14,15 +14,17 @@ from torch import Tensor
 
 from prunekit.checks import choice, number
 from prunekit.errors import ConfigError, listed
+from prunekit.graph import ChannelMask
 from prunekit.selection.base import (
     Aim,
     Masks,
+    Scored,
+    Selected,
     Selection,
     best,
     checked,
-    gone,
     protected,
-    untouched,
+    unscored,
 )
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class Threshold(Selection):
     its largest ones, whatever T says.
     """
 
-    keep: float
+    keep: float = 0.5
     _: KW_ONLY
     floor: float = 0.2
     same_ratio: bool = False
@@ -61,36 +63,55 @@ class Threshold(Selection):
         scores: Mapping[str, Tensor],
         graph: ChannelGraph,
         cost: CostModel,
-    ) -> Masks:
+    ) -> ChannelMask:
         """What stays at one threshold: at 0 everything, above it nothing that is exactly zero."""
-        return self._norms(scores, graph, cost).masks(threshold) | untouched(scores, graph)
+        return ChannelMask.of(graph, self._norms(scores, cost, graph).masks(threshold))
 
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
-        """The masks whose share of MACs is nearest; ConfigError where even the floor has more.
+    def select(self, scored: Scored) -> Selected:
+        """Find the nearest share of MACs; ConfigError where even the floor has more.
 
         Of two that are equally near the one with fewer MACs, of equal MACs the lowest threshold.
         """
-        norms = self._norms(scores, graph, cost)
-        whole, levels = untouched(scores, graph), norms.levels()
+        graph, cost = scored.graph, scored.cost
+        self.check(scored.scores, graph, cost)
+        norms = self._norms(scored.scores, cost, graph)
+        levels = norms.levels()
 
         @cache
         def share(place: int) -> float:
-            return _share(norms.masks(levels[place]) | whole, graph, cost)
+            return _share(ChannelMask.of(graph, norms.masks(levels[place])), cost)
 
         def first(most: float) -> int:
             """The lowest of the levels, from which on no more than a share is kept."""
             return bisect_left(range(len(levels)), -most, key=lambda place: -share(place))
 
-        self.check(scores, graph, cost)
         below = first(self.keep)
         above = first(share(below - 1)) if below else below
         ends = {above, min(below, len(levels) - 1)}
-        found = min(ends, key=lambda at: (round(abs(share(at) - self.keep), 12), share(at), at))
-        return norms.masks(levels[found]) | whole
+        near = min(ends, key=lambda at: (round(abs(share(at) - self.keep), 12), share(at), at))
+
+        def answer(keep: ChannelMask) -> Selected:
+            return replace(self._answer(scored, norms, keep), recount=answer)
+
+        return answer(ChannelMask.of(graph, norms.masks(levels[near])))
+
+    def _answer(self, scored: Scored, norms: _Norms, keep: ChannelMask) -> Selected:
+        """The share of MACs asked for and reached, the threshold, and what the floor held."""
+        share = _share(keep, scored.cost)
+        aim = Aim("MACs", self.keep, share, abs(share - self.keep) <= NEAR)
+        notes = norms.told(keep)
+        if not aim.met:
+            notes.append(
+                f"asked to keep {aim.asked:.6g} of the MACs, kept {aim.reached:.6g}: "
+                "the nearest reachable by one threshold"
+            )
+        names = unscored(scored.scores, scored.graph)
+        whole = [f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else []
+        return Selected(keep, (aim,), notes=(*whole, *notes))
 
     def check(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> None:
         """Raise ConfigError where no threshold leaves as little as `keep`; norms do not matter."""
-        least = _share(self.at(math.inf, scores, graph, cost), graph, cost)
+        least = _share(self.at(math.inf, scores, graph, cost), cost)
         if least > self.keep + NEAR:
             asked = math.ceil(least * 1e4) / 1e4  # what is shown can be asked for
             raise ConfigError(
@@ -99,31 +120,7 @@ class Threshold(Selection):
                 "selection.floor"
             )
 
-    def aims(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[Aim, ...]:
-        """The share of MACs asked for and the one that the masks have."""
-        share = _share(masks, graph, cost)
-        return (Aim("MACs", self.keep, share, abs(share - self.keep) <= NEAR),)
-
-    def notes(
-        self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
-    ) -> tuple[str, ...]:
-        """What had no scores, a share that was missed, the threshold, and what the floor held."""
-        (aim,) = self.aims(masks, scores, graph, cost)
-        notes = [*self._norms(scores, graph, cost).told(masks)]
-        if not aim.met:
-            notes.append(
-                f"asked to keep {aim.asked:.6g} of the MACs, kept {aim.reached:.6g}: "
-                "the nearest reachable by one threshold"
-            )
-        names = [*untouched(scores, graph)]
-        return (
-            *([f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else ()),
-            *notes,
-        )
-
-    def _norms(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> _Norms:
+    def _norms(self, scores: Mapping[str, Tensor], cost: CostModel, graph: ChannelGraph) -> _Norms:
         known = checked(scores, graph)
         stays = protected(known, graph, self.min_keep)
         least = {
@@ -134,8 +131,7 @@ class Threshold(Selection):
 
     def _pairs(self, scores: Mapping[str, Tensor], cost: CostModel) -> dict[str, str]:
         """Second group -> first group of every block of which both have scores."""
-        pairs = getattr(cost, "pairs", ())
-        found = {second: first for first, second in pairs if {first, second} <= scores.keys()}
+        found = {second: first for first, second in cost.pairs if {first, second} <= scores.keys()}
         if not found:
             raise ConfigError(
                 "selection.same_ratio=true, but no block has two matrices with scores; attach some "
@@ -161,7 +157,7 @@ class _Norms:
         masks = {n: (score >= threshold) | self.least[n] for n, score in self.scores.items()}
         return masks | {name: self._follow(name, masks[by]) for name, by in self.leader.items()}
 
-    def told(self, masks: Masks) -> list[str]:
+    def told(self, masks: Mapping[str, Tensor]) -> list[str]:
         """Up to where norms went, and how many groups the floor kept from losing more."""
         free = {n: score for n, score in self.scores.items() if n not in self.leader}
         went = torch.cat([score[~masks[name]] for name, score in free.items()])
@@ -182,5 +178,5 @@ class _Norms:
         return best(score, max(count, int(least.sum())), least)
 
 
-def _share(masks: Masks, graph: ChannelGraph, cost: CostModel) -> float:
-    return cost.macs(gone(graph, masks)) / cost.macs()
+def _share(keep: ChannelMask, cost: CostModel) -> float:
+    return cost.macs(keep.removed) / cost.macs()

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from prunekit.checks import integer
 from prunekit.errors import ArtifactError, ConfigError, one_of
-from prunekit.selection.base import Masks, Selection, best, checked, protected, whole
+from prunekit.graph import ChannelMask
+from prunekit.selection.base import Scored, Selected, Selection, best, checked, protected
 
 if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
-    from prunekit.measure import CostModel
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -40,12 +38,12 @@ class Widths(Selection):
                     "lower that too if it is meant"
                 )
 
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def select(self, scored: Scored) -> Selected:
         """Raises ConfigError for a group that the network or the scores lack, or a wider width."""
-        scores = checked(scores, graph)
+        graph, scores = scored.graph, checked(scored.scores, scored.graph)
         self._check(scores)
         shrunk = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
-        masks = {group.name: whole(len(group.units)) for group in graph.groups}
+        masks = {}
         for name, stays in protected(shrunk, graph, self.min_keep).items():
             width, least = self.widths[name], int(stays.sum())
             if width < least:
@@ -54,7 +52,7 @@ class Widths(Selection):
                     f"channels: these scores ask for {least}; give {least} or more"
                 )
             masks[name] = best(scores[name], width, stays)
-        return masks
+        return Selected(ChannelMask.of(graph, masks))
 
     def _check(self, scores: Mapping[str, Tensor]) -> None:
         for name, width in self.widths.items():
@@ -82,10 +80,10 @@ class LikeRun(Selection):
         super().__post_init__()
         read_plan(self.path)
 
-    def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
+    def select(self, scored: Scored) -> Selected:
         """Raises ArtifactError when the other run pruned a network of other widths."""
-        plan = read_plan(self.path)
-        found = {group.name: len(group.units) for group in graph.groups}
+        plan, scores = read_plan(self.path), scored.scores
+        found = {group.name: len(group.units) for group in scored.graph.groups}
         if {name: entry["of"] for name, entry in plan.items()} != found:
             odd = next(n for n in (*found, *plan) if found.get(n) != plan.get(n, {}).get("of"))
             raise ArtifactError(
@@ -94,7 +92,11 @@ class LikeRun(Selection):
             )
         pruned = {n: e["kept"] for n, e in plan.items() if n in scores or e["kept"] < e["of"]}
         lowest = min([self.min_keep, *pruned.values()])
-        return Widths(pruned, min_keep=lowest).choose(scores, graph, cost)
+        return Widths(pruned, min_keep=lowest).select(scored)
+
+    def files(self) -> Mapping[str, Path]:
+        """The plan, whose widths decide."""
+        return {"plan": _plan_file(Path(self.path))}
 
 
 def read_plan(path: str | Path) -> dict[str, dict[str, int]]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from prunekit.data import Data
+from prunekit.engine import Pruning
 from prunekit.modes import duplicate
 from prunekit.runs.report import Metrics
 from prunekit.stages.base import Runtime
 from prunekit.stages.parts import quality
-from prunekit.stages.rounds import Rounds
 from prunekit.training import keeps_statistics, recompute_statistics
 
 IMAGES = 2048  # training images that statistics are recomputed on
@@ -26,10 +26,10 @@ class Variant:
     quality: Metrics
 
 
-def written(way: Rounds, statistics: str) -> str:
+def written(pruning: Pruning, statistics: str) -> str:
     """The name of the network that settings ask for: what the last cut did, and to statistics."""
     ending = "_recomputed" if statistics == "recomputed" else ""
-    return ("absorbed" if way.absorbed else "dropped") + ending
+    return ("absorbed" if pruning.absorbed else "dropped") + ending
 
 
 def compared(model: nn.Module, data: Data) -> tuple[str, ...]:
@@ -42,7 +42,7 @@ def compared(model: nn.Module, data: Data) -> tuple[str, ...]:
 
 
 def variants(
-    way: Rounds, names: Collection[str], data: Data, runtime: Runtime
+    pruning: Pruning, names: Collection[str], data: Data, runtime: Runtime
 ) -> dict[str, Variant]:
     """The networks of these names, with constants dropped or absorbed, statistics recomputed."""
     plain: dict[str, nn.Module] = {}
@@ -50,8 +50,7 @@ def variants(
     for name in names:
         kind, _, again = name.partition("_")
         if kind not in plain:
-            as_cut = way.absorbed == (kind == "absorbed")
-            plain[kind] = way.model if as_cut else way.again(absorb=kind == "absorbed")
+            plain[kind] = pruning.with_constants(absorb=kind == "absorbed")
         model = _recomputed(plain[kind], data, runtime) if again else plain[kind]
         found[name] = Variant(model, quality(model, data, runtime))
     return found
@@ -74,7 +73,7 @@ def _recomputed(model: nn.Module, data: Data, runtime: Runtime) -> nn.Module:
     return copy
 
 
-def told(metrics: Metrics) -> list[str]:
+def accuracy_note(metrics: Metrics) -> list[str]:
     """The figures in a sentence, where there are any."""
     if not metrics:
         return []

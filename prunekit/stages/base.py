@@ -21,7 +21,6 @@ from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Outcome, Report
 from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
 from prunekit.runs.tracking import Tracker
-from prunekit.selection import Sensitivity, curves_file
 from prunekit.stages.teacher import distill_of
 
 Settings = Mapping[str, Any]
@@ -193,10 +192,9 @@ def _teacher(chosen: Settings, source: Path | None) -> Path | None:
 
 def _curves(chosen: Settings, run: RunDir) -> Path | None:
     """The file of sensitivity curves, where the stage selects by them."""
-    selection = build(chosen["selection"], "selection") if "selection" in chosen else None
-    if not isinstance(selection, Sensitivity):
+    if "selection" not in chosen:
         return None
-    return curves_file(selection.path or run.stage("sensitivity").path)
+    return build(chosen["selection"], "selection").in_run(run.path).files().get("curves")
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:

@@ -13,12 +13,12 @@ from prunekit.build import build
 from prunekit.checks import choice, integer
 from prunekit.console import say, table
 from prunekit.criteria import Criterion
+from prunekit.engine import ABSORB, Traced
 from prunekit.errors import ConfigError, one_of
 from prunekit.export import Export, Precision
 from prunekit.graph import Placement
 from prunekit.measure import TSNE, LatencyTest
 from prunekit.problems import Problem
-from prunekit.pruning import ABSORB
 from prunekit.runs.pool import Pool
 from prunekit.runs.report import Metrics, Report
 from prunekit.runs.rundir import LOOKING, RunDir
@@ -196,10 +196,9 @@ def inspect(settings: Settings, directory: str) -> None:
     """Print channel groups, what is frozen and why, and the cost at several widths."""
     import torch
 
-    from prunekit.graph import ChannelGraph, Hinged
-    from prunekit.measure import FoldedCost
+    from prunekit.graph import Hinged
     from prunekit.runs.rundir import model_file
-    from prunekit.selection import PerLayer
+    from prunekit.selection import PerLayer, Scored
     from prunekit.stages.parts import load_source
 
     runtime: Runtime = build(settings["runtime"], "runtime")
@@ -217,8 +216,8 @@ def inspect(settings: Settings, directory: str) -> None:
         hinged = [(n, m.site) for n, m in model.named_modules() if isinstance(m, Hinged)]
         rows = [(n, s.block, " and ".join(s.sides), s.start or "is the matrix") for n, s in hinged]
         table("matrices", ("layer", "block", "what may vanish", "start"), rows)
-    graph = ChannelGraph.trace(model, example, over_norms=settings["over_norms"])
-    cost = FoldedCost(model, graph)
+    traced = Traced.of(model, example, over_norms=settings["over_norms"])
+    graph, cost = traced.graph, traced.cost()
     table("channel groups", ("group", "units", "made by", "read by"), graph.rows())
     for line in graph.stays():
         say(f"stays: {line}")
@@ -229,7 +228,6 @@ def inspect(settings: Settings, directory: str) -> None:
     scores: dict[str, Any] = {g.name: torch.arange(1.0, len(g.units) + 1) for g in graph.groups}
     predicted = []
     for share in (1.0, 0.75, 0.5, 0.25, 0.1):
-        keep = PerLayer(share).choose(scores, graph, cost)
-        drop = graph.drop({name: ~mask for name, mask in keep.items()})
-        predicted.append((f"{share:.0%}", f"{cost.params(drop):,}", f"{cost.macs(drop):,}"))
+        removed = PerLayer(share).select(Scored(scores, graph, cost)).keep.removed
+        predicted.append((f"{share:.0%}", f"{cost.params(removed):,}", f"{cost.macs(removed):,}"))
     table("predicted cost", ("width kept in every group", "parameters", "MACs"), predicted)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from prunekit import engine
 from prunekit.build import build
 from prunekit.console import track
 from prunekit.criteria import Criterion, Stored
 from prunekit.data import Data
+from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
 from prunekit.errors import ArtifactError, ConfigError
-from prunekit.graph import ChannelGraph
+from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.selection import Aim, Selection, Sensitivity
-from prunekit.stages.aftermath import compared, figures, told, variants, written
+from prunekit.selection import Aim, Selection
+from prunekit.stages.aftermath import accuracy_note, compared, figures, variants, written
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.network import notes_on, start, weights_of
 from prunekit.stages.parts import (
@@ -26,7 +28,6 @@ from prunekit.stages.parts import (
     history_writer,
     load_data,
 )
-from prunekit.stages.rounds import CHECKED, Rounds
 from prunekit.surgery import attached, fold, save_model
 from prunekit.surgery.cut import Cut
 from prunekit.training import Schedule, fit
@@ -35,59 +36,44 @@ from prunekit.training import Schedule, fit
 def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Select units, remove them, and check that removing equals silencing."""
     criterion = criterion_of(settings, stage)
-    selection = selection_of(settings, stage)
+    selection = build(settings["selection"], "selection").in_run(stage.run.path)
     data = load_data(settings, runtime)
     saved = start(settings, stage, data, runtime)
     _check_rounds(selection, criterion, data)
-    example = data.example.to(runtime.device)
-    graph = ChannelGraph.trace(saved.model, example, over_norms=settings["over_norms"])
-    cost = selection.costs(saved.model, graph, example, runtime.device, track)
-    way = Rounds(
-        model=saved.model,
-        graph=graph,
-        selection=selection,
-        criterion=criterion,
-        cost=cost,
-        data=data,
-        device=runtime.device,
-        absorb=settings["absorb"],
-        over_norms=settings["over_norms"],
-    )
-    keep = way.run(_training(settings, stage, data, runtime))
-    aims = selection.aims(keep, way.scores, graph, cost)
-    chosen = written(way, settings["statistics"])
-    names = compared(way.model, data) if settings["diagnose"] else ()
-    found = variants(way, dict.fromkeys((*names, chosen)), data, runtime)
+    dense = Traced.of(saved.model, data.example, data.inputs(CHECKED), settings["over_norms"])
+    tune = _training(settings, stage, data, runtime)
+    options = CutOptions(settings["absorb"])
+    pruning = engine.prune(dense, criterion, selection, options, data, tune, track)
+    chosen = written(pruning, settings["statistics"])
+    names = compared(pruning.model, data) if settings["diagnose"] else ()
+    found = variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
     model, after = found[chosen].model, figures(found, names)
-    edits = [edit for made in way.cuts for edit in made.edits]
-    folded = fold(model, data.inputs(CHECKED).to(runtime.device)) if attached(model) else None
-    if folded:
-        model, edits = folded.model, [*edits, folded.edit]
-    write_json(stage.path / "plan.json", plan(graph, keep))
+    folded = fold(model, dense.batch) if attached(model) else None
+    edits = [*pruning.edits, *([folded.edit] if folded else [])]
+    model = folded.model if folded else model
+    write_json(stage.path / "plan.json", plan(dense.graph, pruning.keep))
     save_model(stage.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
-    return Outcome(
-        {
-            **found[chosen].quality,
-            **counts(model, data),
-            **_facts(way.cuts),
-            **({"fold_error": folded.gap.relative} if folded else {}),
-            **_asked(aims),
-            **after,
-            "collapsed_layers": ", ".join(selection.collapsed(keep, way.scores, graph)) or None,
-            **{f"kept/{name}": int(mask.sum()) for name, mask in keep.items()},
-        },
-        (
-            *_on_start(settings, stage),
-            *data.notes,
-            *_told(way.cuts),
-            *([str(folded)] if folded else []),
-            *told(after),
-            *_scaled(criterion, selection),
-            *selection.notes(keep, way.scores, graph, cost),
-            *graph.notes,
-            *_rescued(way.scores, keep),
-        ),
+    metrics = {
+        **found[chosen].quality,
+        **counts(model, data),
+        **_facts(pruning.cuts),
+        **({"fold_error": folded.gap.relative} if folded else {}),
+        **_asked(pruning.selected.aims),
+        **after,
+        "collapsed_layers": ", ".join(pruning.selected.emptied) or None,
+        **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
+    }
+    notes = (
+        *_on_start(settings, stage),
+        *data.notes,
+        *_cut_notes(pruning.cuts),
+        *([str(folded)] if folded else []),
+        *accuracy_note(after),
+        *pruning.selected.notes,
+        *dense.graph.notes,
+        *_rescued(pruning),
     )
+    return Outcome(metrics, notes)
 
 
 def criterion_of(settings: Settings, stage: StageDir) -> Criterion:
@@ -104,21 +90,14 @@ def criterion_of(settings: Settings, stage: StageDir) -> Criterion:
     return replace(criterion, path=stage.source.parent / "scores.pt")
 
 
-def selection_of(settings: Settings, stage: StageDir) -> Selection:
-    """The selection; sensitivity curves are those of the same run where no others are named."""
-    selection: Selection = build(settings["selection"], "selection")
-    if not isinstance(selection, Sensitivity) or selection.path is not None:
-        return selection
-    return replace(selection, path=stage.run.stage("sensitivity").path)
-
-
-def plan(graph: ChannelGraph, keep: Mapping[str, Tensor]) -> dict[str, Any]:
+def plan(graph: ChannelGraph, keep: ChannelMask) -> dict[str, Any]:
     """Which units of every group stay, for people and for `selection=like_run`."""
+    indices = {name: found.tolist() for name, found in keep.indices.items()}
     groups = {
         group.name: {
-            "kept": int(keep[group.name].sum()),
+            "kept": len(indices[group.name]),
             "of": len(group.units),
-            "indices": keep[group.name].nonzero().flatten().tolist(),
+            "indices": indices[group.name],
             "producers": list(group.producers),
         }
         for group in graph.groups
@@ -174,7 +153,7 @@ def _on_start(settings: Settings, stage: StageDir) -> list[str]:
     return notes_on(weights_of(settings)) or [untrained]
 
 
-def _facts(cuts: list[Cut]) -> Metrics:
+def _facts(cuts: Sequence[Cut]) -> Metrics:
     """How far the cuts are from silencing, the worst of the rounds, and what was absorbed."""
     agreed = [made.agreement for made in cuts if made.agreement is not None]
     trained = [found.train.relative for found in agreed if found.train is not None]
@@ -200,7 +179,7 @@ def _asked(aims: tuple[Aim, ...]) -> Metrics:
     return found
 
 
-def _told(cuts: list[Cut]) -> list[str]:
+def _cut_notes(cuts: Sequence[Cut]) -> list[str]:
     """The check and the absorption in words, round by round."""
     found = []
     for number, made in enumerate(cuts, start=1):
@@ -212,21 +191,10 @@ def _told(cuts: list[Cut]) -> list[str]:
     return found
 
 
-def _scaled(criterion: Criterion, selection: Selection) -> list[str]:
-    """Where a selection scales scores that compare between groups as they are."""
-    if getattr(selection, "normalise", None) is None or not criterion.comparable:
-        return []
-    if getattr(selection, "scope", "global") == "local":
-        return []
+def _rescued(pruning: Pruning) -> list[str]:
+    """The groups all of whose units score zero, and that keep some all the same."""
     return [
-        f"{type(criterion).__name__} compares between layers as it is, and selection.normalise "
-        "scaled it by layer; selection.normalise=null leaves it as it is"
-    ]
-
-
-def _rescued(scores: Mapping[str, Tensor], keep: Mapping[str, Tensor]) -> list[str]:
-    return [
-        f"every unit of {name} scored zero; {int(keep[name].sum())} kept so that the layer lives"
-        for name, score in scores.items()
-        if not score.any() and keep[name].any()
+        f"every unit of {name} scored zero; {count} kept so that the layer lives"
+        for name, count in pruning.keep.counts.items()
+        if count and name in pruning.scores and not pruning.scores[name].any()
     ]

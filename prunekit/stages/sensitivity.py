@@ -17,25 +17,23 @@ from prunekit.console import track
 from prunekit.criteria import Criterion, L1Norm, Scores, Stored
 from prunekit.data import Batches, Data
 from prunekit.data.base import balanced
+from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
-from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, FoldedCost, LatencyTest, TimedCost
+from prunekit.graph import ChannelGraph, ChannelMask
+from prunekit.measure import LatencyTest
 from prunekit.modes import evaluating
-from prunekit.pruning import absorbs
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.runs.sensitivity import draw
-from prunekit.selection import PerLayer, curves_of
+from prunekit.selection import PerLayer, Scored, curves_of
 from prunekit.selection.curves import FILE
 from prunekit.selection.patterns import check_patterns, groups_matching
 from prunekit.stages.aftermath import IMAGES
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.network import notes_on, start, weights_of
 from prunekit.stages.parts import counts, load_data
-from prunekit.stages.rounds import CHECKED
 from prunekit.surgery import attached
-from prunekit.surgery.cut import cut
 from prunekit.training import recompute_statistics
 from prunekit.training.evaluate import placed
 
@@ -93,7 +91,7 @@ def sensitivity(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcom
     images = _images(probe, data)
     trial, told = _trial(settings, stage, data, runtime)
     points, file = _points(probe, trial), stage.path / FILE
-    costs, found = _costs(probe, trial, points, runtime), _known(file)
+    costs, found = _costs(probe, trial, points), _known(file)
     open_ = [*{point.key: point for point in points if point.key not in found}.values()]
     for point in track(open_, "sensitivity", len(open_)):
         found[point.key] = _top1(trial.narrowed(point), images, runtime)
@@ -102,9 +100,9 @@ def sensitivity(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcom
     rows = _rows(points, costs, found)
     write_csv(file, rows)  # milliseconds are of one table, that of the last attempt
     draw(rows, stage.path / "sensitivity.png", _title(stage, images))
-    lacking = [name for name in probe.names(trial.graph) if name not in trial.scores]
+    lacking = [name for name in probe.names(trial.dense.graph) if name not in trial.scores]
     return Outcome(
-        {**counts(trial.model, data), **_summary(rows), "images": images.size},
+        {**counts(trial.dense.model, data), **_summary(rows), "images": images.size},
         (
             *([] if stage.sourced else notes_on(weights_of(settings))),
             *data.notes,
@@ -137,27 +135,20 @@ class Point:
 class Trial:
     """A network, the scores of its units, and how prune would cut it."""
 
-    model: nn.Module
-    graph: ChannelGraph
+    dense: Traced
     scores: Scores
     settings: Settings
     data: Data
-    device: str
 
     def narrowed(self, point: Point) -> nn.Module:
         """The network with one group narrowed, of a copy; with nothing removed it is the same."""
         if not point.removed:
-            return self.model
-        keep, wish = {point.group: point.keep}, self.settings["absorb"]
+            return self.dense.model
+        options = CutOptions(self.settings["absorb"], check=False)
         score = {point.group: self.scores[point.group]}
-        made = cut(
-            *(self.model, self.graph, keep, self.data.inputs(CHECKED).to(self.device)),
-            absorb=absorbs(wish, score, keep),
-            check=False,
-            maps=wish == "maps",
-        )
+        made = cut_once(self.dense, {point.group: point.keep}, score, options)
         if self.settings["statistics"] == "recomputed":
-            recompute_statistics(made.model, self.data.train, IMAGES, self.device)
+            recompute_statistics(made.model, self.data.train, IMAGES, self.dense.device)
         return made.model
 
 
@@ -166,11 +157,9 @@ def _trial(
 ) -> tuple[Trial, list[str]]:
     """The scored network, and what must be said of how it was scored."""
     model = start(settings, stage, data, runtime).model
-    example = data.example.to(runtime.device)
-    graph = ChannelGraph.trace(model, example, over_norms=settings["over_norms"])
+    dense = Traced.of(model, data.example, data.inputs(CHECKED), settings["over_norms"])
     criterion, told = _criterion(settings, stage)
-    scores = criterion.scores(model, graph, data, runtime.device)
-    return Trial(model, graph, scores, settings, data, runtime.device), told
+    return Trial(dense, dense.scores(criterion, data), settings, data), told
 
 
 def _criterion(settings: Settings, stage: StageDir) -> tuple[Criterion, list[str]]:
@@ -215,34 +204,30 @@ class Chosen:
 
 def _points(probe: Probe, trial: Trial) -> list[Point]:
     """Every group whole, then at every share, in the order of the graph; some of it stays."""
-    cost = CostModel(trial.model, trial.graph)
+    scored = Scored(trial.scores, trial.dense.graph, trial.dense.cost())
     at = {
-        share: PerLayer(round(1 - share, 12)).choose(trial.scores, trial.graph, cost)
+        share: PerLayer(round(1 - share, 12)).select(scored).keep
         for share in sorted({*probe.shares})
     }
     return [
         Point(name, share, at[share][name] if share else torch.ones_like(at[max(at)][name]))
-        for name in probe.names(trial.graph)
+        for name in probe.names(trial.dense.graph)
         if name in trial.scores
         for share in (0.0, *at)
     ]
 
 
-def _costs(
-    probe: Probe, trial: Trial, points: Sequence[Point], runtime: Runtime
-) -> dict[Point, Metrics]:
+def _costs(probe: Probe, trial: Trial, points: Sequence[Point]) -> dict[Point, Metrics]:
     """Multiply-adds and parameters of every point, and milliseconds by the table of layers."""
-    timed = None
-    if probe.timing is not None and not attached(trial.model):
-        example = trial.data.example
-        timed = TimedCost(trial.model, trial.graph, example, probe.timing, runtime.device, track)
-    cost = timed or FoldedCost(trial.model, trial.graph)
+    dense, cost, timed = trial.dense, trial.dense.cost(track), None
+    if probe.timing is not None and not attached(dense.model):
+        timed = cost.timed(probe.timing)
     found: dict[Point, Metrics] = {}
     for point in points:
-        drop = trial.graph.drop({point.group: ~point.keep})
-        found[point] = {"macs": cost.macs(drop), "params": cost.params(drop)}
+        removed = ChannelMask.of(dense.graph, {point.group: point.keep}).removed
+        found[point] = {"macs": cost.macs(removed), "params": cost.params(removed)}
         if timed is not None:
-            found[point]["ms"] = timed.latency(drop)
+            found[point]["ms"] = timed.latency(removed)
     return found
 
 

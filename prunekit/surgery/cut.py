@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph import ChannelGraph
+from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.modes import duplicate
 from prunekit.surgery.absorb import Absorbed, branch_constants
 from prunekit.surgery.absorb import absorb as absorb_constants
@@ -21,15 +21,14 @@ from prunekit.surgery.residual import empty_blocks
 class Cut:
     """A narrow copy of a network, and what was done to make it; None where it was not asked for.
 
-    `keep` is the mask of every group of the graph, without the units that left with the blocks in
-    `skipped`, which were removed whole.
+    `keep` lacks the units that left with the blocks in `skipped`, which were removed whole.
     """
 
     model: nn.Module
     edits: tuple[Edit, ...]
     agreement: Agreement | None
     absorbed: Absorbed | None
-    keep: Mapping[str, Tensor]
+    keep: ChannelMask
     skipped: tuple[str, ...] = ()
 
     @property
@@ -44,7 +43,7 @@ def cut(
     model: nn.Module,
     graph: ChannelGraph,
     keep: Mapping[str, Tensor],
-    batch: Batch,
+    batch: Batch | None,
     *,
     absorb: bool = True,
     check: bool = True,
@@ -55,10 +54,12 @@ def cut(
     Where that would empty layers, the residual blocks in whose branches they are go whole. With
     `check` the copy is compared with the silenced network on `batch`, before constants are
     absorbed, which `absorb` asks for; with `maps` by position at padded borders (`BiasMaps`).
+    Without a `batch` nothing of that can be done: an empty layer is refused.
     Raises SurgeryError, for an empty layer in no residual branch too.
     """
-    drop = graph.drop({name: ~mask for name, mask in keep.items()})
-    blocks = empty_blocks(model, graph, drop, batch)
+    keep = ChannelMask.of(graph, keep)
+    drop = keep.removed
+    blocks = empty_blocks(model, graph, drop, batch) if batch is not None else ()
     shifts = branch_constants(model, graph, drop, blocks, batch, maps) if absorb else {}
     gone = {n for n in (*graph.ins, *graph.tensors) if any(block.loses(n) for block in blocks)}
     shapes = {name: tuple(shift.value.shape) for name, shift in shifts.items()}
@@ -84,13 +85,9 @@ def cut(
     )
 
 
-def _left(graph: ChannelGraph, keep: Mapping[str, Tensor], gone: set[str]) -> dict[str, Tensor]:
-    """The masks without units that sit in layers that are gone, and in no other."""
+def _left(graph: ChannelGraph, keep: ChannelMask, gone: set[str]) -> ChannelMask:
+    """The mask without units that sit in layers that are gone, and in no other."""
     sits = torch.full((graph.count,), not gone)
     for name in graph.ins.keys() - gone:
         sits[graph.ins[name]] = sits[graph.outs[name]] = True
-    return {
-        group.name: keep.get(group.name, torch.ones(len(group.units), dtype=torch.bool)).cpu()
-        & sits[group.units]
-        for group in graph.groups
-    }
+    return ChannelMask.of(graph, {g.name: keep[g.name] & sits[g.units] for g in graph.groups})

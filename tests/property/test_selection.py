@@ -29,6 +29,7 @@ from prunekit.selection import (
     PerLayer,
     Pool,
     Ranking,
+    Scored,
     Slimming,
     Threshold,
     Widths,
@@ -166,7 +167,8 @@ def test_budgets_are_met_by_the_largest_network_of_the_sequence(case, macs, para
         if cost[0] <= params * full[0] * slack and cost[1] <= macs * full[1] * slack:
             fitting.append((sum(widths), widths))
     try:
-        found = Budgets(macs=macs, params=params, normalise=None).choose(scores, chain, chain)
+        rule = Budgets(macs=macs, params=params, normalise=None, scope="global")
+        found = rule.choose(scores, chain, chain)
     except ConfigError:
         assert not fitting
         return
@@ -176,7 +178,7 @@ def test_budgets_are_met_by_the_largest_network_of_the_sequence(case, macs, para
 @given(case=cases(), keep=shares)
 def test_with_ties_too_one_unit_more_would_exceed(case, keep):
     chain, scores = case
-    masks = chosen(MacsTarget(keep, normalise=None), case)
+    masks = chosen(MacsTarget(keep, normalise=None, scope="global"), case)
     budget = keep * chain.cost(*chain.widths)[1] + 1e-6
     assert chain.cost(*widths_of(masks))[1] <= budget
     gone = [float(scores[name][~mask].max()) for name, mask in masks.items() if not mask.all()]
@@ -232,7 +234,7 @@ def test_of_all_thresholds_the_nearest_share_is_found(case, keep, floor, same):
     for name, mask in masks.items():
         kept, gone = scores[name][mask], scores[name][~mask]
         assert not len(gone) or kept.min() >= gone.max()
-    (aim,) = selection.aims(masks, scores, chain, chain)
+    (aim,) = selection.select(Scored(scores, chain, chain)).aims
     assert (aim.reached, aim.met) == (nearest, abs(nearest - keep) <= 0.005)
 
 

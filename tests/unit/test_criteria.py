@@ -31,7 +31,7 @@ from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.models import densenet40, preresnet164, vgg19
-from prunekit.selection import PerLayer
+from prunekit.selection import PerLayer, Scored
 from prunekit.surgery import Selections
 from prunekit.targets import Scales, unit_scores
 
@@ -166,7 +166,7 @@ def test_batch_norm_scale_leaves_groups_without_norm_to_others():
     selection = PerLayer(0.5)
     masks = selection.choose(found, graph, CostModel(model, graph))
     assert masks["conv1"].sum() == 2 and masks["conv2"].all()
-    assert selection.notes(masks, found, graph, CostModel(model, graph)) == (
+    assert selection.select(Scored(found, graph, CostModel(model, graph))).notes == (
         "not scored, so kept whole: conv2",
     )
     bare = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3))

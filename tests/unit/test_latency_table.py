@@ -13,10 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunekit.criteria import L1Norm, Random
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, FoldedCost, LatencyTest, TimedCost
+from prunekit.measure import Clock, CostModel, FoldedCost, LatencyTest, TimedCost
 from prunekit.measure.latency import Latency
 from prunekit.measure.latency_table import LayerTimes
-from prunekit.selection import LatencyTarget, MacsTarget, PerLayer
+from prunekit.selection import LatencyTarget, PerLayer, Scored
 from prunekit.surgery import Narrow
 
 
@@ -169,17 +169,17 @@ def test_what_the_table_gets_wrong_is_corrected_by_measuring(scope, ask):
     model, graph, cost = made(timing)
     selection = LatencyTarget(**ask, timing=timing, scope=scope)
     scores = L1Norm().scores(model, graph, None)
-    masks = selection.choose(scores, graph, cost)
-    drop = graph.drop({name: ~mask for name, mask in masks.items()})
+    selected = selection.select(Scored(scores, graph, cost))
+    drop = selected.keep.removed
     times = timing.run({"dense": model, "narrow": narrowed(model, graph, drop)}, EXAMPLE)
     narrow, dense = times["narrow"].median_ms, times["dense"].median_ms
     reached = narrow / dense if "keep" in ask else narrow
     (asked,) = ask.values()
     assert reached == pytest.approx(asked, rel=0.05)
-    (aim,) = selection.aims(masks, scores, graph, cost)
+    (aim,) = selected.aims
     assert (aim.asked, aim.reached, aim.met) == (asked, pytest.approx(reached), True)
     assert abs(aim.predicted / asked - 1) > 0.05  # the table alone would have missed
-    *_, note = selection.notes(masks, scores, graph, cost)
+    *_, note = selected.notes
     assert note.startswith(f"latency: {narrow:.4g} of {dense:.4g} ms measured")
 
 
@@ -190,19 +190,22 @@ def test_a_latency_out_of_reach_is_refused_or_the_nearest_taken():
     with pytest.raises(ConfigError, match=r"selection.keep=0.01 cannot be reached.* to 1;"):
         LatencyTarget(0.01, timing=timing).choose(scores, graph, cost)
     near = LatencyTarget(0.01, timing=timing, on_miss="nearest")
-    masks = near.choose(scores, graph, cost)
-    assert all(int(mask.sum()) == 1 for mask in masks.values())
-    notes = near.notes(masks, scores, graph, cost)
-    assert notes[0].startswith("asked to keep 0.01 of the latency, kept 0.")
+    selected = near.select(Scored(scores, graph, cost))
+    assert all(int(mask.sum()) == 1 for mask in selected.keep.values())
+    assert selected.notes[0].startswith("asked to keep 0.01 of the latency, kept 0.")
 
 
-def test_the_cost_model_comes_from_the_selection():
+def test_a_cost_model_with_a_clock_measures_once_for_every_timing():
     model, graph, _ = made(Counting())
-    selection = LatencyTarget(0.5, timing=Counting())
-    assert isinstance(selection.costs(model, graph, EXAMPLE), TimedCost)
-    assert type(MacsTarget(0.5).costs(model, graph, EXAMPLE)) is FoldedCost
+    selection, cost = (
+        LatencyTarget(0.5, timing=Counting()),
+        FoldedCost(model, graph, Clock(EXAMPLE)),
+    )
+    timed = cost.timed(Counting())
+    assert timed is cost.timed(Counting()) and timed is timed.timed(Counting(batch=2))
+    assert timed is not cost.timed(Counting(batch=2))
     with pytest.raises(ConfigError, match="networks of one input, this one has 2"):
-        selection.costs(model, graph, (EXAMPLE, EXAMPLE))
+        FoldedCost(model, graph, Clock((EXAMPLE, EXAMPLE))).timed(Counting())
     with pytest.raises(ConfigError, match="needs a cost model that measures"):
         selection.choose(L1Norm().scores(model, graph, None), graph, CostModel(model, graph))
 

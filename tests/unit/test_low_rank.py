@@ -15,7 +15,7 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, Placement, Site
 from prunekit.measure import FoldedCost, counted_macs
 from prunekit.models import resnet20
-from prunekit.selection import MacsTarget, PerLayer, Threshold, Widths
+from prunekit.selection import MacsTarget, PerLayer, Scored, Threshold, Widths
 from prunekit.surgery import Attach, Fold, Narrow, fold
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
@@ -108,7 +108,9 @@ def test_budgets_hold_in_the_folded_network(net, name, keep):
         assert abs(counted / dense - keep) < 0.005
     else:
         assert 0.97 * keep < counted / dense <= keep
-    assert selection.aims(masks, net.scores, net.graph, net.cost)[0].reached == counted / dense
+    assert (
+        selection.select(Scored(net.scores, net.graph, net.cost)).aims[0].reached == counted / dense
+    )
 
 
 def test_the_same_share_is_the_same_share_of_every_layer(net):
@@ -120,7 +122,8 @@ def test_the_same_share_is_the_same_share_of_every_layer(net):
 
 
 def test_one_threshold_keeps_the_largest_values_of_all_layers(net):
-    masks = MacsTarget(0.5, normalise=None).choose(net.scores, net.graph, net.cost)
+    rule = MacsTarget(0.5, scope="global", normalise=None)
+    masks = rule.choose(net.scores, net.graph, net.cost)
     kept, gone = (
         torch.cat([net.scores[name][masks[name] == stays] for name in net.scores])
         for stays in (True, False)

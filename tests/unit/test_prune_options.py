@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -150,9 +152,10 @@ class TestComparable:
         judge = {"lamp": LAMP(), "l1_norm": L1Norm()}[name]
         scores, cost = judge.scores(net, found.graph, None), CostModel(net, found.graph)
         assert judge.comparable is as_it_is
-        plain = MacsTarget(0.5, normalise=None).choose(scores, found.graph, cost)
-        scaled = MacsTarget(0.5, normalise=MeanNorm()).choose(scores, found.graph, cost)
-        wanted, other = (plain, scaled) if as_it_is else (scaled, plain)
+        plain = MacsTarget(0.5, normalise=None, scope="global")
+        scaled = replace(plain, normalise=MeanNorm())
+        rules = (plain, scaled) if as_it_is else (scaled, plain)
+        wanted, other = (rule.choose(scores, found.graph, cost) for rule in rules)
         assert all(torch.equal(found.masks[group], wanted[group]) for group in wanted)
         assert any(not torch.equal(found.masks[group], other[group]) for group in other)
 

@@ -19,7 +19,7 @@ from prunekit.data import Synthetic
 from prunekit.errors import ConfigError, DataError, PrunekitError, SurgeryError, TraceError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.selection import Slimming
+from prunekit.selection import Scored, Slimming
 from prunekit.surgery import Narrow, load_model
 from prunekit.surgery.optimizer import sources
 
@@ -346,9 +346,10 @@ class TestSettings:
         net, rule = Net().double(), Slimming(0.3)
         found = prunekit.prune(net, X, selection=rule, criterion="bn_scale")
         scores = BatchNormScale().scores(net, found.graph, None)
-        masks = rule.choose(scores, found.graph, CostModel(net, found.graph))
+        scored = Scored(scores, found.graph, CostModel(net, found.graph))
+        masks = rule.select(scored).keep
         assert all(torch.equal(mask, found.masks[name]) for name, mask in masks.items())
-        assert found.aims == rule.aims(masks, scores, found.graph, None)
+        assert found.aims == rule.select(scored).aims
         rule = Slimming(0.99, rule="published")
         with pytest.raises(ConfigError, match=r"^selection.ratio=0.99 would leave nothing of"):
             prunekit.prune(net, X, selection=rule, criterion="bn_scale")

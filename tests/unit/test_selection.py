@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -22,6 +23,7 @@ from prunekit.selection import (
     MeanNorm,
     ParamsTarget,
     PerLayer,
+    Scored,
     Widths,
     Zeros,
     ignored,
@@ -142,7 +144,7 @@ def test_a_budget_out_of_reach_names_the_smallest():
         choose(Budgets(macs=1.0, params=0.1))
     with pytest.raises(ConfigError, match=r"selection.keep=0.1 cannot .* leave 0.2858 to 1;"):
         choose(Global(0.1))
-    assert choose(MacsTarget(11, min_keep=0)) == {"a": [1], "b": []}
+    assert choose(MacsTarget(11, min_keep=0, scope="global")) == {"a": [1], "b": []}
 
 
 def test_groups_without_scores_stay_whole():
@@ -174,6 +176,7 @@ def test_a_layer_that_has_part_of_a_group_keeps_its_best_unit():
         drop=lambda chosen: torch.cat([torch.zeros(1).bool(), chosen["sum"]]),
         macs=lambda drop: int((~drop).sum()) - 1,
     )
+    branched.emptied = partial(ChannelGraph.emptied, branched)
     scores = {"sum": torch.tensor([9.0, 8.0, 1.0, 2.0])}
     for selection in (PerLayer(0.5), Global(0.5), MacsTarget(2), Widths({"sum": 2})):
         assert choose(selection, scores, branched) == {"sum": [0, 3]}
@@ -266,8 +269,10 @@ def test_in_the_local_scope_a_budget_keeps_the_same_share_everywhere():
 
 def test_budgets_divide_by_the_mean_unless_told_otherwise():
     scores = {"a": SCORES["a"] * 1000, "b": SCORES["b"]}
-    assert choose(MacsTarget(28 / 46), scores) == choose(MacsTarget(28 / 46))
-    assert choose(MacsTarget(24 / 46, normalise=None), scores) == {"a": [1, 2], "b": [3]}
+    rule = MacsTarget(28 / 46, scope="global")
+    assert choose(rule, scores) == choose(rule)
+    rule = MacsTarget(24 / 46, scope="global", normalise=None)
+    assert choose(rule, scores) == {"a": [1, 2], "b": [3]}
 
 
 def test_rounding_stays_within_the_budget():
@@ -291,17 +296,12 @@ def test_a_budget_out_of_reach_may_be_missed_and_says_so():
     assert aims(Global(3 / 7)) == (Aim("channels", 3 / 7, 3 / 7),)
 
 
-def told(report, selection, scores, chain):
-    masks = selection.choose(scores, chain, chain)
-    return getattr(selection, report)(masks, scores, chain, chain)
-
-
 def notes(selection, scores=SCORES, chain=CHAIN):
-    return told("notes", selection, scores, chain)
+    return selection.select(Scored(scores, chain, chain)).notes
 
 
 def aims(selection, scores=SCORES, chain=CHAIN):
-    return told("aims", selection, scores, chain)
+    return selection.select(Scored(scores, chain, chain)).aims
 
 
 def test_notes_name_what_was_not_scored_and_what_is_at_its_least():

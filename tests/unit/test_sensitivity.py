@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import Brightest, Reader, made, toy_data
 
+from prunekit.engine import Traced
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
@@ -23,6 +24,7 @@ from prunekit.selection import (
     LatencyTarget,
     MacsTarget,
     ParamsTarget,
+    Scored,
     Sensitivity,
     curves_of,
     read_curves,
@@ -95,7 +97,7 @@ def test_useless_channels_cost_nothing_and_needed_ones_do(tmp_path):
     chosen = Sensitivity(MacsTarget(0.4), tmp_path)
     masks = chosen.choose(scores, graph, cost)
     assert int(masks["pick"].sum()) == 5 and 5 <= int(masks["look"].sum()) < 7
-    assert "no group loses" in chosen.notes(masks, scores, graph, cost)[-1]
+    assert "no group loses" in chosen.select(Scored(scores, graph, cost)).notes[-1]
 
 
 def test_points_are_the_silenced_network_and_share_nought_the_dense_one(tmp_path):
@@ -105,7 +107,7 @@ def test_points_are_the_silenced_network_and_share_nought_the_dense_one(tmp_path
     probe = Probe(shares=(0.3, 0.6), timing=None)
     scores = {g.name: torch.rand(len(g.units), dtype=torch.float64) for g in graph.groups}
     settings = {"absorb": False, "statistics": "kept"}
-    trial = stage.Trial(model, graph, scores, settings, data, "cpu")
+    trial = stage.Trial(Traced.of(model, data.example), scores, settings, data)
     points = stage._points(probe, trial)
     assert [point.removed for point in points] == [0, 2, 4, 0, 3, 5]
     images, labels = next(data.val.epoch(200, None))
@@ -312,8 +314,6 @@ def test_curves_and_network_must_agree(tmp_path):
     assert masks["2"].all() and not masks["0"].all()
     with pytest.raises(ConfigError, match=r"selection.path is not set"):
         Sensitivity(MacsTarget(0.5)).choose(scores, graph, cost)
-    with pytest.raises(ConfigError, match=r"selection.budget.scope='local' is unknown"):
-        Sensitivity(MacsTarget(0.5, scope="local"))
     with pytest.raises(ConfigError, match=r"selection.path=\{\} is no path"):
         Sensitivity(MacsTarget(0.5), {})
 

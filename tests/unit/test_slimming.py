@@ -19,7 +19,7 @@ from prunekit.errors import ConfigError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.models import DenseNet, PreResNet, vgg19
-from prunekit.selection import MacsTarget, Slimming
+from prunekit.selection import MacsTarget, Scored, Slimming
 from prunekit.surgery import Selections
 
 
@@ -48,10 +48,13 @@ class Case:
         self.scores = BatchNormScale().scores(self.model, self.graph, None)
 
     def choose(self, selection):
-        return selection.choose(self.scores, *self.given)
+        return self.select(selection).keep
+
+    def select(self, selection):
+        return selection.select(Scored(self.scores, *self.given))
 
     def notes(self, selection) -> str:
-        return "\n".join(selection.notes(self.choose(selection), self.scores, *self.given))
+        return "\n".join(self.select(selection).notes)
 
     def kept(self, selection) -> dict[str, int]:
         return {name: int(mask.sum()) for name, mask in self.choose(selection).items()}
@@ -121,7 +124,7 @@ def test_zeros_of_a_proximal_solver():
     assert "25 score exactly zero, and selection=zeros takes just those" in case.notes(exact)
     assert "25 go, because so many are not above 0" in case.notes(published)
     assert case.gone(Slimming(0.5)) == 25 and case.notes(Slimming(0.5)) == ""
-    (aim,) = published.aims(case.choose(published), case.scores, *case.given)
+    (aim,) = case.select(published).aims
     assert (aim.name, aim.asked, aim.reached, aim.met) == ("channels", 0.8, 0.5, True)
 
 
@@ -198,9 +201,9 @@ class TestEmptied:
         said = self.case.notes(best)
         assert "would have emptied layers; 3 keeps 1 of 6, which is protected" in said
         assert "asked to keep 0.7 of the channels, kept 0.727273: the nearest there is" in said
-        assert best.collapsed(self.case.choose(best), self.case.scores, self.case.graph) == ("3",)
+        assert self.case.select(best).emptied == ("3",)
         fine = replace(best, ratio=0.1)
-        assert fine.collapsed(self.case.choose(fine), self.case.scores, self.case.graph) == ()
+        assert self.case.select(fine).emptied == ()
         assert self.case.notes(fine) == ""
 
     def test_goes_whole_for_its_block_to_be_removed(self):
@@ -225,9 +228,9 @@ def test_a_layer_nearly_empty_is_told_before_it_collapses():
 
 def test_budgets_tell_what_they_protect():
     case = low(1, 8, 6, 30)
-    said = case.notes(MacsTarget(0.2, normalise=None))
+    said = case.notes(MacsTarget(0.2, normalise=None, scope="global"))
     assert "the scores alone would have emptied layers; 3 keeps 1 of 6, which is protected" in said
-    assert "emptied" not in case.notes(MacsTarget(0.2))
+    assert "emptied" not in case.notes(MacsTarget(0.2, scope="global"))
     assert "emptied" not in case.notes(MacsTarget(0.2, scope="local"))
 
 

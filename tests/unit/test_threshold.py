@@ -14,7 +14,7 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, Placement
 from prunekit.measure import CostModel, FoldedCost, counted_macs
 from prunekit.models import resnet20
-from prunekit.selection import Threshold
+from prunekit.selection import Scored, Threshold
 from prunekit.surgery import Attach, Narrow, fold
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
@@ -119,8 +119,8 @@ def test_a_half_unit_goes_up():
 @pytest.mark.parametrize("same", [False, True])
 def test_a_network_is_folded_to_the_share_that_was_found(resnet, keep, same):
     selection, (scores, graph, cost) = Threshold(keep, same_ratio=same), resnet.given
-    masks = selection.choose(scores, graph, cost)
-    (aim,) = selection.aims(masks, scores, graph, cost)
+    selected = selection.select(Scored(scores, graph, cost))
+    masks, (aim,) = selected.keep, selected.aims
     assert aim.met and aim.asked == keep
     narrow = decomposed()
     Narrow.of(graph, graph.drop({name: ~mask for name, mask in masks.items()})).apply(narrow)
@@ -135,38 +135,41 @@ def test_below_the_floor_is_refused_with_what_can_be_asked_for(resnet):
     message = rf"selection\.keep=0\.2 cannot be reached: selection\.floor=0\.2 .*leave {FLOOR}"
     with pytest.raises(ConfigError, match=message):
         Threshold(0.2).choose(*resnet.given)
-    (aim,) = Threshold(FLOOR).aims(Threshold(FLOOR).choose(*resnet.given), *resnet.given)
+    (aim,) = Threshold(FLOOR).select(Scored(*resnet.given)).aims
     assert aim.met and aim.reached <= FLOOR
     near = Threshold(FLOOR - 0.0049)  # as near as counts as met
-    assert near.aims(near.choose(*resnet.given), *resnet.given)[0].reached == aim.reached
+    assert near.select(Scored(*resnet.given)).aims[0].reached == aim.reached
     with pytest.raises(ConfigError, match="cannot be reached"):
         Threshold(0.2).check(*resnet.given)
     assert Threshold(0.2, floor=0.1).check(*resnet.given) is None
 
 
+def at(selection, threshold, case):
+    """The answer of a selection, had it chosen this threshold."""
+    keep = selection.at(threshold, *case.given)
+    return selection.select(Scored(*case.given)).recount(keep)
+
+
 def test_what_is_missed_held_and_found_is_told():
     case = spread()
     selection = Threshold(0.4, floor=0.2)
-    masks = selection.choose(*case.given)
-    (aim,) = selection.aims(masks, *case.given)
+    selected = selection.select(Scored(*case.given))
+    (aim,), told = selected.aims, selected.notes
     assert not aim.met
-    told = selection.notes(masks, *case.given)
     assert any("asked to keep 0.4 of the MACs, kept 0.373" in note for note in told)
     assert any("nearest reachable" in note for note in told)
     del case.scores["2"]
-    told = selection.notes(Threshold(0.3).at(4.5, *case.given), *case.given)
+    told = at(Threshold(0.7), 4.5, case).notes
     assert "not scored, so kept whole: 2" in told
-    held = Threshold(0.3, floor=0.6).notes(
-        Threshold(0.3, floor=0.6).at(4.5, *case.given), *case.given
-    )
+    held = at(Threshold(0.8, floor=0.6), 4.5, case).notes
     assert "norms up to 2 went" in held[1]
-    assert Threshold(1.0).notes(Threshold(1.0).at(0.0, *case.given), *case.given)[1:] == ()
+    assert at(Threshold(1.0), 0.0, case).notes[1:] == ()
 
 
 def test_groups_that_the_floor_held_are_named():
     case = Case([5.0, 1.0, 4.0, 2.0, 3.0], [0.1] * 10)
     selection = Threshold(0.5, floor=0.2)
-    told = selection.notes(selection.at(2.5, *case.given), *case.given)
+    told = at(selection, 2.5, case).notes
     assert "norms up to 2 went, but for what the floor kept in 1 of 2 groups (2)" in told
 
 
@@ -235,10 +238,9 @@ def test_no_farther_than_the_released_search(resnet, target, same):
     selection = Threshold(target, same_ratio=same)
 
     def share(threshold):
-        masks = selection.at(threshold, small, graph, cost)
-        return selection.aims(masks, small, graph, cost)[0].reached
+        return cost.macs(selection.at(threshold, small, graph, cost).removed) / cost.macs()
 
-    (aim,) = selection.aims(selection.choose(small, graph, cost), small, graph, cost)
+    (aim,) = selection.select(Scored(small, graph, cost)).aims
     theirs = released(share, target)
     assert abs(aim.reached - target) <= min(abs(one - target) for one in theirs) + 1e-12
     assert abs(theirs[-1] - target) < 0.02  # it is a search

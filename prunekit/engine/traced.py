@@ -1,0 +1,121 @@
+"""A network that was traced once, and what can be asked of it: scores, costs, cuts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from prunekit.checks import choice
+from prunekit.criteria import Criterion, Scores
+from prunekit.data import Data
+from prunekit.graph import ChannelGraph
+from prunekit.measure import Clock, FoldedCost
+from prunekit.measure.latency_table import Track
+from prunekit.selection import Scored
+from prunekit.surgery.check import Batch
+from prunekit.surgery.cut import Cut, cut
+
+ABSORB = (True, False, "auto", "maps")
+CHECKED = 64  # inputs that every cut is checked on
+
+
+@dataclass(frozen=True)
+class CutOptions:
+    """How channels are cut: what becomes of the constants they emit, and whether that is checked.
+
+    `absorb` moves constants into the next layer: True always, False never, "auto" unless only units
+    went that score exactly zero, "maps" also exactly at padded borders, for one size of input.
+    """
+
+    absorb: bool | str = "auto"
+    check: bool = True
+
+    def __post_init__(self) -> None:
+        choice("absorb", self.absorb, ABSORB)
+        choice("check", self.check, (True, False))
+
+    def absorbs(self, scores: Scores, keep: Mapping[str, Tensor]) -> bool:
+        """Whether constants are absorbed where units with these scores are cut to `keep`."""
+        if self.absorb != "auto":
+            return bool(self.absorb)
+        return any(
+            bool(score[~keep[name].to(score.device)].any()) for name, score in scores.items()
+        )
+
+    @property
+    def maps(self) -> bool:
+        """Whether padded borders are made exact, by a bias for every position."""
+        return self.absorb == "maps"
+
+
+@dataclass(frozen=True, eq=False)
+class Traced:
+    """A network, its channel graph, and inputs: `example` for shapes, `batch` to check cuts on."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    example: Batch
+    batch: Batch | None
+    over_norms: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        example: Batch,
+        batch: Batch | None = None,
+        over_norms: bool = False,
+    ) -> Traced:
+        """Trace a network, which stays as it is; raises TraceError.
+
+        `batch` defaults to `example`; both are brought to where the network is.
+        """
+        device = device_of(model)
+        example = placed(example, device)
+        batch = example if batch is None else placed(batch, device)
+        graph = ChannelGraph.trace(model, example, over_norms=over_norms)
+        return cls(model, graph, example, batch, over_norms)
+
+    @property
+    def device(self) -> str:
+        """Where the network is."""
+        return device_of(self.model)
+
+    def narrowed(self, model: nn.Module) -> Traced:
+        """The same for a narrower network that takes the same inputs."""
+        graph = ChannelGraph.trace(model, self.example, over_norms=self.over_norms)
+        return replace(self, model=model, graph=graph)
+
+    def cost(self, track: Track | None = None) -> FoldedCost:
+        """What any choice of channels costs; milliseconds are measured when they are asked for.
+
+        `track(items, label, total)` may show progress while that happens.
+        """
+        return FoldedCost(self.model, self.graph, Clock(self.example, self.device, track))
+
+    def scores(self, criterion: Criterion, data: Data | None) -> Scores:
+        """A number per unit of every group that the criterion can judge, larger = keep."""
+        return criterion.scores(self.model, self.graph, data, self.device)
+
+    def scored(self, criterion: Criterion, data: Data | None, track: Track | None = None) -> Scored:
+        """What a selection decides on."""
+        scores = self.scores(criterion, data)
+        return Scored(scores, self.graph, self.cost(track), criterion.comparable)
+
+    def cut(
+        self, keep: Mapping[str, Tensor], *, absorb: bool, check: bool = True, maps: bool = False
+    ) -> Cut:
+        """A narrow copy that keeps these units; see `surgery.cut.cut`."""
+        return cut(self.model, self.graph, keep, self.batch, absorb=absorb, check=check, maps=maps)
+
+
+def device_of(model: nn.Module) -> str:
+    """The device of a network's first parameter."""
+    return next((str(parameter.device) for parameter in model.parameters()), "cpu")
+
+
+def placed(batch: Batch, device: str) -> Batch:
+    """Inputs on a device."""
+    return batch.to(device) if isinstance(batch, Tensor) else tuple(x.to(device) for x in batch)
