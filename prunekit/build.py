@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import os
+import re
 import reprlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 from prunekit.errors import ConfigError, PrunekitError, one_of
@@ -14,24 +18,34 @@ from prunekit.errors import ConfigError, PrunekitError, one_of
 Settings = Mapping[str, Any]
 
 
-def build(node: Any, where: str = "settings", **extra: Any) -> Any:
+def build(node: Any, where: str = "settings", kind: type | None = None) -> Any:
     """Build the object that `node` describes, children first; plain values come back unchanged.
 
     `_partial_: true` binds the arguments and returns a callable. `name`, where the class does not
-    take it, is only a label. `extra` are arguments that no file can hold. Raises ConfigError that
-    names the key; the signature is checked before anything is called.
+    take it, is only a label. Raises ConfigError that names the key, also where the object is none
+    of the `kind` that belongs there; the signature is checked before anything is called.
     """
+    built = _built(node, where)
+    if kind is not None and not isinstance(built, kind):
+        raise ConfigError(
+            f"{where} describes a {type(built).__name__}, not a {kind.__name__}; give a _target_ "
+            "that makes one"
+        )
+    return built
+
+
+def _built(node: Any, where: str) -> Any:
     if isinstance(node, Mapping):
         children = {
-            key: build(value, f"{where}.{key}")
+            key: _built(value, f"{where}.{key}")
             for key, value in node.items()
             if key not in ("_target_", "_partial_")
         }
         if "_target_" not in node:
             return children
-        return _call(node, {**children, **extra}, where)
+        return _call(node, children, where)
     if isinstance(node, Sequence) and not isinstance(node, str):
-        return [build(value, f"{where}.{index}") for index, value in enumerate(node)]
+        return [_built(value, f"{where}.{index}") for index, value in enumerate(node)]
     return node
 
 
@@ -39,7 +53,7 @@ def locate(path: str, where: str = "settings") -> Callable[..., Any]:
     """Import the class or function at a dotted path, `my_package.nets.Net` for instance."""
     module, _, name = str(path).rpartition(".")
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = getattr(_imported(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{where}._target_={path!r} cannot be imported: {error}; give a dotted path to a class"
@@ -47,6 +61,18 @@ def locate(path: str, where: str = "settings") -> Callable[..., Any]:
     if not callable(found):
         raise ConfigError(f"{where}._target_={path!r} is not a class or a function")
     return found
+
+
+def _imported(module: str) -> ModuleType:
+    """A module, from the current folder too: it is no place to look where a command starts."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        here = os.getcwd()
+        if error.name != module.split(".")[0] or here in sys.path:
+            raise
+        sys.path.append(here)
+        return importlib.import_module(module)
 
 
 def _call(node: Settings, arguments: dict[str, Any], where: str) -> Any:
@@ -59,13 +85,21 @@ def _call(node: Settings, arguments: dict[str, Any], where: str) -> Any:
     try:
         return target(**arguments)
     except PrunekitError as error:
-        named = str(error).startswith(f"{where}.")
-        raise type(error)(str(error) if named else f"{where}: {error}") from error
+        raise type(error)(_placed(str(error), where, target)) from error
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"{where}: {node['_target_']} refuses {_listed(arguments)}: {reason}"
         ) from error
+
+
+def _placed(message: str, where: str, target: Callable[..., Any]) -> str:
+    """A message with its place in front: `keep=2 ...` is about `selection.keep` in `selection`."""
+    if message.startswith(f"{where}."):
+        return message
+    argument = re.match(r"(\w+)(?=[=.]| is )", message)
+    own = argument is not None and argument[1] in _signature(target).parameters
+    return f"{where}.{message}" if own else f"{where}: {message}"
 
 
 def _listed(arguments: Mapping[str, Any]) -> str:

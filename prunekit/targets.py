@@ -7,23 +7,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from math import gcd
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from prunekit.checks import choice, number
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph.channels import ChannelGraph
 from prunekit.graph.hinged import Hinged
 from prunekit.rows import Rows, Slice, unit_norms
+from prunekit.schema import Checked, Positive
 
 Layers = Mapping[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target(ABC):
+class Target(Checked, ABC):
     """A choice of rows, made for one network by `rows`.
 
     `layers` maps patterns of block names (as in file names: * and ?) to penalty weights. A block
@@ -33,15 +34,10 @@ class Target(ABC):
     balancing, Li et al. 2020, section 3.6).
     """
 
-    layers: Layers | None = None
-    balance: bool = False
-
-    def __post_init__(self) -> None:
-        choice("balance", self.balance, (True, False))
-        if self.layers is not None and not isinstance(self.layers, Mapping):
-            raise ConfigError(f"layers={self.layers!r} is not a mapping from pattern to weight")
-        for pattern, weight in (self.layers or {}).items():
-            number(f"layers.{pattern}", weight, above=0)
+    layers: Annotated[
+        Mapping[str, Positive] | None, "weights by pattern of layers, others are left out; null: 1"
+    ] = None
+    balance: Annotated[bool, "weights times the mean row norm of the layer, as it starts"] = False
 
     def rows(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
         """The blocks of rows in `model`, in the order of its modules."""
@@ -61,7 +57,7 @@ class Filters(Target):
     `bias=True` appends its bias to each filter, as the released SSR code does.
     """
 
-    bias: bool = False
+    bias: Annotated[bool, "appends its bias to each filter"] = False
 
     def blocks(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
         """One block per layer, named after it."""

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "prunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "checks", "build", "console", "atomic", "torchfile", "config"},
+    {"errors", "checks", "schema", "build", "console", "atomic", "torchfile", "config"},
     {"rows", "modes", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure", "similarity"},
     {"training", "criteria", "selection"},
@@ -24,9 +24,9 @@ LAYERS = (
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 ONLY = {  # narrower than the layer: the whole list of what these may import
-    "solvers": {"rows", "penalties", "errors", "checks"},
-    "penalties": {"errors", "checks"},
-    "models": {"errors", "checks"},
+    "solvers": {"rows", "penalties", "errors", "checks", "schema"},
+    "penalties": {"errors", "checks", "schema"},
+    "models": {"errors", "checks", "schema"},
 }
 THIRD_PARTY = {
     "hydra": {"cli", "cli.jobs", "cli.sweep", "config"},

@@ -7,14 +7,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import choice, integer, number
-from prunekit.errors import ConfigError
+from prunekit.checks import choice
 from prunekit.export import require_onnx
 from prunekit.measure.engines import ENGINES, Runner
+from prunekit.schema import Checked, Count, Filled, OneOf, Positive, Range, Whole
 
 _FEWEST = 5  # a median of fewer runs says nothing
 
@@ -49,7 +50,7 @@ class Latency:
 
 
 @dataclass(frozen=True)
-class LatencyTest:
+class LatencyTest(Checked):
     """How to time networks: batch, CPU threads, rounds, and a limit for all of it together.
 
     After `warmup` rounds and at least five timed ones the test stops early once about `seconds`
@@ -58,25 +59,17 @@ class LatencyTest:
     Numbers too small to be normal count as zero: weights driven towards zero slow CPUs otherwise.
     """
 
-    threads: int = 1
-    batch: int = 1
-    runs: int = 50
-    warmup: int = 10
-    seconds: float = 60.0
-    engines: Sequence[str] = ("eager",)
+    threads: Annotated[Count, "CPU threads while timing"] = 1
+    batch: Annotated[Count, "images in the batch that is timed"] = 1
+    runs: Annotated[int, Range(at_least=_FEWEST), "timed rounds"] = 50
+    warmup: Annotated[Whole, "rounds before, which do not count"] = 10
+    seconds: Annotated[Positive, "time limit for all networks together, for each engine"] = 60.0
+    engines: Annotated[
+        Sequence[Annotated[str, OneOf(tuple(ENGINES))]], Filled(), "what runs the networks"
+    ] = ("eager",)
 
     def __post_init__(self) -> None:
-        integer("latency.threads", self.threads, at_least=1)
-        integer("latency.batch", self.batch, at_least=1)
-        integer("latency.runs", self.runs, at_least=_FEWEST)
-        integer("latency.warmup", self.warmup, at_least=0)
-        number("latency.seconds", self.seconds, above=0)
-        if isinstance(self.engines, str) or not isinstance(self.engines, Sequence):
-            raise ConfigError(f"latency.engines={self.engines!r} is not a list")
-        if not self.engines:
-            raise ConfigError(f"latency.engines=[] times nothing; accepted: {', '.join(ENGINES)}")
-        for engine in self.engines:
-            choice("latency.engines", engine, tuple(ENGINES))
+        super().__post_init__()
         if "onnxruntime" in self.engines:
             require_onnx()
 

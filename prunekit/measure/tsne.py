@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from torch import Tensor
 
-from prunekit.checks import integer, number
 from prunekit.errors import ConfigError
+from prunekit.schema import Checked, Positive, Range, Text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +17,7 @@ _LARGEST_SEED = 2**32 - 1  # of numpy's random states
 
 
 @dataclass(frozen=True)
-class TSNE:
+class TSNE(Checked):
     """Which features t-SNE places, and how (van der Maaten & Hinton 2008, scikit-learn).
 
     `layer` is the module whose output is taken; None: what enters the last linear layer. At most
@@ -25,26 +25,23 @@ class TSNE:
     every image should have. One thread, so that the same seed gives the same points.
     """
 
-    layer: str | None = None
-    images: int = 1000
-    perplexity: float = 30
-    seed: int = 0
+    layer: Annotated[
+        Text | None, "whose output to take; null: what enters the last linear layer"
+    ] = None
+    images: Annotated[int, Range(at_least=2), "test images, classes balanced"] = 1000
+    perplexity: Annotated[Positive, "about how many neighbours every image should have"] = 30
+    seed: Annotated[int, Range(at_least=0, at_most=_LARGEST_SEED), "seed of t-SNE"] = 0
 
     def __post_init__(self) -> None:
-        if self.layer is not None and (not isinstance(self.layer, str) or not self.layer):
-            raise ConfigError(f"features.layer={self.layer!r} is no name of a layer")
-        integer("features.images", self.images, at_least=2)
-        number("features.perplexity", self.perplexity, above=0)
-        if integer("features.seed", self.seed, at_least=0) > _LARGEST_SEED:
-            raise ConfigError(f"features.seed={self.seed} must be at most {_LARGEST_SEED}")
+        super().__post_init__()
         self.check(self.images)
 
     def check(self, images: int) -> None:
         """Raise ConfigError unless so many images are enough for the perplexity."""
         if self.perplexity >= images:
             raise ConfigError(
-                f"features.perplexity={self.perplexity} must be below the number of images, "
-                f"{images}; lower it, or raise features.images or the size of the test set"
+                f"perplexity={self.perplexity} must be below the number of images, "
+                f"{images}; lower it, or raise images or the size of the test set"
             )
 
     def place(self, values: Tensor) -> np.ndarray:

@@ -6,16 +6,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
 from prunekit.checks import number
+from prunekit.schema import Checked, NotNegative
 
 
 @dataclass(frozen=True)
-class Penalty(ABC):
+class Penalty(Checked, ABC):
     """A function of a (groups x features) matrix that is small when rows vanish.
 
     `lam` is inside: the strength is part of the function, as MCP and SCAD need it.
@@ -23,12 +24,9 @@ class Penalty(ABC):
     the setting that brings it nearer to a convex penalty when raised, where it has one.
     """
 
-    lam: float
+    lam: Annotated[NotNegative, "strength of the penalty"]
     offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient"})
     shape: ClassVar[str | None] = None
-
-    def __post_init__(self) -> None:
-        number("lam", self.lam, at_least=0)
 
     @property
     def flat_from(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from prunekit.errors import ConfigError
 from prunekit.penalties.base import RadialPenalty
 from prunekit.penalties.magnitude import L1
 from prunekit.penalties.structured import StructuredPenalty
+from prunekit.schema import NotNegative
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,12 +149,8 @@ class GraphLasso(StructuredPenalty):
     """
 
     edges: Edges
-    kappa: float
+    kappa: Annotated[NotNegative, "coupling of neighbours, relative to lam"]
     offers: ClassVar[frozenset[str]] = frozenset({"subgradient", "smoothing", "splitting"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("kappa", self.kappa, at_least=0)
 
     @cached_property
     def gamma(self) -> float:

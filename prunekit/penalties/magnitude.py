@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import number
 from prunekit.penalties.base import RadialPenalty, best_of
+from prunekit.schema import NotNegative, Positive, Range
 
 NEWTON_STEPS = 10  # float64 is reached after at most 9, for p from 0.01 to 0.999
 SMALL_STEPS = 40  # halvings of the distance to a double root
@@ -90,14 +90,9 @@ class Lp(RadialPenalty):
     then cannot overshoot by more than rate lam p eps^(p-1). The published code has no eps.
     """
 
-    p: float = 0.5
-    eps: float = 0.0
+    p: Annotated[float, Range(above=0, below=1), "power of the magnitude"] = 0.5
+    eps: Annotated[NotNegative, "keeps the slope at zero finite; 0: infinite, as published"] = 0.0
     shape: ClassVar[str | None] = "eps"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("p", self.p, above=0, below=1)
-        number("eps", self.eps, at_least=0)
 
     @property
     def convex_step(self) -> float:
@@ -134,12 +129,8 @@ class Lp(RadialPenalty):
 class TransformedL1(RadialPenalty):
     """Between l0 (a small) and l1 (a large): lam (a + 1) t / (a + t) (Zhang and Xin 2017)."""
 
-    a: float = 1.0
+    a: Annotated[Positive, "small: near l0, large: near l1"] = 1.0
     shape: ClassVar[str | None] = "a"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("a", self.a, above=0)
 
     @property
     def convex_step(self) -> float:
@@ -170,12 +161,8 @@ class MCP(RadialPenalty):
     has no default.
     """
 
-    gamma: float
+    gamma: Annotated[Positive, "the penalty is constant past gamma lam"]
     shape: ClassVar[str | None] = "gamma"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("gamma", self.gamma, above=0)
 
     @property
     def flat_from(self) -> float:
@@ -210,12 +197,8 @@ class SCAD(RadialPenalty):
     Like MCP it spares magnitudes above a lam, so a has no default.
     """
 
-    a: float
+    a: Annotated[float, Range(above=1), "the penalty is constant past a lam"]
     shape: ClassVar[str | None] = "a"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("a", self.a, above=1)
 
     @property
     def flat_from(self) -> float:
@@ -255,12 +238,8 @@ class SCAD(RadialPenalty):
 class LogSum(RadialPenalty):
     """A logarithm, steep at zero: lam log(1 + t / eps) (Candes, Wakin and Boyd 2008)."""
 
-    eps: float
+    eps: Annotated[Positive, "the magnitude below which it is steep"]
     shape: ClassVar[str | None] = "eps"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("eps", self.eps, above=0)
 
     @property
     def convex_step(self) -> float:

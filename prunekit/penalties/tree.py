@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
 from prunekit.penalties.base import Penalty
 from prunekit.penalties.structured import StructuredPenalty
+from prunekit.schema import NotNegative
 
 Array = np.ndarray
 TINY = 1e-300
@@ -202,13 +203,8 @@ class TreeLasso(StructuredPenalty):
     """
 
     tree: Tree
-    mix: float | None = None
+    mix: Annotated[NotNegative | None, "weight of inner nodes; null: as published"] = None
     offers: ClassVar[frozenset[str]] = frozenset({"prox", "subgradient", "smoothing"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.mix is not None:
-            number("mix", self.mix, at_least=0)
 
     @cached_property
     def weights(self) -> Tensor:

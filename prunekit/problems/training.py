@@ -7,16 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
 
-from prunekit.checks import choice, instance, number
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
 from prunekit.measure import FoldedCost
 from prunekit.penalties import L1, Penalty
 from prunekit.rows import Rows
+from prunekit.schema import Checked, NotNegative
 from prunekit.selection import Threshold
 from prunekit.solvers import Hold, Solver
 from prunekit.solvers.base import check_fit
@@ -28,17 +28,15 @@ _NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
-class Regularizer:
+class Regularizer(Checked):
     """What is penalised and how: penalty, target and solver, checked to fit on construction."""
 
-    penalty: Penalty
-    target: Target
-    solver: Solver
+    penalty: Annotated[Penalty, "what is added to the loss"]
+    target: Annotated[Target, "which parameters it acts on, row by row"]
+    solver: Annotated[Solver, "how the sum is minimised"]
 
     def __post_init__(self) -> None:
-        instance("regularizer.penalty", self.penalty, Penalty)
-        instance("regularizer.target", self.target, Target)
-        instance("solver", self.solver, Solver)
+        super().__post_init__()
         check_fit(self.solver, self.penalty)
 
     def bound(self, blocks: Sequence[Rows]) -> Solver:
@@ -62,7 +60,7 @@ class Training:
     on_epoch: Callable[[History], None] | None = None
 
 
-class Problem(ABC):
+class Problem(Checked, ABC):
     """An order in which the layers of a network are trained under a penalty."""
 
     @abstractmethod
@@ -75,21 +73,16 @@ class Problem(ABC):
 
 
 @dataclass(frozen=True)
-class Until:
+class Until(Checked):
     """Stop when rows below a `threshold` would leave little more than the share of MACs asked for.
 
     That is, at most `within` above `selection.keep`, with its floor and its same-ratio rule (Li et
     al. 2020, section 3.3). Counted from masks; the network is not touched.
     """
 
-    selection: Threshold
-    threshold: float = 5e-3
-    within: float = 0.1
-
-    def __post_init__(self) -> None:
-        instance("order.until.selection", self.selection, Threshold)
-        number("order.until.threshold", self.threshold, at_least=0)
-        number("order.until.within", self.within, at_least=0)
+    selection: Annotated[Threshold, "whose share, floor and same-ratio rule count"]
+    threshold: Annotated[NotNegative, "rows with a smaller norm count as gone"] = 5e-3
+    within: Annotated[NotNegative, "stops this near the share asked for"] = 0.1
 
     def watch(
         self, training: Training, blocks: Sequence[Rows], solver: Solver
@@ -121,17 +114,10 @@ class Joint(Problem):
     the penalised parameters. All other parameters have the schedule's rate times `others`.
     """
 
-    norms: str = "live"
-    decay: str = "all"
-    others: float = 1.0
-    until: Until | None = None
-
-    def __post_init__(self) -> None:
-        choice("norms", self.norms, ("live", "frozen"))
-        choice("decay", self.decay, ("all", "free"))
-        number("order.others", self.others, at_least=0)
-        if self.until is not None:
-            instance("order.until", self.until, Until)
+    norms: Annotated[Literal["live", "frozen"], "batch-norm statistics while it trains"] = "live"
+    decay: Annotated[Literal["all", "free"], "weight decay on penalised parameters"] = "all"
+    others: Annotated[NotNegative, "rate of all that is not penalised, times the schedule's"] = 1.0
+    until: Annotated[Until | None, "when to stop before the schedule ends, see order=hinge"] = None
 
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
         """Train once; see Problem."""
@@ -176,11 +162,7 @@ class Layerwise(Problem):
     `between`, all parameters are tuned while the zero rows stay zero.
     """
 
-    between: Schedule | None = None
-
-    def __post_init__(self) -> None:
-        if self.between is not None:
-            instance("order.between", self.between, Schedule)
+    between: Annotated[Schedule | None, "tunes all weights after each layer; null: nothing"] = None
 
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
         """Train layer by layer; see Problem."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.checks import integer, number
 from prunekit.rows import grad_of
+from prunekit.schema import Count, NotNegative, Positive, Range, Whole
 from prunekit.solvers.base import learning_rate
 from prunekit.solvers.splitting import Splitting, alive, distance, norm
 
@@ -33,24 +33,15 @@ class AULM(Splitting):
     well above it times the row norms: while Y still builds up, F moves by lam / rho only.
     """
 
-    rho: float = 1.0
-    inner: int = 50
-    r: float = 3.0
-    max_outer: int = 0
-    tol: float = 0.0
-    patience: int = 0
+    rho: Annotated[Positive, "how strongly the parameters are tied to their sparse copy"] = 1.0
+    inner: Annotated[Count, "optimizer steps between two updates of the sparse copy"] = 50
+    r: Annotated[float, Range(at_least=3, infinite=True), "over-relaxes by k / (k + r)"] = 3.0
+    max_outer: Annotated[Whole, "stops after so many updates; 0: off"] = 0
+    tol: Annotated[NotNegative, "stops at so small a relative change; 0: off"] = 0.0
+    patience: Annotated[Whole, "stops when the zeros stay for so many updates; 0: off"] = 0
     copies: ClassVar[tuple[str, ...]] = ("F", "Fhat", "Y", "Yhat")
     lower_step: ClassVar[str] = "raise rho"
     counters: ClassVar[tuple[str, ...]] = ("steps", "outer", "calm", "still")
-
-    def __post_init__(self) -> None:
-        number("rho", self.rho, above=0)
-        integer("inner", self.inner, at_least=1)
-        if self.r != math.inf:
-            number("r", self.r, at_least=3)
-        integer("max_outer", self.max_outer, at_least=0)
-        number("tol", self.tol, at_least=0)
-        integer("patience", self.patience, at_least=0)
 
     def start(self) -> None:
         """F = K and Y = 0: the first inner steps pull K to where it was."""

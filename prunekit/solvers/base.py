@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.penalties.base import Penalty
 from prunekit.rows import Rows
+from prunekit.schema import Checked
 from prunekit.solvers.advice import about_flatness, about_step
 
 log = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 BELOW = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # row norms that are counted as small
 
 
-class Solver(ABC):
+class Solver(Checked, ABC):
     """Makes network training minimise loss + penalty.
 
     The order in a training loop: `backward`, unscale, clip, `before_step`, `optimizer.step`,
@@ -46,7 +47,7 @@ class Solver(ABC):
             self.warn("remark", penalty.remark)
         self.start()
 
-    def start(self) -> None:  # noqa: B027  (stateless solvers have nothing to prepare)
+    def start(self) -> None:
         """Prepare the state for the bound rows."""
 
     def warn(self, subject: str, line: str | None) -> None:
@@ -61,10 +62,10 @@ class Solver(ABC):
         self.warn("step", about_step(self.penalty, weighted, self.lower_step))
         return self.penalty.prox(rows, weighted)
 
-    def before_step(self, optimizer: Optimizer) -> None:  # noqa: B027
+    def before_step(self, optimizer: Optimizer) -> None:
         """After backward, unscaling and clipping; may edit gradients."""
 
-    def after_step(self, optimizer: Optimizer) -> None:  # noqa: B027
+    def after_step(self, optimizer: Optimizer) -> None:
         """After the optimizer's step; may edit parameters."""
 
     @abstractmethod
@@ -100,7 +101,7 @@ class Solver(ABC):
         """Tensors and numbers that a resumed run needs."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:  # noqa: B027
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
 
 

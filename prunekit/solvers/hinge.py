@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from torch.optim import Optimizer
 
-from prunekit.checks import choice, number
 from prunekit.errors import ConfigError
 from prunekit.rows import Rows
+from prunekit.schema import Checked, NotNegative, Positive, Range
 from prunekit.solvers.proximal import Proximal
 
 NEWEST = 0.9  # weight of a step's gradient ratio in the running one, as in the released code
@@ -18,7 +18,7 @@ MOST = 9 / 5  # the running ratio stays between 1 / MOST and MOST
 
 
 @dataclass(frozen=True)
-class Annealing:
+class Annealing(Checked):
     """lam falls by `factor` when the norms fall to the first level, and once more at the second.
 
     The norm is the sum of row norms of a first matrix, averaged `over` the blocks, or summed over
@@ -26,18 +26,17 @@ class Annealing:
     with `unit="start"` a share of its value in the beginning, which suits any network.
     """
 
-    factor: float = 2.0
-    at: Sequence[float] = (0.5, 0.25)
-    over: str = "blocks"
-    unit: str = "start"
+    factor: Annotated[float, Range(at_least=1), "what lam is divided by at each level"] = 2.0
+    at: Annotated[Sequence[Positive], "levels of the norm, falling"] = (0.5, 0.25)
+    over: Annotated[Literal["blocks", "layers"], "mean over blocks, or sum over layers"] = "blocks"
+    unit: Annotated[Literal["start", "norm"], "levels are shares of the first norm, or norms"] = (
+        "start"
+    )
 
     def __post_init__(self) -> None:
-        number("annealing.factor", self.factor, at_least=1)
-        choice("annealing.over", self.over, ("blocks", "layers"))
-        choice("annealing.unit", self.unit, ("start", "norm"))
-        levels = [number("annealing.at", level, above=0) for level in self.at]
-        if levels != sorted(levels, reverse=True) or not levels:
-            raise ConfigError(f"annealing.at={list(self.at)} must fall: the higher level first")
+        super().__post_init__()
+        if not self.at or list(self.at) != sorted(self.at, reverse=True):
+            raise ConfigError(f"at={list(self.at)} must fall: the higher level first")
 
     def norm(self, blocks: Sequence[Rows]) -> float:
         """The statistic, of the parameters as they are."""
@@ -62,14 +61,9 @@ class Hinge(Proximal):
     first matrices, as the paper has it, or `all` but the second ones, as the released code does.
     """
 
-    exponent: float = 1.35
-    annealing: Annealing | None = None
-    slowed: str = "first"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("solver.exponent", self.exponent, at_least=0)
-        choice("solver.slowed", self.slowed, ("first", "all"))
+    exponent: Annotated[NotNegative, "power of the gradients' ratio that slows; 0: off"] = 1.35
+    annealing: Annotated[Annealing | None, "how lam falls; null: it stays"] = None
+    slowed: Annotated[Literal["first", "all"], "first matrices, or all but the second"] = "first"
 
     def start(self) -> None:
         """Rates are equal and lam is whole."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.checks import integer, number
 from prunekit.rows import Rows
+from prunekit.schema import PartShare, Positive, Whole
 from prunekit.solvers.base import learning_rate
 from prunekit.solvers.splitting import Splitting
 
@@ -30,15 +30,10 @@ class PALM(Splitting):
     of .06 this is the published interval [.47, .53].
     """
 
-    beta: float = 100.0
-    spread: float = 0.06
-    seed: int = 0
+    beta: Annotated[Positive, "how strongly the network is tied to its sparse copy"] = 100.0
+    spread: Annotated[PartShare, "the copy starts within this share of the rows"] = 0.06
+    seed: Annotated[Whole, "seed of where the copy starts"] = 0
     lower_step: ClassVar[str] = "raise beta, lower the learning rate"
-
-    def __post_init__(self) -> None:
-        number("beta", self.beta, above=0)
-        number("spread", self.spread, at_least=0, below=1)
-        integer("seed", self.seed, at_least=0)
 
     def start(self) -> None:
         """F is K with some noise, the same in every process."""

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch.optim import Optimizer
 
-from prunekit.checks import integer
+from prunekit.schema import Count
 from prunekit.solvers.base import Solver, learning_rate
 
 
@@ -20,11 +20,8 @@ class Proximal(Solver):
     under `Subgradient`. A rate of zero leaves the parameters alone.
     """
 
-    every: int = 1
+    every: Annotated[Count, "optimizer steps between two proximal steps"] = 1
     needs: ClassVar[frozenset[str]] = frozenset({"prox"})
-
-    def __post_init__(self) -> None:
-        integer("every", self.every, at_least=1)
 
     def start(self) -> None:
         """Count optimizer steps from zero."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.checks import number
+from prunekit.schema import PartShare
 from prunekit.solvers.base import Solver
 
 
@@ -20,11 +20,8 @@ class Subgradient(Solver):
     so rows shorter than `threshold` times the median row of their block count as zero (0: none).
     """
 
-    threshold: float = 1e-3
+    threshold: Annotated[PartShare, "rows below this share of the median row end as zero"] = 1e-3
     needs: ClassVar[frozenset[str]] = frozenset({"subgradient"})
-
-    def __post_init__(self) -> None:
-        number("threshold", self.threshold, at_least=0, below=1)
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Add weight * subgradient to the gradients."""

@@ -9,13 +9,16 @@ from prunekit.build import build
 from prunekit.criteria import save_scores
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
+from prunekit.penalties import Penalty
 from prunekit.problems import Regularizer, Training
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
+from prunekit.solvers import Solver
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.network import start
 from prunekit.stages.parts import counts, history_writer, load_data, quality
 from prunekit.surgery import save_model
+from prunekit.targets import Target
 
 
 def regularizer_of(settings: Settings) -> Regularizer:
@@ -24,9 +27,9 @@ def regularizer_of(settings: Settings) -> Regularizer:
     if not isinstance(node.get("penalty"), Mapping) or not isinstance(node.get("target"), Mapping):
         raise ConfigError("regularizer has no penalty and target; choose regularizer=l21, say")
     return Regularizer(
-        penalty=build(node["penalty"], "regularizer.penalty"),
-        target=build(node["target"], "regularizer.target"),
-        solver=build(settings["solver"], "solver"),
+        penalty=build(node["penalty"], "regularizer.penalty", Penalty),
+        target=build(node["target"], "regularizer.target", Target),
+        solver=build(settings["solver"], "solver", Solver),
     )
 
 

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.checks import instance, number
 from prunekit.errors import ConfigError
 from prunekit.modes import duplicate
+from prunekit.schema import Checked, PartShare, Positive, Share
 from prunekit.training.loop import CrossEntropy
 
 
 @dataclass(frozen=True, eq=False)
-class Distillation:
+class Distillation(Checked):
     """(1 - weight) cross entropy + weight T^2 KL(teacher || network), at temperature T.
 
     The divergence is between the softmax of logits / T, summed over classes, mean of the batch.
@@ -26,15 +26,12 @@ class Distillation:
     """
 
     teacher: nn.Module
-    weight: float = 0.4
-    temperature: float = 4.0
-    smoothing: float = 0.0
+    weight: Share = 0.4
+    temperature: Positive = 4.0
+    smoothing: PartShare = 0.0
 
     def __post_init__(self) -> None:
-        instance("teacher", self.teacher, nn.Module)
-        number("weight", self.weight, at_least=0, at_most=1)
-        number("temperature", self.temperature, above=0)
-        number("smoothing", self.smoothing, at_least=0, below=1)
+        super().__post_init__()
         frozen = duplicate(self.teacher).eval().requires_grad_(False)
         object.__setattr__(self, "teacher", frozen.to(memory_format=torch.channels_last))
 

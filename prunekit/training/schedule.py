@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import LBFGS, Optimizer
 
-from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
+from prunekit.schema import Checked, Count, NotNegative, OneOf, PartShare, Positive, Whole
 from prunekit.training.precision import HALVES
 
 
@@ -33,20 +33,11 @@ class Constant:
 
 
 @dataclass(frozen=True)
-class Steps:
+class Steps(Checked):
     """Multiply the rate by `by` at every milestone: an epoch, or a fraction of training below 1."""
 
-    milestones: Sequence[float]
-    by: float = 0.1
-
-    def __post_init__(self) -> None:
-        if isinstance(self.milestones, str) or not isinstance(self.milestones, Sequence):
-            raise ConfigError(
-                f"milestones={self.milestones!r} is not a list of epochs or fractions"
-            )
-        marks = tuple(number("milestones", mark, above=0) for mark in self.milestones)
-        object.__setattr__(self, "milestones", marks)
-        number("by", self.by, above=0)
+    milestones: Annotated[Sequence[Positive], "epochs, or fractions of training below 1"]
+    by: Annotated[Positive, "what the rate is multiplied by at each"] = 0.1
 
     def factor(self, epoch: float, epochs: int) -> float:
         """`by` to the power of the number of milestones passed."""
@@ -55,15 +46,11 @@ class Steps:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Checked):
     """Half a cosine from 1 to `final`, after a linear rise during the fraction `warmup`."""
 
-    final: float = 0.0
-    warmup: float = 0.0
-
-    def __post_init__(self) -> None:
-        number("final", self.final, at_least=0)
-        number("warmup", self.warmup, at_least=0, below=1)
+    final: Annotated[NotNegative, "rate in the end, times the schedule's"] = 0.0
+    warmup: Annotated[PartShare, "fraction of training in which the rate rises"] = 0.0
 
     def factor(self, epoch: float, epochs: int) -> float:
         """The rise starts at a hundredth, because solvers divide by the rate."""
@@ -75,7 +62,7 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Schedule:
+class Schedule(Checked):
     """Epochs, batch size, optimizer and rates of one training phase.
 
     `optimizer` takes parameters and returns a PyTorch optimizer: `functools.partial(SGD, lr=0.1)`,
@@ -85,23 +72,21 @@ class Schedule:
     one batch of all their examples; batch norm sees each on its own. Bad values raise ConfigError.
     """
 
-    epochs: int
-    batch: int
-    optimizer: Callable[..., Optimizer]
-    decay: Decay = field(default_factory=Constant)
-    clip: float | None = None
-    label_smoothing: float = 0.0
-    precision: str = "float32"
-    accumulate: int = 1
+    epochs: Annotated[Whole, "passes over the training images"]
+    batch: Annotated[Count, "images in one batch"]
+    optimizer: Annotated[Callable[..., Optimizer], "class of torch.optim, lr is the first rate"]
+    decay: Annotated[Decay, "how the rate changes: Constant, Steps or Cosine"] = field(
+        default_factory=Constant
+    )
+    clip: Annotated[Positive | None, "largest norm of the loss gradient; null: any"] = None
+    label_smoothing: Annotated[PartShare, "share of each label that goes to all classes"] = 0.0
+    precision: Annotated[str, OneOf(("float32", *HALVES)), "numbers that are computed in"] = (
+        "float32"
+    )
+    accumulate: Annotated[Count, "batches in one step of the optimizer"] = 1
 
     def __post_init__(self) -> None:
-        integer("epochs", self.epochs, at_least=0)
-        integer("batch", self.batch, at_least=1)
-        number("label_smoothing", self.label_smoothing, at_least=0, below=1)
-        choice("precision", self.precision, ("float32", *HALVES))
-        integer("accumulate", self.accumulate, at_least=1)
-        if self.clip is not None:
-            number("clip", self.clip, above=0)
+        super().__post_init__()
         if not callable(getattr(self.decay, "factor", None)):
             raise ConfigError(f"decay={self.decay!r} is no plan; use Constant, Steps or Cosine")
         self._try_optimizer()

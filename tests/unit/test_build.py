@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -44,7 +45,6 @@ def broken():
 @pytest.fixture(autouse=True)
 def importable(monkeypatch):
     """The module under the name that targets use, however the tests were imported."""
-    import sys
     from types import ModuleType
 
     module = ModuleType("made_of_settings")
@@ -87,8 +87,23 @@ def test_name_is_a_label_unless_the_class_takes_it():
     assert build(target("anything", name="small", size=2)) == {"size": 2}
 
 
-def test_extra_arguments_win_and_reach_only_the_outermost():
-    assert build(target("Tree", left=target("Leaf")), right=5) == Tree(Leaf(), 5)
+def test_an_object_of_another_class_is_refused_where_it_stands():
+    assert build(target("Leaf"), "a", Leaf) == Leaf()
+    for node, what in ((target("Leaf"), "Leaf"), ({"left": 1}, "dict")):
+        with pytest.raises(ConfigError, match=rf"^a describes a {what}, not a Tree; give a _tar"):
+            build(node, "a", Tree)
+
+
+def test_a_module_in_the_current_folder_is_found_and_what_is_installed_comes_first(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nets_of_hers.py").write_text("class Net:\n    pass\n")
+    (tmp_path / "math.py").write_text("raise AssertionError\n")
+    assert locate("nets_of_hers.Net").__module__ == "nets_of_hers"
+    assert locate("math.sqrt")(4) == 2
+    monkeypatch.delitem(sys.modules, "nets_of_hers")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +114,7 @@ def test_extra_arguments_win_and_reach_only_the_outermost():
         (target("Tree"), "model", ["model", "Tree", "'left'"]),
         (target("Tree", left=target("Leaf", sise=2)), "a", ["a.left.sise"]),
         ([target("Leaf", size="big")], "a", ["a.0", "size='big'", "size is a str"]),
-        (target("Leaf", size=-1), "a", ["a: size=-1", "at least 0"]),
+        (target("Leaf", size=-1), "a", ["a.size=-1", "at least 0"]),
         ({"_target_": "made_of_settings.Leef"}, "a", ["a._target_", "Leef", "dotted path"]),
         ({"_target_": "no_such_package.Net"}, "a", ["a._target_", "no_such_package"]),
         ({"_target_": "Leaf"}, "a", ["a._target_='Leaf'", "dotted path"]),

@@ -171,12 +171,12 @@ def test_silhouette_by_hand():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"perplexity": 1000}, "features.perplexity=1000 must be below the number of images, 1000"),
+        ({"perplexity": 1000}, "perplexity=1000 must be below the number of images, 1000"),
         ({"perplexity": 40, "images": 30}, "must be below the number of images, 30"),
-        ({"perplexity": 0}, "features.perplexity=0 must be above 0"),
-        ({"images": 1.5}, "features.images=1.5"),
-        ({"seed": 2**32}, "features.seed=4294967296 must be at most"),
-        ({"layer": 3}, "features.layer=3 is no name"),
+        ({"perplexity": 0}, "perplexity=0 must be above 0"),
+        ({"images": 1.5}, "images=1.5"),
+        ({"seed": 2**32}, "seed=4294967296 must be at most 4294967295"),
+        ({"layer": 3}, "layer=3 is no text"),
     ],
 )
 def test_settings_out_of_range_are_one_line(settings, words):

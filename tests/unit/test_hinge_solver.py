@@ -197,12 +197,12 @@ def test_of_rows_and_columns_of_one_matrix_the_rows_tell_the_norm():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"factor": 0.5}, "annealing.factor"),
+        ({"factor": 0.5}, "factor=0.5 must be at least 1"),
         ({"at": (0.2, 0.5)}, "must fall"),
         ({"at": ()}, "must fall"),
-        ({"at": (0.5, 0.0)}, "annealing.at"),
-        ({"over": "nets"}, "annealing.over"),
-        ({"unit": "m"}, "annealing.unit"),
+        ({"at": (0.5, 0.0)}, "at=0.0 must be above 0"),
+        ({"over": "nets"}, "over='nets' is unknown"),
+        ({"unit": "m"}, "unit='m' is unknown"),
     ],
 )
 def test_settings_of_annealing_are_checked(settings, message):

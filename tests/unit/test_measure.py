@@ -261,7 +261,7 @@ def test_quartiles():
 )
 def test_latency_settings_are_checked(settings):
     (name,) = settings
-    with pytest.raises(ConfigError, match=rf"latency\.{name}="):
+    with pytest.raises(ConfigError, match=rf"^{name}="):
         LatencyTest(**settings)
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softshrink
 
-from prunekit.checks import number
 from prunekit.penalties.fusion import Edges, GraphLasso
+from prunekit.schema import Positive, Share
 from prunekit.solvers.regression.alive import Alive
 from prunekit.solvers.regression.path import active_rows
 from prunekit.solvers.regression.problem import (
@@ -46,15 +46,10 @@ class GraphADMM(RegressionSolver):
     is on all: a Sylvester equation, solved in the eigenbases of G and of the graph.
     """
 
-    rho: float = 0.3
-    dense: float = 0.05
+    rho: Annotated[Positive, "first weight of the copies"] = 0.3
+    dense: Annotated[Share, "share of entries from which on work is on all of them"] = 0.05
     selects: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"splitting"})
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("rho", self.rho, above=0)
-        number("dense", self.dense, at_least=0, at_most=1)
 
     def solve(
         self, problem: Regression, penalty: GraphLasso, start: Tensor | None = None

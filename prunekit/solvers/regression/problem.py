@@ -7,14 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import integer, number
+from prunekit.checks import number
 from prunekit.errors import ConfigError
 from prunekit.penalties.base import Penalty
+from prunekit.schema import Checked, Count, Positive
 from prunekit.solvers.base import check_fit
 
 log = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class Solution:
 
 
 @dataclass(kw_only=True)
-class RegressionSolver(ABC):
+class RegressionSolver(Checked, ABC):
     """Minimises a regression and a penalty of its coefficients.
 
     It stops when the duality gap is below `tolerance` of the objective and `of_fit` of what the fit
@@ -148,17 +149,12 @@ class RegressionSolver(ABC):
     `iterations` at the latest, which is said once.
     """
 
-    tolerance: float = 1e-6
-    of_fit: float = 1e-3
-    iterations: int = 20000
+    tolerance: Annotated[Positive, "duality gap at which it stops, of the objective"] = 1e-6
+    of_fit: Annotated[Positive, "and of what the fit gained over zero"] = 1e-3
+    iterations: Annotated[Count, "iterations at most"] = 20000
     warned: bool = field(default=False, init=False, repr=False, compare=False)
     needs: ClassVar[frozenset[str]] = frozenset()
     selects: ClassVar[bool] = False  # whether it finds by itself what moves
-
-    def __post_init__(self) -> None:
-        number("tolerance", self.tolerance, above=0)
-        number("of_fit", self.of_fit, above=0)
-        integer("iterations", self.iterations, at_least=1)
 
     def check(self, penalty: Penalty) -> None:
         """Raise ConfigError when the penalty lacks what the solver needs."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import number
 from prunekit.errors import ConfigError
 from prunekit.penalties import GraphLasso, TreeLasso
+from prunekit.schema import PartShare, Positive
 from prunekit.solvers.regression.fista import descent
 from prunekit.solvers.regression.problem import (
     EVERY,
@@ -34,16 +34,14 @@ class SmoothingProximalGradient(RegressionSolver):
     zero stay small: those below `zero` of the largest are set to zero in the end.
     """
 
-    mu: float = 0.1
-    least_mu: float = 1e-5
-    zero: float = 1e-3
+    mu: Annotated[Positive, "smoothing in the beginning"] = 0.1
+    least_mu: Annotated[Positive, "smoothing in the end"] = 1e-5
+    zero: Annotated[PartShare, "entries below this share of the largest are zero"] = 1e-3
     needs: ClassVar[frozenset[str]] = frozenset({"smoothing"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("least_mu", self.least_mu, above=0)
-        number("zero", self.zero, at_least=0, below=1)
-        if number("mu", self.mu, above=0) < self.least_mu:
+        if self.mu < self.least_mu:
             raise ConfigError(f"mu={self.mu:g} is below least_mu={self.least_mu:g}")
 
     def solve(
