@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,23 @@ def test_files_are_short_and_plain(file: Path) -> None:
             assert not any(isinstance(d, mutable) for d in defaults), (
                 f"{node.name}: mutable default"
             )
+
+
+UNUSED = {"scipy", "sklearn", "pandas", "matplotlib"}  # by a run without figures, on digits
+PLAIN = f"""
+import sys
+from prunekit.cli import main
+main(["run", "schedule=smoke", "runtime.threads=1", "latency.runs=5", "latency.warmup=1"])
+print("loaded:", *sorted({UNUSED} & sys.modules.keys()))
+"""
+
+
+def test_a_plain_run_imports_nothing_that_it_does_not_use(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "loaded:", done.stdout
 
 
 def test_every_module_has_a_layer() -> None:

@@ -6,8 +6,6 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor, nn
 
 from prunekit.checks import choice
@@ -74,6 +72,9 @@ class Representatives(OnTables):
 
 def lost_at(similarity: Tensor, worth: Tensor, method: str) -> Tensor:
     """The height at which every item stops being the best of its cluster, above 0."""
+    from scipy.cluster.hierarchy import linkage  # half a second, and few runs need them
+    from scipy.spatial.distance import squareform
+
     count = len(worth)
     scores = torch.full((count,), torch.inf, dtype=torch.float64)
     best = list(range(count))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -32,12 +35,25 @@ class Digits(ImageTensors):
 
     def read(self) -> Raw:
         """Training and test digits as bytes."""
-        from sklearn.datasets import load_digits  # takes a second, so only when it is needed
-
-        bunch = load_digits()
-        small = torch.from_numpy(bunch.images).float().unsqueeze(1) * (255 / 16)
+        table = torch.from_numpy(_table())
+        small = table[:, :64].view(-1, 1, 8, 8).float() * (255 / 16)
         size = (self.image_size, self.image_size)
         large = F.interpolate(small, size, mode="bilinear", align_corners=False)
-        digits = Examples(large.round().byte(), torch.from_numpy(bunch.target).long())
+        digits = Examples(large.round().byte(), table[:, 64].long())
         train, test = stratified(digits.labels, _TEST, seed=0)
         return Raw(digits[train], digits[test], classes=10)
+
+
+def _table() -> np.ndarray:
+    """A row an image: 64 pixels from 0 to 16, then the label.
+
+    The file is read where scikit-learn keeps it, because to import scikit-learn takes a second.
+    """
+    found = importlib.util.find_spec("sklearn")
+    file = Path(found.origin or "").parent / "datasets/data/digits.csv.gz" if found else Path()
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target])

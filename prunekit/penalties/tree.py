@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import linkage as scipy_linkage
 from torch import Tensor
 
 from prunekit.checks import choice, integer, number
@@ -59,10 +58,12 @@ class Tree:
         Nodes above `cut` of the root's height are not penalised (s = 1). `floor` is the least s:
         near copies have heights of almost 0, which leaves their leaves no weight at all.
         """
+        from scipy.cluster.hierarchy import linkage  # half a second, and few runs need a tree
+
         choice("method", method, ("single", "complete", "average"))
         number("floor", floor, at_least=0, at_most=1)
         distance, count = _distances(similarity), len(similarity)
-        merges = scipy_linkage(distance, method) if count > 1 else ()
+        merges = linkage(distance, method) if count > 1 else ()
         pairs = tuple((int(first), int(second)) for first, second, *_ in merges)
         heights = torch.tensor([float(merge[2]) for merge in merges], dtype=torch.float64)
         share = heights / heights.amax().clamp_min(1e-12) if count > 1 else heights

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from prunekit.data import (
     CIFAR10,
@@ -135,6 +136,21 @@ def test_digits_split_is_stratified_disjoint_and_fixed():
     assert torch.equal(data.test.images, other.test.images)
     assert not torch.equal(data.val.images, other.val.images)
     assert data.example.shape == (1, 1, 28, 28)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_digits_are_those_of_scikit_learn_wherever_it_keeps_them(kept, monkeypatch):
+    bunch = load_digits()
+    pixels = torch.from_numpy(bunch.data).mul(255 / 16).round().long()
+    expected = torch.cat([pixels, torch.from_numpy(bunch.target)[:, None]], dim=1)
+    if not kept:
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    raw = Digits(image_size=8).read()
+    parts = [
+        (part.images.flatten(1).long(), part.labels[:, None]) for part in (raw.train, raw.test)
+    ]
+    found = torch.cat([torch.cat(part, dim=1) for part in parts])
+    assert sorted(found.tolist()) == sorted(expected.tolist())
 
 
 def test_the_runs_seed_does_not_move_the_split():

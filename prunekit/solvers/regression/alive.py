@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy import sparse
-from scipy.sparse.linalg import splu
 from torch import Tensor
 
 from prunekit.penalties.fusion import Edges, GraphLasso
 from prunekit.solvers.regression.problem import Regression, Solution
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 Graph = tuple[Tensor, Tensor]
 
@@ -48,8 +50,10 @@ class Alive:
         return self.problem.energy
 
     @cached_property
-    def gram(self) -> sparse.csr_matrix:
+    def gram(self) -> csr_matrix:
         """G between entries of the same column, (entries, entries)."""
+        from scipy.sparse import csr_matrix  # late: few runs need it
+
         outputs, inputs = (part.numpy() for part in self.places)
         counts = np.bincount(outputs, minlength=len(self.chosen))
         starts = np.cumsum(counts) - counts
@@ -57,7 +61,7 @@ class Alive:
         pointers = np.concatenate([[0], np.cumsum(per)])
         partners = np.arange(pointers[-1]) - np.repeat(pointers[:-1] - starts[outputs], per)
         values = self.problem.gram.numpy()[np.repeat(inputs, per), inputs[partners]]
-        return sparse.csr_matrix((values, partners, pointers), shape=(len(inputs), len(inputs)))
+        return csr_matrix((values, partners, pointers), shape=(len(inputs), len(inputs)))
 
     @cached_property
     def ends(self) -> Graph:
@@ -127,9 +131,12 @@ class Alive:
         G is block-diagonal, so the factors fill no more than its blocks, which with C^T C would be
         ten times as much. Columns are (entries, 1).
         """
+        from scipy.sparse import diags
+        from scipy.sparse.linalg import splu
+
         if rho not in self._factors:
             self._factors.clear()
-            system = self.gram + rho * sparse.diags(1 + self._above[:, 0].numpy())
+            system = self.gram + rho * diags(1 + self._above[:, 0].numpy())
             self._factors[rho] = splu(system.tocsc(), permc_spec="NATURAL")
         apart = self.edges.gathered(self.edges.differences(near.T)).T
         moved = right + rho * (self._above * near - apart)
