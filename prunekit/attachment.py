@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from prunekit.engine import Traced
 from prunekit.errors import ConfigError
 from prunekit.graph.channels import ChannelGraph
-from prunekit.penalties.base import Penalty
+from prunekit.penalties import PENALTIES, Penalty
 from prunekit.rows import Rows
-from prunekit.selection import Scored, Selection, Zeros
-from prunekit.solvers.base import Solver, check_fit
+from prunekit.selection import SELECTIONS, Scored, Selection
+from prunekit.solvers import SOLVERS, Solver, check_fit
 from prunekit.surgery import Fold
-from prunekit.targets import Target, target_named, unit_scores
+from prunekit.targets import TARGETS, Target, unit_scores
 
 
 class Attached:
@@ -65,24 +65,26 @@ def attach(
     model: nn.Module,
     example: Tensor | tuple[Tensor, ...],
     *,
-    penalty: Penalty,
-    solver: Solver,
+    penalty: Penalty | str,
+    solver: Solver | str,
     target: Target | str = "filters",
+    lam: float | None = None,
 ) -> Attached:
     """Put a penalty on a network, which should be on its device already.
 
-    `example` is a batch the network accepts. A network inside DistributedDataParallel, which makes
-    all processes start alike, is taken out of it. ConfigError when penalty, solver and target do
-    not fit, TraceError when the network cannot be traced.
+    `example` is a batch the network accepts. `penalty`, `solver` and `target` are names or objects;
+    a penalty that is named has the strength `lam`. A network inside DistributedDataParallel, which
+    makes all processes start alike, is taken out of it. ConfigError when penalty, solver and target
+    do not fit, TraceError when the network cannot be traced.
     """
     model = _bare(model)
-    for name, value, kind in (("penalty", penalty, Penalty), ("solver", solver, Solver)):
-        if not isinstance(value, kind):
-            raise ConfigError(f"{name}={value!r} is not an instance of prunekit's {kind.__name__}")
+    solver = SOLVERS.named(solver, Solver)
+    penalty = PENALTIES.named(penalty, Penalty, **({} if lam is None else {"lam": lam}))
+    if lam is not None and penalty.lam != lam:
+        raise ConfigError(f"lam={lam} beside {penalty}, which has its own; leave lam out")
     check_fit(solver, penalty)
-    chosen = target_named(target) if isinstance(target, str) else target
     graph = ChannelGraph.trace(model, example)
-    blocks = chosen.rows(model, graph)
+    blocks = TARGETS.named(target, Target).rows(model, graph)
     solver.bind(penalty, blocks)
     return Attached(graph, solver, blocks)
 
@@ -91,9 +93,9 @@ def shrink(
     model: nn.Module,
     graph: ChannelGraph,
     scores: Mapping[str, Tensor],
-    selection: Selection | None = None,
+    selection: Selection | str = "zeros",
 ) -> nn.Module:
-    """A physically smaller copy of a network; without a `selection`, units that score zero go.
+    """A physically smaller copy of a network; by default the units that score zero go.
 
     The model keeps its parameters; an optimizer for the copy must be made anew. Sparsity-inducing
     matrices are folded. Nothing is checked or absorbed, so that what the solver zeroed goes
@@ -101,7 +103,7 @@ def shrink(
     """
     dense = Traced(_bare(model), graph, example=(), batch=None)
     scored = Scored(scores, graph, dense.cost())
-    keep = (selection or Zeros()).select(scored).keep
+    keep = SELECTIONS.named(selection, Selection).select(scored).keep
     narrow = dense.cut(keep, absorb=False, check=False).model
     Fold.of(narrow).apply(narrow)
     return narrow

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit import criteria, engine
-from prunekit.checks import choice, instance, number
+from prunekit.checks import choice, number
 from prunekit.criteria import Criterion
 from prunekit.data import Data, given_data
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
@@ -23,6 +23,7 @@ from prunekit.errors import ConfigError, one_of
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import CostModel
 from prunekit.selection import (
+    SELECTIONS,
     Aim,
     Global,
     LatencyTarget,
@@ -215,7 +216,7 @@ def prune(
     macs: float | None = None,
     params: float | None = None,
     latency: float | None = None,
-    selection: Selection | None = None,
+    selection: Selection | str | None = None,
     criterion: str | Criterion = "l1_norm",
     scope: str = "local",
     round_to: int = 1,
@@ -253,6 +254,7 @@ def prune(
     if selection is None:
         selection = _selection(shares, scope, layers, common, on_miss)
     else:
+        selection = SELECTIONS.named(selection, Selection)
         rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(selection, shares | rules)
     data = _data(data, criterion)
@@ -275,7 +277,6 @@ def criterion_named(criterion: str | Criterion) -> Criterion:
 
 def _check_alone(selection: Selection, settings: Mapping[str, Any]) -> None:
     """Raise ConfigError where something is given that a selection would not heed."""
-    instance("selection", selection, Selection)
     if selection.rounds > 1:
         raise ConfigError(
             f"selection.rounds={selection.rounds} trains between the rounds, which needs a stage "

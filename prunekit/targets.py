@@ -17,6 +17,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph.channels import ChannelGraph
 from prunekit.graph.hinged import Hinged
+from prunekit.registry import Registry
 from prunekit.rows import Rows, Slice, unit_norms
 from prunekit.schema import Checked, Positive
 
@@ -50,6 +51,10 @@ class Target(Checked, ABC):
         """All blocks there are, with weight 1."""
 
 
+TARGETS: Registry[Target] = Registry("target")
+
+
+@TARGETS.register("filters")
 @dataclass(frozen=True, kw_only=True)
 class Filters(Target):
     """The filters of every convolution and linear layer whose outputs can all be removed.
@@ -68,6 +73,7 @@ class Filters(Target):
         ]
 
 
+@TARGETS.register("entries")
 @dataclass(frozen=True, kw_only=True)
 class Entries(Target):
     """Every single weight of every convolution and linear layer: unstructured sparsity."""
@@ -81,6 +87,7 @@ class Entries(Target):
         ]
 
 
+@TARGETS.register("inputs")
 @dataclass(frozen=True, kw_only=True)
 class Inputs(Target):
     """The input slices of every convolution and linear layer whose inputs can all be removed.
@@ -100,6 +107,7 @@ class Inputs(Target):
         return found
 
 
+@TARGETS.register("scales")
 @dataclass(frozen=True, kw_only=True)
 class Scales(Target):
     """The scale of every batch norm channel, as in network slimming; shifts are never penalised.
@@ -124,6 +132,7 @@ class Scales(Target):
         return found
 
 
+@TARGETS.register("coupled")
 @dataclass(frozen=True, kw_only=True)
 class Coupled(Target):
     """The filters of all layers that produce the same channels, as one long row per channel.
@@ -144,6 +153,7 @@ class Coupled(Target):
         return coupled + list(alone.values())
 
 
+@TARGETS.register("matrices")
 @dataclass(frozen=True, kw_only=True)
 class Matrices(Target):
     """Rows, columns or conv groups of the sparsity-inducing matrices that were attached.
@@ -167,23 +177,6 @@ class Matrices(Target):
             for side in module.site.sides
         ]
         return [*found, *_conv_groups([pair for pair in hinged if pair not in single], graph)]
-
-
-TARGETS: Mapping[str, type[Target]] = {
-    "filters": Filters,
-    "entries": Entries,
-    "inputs": Inputs,
-    "scales": Scales,
-    "coupled": Coupled,
-    "matrices": Matrices,
-}
-
-
-def target_named(name: str) -> Target:
-    """The target of that name with its default settings; ConfigError lists the names there are."""
-    if name not in TARGETS:
-        raise ConfigError(f"target={name!r} is unknown; {one_of(name, TARGETS)}")
-    return TARGETS[name]()
 
 
 def _weighted(blocks: Sequence[Rows], layers: Layers) -> list[Rows]:

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "prunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "checks", "schema", "build", "console", "atomic", "torchfile", "config"},
+    {"errors", "registry", "checks", "schema", "build", "console", "atomic", "torchfile", "config"},
     {"rows", "modes", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure", "similarity"},
     {"training", "criteria", "selection"},
@@ -26,8 +26,8 @@ LAYERS = (
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 ONLY = {  # narrower than the layer: the whole list of what these may import
-    "solvers": {"rows", "penalties", "errors", "checks", "schema"},
-    "penalties": {"errors", "checks", "schema"},
+    "solvers": {"rows", "penalties", "errors", "registry", "checks", "schema"},
+    "penalties": {"errors", "registry", "checks", "schema"},
     "models": {"errors", "checks", "schema"},
 }
 THIRD_PARTY = {

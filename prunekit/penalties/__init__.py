@@ -1,6 +1,6 @@
 """Penalties: functions of a matrix whose rows may vanish, with value, subgradient and prox."""
 
-from prunekit.penalties.base import Penalty, RadialPenalty
+from prunekit.penalties.base import PENALTIES, Penalty, RadialPenalty
 from prunekit.penalties.fusion import Edges, GraphLasso
 from prunekit.penalties.magnitude import (
     L0,
@@ -18,6 +18,7 @@ __all__ = [
     "L0",
     "L1",
     "MCP",
+    "PENALTIES",
     "SCAD",
     "BlockTreeLasso",
     "Edges",

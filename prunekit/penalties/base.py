@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from prunekit.checks import number
+from prunekit.registry import Registry
 from prunekit.schema import Checked, NotNegative
 
 
@@ -149,3 +150,6 @@ def best_of(t: Tensor, step: float, phi: Callable[[Tensor], Tensor], *candidates
         better = price < cost
         best, cost = torch.where(better, point, best), torch.where(better, price, cost)
     return best
+
+
+PENALTIES: Registry[Penalty] = Registry("penalty")

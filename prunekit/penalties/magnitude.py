@@ -13,13 +13,14 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.penalties.base import RadialPenalty, best_of
+from prunekit.penalties.base import PENALTIES, RadialPenalty, best_of
 from prunekit.schema import NotNegative, Positive, Range
 
 NEWTON_STEPS = 10  # float64 is reached after at most 9, for p from 0.01 to 0.999
 SMALL_STEPS = 40  # halvings of the distance to a double root
 
 
+@PENALTIES.register("l0")
 @dataclass(frozen=True)
 class L0(RadialPenalty):
     """The number of rows that are not zero: lam for every t > 0.
@@ -47,6 +48,7 @@ class L0(RadialPenalty):
         return torch.where(t > math.sqrt(2 * step * self.lam), t, 0.0)
 
 
+@PENALTIES.register("l1")
 @dataclass(frozen=True)
 class L1(RadialPenalty):
     """The sum of the magnitudes: lam t.
@@ -82,6 +84,7 @@ class L1(RadialPenalty):
         return (residual.double().norm(dim=1) - self.lam).clamp_min(0)
 
 
+@PENALTIES.register("lp")
 @dataclass(frozen=True)
 class Lp(RadialPenalty):
     """A power of the magnitude: lam t^p with 0 < p < 1 (Bui et al. 2021).
@@ -125,6 +128,7 @@ class Lp(RadialPenalty):
         return best_of(t, step, self.phi, u - self.eps)
 
 
+@PENALTIES.register("tl1")
 @dataclass(frozen=True)
 class TransformedL1(RadialPenalty):
     """Between l0 (a small) and l1 (a large): lam (a + 1) t / (a + t) (Zhang and Xin 2017)."""
@@ -153,6 +157,7 @@ class TransformedL1(RadialPenalty):
         return best_of(t, step, self.phi, (2 * width * torch.cos(angle) - 2 * self.a + t) / 3)
 
 
+@PENALTIES.register("mcp")
 @dataclass(frozen=True)
 class MCP(RadialPenalty):
     """Minimax concave penalty: lam t - t^2 / (2 gamma), constant past gamma lam (Zhang 2010).
@@ -189,6 +194,7 @@ class MCP(RadialPenalty):
         return best_of(t, step, self.phi, firm)
 
 
+@PENALTIES.register("scad")
 @dataclass(frozen=True)
 class SCAD(RadialPenalty):
     """Smoothly clipped absolute deviation, a > 1 (Fan and Li 2001, who use a > 2).
@@ -234,6 +240,7 @@ class SCAD(RadialPenalty):
         return best_of(t, step, self.phi, soft, middle)
 
 
+@PENALTIES.register("logsum")
 @dataclass(frozen=True)
 class LogSum(RadialPenalty):
     """A logarithm, steep at zero: lam log(1 + t / eps) (Candes, Wakin and Boyd 2008)."""
@@ -260,6 +267,7 @@ class LogSum(RadialPenalty):
         return best_of(t, step, self.phi, (t - self.eps + root) / 2)
 
 
+@PENALTIES.register("l1ml2")
 @dataclass(frozen=True)
 class L1MinusL2(RadialPenalty):
     """What the magnitudes of a block lack to a single one: lam (sum of t - 2-norm of t).

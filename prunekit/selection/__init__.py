@@ -6,6 +6,7 @@ is the published share that goes.
 """
 
 from prunekit.selection.base import (
+    SELECTIONS,
     Aim,
     Masks,
     Scored,
@@ -30,6 +31,7 @@ from prunekit.selection.threshold import Threshold
 from prunekit.selection.widths import LikeRun, Widths, read_plan
 
 __all__ = [
+    "SELECTIONS",
     "Aim",
     "Budget",
     "Budgets",

@@ -14,6 +14,7 @@ from torch import Tensor
 from prunekit.checks import integer
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph import ChannelMask
+from prunekit.registry import Registry
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -105,13 +106,16 @@ class Selection(ABC):
         """What `select` keeps of a network with these scores."""
         return self.select(Scored(scores, graph, cost)).keep
 
-    def in_run(self, run: Path) -> Selection:
+    def within(self, run: Path) -> Selection:
         """The same selection in a run directory, where files that it reads may lie."""
         return self
 
     def files(self) -> Mapping[str, Path]:
         """What it reads -> the file, whose content decides; ArtifactError for a missing one."""
         return {}
+
+
+SELECTIONS: Registry[Selection] = Registry("selection")
 
 
 def best(score: Tensor, count: int, first: Tensor | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from prunekit.checks import choice, number
-from prunekit.selection.base import Scored, Selected
+from prunekit.selection.base import SELECTIONS, Scored, Selected
 from prunekit.selection.normalise import MeanNorm, Normalise, relative_ranks
 from prunekit.selection.ranking import Limit, Ranked, Ranking, budget_limit, check_budget
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 AUTO = "auto"
 
 
+@SELECTIONS.register("global")
 @dataclass(frozen=True)
 class Global(Ranked):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
@@ -94,6 +95,7 @@ class Budget(Ranked):
         return () if self.scope == "local" else super()._emptied(scored, ranking, keep)
 
 
+@SELECTIONS.register("macs")
 @dataclass(frozen=True)
 class MacsTarget(Budget):
     """The largest network within a budget of multiply-adds.
@@ -111,6 +113,7 @@ class MacsTarget(Budget):
         return (budget_limit("MACs", "keep", self.keep, cost.macs),)
 
 
+@SELECTIONS.register("params")
 @dataclass(frozen=True)
 class ParamsTarget(Budget):
     """The largest network within a budget of parameters; `keep` as for MacsTarget."""
@@ -125,6 +128,7 @@ class ParamsTarget(Budget):
         return (budget_limit("parameters", "keep", self.keep, cost.params),)
 
 
+@SELECTIONS.register("budgets")
 @dataclass(frozen=True)
 class Budgets(Budget):
     """The largest network that is within both a budget of MACs and one of parameters."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prunekit.checks import instance, number
 from prunekit.errors import ConfigError
 from prunekit.measure import Compared, LatencyTest, TimedCost
-from prunekit.selection.base import Aim, Masks, Scored, Selected
+from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
 from prunekit.selection.budgets import Budget
 from prunekit.selection.pool import Describe
 from prunekit.selection.ranking import Limit, Ranking
@@ -119,3 +119,9 @@ def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared
     narrow = copy.deepcopy(cost.model)
     Narrow.of(graph, removed).apply(narrow)
     return cost.compare(removed, narrow)
+
+
+@SELECTIONS.register("latency")
+def latency(keep: float = 0.6) -> LatencyTarget:
+    """At most this share of the dense network's latency."""
+    return LatencyTarget(keep)

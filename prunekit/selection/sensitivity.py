@@ -12,7 +12,7 @@ from torch import Tensor
 
 from prunekit.checks import instance
 from prunekit.errors import ArtifactError, ConfigError, listed, one_of
-from prunekit.selection.base import Scored, Selected, Selection, best_first, checked
+from prunekit.selection.base import SELECTIONS, Scored, Selected, Selection, best_first, checked
 from prunekit.selection.budgets import Budget
 from prunekit.selection.curves import Curve, curves_file, read_curves
 from prunekit.selection.patterns import ignored
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _LISTED = 4
 
 
+@SELECTIONS.register("sensitivity")
 @dataclass(frozen=True)
 class Sensitivity(Selection):
     """The largest network within a budget whose groups all stay within one loss of accuracy.
@@ -32,7 +33,7 @@ class Sensitivity(Selection):
     first, equal ones by the share of the group, until `budget` is met: that is bisection on a
     common tolerance. Losses compare between groups as they are, so the budget's `normalise` and
     `scope` are left out. `path` is a csv, a stage or a run; None is the sensitivity stage of the
-    same run, see `in_run`.
+    same run, see `within`.
     """
 
     budget: Budget
@@ -63,7 +64,7 @@ class Sensitivity(Selection):
             recount=lambda keep: self._answer(selected.after(keep)),
         )
 
-    def in_run(self, run: Path) -> Sensitivity:
+    def within(self, run: Path) -> Sensitivity:
         """With the curves of the run's own sensitivity stage, where no others are named."""
         return self if self.path is not None else replace(self, path=run / "sensitivity")
 

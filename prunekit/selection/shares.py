@@ -9,11 +9,12 @@ import torch
 
 from prunekit.checks import number
 from prunekit.errors import ConfigError, listed
-from prunekit.selection.base import Masks, Scored, Selected
+from prunekit.selection.base import SELECTIONS, Masks, Scored, Selected
 from prunekit.selection.patterns import assigned
 from prunekit.selection.pool import Describe, FindsWidths, Pool
 
 
+@SELECTIONS.register("zeros")
 @dataclass(frozen=True)
 class Zeros(FindsWidths):
     """Drops the units whose score is exactly zero, as solvers with a proximal map leave them.
@@ -28,6 +29,7 @@ class Zeros(FindsWidths):
         return pool.masks(pool.up(pool.count((pool.scores != 0) | pool.stays))), Selected
 
 
+@SELECTIONS.register("per_layer")
 @dataclass(frozen=True)
 class PerLayer(FindsWidths):
     """Keeps the same share of every group, rounded to the nearest count.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
-from prunekit.selection.base import Aim, Masks, Scored, Selected
+from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
 from prunekit.selection.collapse import emptied_notes, fewest_left, first_emptied
 from prunekit.selection.pool import Describe, FindsWidths, Pool
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _NEXT = 3  # layers that a refusal names beside the emptied ones
 
 
+@SELECTIONS.register("slimming")
 @dataclass(frozen=True)
 class Slimming(FindsWidths):
     """One threshold over all scored units, as network slimming prunes (Liu et al. 2017).

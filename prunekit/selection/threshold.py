@@ -16,6 +16,7 @@ from prunekit.checks import choice, number
 from prunekit.errors import ConfigError, listed
 from prunekit.graph import ChannelMask
 from prunekit.selection.base import (
+    SELECTIONS,
     Aim,
     Masks,
     Scored,
@@ -35,6 +36,7 @@ NEAR = 0.005  # a share of MACs this near to the one asked for is met
 _LISTED = 4
 
 
+@SELECTIONS.register("threshold")
 @dataclass(frozen=True)
 class Threshold(Selection):
     """Keeps what is not below one threshold T (Li et al. 2020, section 3.4, Algorithm 2).

@@ -11,12 +11,21 @@ from typing import TYPE_CHECKING
 from prunekit.checks import integer
 from prunekit.errors import ArtifactError, ConfigError, one_of
 from prunekit.graph import ChannelMask
-from prunekit.selection.base import Scored, Selected, Selection, best, checked, protected
+from prunekit.selection.base import (
+    SELECTIONS,
+    Scored,
+    Selected,
+    Selection,
+    best,
+    checked,
+    protected,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+@SELECTIONS.register("widths")
 @dataclass(frozen=True)
 class Widths(Selection):
     """Keeps a given number of units in each named group; other groups stay whole."""
@@ -66,6 +75,7 @@ class Widths(Selection):
                 )
 
 
+@SELECTIONS.register("like_run")
 @dataclass(frozen=True)
 class LikeRun(Selection):
     """Keeps as many units per group as another run did: the scores decide only which.

@@ -1,7 +1,7 @@
 """Solvers: hooks around the optimizer's step that make training minimise loss + penalty."""
 
 from prunekit.solvers.aulm import ADMM, AULM
-from prunekit.solvers.base import Solver, below, check_fit, learning_rate
+from prunekit.solvers.base import SOLVERS, Solver, below, check_fit, learning_rate
 from prunekit.solvers.hinge import Annealing, Hinge
 from prunekit.solvers.hold import Hold
 from prunekit.solvers.palm import PALM
@@ -12,6 +12,7 @@ __all__ = [
     "ADMM",
     "AULM",
     "PALM",
+    "SOLVERS",
     "Annealing",
     "Hinge",
     "Hold",

@@ -12,13 +12,14 @@ from torch.optim import Optimizer
 
 from prunekit.rows import grad_of
 from prunekit.schema import Count, NotNegative, Positive, Range, Whole
-from prunekit.solvers.base import learning_rate
+from prunekit.solvers.base import SOLVERS, learning_rate
 from prunekit.solvers.splitting import Splitting, alive, distance, norm
 
 CALM = 3  # outer steps in a row within the tolerance before it counts as convergence
 REACH = 5.0  # lr rho inner / (1 - momentum) below which K cannot follow its target
 
 
+@SOLVERS.register("aulm")
 @dataclass
 class AULM(Splitting):
     """Alternative updating with Lagrange multipliers (Lin et al. 2019, SSR eq. 5-12, algorithm 1).
@@ -134,6 +135,7 @@ class AULM(Splitting):
             )
 
 
+@SOLVERS.register("admm")
 @dataclass
 class ADMM(AULM):
     """AULM without over-relaxation, as in the code that was released with the paper."""

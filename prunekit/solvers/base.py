@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.penalties.base import Penalty
+from prunekit.registry import Registry
 from prunekit.rows import Rows
 from prunekit.schema import Checked
 from prunekit.solvers.advice import about_flatness, about_step
@@ -103,6 +104,9 @@ class Solver(Checked, ABC):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
+
+
+SOLVERS: Registry[Solver] = Registry("solver")
 
 
 def below(blocks: Sequence[Rows]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from prunekit.errors import ConfigError
 from prunekit.rows import Rows
 from prunekit.schema import Checked, NotNegative, Positive, Range
+from prunekit.solvers.base import SOLVERS
 from prunekit.solvers.proximal import Proximal
 
 NEWEST = 0.9  # weight of a step's gradient ratio in the running one, as in the released code
@@ -50,6 +51,7 @@ class Annealing(Checked):
         return self.factor ** -sum(norm <= level * scale for level in self.at)
 
 
+@SOLVERS.register("hinge")
 @dataclass
 class Hinge(Proximal):
     """Proximal steps on the matrices A, whose two rates in a block are balanced by gradients.

@@ -11,10 +11,11 @@ from torch.optim import Optimizer
 
 from prunekit.rows import Rows
 from prunekit.schema import PartShare, Positive, Whole
-from prunekit.solvers.base import learning_rate
+from prunekit.solvers.base import SOLVERS, learning_rate
 from prunekit.solvers.splitting import Splitting
 
 
+@SOLVERS.register("palm")
 @dataclass
 class PALM(Splitting):
     """Minimises loss(K) + penalty(F) + (beta / 2) |K - F|^2, as in proximal network slimming.

@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar
 from torch.optim import Optimizer
 
 from prunekit.schema import Count
-from prunekit.solvers.base import Solver, learning_rate
+from prunekit.solvers.base import SOLVERS, Solver, learning_rate
 
 
+@SOLVERS.register("proximal")
 @dataclass
 class Proximal(Solver):
     """Applies the prox with step rate * weight * `every` after each `every`-th optimizer step.

@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunekit.schema import PartShare
-from prunekit.solvers.base import Solver
+from prunekit.solvers.base import SOLVERS, Solver
 
 
+@SOLVERS.register("subgradient")
 @dataclass
 class Subgradient(Solver):
     """Adds a subgradient before every step; with `L1` on filters this is SSL (Wen et al. 2016).
@@ -41,3 +42,9 @@ class Subgradient(Solver):
 def _cut(rows: Tensor, threshold: float) -> Tensor:
     norms = rows.double().norm(dim=1)
     return rows.masked_fill((norms < threshold * norms.median())[:, None], 0.0)
+
+
+@SOLVERS.register("slimming")
+def slimming(threshold: float = 0.0) -> Subgradient:
+    """Network slimming as published: the slope joins the gradient, no scale is zero in the end."""
+    return Subgradient(threshold)

@@ -194,7 +194,7 @@ def _curves(chosen: Settings, run: RunDir) -> Path | None:
     """The file of sensitivity curves, where the stage selects by them."""
     if "selection" not in chosen:
         return None
-    return build(chosen["selection"], "selection").in_run(run.path).files().get("curves")
+    return build(chosen["selection"], "selection").within(run.path).files().get("curves")
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:

@@ -36,7 +36,7 @@ from prunekit.training import Schedule, fit
 def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
     """Select units, remove them, and check that removing equals silencing."""
     criterion = criterion_of(settings, stage)
-    selection = build(settings["selection"], "selection").in_run(stage.run.path)
+    selection = build(settings["selection"], "selection").within(stage.run.path)
     data = load_data(settings, runtime)
     saved = start(settings, stage, data, runtime)
     _check_rounds(selection, criterion, data)

@@ -80,10 +80,31 @@ def test_a_state_carries_over_to_a_new_attachment():
 def test_what_does_not_fit_is_refused_at_once():
     with pytest.raises(ConfigError, match="needs subgradient"):
         attach(Net(), EXAMPLE, penalty=L0(0.1), solver=Subgradient())
-    with pytest.raises(ConfigError, match="penalty='l1' is not an instance of prunekit's Penalty"):
+    with pytest.raises(ConfigError, match="penalty='l1' needs lam; give the object: L1"):
         attach(Net(), EXAMPLE, penalty="l1", solver=Proximal())
+    with pytest.raises(ConfigError, match=r"penalty=L1 is a class; L1\(...\) makes an object"):
+        attach(Net(), EXAMPLE, penalty=L1, solver=Proximal())
+    with pytest.raises(
+        ConfigError, match="solver=3 is a int, not a Solver; give an object, or one"
+    ):
+        attach(Net(), EXAMPLE, penalty=L1(0.1), solver=3)
+    with pytest.raises(ConfigError, match="lam=0.2 beside L1"):
+        attach(Net(), EXAMPLE, penalty=L1(0.1), solver="aulm", lam=0.2)
     with pytest.raises(ConfigError, match="target='filers' is unknown; did you mean filters"):
         attach(Net(), EXAMPLE, penalty=L1(0.1), solver=Proximal(), target="filers")
     with pytest.raises(ConfigError, match=r"layers\.stem matches no block of rows"):
         target = Filters(layers={"stem": 1.0})
         attach(Net(), EXAMPLE, penalty=L1(0.1), solver=Proximal(), target=target)
+
+
+def test_names_mean_objects_with_their_default_settings():
+    torch.manual_seed(0)
+    named = attach(Net(), EXAMPLE, penalty="l1", lam=0.3, solver="aulm", target="filters")
+    torch.manual_seed(0)
+    made = attach(Net(), EXAMPLE, penalty=L1(0.3), solver=AULM(), target=Filters())
+    assert (named.solver, named.solver.penalty) == (made.solver, made.solver.penalty)
+    assert [block.name for block in named.blocks] == [block.name for block in made.blocks]
+    zeros = {name: torch.zeros_like(score) for name, score in named.scores().items()}
+    zeros = {name: score.index_fill(0, torch.tensor([1]), 1.0) for name, score in zeros.items()}
+    by_name = shrink(Net(), named.graph, zeros, "zeros")
+    assert str(by_name) == str(shrink(Net(), named.graph, zeros))

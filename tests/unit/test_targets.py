@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.targets import Coupled, Entries, Filters, Inputs, Scales, Target, target_named
+from prunekit.targets import TARGETS, Coupled, Entries, Filters, Inputs, Scales, Target
 
 
 def ids(*values: int) -> Tensor:
@@ -200,6 +200,6 @@ def test_bad_weights_are_refused_where_they_are_given(layers):
 
 
 def test_targets_by_name():
-    assert target_named("coupled") == Coupled()
+    assert TARGETS.named("coupled", Target) == Coupled()
     with pytest.raises(ConfigError, match="'filter' is unknown; did you mean filters"):
-        target_named("filter")
+        TARGETS.named("filter", Target)
