@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.attachment import Attached, attach
+from prunekit.attachment import Attached, attach, shrink
 from prunekit.errors import ConfigError
 from prunekit.penalties import L0, L1
 from prunekit.solvers import AULM, Proximal, Subgradient
@@ -88,7 +88,7 @@ def test_what_does_not_fit_is_refused_at_once():
         ConfigError, match="solver=3 is a int, not a Solver; give an object, or one"
     ):
         attach(Net(), EXAMPLE, penalty=L1(0.1), solver=3)
-    with pytest.raises(ConfigError, match="lam=0.2 beside L1"):
+    with pytest.raises(ConfigError, match=r"lam=0.2 beside L1"):
         attach(Net(), EXAMPLE, penalty=L1(0.1), solver="aulm", lam=0.2)
     with pytest.raises(ConfigError, match="target='filers' is unknown; did you mean filters"):
         attach(Net(), EXAMPLE, penalty=L1(0.1), solver=Proximal(), target="filers")
