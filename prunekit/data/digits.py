@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from prunekit.checks import integer
 from prunekit.data.base import stratified
+from prunekit.data.identity import Files
 from prunekit.data.tensors import Examples, ImageTensors, Raw
 
+_FILE = "digits.csv.gz"
 _TEST = 360  # of 1,797 images, always the same ones
 
 
@@ -29,6 +33,12 @@ class Digits(ImageTensors):
     def shape(self) -> tuple[int, ...]:
         """One channel of `image_size` squared."""
         return (1, self.image_size, self.image_size)
+
+    def files(self) -> Files:
+        """The one file, found without importing scikit-learn."""
+        found = find_spec("sklearn")
+        package = Path(found.origin).parent if found and found.origin else Path()
+        return {_FILE: package / "datasets" / "data" / _FILE}
 
     def read(self) -> Raw:
         """Training and test digits as bytes."""
