@@ -117,6 +117,11 @@ def _but_seeds(settings: Settings) -> dict[str, Any]:
     values = flat(settings)
     follow = {k for k, v in values.items() if k.endswith(".seed") and v == settings.get("seed")}
     left_out = {"seed", "source", "teacher", *follow}
+    # what a stage found beside its source or in its run differs with these
+    found = {"criterion": "scores", "selection": "curves"}
+    left_out |= {
+        file for key, file in found.items() if _node(settings, key).get("path", "given") is None
+    }
     return {key: value for key, value in values.items() if key not in left_out}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,6 +72,17 @@ class Selection(ABC):
         Matrices that were attached count as they will when they are folded.
         """
         return FoldedCost(model, graph)
+
+    def within(self, run: Path) -> Selection:
+        """Itself, with what it reads from a file and was not given taken from a run directory."""
+        return self
+
+    def files(self) -> Mapping[str, Path]:
+        """The files that it reads, by what they are called in `settings.json`.
+
+        What they hold is then part of what a run is, and the setting `path` no more.
+        """
+        return {}
 
     def aims(
         self, masks: Masks, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel

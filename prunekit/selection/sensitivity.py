@@ -15,7 +15,7 @@ from prunekit.errors import ArtifactError, ConfigError, listed, one_of
 from prunekit.measure import CostModel
 from prunekit.selection.base import Aim, Masks, Selection, best_first, checked
 from prunekit.selection.budgets import Budget
-from prunekit.selection.curves import Curve, read_curves
+from prunekit.selection.curves import Curve, curves_file, read_curves
 from prunekit.selection.patterns import ignored
 
 if TYPE_CHECKING:
@@ -51,6 +51,14 @@ class Sensitivity(Selection):
         for key, value in found.items():
             object.__setattr__(self, key, value)
         super().__post_init__()
+
+    def within(self, run: Path) -> Sensitivity:
+        """The curves of the run's own sensitivity stage, unless others are given."""
+        return self if self.path is not None else replace(self, path=run / "sensitivity")
+
+    def files(self) -> Mapping[str, Path]:
+        """The curves; ArtifactError where they are missing or unfinished."""
+        return {} if self.path is None else {"curves": curves_file(self.path)}
 
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """ArtifactError where curves and network differ, ConfigError for a budget out of reach."""

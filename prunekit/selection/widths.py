@@ -82,6 +82,10 @@ class LikeRun(Selection):
         super().__post_init__()
         read_plan(self.path)
 
+    def files(self) -> Mapping[str, Path]:
+        """The plan."""
+        return {"plan": _plan_file(Path(self.path))}
+
     def choose(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> Masks:
         """Raises ArtifactError when the other run pruned a network of other widths."""
         plan = read_plan(self.path)
