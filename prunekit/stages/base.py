@@ -62,13 +62,15 @@ class Stage:
     """One step of the pipeline; `reads` names the settings it may see, which are its identity.
 
     A stage that reads `without_source` can build its model itself, from these settings, where no
-    earlier stage has left one.
+    earlier stage has left one. One that `compares` reads the models of these stages too, as far as
+    they are finished.
     """
 
     name: str
     reads: tuple[str, ...]
     needs_source: bool
     without_source: tuple[str, ...] = ()
+    compares: tuple[str, ...] = ()
 
     def work(self, settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
         """Do the work; imported late, so that the command line starts fast."""
@@ -105,7 +107,12 @@ def execute(
     runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
     teacher = _teacher(chosen, start)
     kind = str(runtime.device).split(":")[0]
-    known = identity(chosen, Start(start, teacher, run.path, runtime.trust, kind))
+    models = {
+        name: run.stage(name).path / "model.pt"
+        for name in stage.compares
+        if run.stage(name).finished
+    }
+    known = identity(chosen, Start(start, teacher, run.path, models, runtime.trust, kind))
     anew = bool(settings.get("overwrite", False))
     status = place.begin(known, source=start, teacher=teacher, overwrite=anew)
     if status is Status.DONE:

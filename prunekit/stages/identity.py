@@ -35,13 +35,15 @@ Settings = Mapping[str, Any]
 class Start:
     """What a stage starts from besides its settings.
 
-    `source` is the model file, `teacher` the one that teaches, `run` the run directory, `trust` the
-    classes of the user's that model files may name, `kind` the type of the device it works on.
+    `source` is the model file, `teacher` the one that teaches, `run` the run directory, `models`
+    those of other stages that it compares, `trust` the classes of the user's that model files may
+    name, `kind` the type of the device it works on.
     """
 
     source: Path | None
     teacher: Path | None
     run: Path
+    models: Mapping[str, Path] = field(default_factory=dict)
     trust: Collection[str] = ()
     kind: str = "cpu"
 
@@ -58,10 +60,13 @@ class _Identity:
     )
 
     def files(self) -> None:
-        """The model files that it starts from and learns from."""
+        """The model files that it starts from, learns from and compares."""
         self.entries["source"] = identity_of(self.start.source)
         if self.start.teacher is not None:
             self.entries["teacher"] = identity_of(self.start.teacher)
+        if self.start.models:
+            models = self.start.models.items()
+            self.entries["models"] = {name: content_of(file) for name, file in models}
 
     def images(self, dataset: Any) -> None:
         """The images; where they lie counts only as long as nobody knows which they are."""

@@ -116,6 +116,22 @@ def test_a_replaced_plan_makes_another_run(cli, tmp_path):
     assert reports(Path("outputs")) == before
 
 
+def test_a_comparison_with_another_dense_network_is_another(cli):
+    """It stands beside what was cut from it, and need not be the source."""
+    few = ("schedule.pretrain.epochs=0", *FEW)
+    line = ("name=a", *TOYS, *few)
+    assert cli("run", "pipeline=[pretrain,prune,measure]", *line).code == 0
+    assert "finished before" in cli("measure", *line).out
+    before = Path("outputs/a/measure/report.json").read_bytes()
+    Path("outputs/b").mkdir()
+    shutil.copytree("outputs/a/pretrain", "outputs/b/pretrain")
+    assert cli("pretrain", "name=c", *TOYS, *few, "seed=1").code == 0
+    shutil.rmtree("outputs/a/pretrain")
+    Path("outputs/c/pretrain").rename("outputs/a/pretrain")
+    refused(cli("measure", *line), "models.pretrain")
+    assert Path("outputs/a/measure/report.json").read_bytes() == before
+
+
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     """Write the module of the user's network; the next command finds it new."""
