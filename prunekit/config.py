@@ -73,7 +73,11 @@ def concavity(flat: float, lam: float) -> float:
 
 
 def fitting(name: str) -> str:
-    """A name for a folder: itself, or its beginning and a digest where file systems refuse it."""
+    """A name for a folder: itself, or its beginning and a digest where file systems refuse it.
+
+    A folder of images in it is written without slashes, which would make folders of their own.
+    """
+    name = re.sub(r"(?<=dataset\.root=)[^,]*", lambda root: root[0].replace("/", "-"), name)
     if len(name.encode()) <= _LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]

@@ -24,6 +24,7 @@ from prunekit.runs.board import DONE, FAILED, RUNNING, Board, Status
 
 _BOARD = "PRUNEKIT_BOARD"  # where processes that a launcher starts find the board
 _FOLDER = f".sweep-{platform.node()}-"
+_ROOT = "dataset.root"
 _EVERY = 0.5  # seconds between two looks at it
 
 
@@ -61,7 +62,21 @@ class Sweep(Callback):
         _clear(root)
         place = root / f"{_FOLDER}{os.getpid()}"
         place.mkdir(parents=True, exist_ok=True)
-        _open(Board(place), Swept.of(config))
+        swept = Swept.of(config)
+        _name_roots(config, swept.keys)
+        _open(Board(place), swept)
+
+
+def _name_roots(config: Any, keys: frozenset[str]) -> None:
+    """Have `dataset.root` in the names of jobs that differ in it; alone it is part of no name.
+
+    Jobs are composed anew, wherever they run, from what Hydra was told of itself.
+    """
+    if _ROOT in keys:
+        left_out = config.hydra.job.config.override_dirname.exclude_keys
+        kept = ",".join(key for key in left_out if key != _ROOT)
+        line = f"hydra.job.config.override_dirname.exclude_keys=[{kept}]"
+        config.hydra.overrides.hydra.append(line)
 
 
 def _clear(root: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -36,6 +37,17 @@ class Criterion(ABC):
         `data` may be None for criteria that read weights only. `device` is where the network and
         the examples are; scores come back on the CPU in double precision.
         """
+
+    def beside(self, model: Path | None) -> Criterion:
+        """Itself, with what it reads from a file and was not given taken from beside a model's."""
+        return self
+
+    def files(self) -> Mapping[str, Path]:
+        """The files that it reads, by what they are called in `settings.json`.
+
+        What they hold is then part of what a run is, and the setting `path` no more.
+        """
+        return {}
 
 
 def unit_sums(graph: ChannelGraph, values: Mapping[str, Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,17 @@ class Stored(Criterion):
     def __post_init__(self) -> None:
         if not isinstance(self.path, str | Path | None):
             raise ConfigError(f"criterion.path={self.path!r} is no path; quote it if it is one")
+
+    def beside(self, model: Path | None) -> Stored:
+        """The scores beside the model file, unless others are given."""
+        if self.path is not None or model is None:
+            return self
+        return replace(self, path=model.parent / "scores.pt")
+
+    def files(self) -> Mapping[str, Path]:
+        """The scores; nothing where there are none (yet)."""
+        places = [] if self.path is None else _places(Path(self.path))
+        return {"scores": places[0]} if places else {}
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
@@ -71,11 +82,14 @@ def load_scores(path: str | Path) -> Scores:
     return scores
 
 
-def _find(path: Path) -> Path:
+def _places(path: Path) -> list[Path]:
     places = (path, path / "scores.pt", path / "sparsify" / "scores.pt")
-    for place in places:
-        if place.is_file():
-            return place
+    return [place for place in places if place.is_file()]
+
+
+def _find(path: Path) -> Path:
+    for place in _places(path):
+        return place
     raise ArtifactError(f"{path} has no scores; run sparsify first, or choose another criterion")
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from prunekit.checks import integer, number
+from prunekit.data.identity import Files, identity_of_files
 from prunekit.errors import ConfigError, DataError
 
 _LOOKED_AT = 16  # images that tell two sets of equal labels apart
@@ -93,7 +94,12 @@ def images_id(batches: Batches) -> str:
 
 
 class Dataset(ABC):
-    """The settings of a data set: a frozen dataclass whose fields are checked when it is made."""
+    """The settings of a data set: a frozen dataclass whose fields are checked when it is made.
+
+    A set that draws its images gives a `version`, which is raised whenever it draws others.
+    """
+
+    version: ClassVar[str | None] = None
 
     @property
     @abstractmethod
@@ -103,6 +109,23 @@ class Dataset(ABC):
     @abstractmethod
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """Read the data, batches on `device`; `seed` is the run's. Raises DataError."""
+
+    def files(self) -> Files:
+        """The files that the images are in, if they are: names that move with them, and places.
+
+        `root` is no part of what a run is then. Raises DataError where they are missing.
+        """
+        return {}
+
+    def identity(self) -> Mapping[str, Any] | None:
+        """What the images are, wherever they lie, without loading them; None: not known.
+
+        Empty where the settings say all there is to say.
+        """
+        files = self.files()
+        found = identity_of_files(files) if files else {}
+        found |= {} if self.version is None else {"version": self.version}
+        return found or None
 
 
 def shuffled_steps(size: int, batch: int) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from prunekit.data.files import read_lines
 from prunekit.data.folder import ImageFolder, Samples
+from prunekit.data.identity import Files, images_under
 from prunekit.errors import DataError
 
 
@@ -21,6 +22,13 @@ class CUB200(ImageFolder):
     """
 
     val: float = 0.1
+
+    def files(self) -> Files:
+        """All images, and the two lists that say what they are for."""
+        lists = ("images.txt", "train_test_split.txt")
+        for name in lists:
+            self._column(name)
+        return {**{n: Path(self.root) / n for n in lists}, **images_under(self.root, "images")}
 
     def augmenting(self) -> Callable:
         """The random transform of training images."""

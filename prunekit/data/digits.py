@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from prunekit.checks import integer
 from prunekit.data.base import stratified
+from prunekit.data.identity import Files
 from prunekit.data.tensors import Examples, ImageTensors, Raw
 
+_FILE = "digits.csv.gz"
 _TEST = 360  # of 1,797 images, always the same ones
 
 
@@ -33,6 +35,10 @@ class Digits(ImageTensors):
         """One channel of `image_size` squared."""
         return (1, self.image_size, self.image_size)
 
+    def files(self) -> Files:
+        """The one file of scikit-learn."""
+        return {_FILE: _place()}
+
     def read(self) -> Raw:
         """Training and test digits as bytes."""
         table = torch.from_numpy(_table())
@@ -49,11 +55,17 @@ def _table() -> np.ndarray:
 
     The file is read where scikit-learn keeps it, because to import scikit-learn takes a second.
     """
-    found = importlib.util.find_spec("sklearn")
-    file = Path(found.origin or "").parent / "datasets/data/digits.csv.gz" if found else Path()
+    file = _place()
     if file.is_file():
         return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     return np.column_stack([bunch.data, bunch.target])
+
+
+def _place() -> Path:
+    """Where scikit-learn keeps the file, found without importing it."""
+    found = importlib.util.find_spec("sklearn")
+    package = Path(found.origin).parent if found and found.origin else Path()
+    return package / "datasets" / "data" / _FILE

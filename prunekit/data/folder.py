@@ -13,6 +13,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from prunekit.checks import integer
 from prunekit.data.base import Data, Dataset, held_out, sampled, shuffled_steps, stratified
+from prunekit.data.identity import Files, images_under
 from prunekit.data.tensors import Normalize
 from prunekit.errors import DataError
 
@@ -63,6 +64,15 @@ class ImageFolder(Dataset):
         batches = [FolderBatches(part, self, device) for part in (rest, held, test)]
         return Data(*batches, len(classes), (3, self.image_size, self.image_size))
 
+    def files(self) -> Files:
+        """All images of both parts."""
+        parts = ("train", self._test_folder())
+        for part in parts:
+            self._folder(part)
+        return {
+            name: file for part in parts for name, file in images_under(self.root, part).items()
+        }
+
     def augmenting(self) -> Callable:
         """The random transform of training images."""
         from torchvision.transforms import v2
@@ -94,17 +104,21 @@ class ImageFolder(Dataset):
     def _listed(self, part: str) -> tuple[Samples, list[str]]:
         from torchvision.datasets import ImageFolder as Listing
 
+        folder = self._folder(part)
+        try:
+            listing = Listing(str(folder))
+        except FileNotFoundError as error:
+            raise DataError(f"{folder} holds no images in one folder per class: {error}") from error
+        return listing.samples, listing.classes
+
+    def _folder(self, part: str) -> Path:
         folder = Path(self.root) / part
         if not folder.is_dir():
             raise DataError(
                 f"no folder {folder.resolve()}; set dataset.root=... to a folder with train/ and "
                 "test/ or val/, each with one folder per class"
             )
-        try:
-            listing = Listing(str(folder))
-        except FileNotFoundError as error:
-            raise DataError(f"{folder} holds no images in one folder per class: {error}") from error
-        return listing.samples, listing.classes
+        return folder
 
 
 class FolderBatches:

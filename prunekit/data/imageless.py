@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,10 @@ class ShapeOnly(Dataset):
             raise ConfigError(f"shape={self.shape!r} is no list of sizes; give [3, 224, 224], say")
         sizes = tuple(integer("shape", size, at_least=1) for size in self.shape)
         object.__setattr__(self, "shape", sizes)
+
+    def identity(self) -> Mapping[str, Any]:
+        """Nothing, since there are no images."""
+        return {}
 
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """Three empty sets; the number of classes is not known, so it is 0."""

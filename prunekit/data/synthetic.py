@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ class Synthetic(ImageTensors):
     noise: float = 1.0
     data_seed: int = 0
     val: float = 128
+    version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
         for name in ("classes", "channels", "image_size", "train", "test"):

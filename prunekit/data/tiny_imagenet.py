@@ -9,6 +9,7 @@ from pathlib import Path
 from prunekit.checks import integer
 from prunekit.data.files import read_lines
 from prunekit.data.folder import ImageFolder, Samples
+from prunekit.data.identity import Files, images_under
 from prunekit.errors import DataError
 
 
@@ -29,6 +30,14 @@ class TinyImageNet(ImageFolder):
     def __post_init__(self) -> None:
         super().__post_init__()
         integer("crop", self.crop, at_least=0)
+
+    def files(self) -> Files:
+        """The images of both parts, and the two lists that say what is on them."""
+        lists = ("wnids.txt", "val/val_annotations.txt")
+        for name in lists:
+            self._lines(name)
+        images = {**images_under(self.root, "train"), **images_under(self.root, "val")}
+        return {**{name: self._place(name) for name in lists}, **images}
 
     def augmenting(self) -> Callable:
         """The random transform of training images."""

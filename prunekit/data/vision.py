@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from prunekit.data.files import damaged, read_idx, read_pickle
+from prunekit.data.identity import Files
 from prunekit.data.tensors import Examples, ImageTensors, Raw
 from prunekit.errors import DataError
 
@@ -38,8 +39,8 @@ class Vision(ImageTensors):
         """Channels, height, width."""
         return self.size
 
-    def read(self) -> Raw:
-        """Download where that is wanted and needed, then read; raises DataError."""
+    def files(self) -> Files:
+        """Download where that is wanted and needed; raises DataError."""
         if self.download and not self.present():
             self._fetch()
         if not self.present():
@@ -47,6 +48,11 @@ class Vision(ImageTensors):
                 f"no {self.title} in {self.home.resolve()}; set dataset.root=... to the folder "
                 f"that holds it, or dataset.download=true"
             )
+        return {path.name: path for path in self.paths()}
+
+    def read(self) -> Raw:
+        """Download where that is wanted and needed, then read; raises DataError."""
+        self.files()
         return self.parse()
 
     @property
@@ -55,8 +61,12 @@ class Vision(ImageTensors):
         return Path(self.root) / self.folder
 
     @abstractmethod
+    def paths(self) -> list[Path]:
+        """The files that the images are in, whether they are there or not."""
+
     def present(self) -> bool:
         """Whether all files are there."""
+        return all(path.is_file() for path in self.paths())
 
     @abstractmethod
     def parse(self) -> Raw:
@@ -87,9 +97,9 @@ class MNIST(Vision):
     folder: ClassVar[str] = "MNIST/raw"
     size: ClassVar[tuple[int, ...]] = (1, 28, 28)
 
-    def present(self) -> bool:
-        """Whether all four files are there, gzipped or not."""
-        return all(self._file(part, kind) for part in ("train", "t10k") for kind in _IDX)
+    def paths(self) -> list[Path]:
+        """Four files, gzipped or not."""
+        return [self._file(part, kind) for part in ("train", "t10k") for kind in _IDX]
 
     def parse(self) -> Raw:
         """Training and test images as bytes."""
@@ -102,10 +112,9 @@ class MNIST(Vision):
         source = getattr(datasets, type(self).__name__)
         return [lambda: source(self.root, download=True)]
 
-    def _file(self, part: str, kind: str) -> Path | None:
+    def _file(self, part: str, kind: str) -> Path:
         plain = self.home / f"{part}-{kind}"
-        packed = plain.with_name(plain.name + ".gz")
-        return next((path for path in (plain, packed) if path.is_file()), None)
+        return plain if plain.is_file() else plain.with_name(plain.name + ".gz")
 
     def _examples(self, part: str) -> Examples:
         images, labels = (torch.from_numpy(read_idx(self._file(part, kind))) for kind in _IDX)
@@ -140,13 +149,13 @@ class CIFAR10(Vision):
     title: ClassVar[str] = "CIFAR-10"
     folder: ClassVar[str] = "cifar-10-batches-py"
 
-    def present(self) -> bool:
-        """Whether all six batches are there."""
-        return all((self.home / name).is_file() for name in _CIFAR10_FILES)
+    def paths(self) -> list[Path]:
+        """Six batches."""
+        return [self.home / name for name in _CIFAR10_FILES]
 
     def parse(self) -> Raw:
         """Training and test images as bytes."""
-        *parts, test = (self._batch(self.home / name) for name in _CIFAR10_FILES)
+        *parts, test = (self._batch(path) for path in self.paths())
         train = _joined(parts)
         return Raw(train, test, 10, _size_notes(self.title, train, test))
 
@@ -184,13 +193,13 @@ class CIFAR100(Vision):
     title: ClassVar[str] = "CIFAR-100"
     folder: ClassVar[str] = "cifar-100-python"
 
-    def present(self) -> bool:
-        """Whether both files are there."""
-        return all((self.home / name).is_file() for name in ("train", "test"))
+    def paths(self) -> list[Path]:
+        """Two files."""
+        return [self.home / name for name in ("train", "test")]
 
     def parse(self) -> Raw:
         """Training and test images as bytes, fine labels."""
-        train, test = (_cifar(self.home / name, "fine_labels", 100) for name in ("train", "test"))
+        train, test = (_cifar(path, "fine_labels", 100) for path in self.paths())
         return Raw(train, test, 100, _size_notes(self.title, train, test))
 
     def fetches(self) -> list[Callable[[], object]]:
@@ -214,9 +223,9 @@ class SVHN(Vision):
     title: ClassVar[str] = "SVHN"
     folder: ClassVar[str] = "."
 
-    def present(self) -> bool:
-        """Whether the files are there that this choice of `extra` needs."""
-        return all((self.home / f"{part}_32x32.mat").is_file() for part in (*self._parts, "test"))
+    def paths(self) -> list[Path]:
+        """The files that this choice of `extra` needs."""
+        return [self.home / f"{part}_32x32.mat" for part in (*self._parts, "test")]
 
     def parse(self) -> Raw:
         """Training and test images as bytes; the digit 0 is class 0."""

@@ -22,7 +22,7 @@ def described(settings: Settings) -> dict[str, Any]:
 
     model, dataset, method (the penalty's name, else the criterion's), lam, ratio, keep, seed;
     `data`, equal for stages that were tested on the same images;
-    `setting`, equal for stages that differ in nothing but the seed, the source and the teacher;
+    `setting`, equal for stages that differ in nothing but the seed and the networks they read;
     and as "trait/solver", "trait/p" what else may tell two runs of one method apart.
     """
     names = {key: label(settings.get(key)) for key in ("model", "dataset")}
@@ -116,8 +116,13 @@ def _but_seeds(settings: Settings) -> dict[str, Any]:
     """Without the seed, what was seeded by it, and what differs from seed to seed for that."""
     values = flat(settings)
     follow = {k for k, v in values.items() if k.endswith(".seed") and v == settings.get("seed")}
-    left_out = {"seed", "source", "teacher", *follow}
-    return {key: value for key, value in values.items() if key not in left_out}
+    left_out = {"seed", "source", "teacher", "models", *follow}
+    # what a stage found beside its source or in its run differs with these
+    found = {"criterion": "scores", "selection": "curves"}
+    left_out |= {
+        file for key, file in found.items() if _node(settings, key).get("path", "given") is None
+    }
+    return {k: v for k, v in values.items() if not {k, k.partition(".")[0]} & left_out}
 
 
 def _node(settings: Settings, *keys: str) -> Mapping[str, Any]:

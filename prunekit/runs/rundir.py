@@ -152,21 +152,17 @@ class StageDir:
 
     def begin(
         self,
-        settings: Settings,
-        source: Path | None,
+        identity: Settings,
         *,
+        source: Path | None,
         teacher: Path | None = None,
-        curves: Path | None = None,
         overwrite: bool = False,
     ) -> Status:
         """Compare with what is on disk; raises ArtifactError that names the keys that differ.
 
-        `teacher` and `curves` are files that the stage reads too: what they hold is part of it.
-        A directory in which no work was done yet takes the new settings.
+        `identity` is all that decides the result. A directory in which no work was done yet takes
+        the new one.
         """
-        identity = {**settings, "source": identity_of(source)}
-        identity |= {} if teacher is None else {"teacher": identity_of(teacher)}
-        identity |= {} if curves is None else {"curves": identity_of(curves)}
         self._settings, self._source, self._teacher = identity, source, teacher
         self._refuse_itself("source", source)
         self._refuse_itself("distill.teacher", teacher)

@@ -35,7 +35,10 @@ FINETUNE = Stage(
     "finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros", "distill", "head"), True
 )
 EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
-MEASURE = Stage("measure", ("seed", "dataset", "latency", "source"), True)
+MEASURE = Stage(
+    *("measure", ("seed", "dataset", "latency", "source"), True),
+    compares=("pretrain", "sparsify", "prune", "finetune"),
+)
 _ORDER = (PRETRAIN, SPARSIFY, SENSITIVITY, PRUNE, FEATURES, FINETUNE, EXPORT, MEASURE)
 STAGES = {stage.name: stage for stage in _ORDER}
 

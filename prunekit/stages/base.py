@@ -21,11 +21,10 @@ from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Outcome, Report
 from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
 from prunekit.runs.tracking import Tracker
+from prunekit.stages.identity import Start, identity
 from prunekit.stages.teacher import distill_of
 
 Settings = Mapping[str, Any]
-# where data lies is no part of what a run is
-PLACES = frozenset({"dataset.root", "dataset.download", "source", "distill.teacher"})
 
 
 @dataclass(frozen=True)
@@ -63,13 +62,15 @@ class Stage:
     """One step of the pipeline; `reads` names the settings it may see, which are its identity.
 
     A stage that reads `without_source` can build its model itself, from these settings, where no
-    earlier stage has left one.
+    earlier stage has left one. One that `compares` reads the models of these stages too, as far as
+    they are finished.
     """
 
     name: str
     reads: tuple[str, ...]
     needs_source: bool
     without_source: tuple[str, ...] = ()
+    compares: tuple[str, ...] = ()
 
     def work(self, settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
         """Do the work; imported late, so that the command line starts fast."""
@@ -102,23 +103,25 @@ def execute(
     place = run.stage(stage.name)
     start = _source(stage, run, source)
     chosen = select(settings, (*stage.reads, *(stage.without_source if start is None else ())))
-    known = {
-        "settings": _identity(chosen),
-        "source": start,
-        "teacher": _teacher(chosen, start),
-        "curves": _curves(chosen, run),
+    runtime: Runtime = build(settings["runtime"], "runtime")
+    runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
+    teacher = _teacher(chosen, start)
+    kind = str(runtime.device).split(":")[0]
+    models = {
+        name: run.stage(name).path / "model.pt"
+        for name in stage.compares
+        if run.stage(name).finished
     }
+    known = identity(chosen, Start(start, teacher, run.path, models, runtime.trust, kind))
     anew = bool(settings.get("overwrite", False))
-    status = place.begin(**known, overwrite=anew)
+    status = place.begin(known, source=start, teacher=teacher, overwrite=anew)
     if status is Status.DONE:
         return place.report(), Made.BEFORE
 
     command = settings.get("command")
 
     def work(there: StageDir) -> Report:
-        runtime = build(settings["runtime"], "runtime")
         runtime.apply(integer("seed", settings["seed"], at_least=0))
-        runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
         there.tell(tracking_of(settings))
         with _listening(there.warn):
             outcome = stage.work(chosen, there, runtime)
@@ -127,7 +130,7 @@ def execute(
     if pool is None or anew or status is Status.RESUME or stage.name in LOOKING:
         return work(place), Made.NOW
     with pool.stage(stage.name, place.identity) as shared:
-        todo = shared.begin(**known) is not Status.DONE
+        todo = shared.begin(known, source=start, teacher=teacher) is not Status.DONE
         if todo:
             work(shared)
         adopt(shared, place, command)
@@ -175,26 +178,10 @@ def select(settings: Settings, keys: tuple[str, ...]) -> dict[str, Any]:
     return chosen
 
 
-def _identity(chosen: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a run is: everything the stage reads, except where things lie."""
-    kept = {key: node for key, node in chosen.items() if f"{prefix}{key}" not in PLACES}
-    return {
-        key: _identity(node, f"{prefix}{key}.") if isinstance(node, Mapping) else node
-        for key, node in kept.items()
-    }
-
-
 def _teacher(chosen: Settings, source: Path | None) -> Path | None:
     """The file of the network that teaches, where the stage has one."""
     found = distill_of(chosen) if "distill" in chosen else None
     return None if found is None or source is None else found.file(source)
-
-
-def _curves(chosen: Settings, run: RunDir) -> Path | None:
-    """The file of sensitivity curves, where the stage selects by them."""
-    if "selection" not in chosen:
-        return None
-    return build(chosen["selection"], "selection").within(run.path).files().get("curves")
 
 
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:

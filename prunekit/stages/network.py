@@ -20,6 +20,7 @@ from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.parts import check_fits, load_source
+from prunekit.stages.weights import architecture, weights_of
 from prunekit.surgery import Attach, Edit, SavedModel, Selections, attached, load_weights
 from prunekit.surgery.weights import fit
 
@@ -30,20 +31,6 @@ _NAMED = {
     "prunekit.models.torchvision_model": torchvision_weights,
     "prunekit.models.timm_model": timm_weights,
 }
-
-
-def architecture(settings: Settings) -> dict[str, Any]:
-    """The settings of the model without its weights, which are no part of how it is built."""
-    return {key: value for key, value in settings["model"].items() if key != "weights"}
-
-
-def weights_of(settings: Settings) -> str | None:
-    """The file or pretrained weights that `weights` or `model.weights` name; None: random ones."""
-    given = [settings.get("weights"), settings["model"].get("weights")]
-    found = [str(weights) for weights in given if weights is not None]
-    if len(found) > 1:
-        raise ConfigError(f"weights={found[0]} and model.weights={found[1]} are both set; give one")
-    return found[0] if found else None
 
 
 def built(settings: Settings, runtime: Runtime) -> SavedModel:

@@ -27,8 +27,9 @@ from prunekit.selection import Selection
 from prunekit.stages import STAGES, Made, Runtime, Settings, execute
 from prunekit.stages.base import tracking_of
 from prunekit.stages.head import head_of
-from prunekit.stages.network import architecture, weights_of, with_matrices, with_selections
+from prunekit.stages.network import with_matrices, with_selections
 from prunekit.stages.teacher import distill_of
+from prunekit.stages.weights import architecture, weights_of
 from prunekit.training import Schedule
 
 DEFAULT = ("val_top1",)

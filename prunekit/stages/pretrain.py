@@ -6,8 +6,9 @@ from prunekit.build import build
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.network import built, notes_on, weights_of
+from prunekit.stages.network import built, notes_on
 from prunekit.stages.parts import check_fits, counts, history_writer, load_data, quality
+from prunekit.stages.weights import weights_of
 from prunekit.surgery import save_model
 from prunekit.training import fit
 

@@ -10,6 +10,7 @@ from prunekit.console import track
 from prunekit.data import Batches
 from prunekit.errors import DataError
 from prunekit.modes import evaluating
+from prunekit.training.precision import LAYOUT
 
 
 def evaluate(
@@ -48,5 +49,5 @@ def predictions(
 def placed(inputs: Tensor, device: torch.device | str) -> Tensor:
     """Inputs on the device; images channels last, which convolutions are faster on."""
     if inputs.dim() == 4:
-        return inputs.to(device, non_blocking=True, memory_format=torch.channels_last)
+        return inputs.to(device, non_blocking=True, memory_format=LAYOUT)
     return inputs.to(device, non_blocking=True)

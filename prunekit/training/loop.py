@@ -21,7 +21,7 @@ from prunekit.errors import TrainingError
 from prunekit.solvers.base import Solver
 from prunekit.training.checkpoint import load_checkpoint, mismatched, save_checkpoint
 from prunekit.training.evaluate import evaluate, placed
-from prunekit.training.precision import HALVES, about_precision
+from prunekit.training.precision import HALVES, LAYOUT, about_precision
 from prunekit.training.schedule import Schedule
 from prunekit.training.seed import mix, seed_everything
 
@@ -61,7 +61,7 @@ def fit(
     Phases that share a `seed` see the same batches. Raises TrainingError when the loss is no
     longer finite, ArtifactError when the checkpoint is of no use.
     """
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=LAYOUT)
     optimizer = schedule.optimizer(list(model.parameters() if params is None else params))
     loss = loss or CrossEntropy(schedule.label_smoothing)
     run = _Run(model, schedule, optimizer, solver, tuple(frozen), loss, device, label)

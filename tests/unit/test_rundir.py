@@ -9,7 +9,7 @@ import pytest
 from prunekit.atomic import replacing
 from prunekit.errors import ArtifactError
 from prunekit.runs.report import Outcome, Report
-from prunekit.runs.rundir import RunDir, Status, flat, model_file
+from prunekit.runs.rundir import RunDir, Status, flat, identity_of, model_file
 
 SETTINGS = {"seed": 0, "model": {"_target_": "x.Net", "widths": [1, 2]}}
 
@@ -19,9 +19,13 @@ def run(tmp_path):
     return RunDir(tmp_path / "run")
 
 
+def known(source, settings=SETTINGS):
+    return {**settings, "source": identity_of(source)}
+
+
 def finish(run, name, settings=SETTINGS, source=None):
     stage = run.stage(name)
-    assert stage.begin(settings, source) is Status.NEW
+    assert stage.begin(known(source, settings), source=source) is Status.NEW
     (stage.path / "model.pt").write_bytes(name.encode())
     stage.complete(Outcome({"top1": 1.0}, ("a note",)))
     return stage
@@ -29,13 +33,13 @@ def finish(run, name, settings=SETTINGS, source=None):
 
 def test_new_then_resumed_then_done(run):
     stage = run.stage("pretrain")
-    assert stage.begin(SETTINGS, None) is Status.NEW
+    assert stage.begin(SETTINGS, source=None) is Status.NEW
     stage.checkpoint.write_bytes(b"progress")
-    assert run.stage("pretrain").begin(SETTINGS, None) is Status.RESUME
+    assert run.stage("pretrain").begin(SETTINGS, source=None) is Status.RESUME
     assert not stage.finished
     report = stage.complete(Outcome({"top1": 1.0}))
     again = run.stage("pretrain")
-    assert again.begin(SETTINGS, None) is Status.DONE
+    assert again.begin(SETTINGS, source=None) is Status.DONE
     assert again.report() == Report.from_dict(report.to_dict())
     assert {file.name for file in stage.path.iterdir()} == {"settings.json", "report.json"}
 
@@ -44,21 +48,21 @@ def test_other_settings_are_refused_with_both_values(run):
     finish(run, "pretrain")
     other = {"seed": 1, "model": {"_target_": "x.Net", "widths": [1, 3]}}
     with pytest.raises(ArtifactError) as caught:
-        run.stage("pretrain").begin(other, None)
+        run.stage("pretrain").begin(other, source=None)
     for part in ("seed was 0, now 1", "model.widths was [1, 2], now [1, 3]", "overwrite=true"):
         assert part in str(caught.value)
 
 
 def test_settings_count_only_once_there_is_work(run):
-    run.stage("pretrain").begin(SETTINGS, None)
+    run.stage("pretrain").begin(SETTINGS, source=None)
     other = {**SETTINGS, "seed": 1}
-    assert run.stage("pretrain").begin(other, None) is Status.NEW
+    assert run.stage("pretrain").begin(other, source=None) is Status.NEW
     assert json.loads((run.path / "pretrain/settings.json").read_text())["seed"] == 1
 
 
 def test_overwrite_deletes_and_starts_anew(run):
     stage = finish(run, "pretrain")
-    assert stage.begin({**SETTINGS, "seed": 1}, None, overwrite=True) is Status.NEW
+    assert stage.begin({**SETTINGS, "seed": 1}, source=None, overwrite=True) is Status.NEW
     assert {file.name for file in stage.path.iterdir()} == {"settings.json"}
 
 
@@ -67,10 +71,10 @@ def test_a_source_is_known_by_its_content_not_by_its_place(run, tmp_path):
     finish(run, "sparsify", source=source)
     moved = RunDir(run.path.rename(tmp_path / "moved"))
     source = moved.find_source("sparsify")
-    assert moved.stage("sparsify").begin(SETTINGS, source) is Status.DONE
+    assert moved.stage("sparsify").begin(known(source), source=source) is Status.DONE
     source.write_bytes(b"changed")
     with pytest.raises(ArtifactError, match=r"source was pretrain/model\.pt"):
-        moved.stage("sparsify").begin(SETTINGS, source)
+        moved.stage("sparsify").begin(known(source), source=source)
 
 
 def test_the_nearest_finished_stage_is_the_source(run):
@@ -78,7 +82,7 @@ def test_the_nearest_finished_stage_is_the_source(run):
         run.find_source("prune")
     finish(run, "pretrain")
     assert run.find_source("prune") == run.path / "pretrain/model.pt"
-    run.stage("sparsify").begin(SETTINGS, None)  # asked for, but nothing was done
+    run.stage("sparsify").begin(SETTINGS, source=None)  # asked for, but nothing was done
     assert run.find_source("prune") == run.path / "pretrain/model.pt"
     run.stage("sparsify").checkpoint.write_bytes(b"progress")
     with pytest.raises(ArtifactError, match="unfinished; run sparsify again"):
@@ -89,7 +93,7 @@ def test_leftovers_of_killed_processes_go(run):
     stage = finish(run, "pretrain")
     for name in (".model.pt.part1", "last.pt", "last-0-conv1.pt", "seconds"):
         (stage.path / name).write_bytes(b"{}")
-    assert stage.begin(SETTINGS, None) is Status.DONE
+    assert stage.begin(SETTINGS, source=None) is Status.DONE
     names = {file.name for file in stage.path.iterdir()}
     assert names == {"settings.json", "model.pt", "report.json"}
 
@@ -115,7 +119,7 @@ def test_model_file_of_a_file_a_stage_and_a_run(run, tmp_path):
 
 def test_time_adds_up_over_interruptions(run):
     stage = run.stage("pretrain")
-    stage.begin(SETTINGS, None)
+    stage.begin(SETTINGS, source=None)
     (stage.path / "seconds").write_text('{"seconds": 100}')
     stage.note_time()
     assert 100 <= run.stage("pretrain").complete(Outcome({"top1": 1.0})).seconds < 110

@@ -93,6 +93,28 @@ def test_a_seed_of_a_part_that_is_not_the_runs_own_makes_another_setting(tmp_pat
     assert Averages.of(summary(collect([tmp_path]))) is None
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "one"),
+    [
+        ({"criterion": {"path": None}}, "scores", True),  # found beside the source
+        ({"criterion": {}}, "scores", False),  # given
+        ({"selection": {"path": None}}, "curves", True),
+        ({"selection": {}}, "curves", False),
+        ({"selection": {}}, "plan", False),
+        ({}, "models", True),
+        ({}, "images", False),
+        ({}, "weights", False),
+    ],
+)
+def test_files_that_follow_the_seed_are_no_other_setting(tmp_path, own, files, one):
+    for seed in (0, 1):
+        held = {"pretrain" if files == "models" else "content": f"sha256:{seed}"}
+        settings = {**own, files: held if files in ("models", "images") else held["content"]}
+        stage(tmp_path / str(seed) / "prune", {"top1": 70.0}, seed=seed, **settings)
+    means = Averages.of(summary(collect([tmp_path])))
+    assert (means is not None) == one
+
+
 def test_points_are_results_not_steps_on_the_way(tmp_path):
     contest(tmp_path)
     table = summary(collect([tmp_path]))
