@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.data.base import HeldOut
 from prunekit.data.files import read_lines
 from prunekit.data.folder import ImageFolder, Samples
 from prunekit.errors import DataError
@@ -20,7 +21,7 @@ class CUB200(ImageFolder):
     images are held out.
     """
 
-    val: float = 0.1
+    val: HeldOut = 0.1
 
     def augmenting(self) -> Callable:
         """The random transform of training images."""
