@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import inspect
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -59,13 +59,16 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Filled:
-    """A text or a list that may not be empty."""
+    """A text or a list that may not be empty; `instance` shows one."""
+
+    instance: str = ""
 
     def check(self, name: str, value: Any) -> None:
         """Raise ConfigError where there is nothing in it."""
         if not value:
             shown = repr(value) if isinstance(value, str) else "[]"
-            raise ConfigError(f"{name}={shown} is empty; give at least one")
+            way = f"give {self.instance}, for instance" if self.instance else "give at least one"
+            raise ConfigError(f"{name}={shown} is empty; {way}")
 
     def __str__(self) -> str:
         return ""
@@ -226,7 +229,7 @@ _CHECKS = {bool: flag, int: integer, str: text, Path: _path, NoneType: _none}
 
 
 def _list(name: str, value: Any, of: Any) -> tuple[Any, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
+    if isinstance(value, str | Mapping | Set) or not isinstance(value, Collection):
         single = f"; write [{value}] for one" if isinstance(value, str | float | int) else ""
         raise ConfigError(f"{name}={value!r} is not a list{single}")
     return tuple(_taken(name, item, of) for item in value)

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunekit.checks import integer
 from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
 from prunekit.criteria.relus import relu_means
 from prunekit.errors import ConfigError
 from prunekit.modes import evaluating
+from prunekit.schema import Count
 
 if TYPE_CHECKING:
     from prunekit.data import Batches, Data
@@ -25,14 +25,14 @@ _BATCH = 32  # the result does not depend on it
 _NO_CALL = "comes from layers that the forward calls; use for instance criterion=l1_norm"
 
 
+Samples = Annotated[Count, "training examples that are read, not augmented"]
+
+
 @dataclass(frozen=True)
 class OnExamples(Criterion):
     """A criterion that reads `samples` training examples, not augmented."""
 
-    samples: int = 1000
-
-    def __post_init__(self) -> None:
-        integer("samples", self.samples, at_least=1)
+    samples: Samples = 1000
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
+from prunekit.schema import Checked
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 Scores = dict[str, Tensor]
 
 
-class Criterion(ABC):
+class Criterion(Checked, ABC):
     """Says how much every removable unit of a network is worth.
 
     `comparable` scores are made to be compared between groups as they are; a selection that scales

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,12 @@ from torch.func import functional_call
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from prunekit.checks import integer
 from prunekit.criteria.activations import OnExamples, examples, training_data
 from prunekit.criteria.base import Scores, by_group, unit_sums
 from prunekit.criteria.weights import filter_rows
 from prunekit.graph.layers import CONSUMERS, layer_named
 from prunekit.modes import evaluating
+from prunekit.schema import Count, Whole
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -35,13 +35,8 @@ class HessianDiagonal(OnExamples):
     """
 
     comparable: ClassVar[bool] = True
-    probes: int = 1
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("probes", self.probes, at_least=1)
-        integer("seed", self.seed, at_least=0)
+    probes: Annotated[Count, "random vectors per batch of 32; more of them estimate better"] = 1
+    seed: Annotated[Whole, "seed of the vectors"] = 0
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import integer, number
 from prunekit.errors import ConfigError
 from prunekit.penalties import Penalty
+from prunekit.schema import Checked, Count, Positive, Range, SomeShare
 from prunekit.solvers.regression import Regression, RegressionSolver, lasso_path
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ PenaltyAt = Callable[[float], Penalty]
 _NEAR = 1e-3  # strengths nearer than this are not told apart
 
 
-class Ordering(ABC):
+class Ordering(Checked, ABC):
     """A way from the solutions of a regression to scores of its columns."""
 
     @abstractmethod
@@ -44,12 +45,8 @@ class EntryOrder(Ordering):
     wherever that finds a count.
     """
 
-    points: int = 25
-    least: float = 0.01
-
-    def __post_init__(self) -> None:
-        integer("points", self.points, at_least=2)
-        number("least", self.least, above=0, below=1)
+    points: Annotated[int, Range(at_least=2), "strengths that are solved, at most"] = 25
+    least: Annotated[float, Range(above=0, below=1), "smallest, of what leaves nothing"] = 0.01
 
     def scores(
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, layer: str
@@ -156,19 +153,14 @@ class PublishedSearch(Ordering):
     nearest is taken, and a warning says what was reached.
     """
 
-    keep: float = 0.5
-    low: float | None = None
-    high: float | None = None
-    trials: int = 100
-    width: float = 1e-5
+    keep: Annotated[SomeShare, "share of columns wanted"] = 0.5
+    low: Annotated[Positive | None, "of the bracket; published: 1e-7"] = None
+    high: Annotated[Positive | None, "of the bracket; published: 1e7"] = None
+    trials: Annotated[Count, "bisections, at most"] = 100
+    width: Annotated[Positive, "of the bracket, at which the search ends"] = 1e-5
 
     def __post_init__(self) -> None:
-        number("keep", self.keep, above=0, at_most=1)
-        integer("trials", self.trials, at_least=1)
-        number("width", self.width, above=0)
-        for name in ("low", "high"):
-            if getattr(self, name) is not None:
-                number(name, getattr(self, name), above=0)
+        super().__post_init__()
         if self.low is not None and self.high is not None and self.low >= self.high:
             raise ConfigError(f"low={self.low:g} is not below high={self.high:g}")
 

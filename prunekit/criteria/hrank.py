@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.activations import OnExamples, examples, training_data
+from prunekit.criteria.activations import OnExamples, Samples, examples, training_data
 from prunekit.criteria.base import Scores
 from prunekit.criteria.relus import relu_means
 from prunekit.errors import ConfigError
@@ -33,7 +33,7 @@ class HRank(OnExamples):
     within a layer only.
     """
 
-    samples: int = 500
+    samples: Samples = 500
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import choice
 from prunekit.console import track
 from prunekit.criteria.activations import training_data
 from prunekit.criteria.base import Criterion, Scores, seen_groups
 from prunekit.criteria.entry import EntryOrder, Ordering
-from prunekit.criteria.structures import LINKAGES, Graph, Structure
+from prunekit.criteria.structures import Graph, Linkage, Structure
 from prunekit.criteria.tables import OnTables, scored_layers
 from prunekit.penalties import L1
 from prunekit.similarity import Statistics, Tables, WholeOutput
@@ -36,9 +35,11 @@ class StructuredLasso(OnTables):
     similarities; `solver` must fit its penalty.
     """
 
-    structure: Structure = field(default_factory=Graph)
-    solver: RegressionSolver = field(default_factory=GraphADMM)
-    order: Ordering = field(default_factory=EntryOrder)
+    structure: Annotated[Structure, "what ties filters together"] = field(default_factory=Graph)
+    solver: Annotated[
+        RegressionSolver, "must fit the structure; published: SmoothingProximalGradient"
+    ] = field(default_factory=GraphADMM)
+    order: Annotated[Ordering, "how coefficients become scores"] = field(default_factory=EntryOrder)
 
     def worth(self, tables: Tables, layer: str) -> Tensor:
         """What `order` makes of the solutions; dead outputs score lowest."""
@@ -57,11 +58,7 @@ class Representatives(OnTables):
     which it is lost. Keeping the n best leaves one filter in each of n clusters.
     """
 
-    linkage: str = "average"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("criterion.linkage", self.linkage, LINKAGES)
+    linkage: Linkage = "average"
 
     def worth(self, tables: Tables, layer: str) -> Tensor:
         """Heights of the dendrogram; the best filter of all scores above every height."""
@@ -99,9 +96,13 @@ class APIB(Criterion):
     """
 
     _: KW_ONLY
-    similarity: Statistics = field(default_factory=Statistics)
-    solver: RegressionSolver = field(default_factory=FISTA)
-    order: EntryOrder = field(default_factory=EntryOrder)
+    similarity: Annotated[Statistics, "how channels are compared"] = field(
+        default_factory=Statistics
+    )
+    solver: Annotated[RegressionSolver, "of the lasso"] = field(default_factory=FISTA)
+    order: Annotated[EntryOrder, "how coefficients become scores"] = field(
+        default_factory=EntryOrder
+    )
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from torch import Tensor, nn
 
@@ -29,11 +29,9 @@ class Stored(Criterion):
     are asked for, since the stage before may not have written it yet.
     """
 
-    path: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.path, str | Path | None):
-            raise ConfigError(f"criterion.path={self.path!r} is no path; quote it if it is one")
+    path: Annotated[
+        str | Path | None, "a file of scores, or its folder; null: beside the source model"
+    ] = None
 
     def beside(self, model: Path | None) -> Stored:
         """The scores beside the model file, unless others are given."""

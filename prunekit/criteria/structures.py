@@ -5,18 +5,21 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Literal
 
 from torch import Tensor
 
-from prunekit.checks import choice, integer, number
 from prunekit.penalties import L1, BlockTreeLasso, Edges, GraphLasso, Penalty, Tree, TreeLasso
 from prunekit.penalties.base import RadialPenalty
+from prunekit.schema import Checked, Count, NotNegative, Share, SomeShare
 
 EntryPenalty = Callable[[float], RadialPenalty]
-LINKAGES = ("average", "complete", "single")
+Linkage = Annotated[
+    Literal["average", "complete", "single"], "how far two clusters of the dendrogram are apart"
+]
 
 
-class Pairs(ABC):
+class Pairs(Checked, ABC):
     """A rule which output channels are neighbours."""
 
     @abstractmethod
@@ -28,10 +31,7 @@ class Pairs(ABC):
 class Nearest(Pairs):
     """Every channel and its `count` most similar ones."""
 
-    count: int = 3
-
-    def __post_init__(self) -> None:
-        integer("count", self.count, at_least=1)
+    count: Annotated[Count, "neighbours of each channel"] = 3
 
     def edges(self, similarity: Tensor) -> Edges:
         """Pairs that are near for one of both."""
@@ -42,10 +42,7 @@ class Nearest(Pairs):
 class Strongest(Pairs):
     """The `share` of all pairs that is most similar."""
 
-    share: float = 0.05
-
-    def __post_init__(self) -> None:
-        number("share", self.share, above=0, at_most=1)
+    share: Annotated[SomeShare, "of all pairs"] = 0.05
 
     def edges(self, similarity: Tensor) -> Edges:
         """Pairs above a quantile of the absolute similarities."""
@@ -56,17 +53,14 @@ class Strongest(Pairs):
 class Above(Pairs):
     """Pairs of at least one absolute similarity, whatever the layer; published code has 0.5."""
 
-    least: float = 0.5
-
-    def __post_init__(self) -> None:
-        number("least", self.least, at_least=0, at_most=1)
+    least: Annotated[Share, "absolute similarity; published code has 0.5, 0.6 and 0.618"] = 0.5
 
     def edges(self, similarity: Tensor) -> Edges:
         """Where kernels are centred with a bias, that may be nearly all pairs."""
         return Edges.threshold(similarity, self.least)
 
 
-class Structure(ABC):
+class Structure(Checked, ABC):
     """Makes the penalty of a layer from the similarities of its output channels."""
 
     @abstractmethod
@@ -81,12 +75,9 @@ class Graph(Structure):
     `kappa` is the coupling relative to lam, for a node of the mean weighted degree.
     """
 
-    pairs: Pairs = Nearest()
-    kappa: float = 0.03
-    entries: EntryPenalty = L1
-
-    def __post_init__(self) -> None:
-        number("kappa", self.kappa, at_least=0)
+    pairs: Annotated[Pairs, "which channels are neighbours"] = Nearest()
+    kappa: Annotated[NotNegative, "coupling, relative to lam and to the mean degree"] = 0.03
+    entries: Annotated[EntryPenalty, "penalty of single entries, called with lam"] = L1
 
     def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
         """Weights of edges are absolute similarities."""
@@ -103,22 +94,13 @@ class Hierarchy(Structure):
     and no share `s` is below `floor`, since near copies would leave their leaves no weight at all.
     """
 
-    linkage: str = "average"
+    linkage: Linkage = "average"
     _: KW_ONLY
-    blocks: bool = False
-    mix: float | None = None
-    cut: float | None = None
-    floor: float = 0.0
-    entries: EntryPenalty = L1
-
-    def __post_init__(self) -> None:
-        choice("linkage", self.linkage, LINKAGES)
-        choice("blocks", self.blocks, (True, False))
-        number("floor", self.floor, at_least=0, at_most=1)
-        if self.mix is not None:
-            number("mix", self.mix, at_least=0)
-        if self.cut is not None:
-            number("cut", self.cut, above=0, at_most=1)
+    blocks: Annotated[bool, "groups are whole columns"] = False
+    mix: Annotated[NotNegative | None, "leaves weigh 1, inner nodes this times as published"] = None
+    cut: Annotated[SomeShare | None, "leaves out nodes above this share of the height"] = None
+    floor: Annotated[Share, "the least share that passes on to the children of a node"] = 0.0
+    entries: Annotated[EntryPenalty, "penalty of single entries, called with lam"] = L1
 
     def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
         """Distances are one minus the similarity."""

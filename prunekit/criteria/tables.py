@@ -5,12 +5,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import choice
 from prunekit.console import track
 from prunekit.criteria.activations import training_data
 from prunekit.criteria.base import Criterion, Scores, by_group
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from prunekit.data import Data
     from prunekit.graph import ChannelGraph
 
-SHARED = (None, "sum", "max")
 _REDUCE = {"sum": "sum", "max": "amax"}
 
 
@@ -36,11 +34,12 @@ class OnTables(Criterion):
     """
 
     _: KW_ONLY
-    similarity: Statistics = field(default_factory=Statistics)
-    shared: str | None = None
-
-    def __post_init__(self) -> None:
-        choice("criterion.shared", self.shared, SHARED)
+    similarity: Annotated[Statistics, "how channels are compared"] = field(
+        default_factory=Statistics
+    )
+    shared: Annotated[
+        Literal["sum", "max"] | None, "streams go by all layers that write them; null: they stay"
+    ] = None
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import integer
 from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
 from prunekit.graph.layers import TRANSPOSED, layer_named
+from prunekit.schema import Whole
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -26,10 +26,7 @@ _NO_SCALES = "has a norm layer that scales all of its channels; use for instance
 class Random(Criterion):
     """Scores without meaning, uniform in [0, 1): the baseline every criterion has to beat."""
 
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        integer("seed", self.seed, at_least=0)
+    seed: Annotated[Whole, "seed of the scores"] = 0
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from prunekit.checks import integer, number
 from prunekit.data.identity import Files, identity_of_files
 from prunekit.errors import ConfigError, DataError
+from prunekit.schema import Checked, Count, Whole
 
 _LOOKED_AT = 16  # images that tell two sets of equal labels apart
 _NOISE = 4  # images are large where there are none: a network of ImageNet's, most likely
@@ -93,7 +94,7 @@ def images_id(batches: Batches) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-class Dataset(ABC):
+class Dataset(Checked, ABC):
     """The settings of a data set: a frozen dataclass whose fields are checked when it is made.
 
     A set that draws its images gives a `version`, which is raised whenever it draws others.
@@ -153,10 +154,26 @@ def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
     return order[turn.argsort(stable=True)[:count]]
 
 
-def held_out(name: str, value: object) -> float:
-    """Check a hold-out size: a fraction below 1 or a whole number of examples."""
-    number(name, value, at_least=0)
-    return value if value < 1 else integer(name, value)
+@dataclass(frozen=True)
+class CountOrShare:
+    """A whole number of examples, or a share of them below 1."""
+
+    def check(self, name: str, value: float) -> None:
+        """Raise ConfigError for anything else."""
+        if number(name, value, at_least=0) >= 1:
+            integer(name, value)
+
+    def __str__(self) -> str:
+        return "a number, or a share below 1"
+
+
+HeldOut = Annotated[float, CountOrShare(), "training images held out"]
+SplitSeed = Annotated[Whole, "seed of which images these are"]
+Side = Annotated[Count, "height and width of images"]
+Mean = Annotated[Sequence[float], "of each channel, for pixels from 0 to 1"]
+Std = Annotated[Sequence[float], "of each channel, for pixels from 0 to 1"]
+Shift = Annotated[Whole, "shifts training images by up to so many pixels"]
+Workers = Annotated[Whole, "processes that decode images"]
 
 
 def stratified(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:

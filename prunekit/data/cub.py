@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from prunekit.data.base import HeldOut
 from prunekit.data.files import read_lines
 from prunekit.data.folder import ImageFolder, Samples
 from prunekit.data.identity import Files, images_under
@@ -21,7 +22,7 @@ class CUB200(ImageFolder):
     images are held out.
     """
 
-    val: float = 0.1
+    val: HeldOut = 0.1
 
     def files(self) -> Files:
         """All images, and the two lists that say what they are for."""

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from prunekit.checks import integer
-from prunekit.data.base import stratified
+from prunekit.data.base import HeldOut, Side, stratified
 from prunekit.data.identity import Files
 from prunekit.data.tensors import Examples, ImageTensors, Raw
 
@@ -23,12 +22,8 @@ _TEST = 360  # of 1,797 images, always the same ones
 class Digits(ImageTensors):
     """1,797 digits of 8 x 8 pixels, enlarged to `image_size`; 360 of them are the test set."""
 
-    image_size: int = 28
-    val: float = 180
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("image_size", self.image_size, at_least=1)
+    image_size: Side = 28
+    val: HeldOut = 180
 
     @property
     def shape(self) -> tuple[int, ...]:

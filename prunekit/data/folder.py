@@ -5,14 +5,26 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from prunekit.checks import integer
-from prunekit.data.base import Data, Dataset, held_out, sampled, shuffled_steps, stratified
+from prunekit.data.base import (
+    Data,
+    Dataset,
+    HeldOut,
+    Mean,
+    Side,
+    SplitSeed,
+    Std,
+    Workers,
+    sampled,
+    shuffled_steps,
+    stratified,
+)
 from prunekit.data.identity import Files, images_under
 from prunekit.data.tensors import Normalize
 from prunekit.errors import DataError
@@ -29,19 +41,16 @@ class ImageFolder(Dataset):
     out. `workers` processes decode; batches do not depend on their number.
     """
 
-    root: str
-    image_size: int = 224
-    mean: Sequence[float] = (0.485, 0.456, 0.406)
-    std: Sequence[float] = (0.229, 0.224, 0.225)
-    val: float = 0.02
-    split_seed: int = 0
-    workers: int = 2
+    root: Annotated[str, "folder of the images"]
+    image_size: Side = 224
+    mean: Mean = (0.485, 0.456, 0.406)
+    std: Std = (0.229, 0.224, 0.225)
+    val: HeldOut = 0.02
+    split_seed: SplitSeed = 0
+    workers: Workers = 2
 
     def __post_init__(self) -> None:
-        integer("image_size", self.image_size, at_least=1)
-        integer("split_seed", self.split_seed, at_least=0)
-        integer("workers", self.workers, at_least=0)
-        held_out("val", self.val)
+        super().__post_init__()
         Normalize(self.mean, self.std)
 
     @property

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import integer
 from prunekit.data.base import Data, Dataset
-from prunekit.errors import ConfigError, DataError
+from prunekit.errors import DataError
+from prunekit.schema import Count, Filled
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,13 @@ class NoImages:
 class ShapeOnly(Dataset):
     """The `shape` of one example and nothing else: networks can be cut and timed, not evaluated."""
 
-    shape: Sequence[int] = (3, 224, 224)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.shape, str) or not isinstance(self.shape, Sequence) or not self.shape:
-            raise ConfigError(f"shape={self.shape!r} is no list of sizes; give [3, 224, 224], say")
-        sizes = tuple(integer("shape", size, at_least=1) for size in self.shape)
-        object.__setattr__(self, "shape", sizes)
+    shape: Annotated[
+        Sequence[Count], Filled("[3, 224, 224]"), "channels, height and width of an image"
+    ] = (
+        3,
+        224,
+        224,
+    )
 
     def identity(self) -> Mapping[str, Any]:
         """Nothing, since there are no images."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prunekit.checks import integer, number
+from prunekit.data.base import HeldOut, Side
 from prunekit.data.tensors import Examples, ImageTensors, Raw
+from prunekit.schema import Count, NotNegative, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,24 +22,20 @@ class Synthetic(ImageTensors):
     `val` of the training images are held out.
     """
 
-    classes: int = 10
-    channels: int = 1
-    image_size: int = 28
-    train: int = 640
-    test: int = 200
-    noise: float = 1.0
-    data_seed: int = 0
-    val: float = 128
+    classes: Annotated[Count, "patterns"] = 10
+    channels: Annotated[Count, "of each image"] = 1
+    image_size: Side = 28
+    train: Annotated[Count, "training images, with those held out"] = 640
+    test: Annotated[Count, "test images"] = 200
+    noise: Annotated[NotNegative, "deviation of the noise, where patterns have 1"] = 1.0
+    data_seed: Annotated[Whole, "seed of patterns and noise"] = 0
+    val: HeldOut = 128
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        for name in ("classes", "channels", "image_size", "train", "test"):
-            integer(name, getattr(self, name), at_least=1)
-        number("noise", self.noise, at_least=0)
-        integer("data_seed", self.data_seed, at_least=0)
+        super().__post_init__()
         for name, neutral in (("mean", 0.0), ("std", 1.0)):
             object.__setattr__(self, name, (neutral,) * self.channels)
-        super().__post_init__()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -5,23 +5,29 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
-from prunekit.checks import integer, number
 from prunekit.data.base import (
     Data,
     Dataset,
-    held_out,
+    HeldOut,
+    Mean,
+    Shift,
+    SplitSeed,
+    Std,
     sampled,
     shuffled_steps,
     stratified,
     triple,
 )
 from prunekit.errors import ConfigError, DataError
+from prunekit.schema import Checked, Count, Share
+
+Flip = Annotated[bool, "mirrors half of the training images"]
 
 
 class Augmentation(Protocol):
@@ -35,13 +41,10 @@ class Augmentation(Protocol):
 
 
 @dataclass(frozen=True)
-class RandomCrop:
+class RandomCrop(Checked):
     """Pad `pad` black pixels on every side and cut the old size out: a shift by up to `pad`."""
 
-    pad: int
-
-    def __post_init__(self) -> None:
-        integer("crop", self.pad, at_least=1)
+    pad: Count
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Top and left corner of each cut in the padded image."""
@@ -56,13 +59,10 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
-class HorizontalFlip:
+class HorizontalFlip(Checked):
     """Mirror an image left to right with probability `chance`."""
 
-    chance: float = 0.5
-
-    def __post_init__(self) -> None:
-        number("chance", self.chance, at_least=0, at_most=1)
+    chance: Share = 0.5
 
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Whether each image is mirrored."""
@@ -191,17 +191,15 @@ class ImageTensors(Dataset):
     and mirrored where `flip` is set.
     """
 
-    mean: Sequence[float] = (0.5,)
-    std: Sequence[float] = (0.5,)
-    val: float = 0
-    split_seed: int = 0
-    crop: int = 0
-    flip: bool = False
+    mean: Mean = (0.5,)
+    std: Std = (0.5,)
+    val: HeldOut = 0
+    split_seed: SplitSeed = 0
+    crop: Shift = 0
+    flip: Flip = False
 
     def __post_init__(self) -> None:
-        held_out("val", self.val)
-        integer("split_seed", self.split_seed, at_least=0)
-        integer("crop", self.crop, at_least=0)
+        super().__post_init__()
         Normalize(self.mean, self.std)
 
     @abstractmethod

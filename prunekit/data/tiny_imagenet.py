@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from prunekit.checks import integer
+from prunekit.data.base import Mean, Shift, Side, Std
 from prunekit.data.files import read_lines
 from prunekit.data.folder import ImageFolder, Samples
 from prunekit.data.identity import Files, images_under
@@ -22,14 +22,10 @@ class TinyImageNet(ImageFolder):
     are shifted by up to `crop` pixels and mirrored half the time.
     """
 
-    image_size: int = 64
-    mean: Sequence[float] = (0.4802, 0.4481, 0.3975)
-    std: Sequence[float] = (0.2770, 0.2691, 0.2821)
-    crop: int = 8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("crop", self.crop, at_least=0)
+    image_size: Side = 64
+    mean: Mean = (0.4802, 0.4481, 0.3975)
+    std: Std = (0.2770, 0.2691, 0.2821)
+    crop: Shift = 8
 
     def files(self) -> Files:
         """The images of both parts, and the two lists that say what is on them."""

@@ -11,14 +11,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
 
+from prunekit.data.base import HeldOut, Mean, Shift, Std
 from prunekit.data.files import damaged, read_idx, read_pickle
 from prunekit.data.identity import Files
-from prunekit.data.tensors import Examples, ImageTensors, Raw
+from prunekit.data.tensors import Examples, Flip, ImageTensors, Raw
 from prunekit.errors import DataError
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
@@ -28,8 +29,8 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 class Vision(ImageTensors):
     """A published image set under `root`, fetched with torchvision if `download` is set."""
 
-    root: str = "data"
-    download: bool = False
+    root: Annotated[str, "folder of the files"] = "data"
+    download: Annotated[bool, "fetches the files where they are not there"] = False
     title: ClassVar[str]
     folder: ClassVar[str]
     size: ClassVar[tuple[int, ...]] = (3, 32, 32)
@@ -90,9 +91,9 @@ class Vision(ImageTensors):
 class MNIST(Vision):
     """Handwritten digits, 60,000 + 10,000 of 28 x 28; a pixel x becomes (x - 128) / 128."""
 
-    mean: Sequence[float] = (128 / 255,)
-    std: Sequence[float] = (128 / 255,)
-    val: float = 5000
+    mean: Mean = (128 / 255,)
+    std: Std = (128 / 255,)
+    val: HeldOut = 5000
     title: ClassVar[str] = "MNIST"
     folder: ClassVar[str] = "MNIST/raw"
     size: ClassVar[tuple[int, ...]] = (1, 28, 28)
@@ -140,12 +141,12 @@ class CIFAR10(Vision):
     noted; with `only_exact` it is cut to the images that its array `exact` marks.
     """
 
-    mean: Sequence[float] = _CIFAR_MEAN
-    std: Sequence[float] = _CIFAR_STD
-    val: float = 5000
-    crop: int = 4
-    flip: bool = True
-    only_exact: bool = False
+    mean: Mean = _CIFAR_MEAN
+    std: Std = _CIFAR_STD
+    val: HeldOut = 5000
+    crop: Shift = 4
+    flip: Flip = True
+    only_exact: Annotated[bool, "of a subset that marks bit-exact images: these alone"] = False
     title: ClassVar[str] = "CIFAR-10"
     folder: ClassVar[str] = "cifar-10-batches-py"
 
@@ -185,11 +186,11 @@ class CIFAR100(Vision):
     Mean and std are CIFAR-10's, as in the network-slimming papers.
     """
 
-    mean: Sequence[float] = _CIFAR_MEAN
-    std: Sequence[float] = _CIFAR_STD
-    val: float = 5000
-    crop: int = 4
-    flip: bool = True
+    mean: Mean = _CIFAR_MEAN
+    std: Std = _CIFAR_STD
+    val: HeldOut = 5000
+    crop: Shift = 4
+    flip: Flip = True
     title: ClassVar[str] = "CIFAR-100"
     folder: ClassVar[str] = "cifar-100-python"
 
@@ -216,10 +217,10 @@ class SVHN(Vision):
     No augmentation; mean and std are those of the network-slimming papers.
     """
 
-    mean: Sequence[float] = (0.4376821, 0.4437697, 0.47280442)
-    std: Sequence[float] = (0.19803012, 0.20101562, 0.19703614)
-    val: float = 6000
-    extra: bool = False
+    mean: Mean = (0.4376821, 0.4437697, 0.47280442)
+    std: Std = (0.19803012, 0.20101562, 0.19703614)
+    val: HeldOut = 6000
+    extra: Annotated[bool, "trains on the 531,131 extra images too"] = False
     title: ClassVar[str] = "SVHN"
     folder: ClassVar[str] = "."
 

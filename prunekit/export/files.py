@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.atomic import replacing
-from prunekit.checks import choice, integer, number
-from prunekit.errors import ConfigError, ExportError
+from prunekit.errors import ExportError
 from prunekit.export.quiet import silent
 from prunekit.export.session import OnnxModule, require_onnx
 from prunekit.export.traced import OPSET, Traced
+from prunekit.schema import Checked, Filled, Positive, Range
 
 TOLERANCE = 1e-4  # largest difference to eager outputs, relative to the largest of them
 ONE_FILE = 2**31 - 2**24  # bytes of weights that protobuf can hold, with room for the graph
@@ -37,25 +37,23 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Export:
+class Export(Checked):
     """Which files to write: `onnx` stands for model.onnx, `torch` for model.pt2 of torch.export.
 
     `tolerance` bounds the difference to eager outputs, relative to the largest output.
     """
 
-    formats: Sequence[str] = ("onnx", "torch")
-    opset: int = OPSET
-    tolerance: float = TOLERANCE
+    formats: Annotated[Sequence[Literal["onnx", "torch"]], Filled("[onnx]"), "files to write"] = (
+        "onnx",
+        "torch",
+    )
+    opset: Annotated[int, Range(at_least=OPSET), "of ONNX"] = OPSET
+    tolerance: Annotated[
+        Positive, "largest difference to eager outputs, relative to the largest output"
+    ] = TOLERANCE
 
     def __post_init__(self) -> None:
-        if isinstance(self.formats, str) or not isinstance(self.formats, Sequence):
-            raise ConfigError(f"export.formats={self.formats!r} is not a list")
-        if not self.formats:
-            raise ConfigError("export.formats=[] leaves nothing to write; accepted: onnx, torch")
-        for name in self.formats:
-            choice("export.formats", name, ("onnx", "torch"))
-        integer("export.opset", self.opset, at_least=OPSET)
-        number("export.tolerance", self.tolerance, above=0)
+        super().__post_init__()
         if "onnx" in self.formats:
             require_onnx()
 

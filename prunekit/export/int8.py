@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from prunekit.atomic import replacing
-from prunekit.checks import choice, integer
 from prunekit.errors import ExportError
 from prunekit.export.quiet import silent
 from prunekit.export.session import require_onnx
+from prunekit.schema import Checked, Count, OneOf
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ _OVERFLOW = (
 )
 
 
-class Precision:
+class Precision(Checked):
     """The numbers that an exported network calculates with."""
 
 
@@ -46,16 +46,13 @@ class Int8(Precision):
     without VNNI add in 16 bits, where `reduce_range` (weights of 7 bits) avoids overflow.
     """
 
-    calibration: int = 256
-    batch: int = 32
-    method: str = "minmax"
-    reduce_range: bool = False
+    calibration: Annotated[Count, "training images that set the ranges of activations"] = 256
+    batch: Annotated[Count, "images in one batch"] = 32
+    method: Annotated[str, OneOf(tuple(_METHODS)), "how a range is found"] = "minmax"
+    reduce_range: Annotated[bool, "weights of 7 bits, for processors without VNNI"] = False
 
     def __post_init__(self) -> None:
-        integer("quantize.calibration", self.calibration, at_least=1)
-        integer("quantize.batch", self.batch, at_least=1)
-        choice("quantize.method", self.method, tuple(_METHODS))
-        choice("quantize.reduce_range", self.reduce_range, (True, False))
+        super().__post_init__()
         require_onnx()
 
     def write(self, source: Path, images: Iterable[Tensor], path: Path) -> int:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import nn
 
-from prunekit.checks import choice
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph.blocks import KINDS
 from prunekit.graph.channels import Example
 from prunekit.graph.hinged import STARTS
 from prunekit.graph.places import MARKED, Places, Sites
+from prunekit.schema import Checked, OneOf
 
 _EITHER = ("rows", "columns", "rows+columns")
 ACCEPTED: Mapping[str, tuple[tuple[str, ...], ...]] = {  # the sides of each matrix of a block
@@ -36,7 +37,7 @@ DEFAULTS: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Placement:
+class Placement(Checked):
     """Which convolutions get a matrix, and what of each may vanish, in words like "rows+columns".
 
     `blocks` gives for a kind of `graph.blocks` the sides of its matrices in order, one for each of
@@ -48,20 +49,21 @@ class Placement:
     pattern comes first; only names reach layers that blocks leave out or `ignore` names.
     """
 
-    blocks: Mapping[str, Sequence[str]] | None = None
-    start: str | None = None
-    ignore: Sequence[str] = ()
-    layers: Mapping[str, str] | None = None
+    blocks: Annotated[
+        Mapping[str, Sequence[str]] | None, "sides by kind of block; null: all kinds there are"
+    ] = None
+    start: Annotated[
+        str | None, OneOf(STARTS), "what matrices begin as; null: what suits the block"
+    ] = None
+    ignore: Annotated[Sequence[str], "patterns of layers that get none"] = ()
+    layers: Annotated[Mapping[str, str] | None, "sides by pattern of layers"] = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.ignore, str) or not all(isinstance(one, str) for one in self.ignore):
-            raise ConfigError(f"placement.ignore={self.ignore!r} is no list of patterns; give one")
-        for key, sides in _items("layers", self.layers or {}):
-            _accepted(f"placement.layers.{key}", sides, _EITHER)
-        for kind, sides in _items("blocks", self.blocks or {}):
+        super().__post_init__()
+        for key, sides in (self.layers or {}).items():
+            _accepted(f"layers.{key}", sides, _EITHER)
+        for kind, sides in (self.blocks or {}).items():
             _check_block(kind, sides)
-        if self.start is not None:
-            choice("placement.start", self.start, STARTS)
         if self.start == "svd_weight":
             self._check_rows()
 
@@ -69,7 +71,7 @@ class Placement:
         for name, sides in self._new():
             if "rows" in sides:
                 raise ConfigError(
-                    f"placement.start=svd_weight with {sides} in {name}: all rows would have norm "
+                    f"start=svd_weight with {sides} in {name}: all rows would have norm "
                     "1 and say nothing; take start=svd"
                 )
 
@@ -77,8 +79,8 @@ class Placement:
         """The sides of matrices that are added, and the settings they are from."""
         for kind, sides in (DEFAULTS if self.blocks is None else self.blocks).items():
             if kind not in MARKED:
-                yield from ((f"placement.blocks.{kind}", one) for one in sides)
-        yield from ((f"placement.layers.{name}", one) for name, one in (self.layers or {}).items())
+                yield from ((f"blocks.{kind}", one) for one in sides)
+        yield from ((f"layers.{name}", one) for name, one in (self.layers or {}).items())
 
     def sites(self, model: nn.Module, example: Example) -> Sites:
         """The places in this network, in order of execution.
@@ -95,28 +97,21 @@ class Placement:
         return places.sites()
 
 
-def _items(name: str, given: object) -> Iterable[tuple[object, object]]:
-    if not isinstance(given, Mapping):
-        raise ConfigError(f"placement.{name}={given!r} is no mapping; give sides by name")
-    return given.items()
-
-
-def _check_block(kind: object, sides: object) -> None:
+def _check_block(kind: str, sides: Sequence[str]) -> None:
     if kind not in KINDS:
-        raise ConfigError(f"placement.blocks.{kind} is no kind of block; {one_of(kind, KINDS)}")
-    accepted = ACCEPTED[str(kind)]
-    fits = isinstance(sides, Sequence) and not isinstance(sides, str)
-    if not fits or len(sides) != len(accepted):
+        raise ConfigError(f"blocks.{kind} is no kind of block; {one_of(kind, KINDS)}")
+    accepted = ACCEPTED[kind]
+    if len(sides) != len(accepted):
         raise ConfigError(
-            f"placement.blocks.{kind}={sides!r} must be a list of {len(accepted)}, such as "
-            f"[{', '.join(DEFAULTS[str(kind)])}]"
+            f"blocks.{kind}={list(sides)} must be a list of {len(accepted)}, such as "
+            f"[{', '.join(DEFAULTS[kind])}]"
         )
     for index, (one, words) in enumerate(zip(sides, accepted, strict=True)):
-        _accepted(f"placement.blocks.{kind}[{index}]", one, words)
+        _accepted(f"blocks.{kind}[{index}]", one, words)
 
 
-def _accepted(place: str, sides: object, words: Sequence[str]) -> None:
-    if not isinstance(sides, str) or sorted(sides.split("+")) not in map(_sorted, words):
+def _accepted(place: str, sides: str, words: Sequence[str]) -> None:
+    if sorted(sides.split("+")) not in map(_sorted, words):
         raise ConfigError(f"{place}={sides!r} is not accepted here; accepted: {', '.join(words)}")
 
 

@@ -65,7 +65,7 @@ class LatencyTest(Checked):
     warmup: Annotated[Whole, "rounds before, which do not count"] = 10
     seconds: Annotated[Positive, "time limit for all networks together, for each engine"] = 60.0
     engines: Annotated[
-        Sequence[Annotated[str, OneOf(tuple(ENGINES))]], Filled(), "what runs the networks"
+        Sequence[Annotated[str, OneOf(tuple(ENGINES))]], Filled("[eager]"), "what runs the networks"
     ] = ("eager",)
 
     def __post_init__(self) -> None:

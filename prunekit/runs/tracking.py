@@ -13,17 +13,18 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import flat
+from prunekit.schema import Checked, Text
 
 Rows = Sequence[Mapping[str, Any]]
 Point = tuple[str, float, int]  # what it is called, its value, its step
 
 
-class Tracker(ABC):
+class Tracker(Checked, ABC):
     """Writes what metrics.csv and report.json hold to a store of another tool.
 
     A row's step is its number, from 1: the epoch. What a report says is `report/...` at the last
@@ -96,16 +97,10 @@ class MLflow(Tracker):
     lies in the stage's directory.
     """
 
-    uri: str = "outputs/mlruns"
-    experiment: str = "prunekit"
+    uri: Annotated[Text, "folder, or an address such as sqlite:///mlflow.db"] = "outputs/mlruns"
+    experiment: Annotated[Text, "what MLflow files the runs under"] = "prunekit"
 
     package, extra = "mlflow", "mlflow"
-
-    def __post_init__(self) -> None:
-        for name in ("uri", "experiment"):
-            value = getattr(self, name)
-            if not isinstance(value, str) or not value:
-                raise ConfigError(f"tracking.{name}={value!r} is no text; give one")
 
     def epochs(self, stage: Path, rows: Rows) -> None:
         """Add the rows after the last one that the store has."""

@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import choice, integer
 from prunekit.data import Batches
 from prunekit.data.base import balanced, sampled
 from prunekit.errors import ConfigError, DataError, one_of
 from prunekit.graph.layers import CONVOLUTIONS
+from prunekit.schema import Checked, Range, Whole
 
 Seen = Callable[[str, nn.Module, Tensor, Tensor], None]
 _DECODED = 32  # examples that one process reads at a time
@@ -22,21 +22,18 @@ _PER_CLASS = 8  # examples of each class that make balancing worth while
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Calibration(Checked):
     """`count` examples, drawn with `seed`, unchanged.
 
     `balance` draws as many of every class; without a word from you that is done where a class gets
     eight examples or more (labels are used for drawing only).
     """
 
-    count: int = 128
-    seed: int = 0
-    balance: bool | None = None
-
-    def __post_init__(self) -> None:
-        integer("count", self.count, at_least=2)
-        integer("seed", self.seed, at_least=0)
-        choice("balance", self.balance, (True, False, None))
+    count: Annotated[int, Range(at_least=2), "training images"] = 128
+    seed: Annotated[Whole, "seed of which images are drawn"] = 0
+    balance: Annotated[
+        bool | None, "the same number of every class; null: where a class gets 8 or more"
+    ] = None
 
     def indices(self, batches: Batches) -> Tensor:
         """Which examples of a set; all, in another order, where it has no more.

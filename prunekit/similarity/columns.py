@@ -9,12 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import choice, instance
 from prunekit.errors import ConfigError
+from prunekit.schema import Checked, OneOf
 from prunekit.similarity.centring import CENTRINGS, Centring
 from prunekit.similarity.kernels import Kernel, Laplacian
 from prunekit.similarity.maps import Maps
@@ -37,7 +38,7 @@ class Vectors(ABC):
         """The entries of these steps, in a tensor of their own."""
 
 
-class Columns(ABC):
+class Columns(Checked, ABC):
     """How the maps of a channel become its vector."""
 
     @property
@@ -64,12 +65,10 @@ class Grams(Columns):
     `centring`: `hkh` as published, or `unbiased`.
     """
 
-    kernel: Kernel = field(default_factory=Laplacian)
-    centring: str = "hkh"
-
-    def __post_init__(self) -> None:
-        instance("kernel", self.kernel, Kernel)
-        choice("centring", self.centring, tuple(CENTRINGS))
+    kernel: Annotated[Kernel, "how alike the maps of two images are"] = field(
+        default_factory=Laplacian
+    )
+    centring: Annotated[str, OneOf(tuple(CENTRINGS)), "as published, or without its bias"] = "hkh"
 
     @property
     def least(self) -> int:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import choice
-
-BANDWIDTHS = ("median", "apib")
+from prunekit.schema import Checked
 
 
-class Kernel(ABC):
+class Kernel(Checked, ABC):
     """A similarity of two examples' maps, for every channel by itself."""
 
     shifts: ClassVar[bool] = True
@@ -71,10 +69,9 @@ class Scaled(Kernel):
     APIB's released code, which reads maps as they are.
     """
 
-    bandwidth: str = "median"
-
-    def __post_init__(self) -> None:
-        choice("bandwidth", self.bandwidth, BANDWIDTHS)
+    bandwidth: Annotated[
+        Literal["median", "apib"], "of the channel's maps, or fixed as in APIB's released code"
+    ] = "median"
 
     def scale(self, argument: Tensor, sizes: Tensor) -> Tensor:
         """The median of the channel, or what the map's size gives."""

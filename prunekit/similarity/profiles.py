@@ -4,22 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.checks import integer
 from prunekit.console import track
 from prunekit.data import Batches
 from prunekit.errors import ConfigError
 from prunekit.modes import evaluating
+from prunekit.schema import Checked, Count
 from prunekit.similarity.calibration import Calibration, listening
 from prunekit.similarity.maps import channel_maps
 
 
 @dataclass(frozen=True)
-class ClassProfiles:
+class ClassProfiles(Checked):
     """Ties filters together by their class profiles, in place of their Gram matrices.
 
     A profile is the mean output over positions and over the examples of each class, from as many
@@ -27,11 +28,10 @@ class ClassProfiles:
     correlated, so the sign counts. The regression itself stays as it is.
     """
 
-    calibration: Calibration = field(default_factory=lambda: Calibration(count=2000))
-    batch: int = 100
-
-    def __post_init__(self) -> None:
-        integer("batch", self.batch, at_least=1)
+    calibration: Annotated[Calibration, "which images"] = field(
+        default_factory=lambda: Calibration(count=2000)
+    )
+    batch: Annotated[Count, "images in one batch"] = 100
 
     @torch.no_grad()
     def of(

@@ -6,15 +6,15 @@ import logging
 from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import instance, number
 from prunekit.console import track
 from prunekit.errors import ConfigError, listed
 from prunekit.modes import evaluating
+from prunekit.schema import Checked, Range
 from prunekit.similarity.calibration import Calibration, listening
 from prunekit.similarity.columns import Columns, Grams
 from prunekit.similarity.maps import Responses, channel_maps, input_maps
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Checked):
     """How the channels of layers are compared, and on which examples.
 
     `columns` is what is compared: `Grams` with a kernel and a centring, `RawMaps`, `ClassBlocks`.
@@ -38,19 +38,13 @@ class Statistics:
     about `memory` MiB are taken at a time.
     """
 
-    columns: Columns = field(default_factory=Grams)
-    calibration: Calibration = field(default_factory=Calibration)
-    responses: Responses = field(default_factory=Responses)
-    profiles: ClassProfiles | None = None
-    memory: float = 256
-
-    def __post_init__(self) -> None:
-        instance("columns", self.columns, Columns)
-        instance("calibration", self.calibration, Calibration)
-        instance("responses", self.responses, Responses)
-        if self.profiles is not None:
-            instance("profiles", self.profiles, ClassProfiles)
-        number("memory", self.memory, at_least=1)
+    columns: Annotated[Columns, "what of a channel is compared"] = field(default_factory=Grams)
+    calibration: Annotated[Calibration, "which images"] = field(default_factory=Calibration)
+    responses: Annotated[Responses, "output channels, or the whole output"] = field(
+        default_factory=Responses
+    )
+    profiles: Annotated[ClassProfiles | None, "ties output channels together instead"] = None
+    memory: Annotated[float, Range(at_least=1), "MiB beyond maps and tables"] = 256
 
     @torch.no_grad()
     def of(

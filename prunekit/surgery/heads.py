@@ -5,15 +5,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from torch import nn
 
-from prunekit.checks import number
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.channels import Example
 from prunekit.graph.ending import ending, last_layer
 from prunekit.graph.layers import CONVOLUTIONS, layer_named, widths
+from prunekit.schema import Checked, Positive
 from prunekit.surgery.edits import register
 from prunekit.surgery.selections import replace
 
@@ -71,13 +71,10 @@ class NewHead:
 
 
 @dataclass(frozen=True)
-class Head(ABC):
+class Head(Checked, ABC):
     """What a network is to end in; its new layer trains `rate` times as fast as all others."""
 
-    rate: float = 1.0
-
-    def __post_init__(self) -> None:
-        number("head.rate", self.rate, above=0)
+    rate: Annotated[Positive, "of the new layer, as a multiple of that of all others"] = 1.0
 
     @abstractmethod
     def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:

@@ -209,7 +209,7 @@ def test_an_example_that_does_not_fit_is_named():
 
 def test_bad_values_are_named():
     for head in (LastLayer, GlobalPooling):
-        with pytest.raises(ConfigError, match=r"head.rate=0 must be above 0"):
+        with pytest.raises(ConfigError, match=r"^rate=0 must be above 0"):
             head(rate=0)
     with pytest.raises(ArtifactError, match="'head' is damaged"):
         edit_from_dict({"edit": "head", "last": "fc"})

@@ -419,23 +419,26 @@ def test_columns_that_stay_are_refused_by_name():
 BAD = {
     "an unknown kind": ({"blocks": {"bsic": ["rows"]}}, r"blocks\.bsic.*did you mean basic"),
     "one side for two": ({"blocks": {"basic": ["rows"]}}, r"list of 2, such as \[rows, rows\]"),
-    "no list": ({"blocks": {"plain": "rows"}}, r"plain='rows' must be a list of 1"),
-    "no mapping": ({"blocks": ["basic"]}, r"placement\.blocks=\['basic'\] is no mapping"),
+    "no list": (
+        {"blocks": {"plain": "rows"}},
+        r"^blocks\.plain='rows' is not a list; write \[rows\]",
+    ),
+    "no mapping": ({"blocks": ["basic"]}, r"^blocks=\['basic'\] is not a mapping"),
     "an unknown side": ({"blocks": {"plain": ["row"]}}, r"plain\[0\]='row' .*accepted: rows, "),
     "half a side": ({"layers": {"x": "rows+"}}, r"layers\.x='rows\+' is not accepted"),
     "a side twice": ({"layers": {"x": "rows+rows"}}, r"is not accepted"),
-    "no word": ({"layers": {"x": 1}}, r"layers\.x=1 is not accepted"),
+    "no word": ({"layers": {"x": 1}}, r"^layers\.x=1 is no text"),
     "groups of a chain": ({"layers": {"x": "groups"}}, r"accepted: rows, columns, rows\+columns"),
     "columns added": ({"blocks": {"basic": ["rows", "columns"]}}, r"basic\[1\]='columns'"),
     "rows of 1 x 1": ({"blocks": {"bottleneck": ["rows", "rows"]}}, r"bottleneck\[0\]='rows'"),
     "groups and rows": ({"blocks": {"grouped": ["groups", "rows"]}}, r"accepted: groups$"),
-    "an unknown start": ({"start": "qr"}, r"placement\.start='qr' is unknown"),
-    "one pattern": ({"ignore": "layer1.*"}, r"ignore='layer1\.\*' is no list"),
+    "an unknown start": ({"start": "qr"}, r"^start='qr' is unknown"),
+    "one pattern": ({"ignore": "layer1.*"}, r"^ignore='layer1\.\*' is not a list"),
     "rows of norm 1": ({"blocks": {"dense": ["rows"]}, "start": "svd_weight"}, r"take start=svd$"),
     "all of norm 1": ({"start": "svd_weight"}, r"svd_weight with rows"),
     "norm 1 by name": (
         {"blocks": {}, "layers": {"x": "rows"}, "start": "svd_weight"},
-        r"svd_weight with rows in placement\.layers\.x",
+        r"svd_weight with rows in layers\.x",
     ),
 }
 
