@@ -5,9 +5,16 @@ STAMP := .venv/.installed
 TABLE ?= ssr_t1
 SCALE ?= short
 DATA ?= data
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+# the tests of arithmetic; their results differ in the last bits from processor to processor
+NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
+	absorb channel_selection check criteria distillation graph_lasso heads hinge hinge_solver hrank \
+	low_rank patterns penalties placement pruning recalibrate regression similarity \
+	similarity_criteria skip_block slimming solvers surgery targets threshold torchvision training \
+	tree_lasso whole_groups)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench reproduce-tables head-to-head clean
+.PHONY: help install demo test numbers faults test-all lint bench reproduce-tables head-to-head clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -23,11 +30,18 @@ install: $(STAMP)  ## create .venv and install prunekit into it
 demo: $(STAMP)  ## prune LeNet on bundled digits through all stages (about a minute)
 	$(BIN)/prunekit run experiment=demo
 
-test: $(STAMP)  ## the tests, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto -m 'not slow'
+test: $(STAMP)  ## the tests, without the slow ones and the faults
+	$(PYTEST) -m 'not slow' --ignore=tests/faults
+
+numbers: $(STAMP)  ## the tests of numbers again, as two older processors compute
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m 'not slow' $(NUMBERS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m 'not slow' $(NUMBERS)
+
+faults: $(STAMP)  ## runs that are killed, files that are damaged: what is left, and what is said
+	$(if $(wildcard tests/faults),$(PYTEST) -m 'not slow' tests/faults,@echo "no tests/faults yet")
 
 test-all: $(STAMP)  ## all tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+	$(PYTEST)
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check .

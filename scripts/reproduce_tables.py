@@ -9,7 +9,6 @@ not measured says so.
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -36,6 +35,7 @@ import slimming_tables
 import ssr_tables
 import tables
 import transcripts
+from forked import prunekit_run
 from tables import Job
 
 from prunekit.console import complain, say
@@ -184,9 +184,7 @@ def run_one(job: Job, root: str, shared: list[str]) -> int:
     receipt = log.with_suffix(".json")
     if is_finished(job, Path(root), receipt, arguments):
         return 0
-    with log.open("w") as file:
-        command = [sys.executable, "-m", "prunekit", "run", *arguments]
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT).returncode
+    code = prunekit_run(arguments, log)
     if code == 0:
         write_json(receipt, {"arguments": arguments})
     return code

@@ -10,6 +10,7 @@ import functools
 import inspect
 import itertools
 import math
+import operator
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,24 @@ def composed(command: str, *overrides: str, place: Path = CONFIGS) -> DictConfig
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(place)):
         return compose(config_name=command, overrides=list(overrides))
+
+
+def plain(file: Path) -> bool:
+    """Whether a file of a group sets its group and nothing else."""
+    return "defaults" not in OmegaConf.load(file) and "# @package" not in file.read_text()
+
+
+def chosen(group: str, option: str, place: Path = CONFIGS) -> DictConfig:
+    """What `composed("run", "GROUP=OPTION")` is, without Hydra reading fifty files for it.
+
+    Where a file is plain, its choice replaces the group, which a test below looks at.
+    """
+    file = place / group / f"{option}.yaml"
+    if not plain(file):
+        return composed("run", f"{group}={option}", place=place)
+    config = copy.deepcopy(composed("run", place=place))
+    config[group] = OmegaConf.load(file)
+    return config
 
 
 def told(config: DictConfig) -> DictConfig:
@@ -154,7 +173,12 @@ def builds(config: DictConfig) -> None:
 
 @pytest.mark.parametrize("row", range(len(rows())))
 def test_every_option_composes_and_builds(row):
-    builds(composed("run", *rows()[row]))
+    config = composed("run", *rows()[row])
+    builds(config)
+    for group, option in (choice.split("=") for choice in rows()[row]):
+        file = CONFIGS / group / f"{option}.yaml"
+        sides = (OmegaConf.to_container(side) for side in (config[group], OmegaConf.load(file)))
+        assert not plain(file) or operator.eq(*sides), file
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -172,10 +196,12 @@ def test_every_option_composes_with_every_command(command):
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])
 def test_every_experiment_builds_with_every_regularizer_it_names(experiment):
-    raw = OmegaConf.load(CONFIGS / "experiment" / f"{experiment}.yaml")
-    for name in raw.get("strength", {None: None}):
+    """And every key of its file does something, which needs the same configs."""
+    file = CONFIGS / "experiment" / f"{experiment}.yaml"
+    for name in OmegaConf.load(file).get("strength", {None: None}):
         choice = [f"regularizer={name}"] if name else []
         builds(composed("run", f"experiment={experiment}", *choice))
+    assert dead_keys(file) == []
 
 
 def leaves(node: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
@@ -219,16 +245,17 @@ def changed(config: DictConfig, path: tuple[Any, ...], value: Any) -> Iterator[D
 def verdict(config: DictConfig, path: tuple[Any, ...], value: Any, group: str) -> str:
     """Whether a key is alive: "", or why it is not."""
     refusals = []
+    before = functools.cache(lambda device: built(config, group, device))
     for other in others(path[-1], value):
         for device in ("meta", "cpu") if group == "model" else ("meta",):
-            before = built(config, group, device)
+            old = before(device)
             try:
                 with changed(config, path, other):
                     after = built(config, group, device)
             except ConfigError as error:
                 refusals.append(str(error))
                 break
-            if after != before:
+            if after != old:
                 return ""
         else:
             return f"{other!r} in place of {value!r} changes nothing"
@@ -239,8 +266,8 @@ def verdict(config: DictConfig, path: tuple[Any, ...], value: Any, group: str) -
 
 def arrives(config: DictConfig, path: tuple[Any, ...], value: Any) -> bool:
     """Whether what the file says is what was composed."""
-    plain = OmegaConf.to_container(config, resolve=False)
-    return functools.reduce(lambda node, key: node[key], path, plain) == value
+    raw = OmegaConf.to_container(config, resolve=False)
+    return functools.reduce(lambda node, key: node[key], path, raw) == value
 
 
 def dead_keys(file: Path, place: Path = CONFIGS) -> list[str]:
@@ -249,7 +276,7 @@ def dead_keys(file: Path, place: Path = CONFIGS) -> list[str]:
     raw = OmegaConf.to_container(OmegaConf.load(file))
     if group == "experiment":
         return _dead_in_experiment(file, place, raw)
-    config = told(composed("run", f"{group}={option}", place=place))
+    config = told(chosen(group, option, place))
     found = []
     for at, value in leaves(content(file)):
         if value == "???":
@@ -283,11 +310,10 @@ def _dead_in_experiment(file: Path, place: Path, raw: dict[str, Any]) -> list[st
     for entry in overrides:  # what is no override is another experiment, or the file itself
         (key, option), *_ = entry.items()
         group = key.removeprefix("override /")
-        plain, alone = (
-            OmegaConf.to_container(composed("run", chosen, place=place)[group], resolve=False)
-            for chosen in (f"experiment={file.stem}", f"{group}={option}")
-        )
-        if plain != alone:
+        whole = composed("run", f"experiment={file.stem}", place=place)
+        sides = (whole[group], chosen(group, option, place)[group])
+        ours, alone = (OmegaConf.to_container(side, resolve=False) for side in sides)
+        if ours != alone:
             changed = {k: raw[k] for k in raw if k == group}
             found += [] if changed else [f"defaults.{group}: not the option {option}"]
     return found
@@ -296,7 +322,10 @@ def _dead_in_experiment(file: Path, place: Path, raw: dict[str, Any]) -> list[st
 FILES = sorted(file for group in GROUPS for file in (CONFIGS / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+OPTIONS = [file for file in FILES if file.parent.name != "experiment"]
+
+
+@pytest.mark.parametrize("file", OPTIONS, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_every_key_does_something(file):
     assert dead_keys(file) == []
 
@@ -402,10 +431,8 @@ def test_a_key_that_nothing_reads_is_found(tmp_path, file, line, key):
 def test_a_value_of_another_kind_is_refused_in_words():
     """Whatever a key is set to, building ends in an object or in one of our errors."""
     crashes, tried = [], set()
-    for file in FILES:
-        if file.parent.name == "experiment":
-            continue
-        config = told(composed("run", f"{file.parent.name}={file.stem}"))
+    for file in OPTIONS:
+        config = told(chosen(file.parent.name, file.stem))
         for path, _ in leaves(content(file)[file.parent.name]):
             at = (file.parent.name, *path)
             owner = OmegaConf.select(config, ".".join(at[:-1])).get("_target_")
