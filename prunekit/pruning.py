@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit import criteria, engine
+from prunekit import engine
 from prunekit.checks import choice, number
-from prunekit.criteria import Criterion
+from prunekit.criteria import CRITERIA, Criterion
 from prunekit.data import Data, given_data
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
-from prunekit.errors import ConfigError, one_of
+from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import CostModel
 from prunekit.selection import (
@@ -32,29 +32,11 @@ from prunekit.selection import (
     PerLayer,
     Selection,
 )
-from prunekit.solvers.regression import FISTA
 from prunekit.surgery import Edit, narrow_optimizer, save_model
 from prunekit.surgery.absorb import Absorbed
 from prunekit.surgery.check import Agreement, Batch
 from prunekit.surgery.cut import Cut
 
-CRITERIA = {
-    "apib": criteria.APIB,
-    "apoz": criteria.APoZ,
-    "bn_scale": criteria.BatchNormScale,
-    "fpgm": criteria.FPGM,
-    "hessian": criteria.HessianDiagonal,
-    "hrank": criteria.HRank,
-    "l1_norm": criteria.L1Norm,
-    "l2_norm": criteria.L2Norm,
-    "lamp": criteria.LAMP,
-    "max_cka": criteria.MaxCKA,
-    "random": criteria.Random,
-    "representatives": criteria.Representatives,
-    "sglp": criteria.StructuredLasso,
-    "stlp": partial(criteria.StructuredLasso, structure=criteria.Hierarchy(), solver=FISTA()),
-    "taylor": criteria.Taylor,
-}
 _LISTED = 20  # groups that are printed
 _SCORED = 1000  # examples of given data that are kept for a criterion that does not say how many
 
@@ -248,7 +230,7 @@ def prune(
 
     Raises ConfigError for settings, TraceError, SurgeryError.
     """
-    criterion = criterion_named(criterion)
+    criterion = CRITERIA.named(criterion, Criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
     common = {"round_to": round_to, "ignore": ignore}
     if selection is None:
@@ -264,15 +246,6 @@ def prune(
     _check_numbers(model, example)
     with _speaking_of(shares):
         return Pruned(engine.prune(dense, criterion, selection, options, data))
-
-
-def criterion_named(criterion: str | Criterion) -> Criterion:
-    """The criterion of that name with its default settings; ConfigError lists the names."""
-    if isinstance(criterion, Criterion):
-        return criterion
-    if criterion not in CRITERIA:
-        raise ConfigError(f"criterion={criterion!r} is unknown; {one_of(criterion, CRITERIA)}")
-    return CRITERIA[criterion]()
 
 
 def _check_alone(selection: Selection, settings: Mapping[str, Any]) -> None:

@@ -50,7 +50,7 @@ def main() -> None:
 def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
     """A row for every share that is asked of a network."""
     torch.manual_seed(0)
-    timing = LatencyTest(runs=151, warmup=5, seconds=20)
+    timing = LatencyTest(batch=1, runs=151, warmup=5, seconds=20)
     model = getattr(torchvision.models, name)().eval()
     example = torch.zeros(1, 3, 224, 224)
     graph = ChannelGraph.trace(model, example)

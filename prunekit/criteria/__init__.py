@@ -1,7 +1,7 @@
 """How much is a unit worth: norms, scales, activations, derivatives, similarities, a file."""
 
 from prunekit.criteria.activations import APoZ, Taylor
-from prunekit.criteria.base import Criterion, Scores
+from prunekit.criteria.base import CRITERIA, Criterion, Scores
 from prunekit.criteria.compared import FPGM, LAMP
 from prunekit.criteria.curvature import HessianDiagonal
 from prunekit.criteria.entry import EntryOrder, Ordering, PublishedSearch
@@ -15,6 +15,7 @@ from prunekit.criteria.weights import BatchNormScale, L1Norm, L2Norm, Random
 
 __all__ = [
     "APIB",
+    "CRITERIA",
     "FPGM",
     "LAMP",
     "APoZ",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups, unit_sums
 from prunekit.criteria.relus import relu_means
 from prunekit.errors import ConfigError
 from prunekit.modes import evaluating
@@ -35,6 +35,7 @@ class OnExamples(Criterion):
     samples: Samples = 1000
 
 
+@CRITERIA.register("apoz")
 @dataclass(frozen=True)
 class APoZ(OnExamples):
     """The share of a unit's activations that are not zero after ReLU (Hu et al. 2016).
@@ -57,6 +58,7 @@ def _nonzero(out: Tensor) -> tuple[Tensor, float]:
     return (out != 0).transpose(0, 1).flatten(1).sum(1), out.numel() / out.shape[1]
 
 
+@CRITERIA.register("taylor")
 @dataclass(frozen=True)
 class Taylor(OnExamples):
     """The first-order change of the loss when a unit goes (Molchanov et al. 2017, eq. 8).

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
+from prunekit.registry import Registry
 from prunekit.schema import Checked
 
 if TYPE_CHECKING:
@@ -24,10 +25,12 @@ class Criterion(Checked, ABC):
     """Says how much every removable unit of a network is worth.
 
     `comparable` scores are made to be compared between groups as they are; a selection that scales
-    them by group would undo that.
+    them by group would undo that. `again` says whether a network that was narrowed and trained can
+    be scored anew.
     """
 
     comparable: ClassVar[bool] = False
+    again: ClassVar[bool] = True
 
     @abstractmethod
     def scores(
@@ -49,6 +52,9 @@ class Criterion(Checked, ABC):
         What they hold is then part of what a run is, and the setting `path` no more.
         """
         return {}
+
+
+CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
 def unit_sums(graph: ChannelGraph, values: Mapping[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria.base import Criterion, Scores
+from prunekit.criteria.base import CRITERIA, Criterion, Scores
 from prunekit.criteria.weights import by_filters, filter_norms, filters
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 
+@CRITERIA.register("fpgm")
 @dataclass(frozen=True)
 class FPGM(Criterion):
     """The sum of distances to the other filters of the layer (He et al. 2019, eq. 6).
@@ -33,6 +34,7 @@ class FPGM(Criterion):
         return by_filters(graph, distances)
 
 
+@CRITERIA.register("lamp")
 @dataclass(frozen=True)
 class LAMP(Criterion):
     """The squared norm of a unit over that of all units of its group that are no smaller.

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from prunekit.criteria.activations import OnExamples, examples, training_data
-from prunekit.criteria.base import Scores, by_group, unit_sums
+from prunekit.criteria.base import CRITERIA, Scores, by_group, unit_sums
 from prunekit.criteria.weights import filter_rows
 from prunekit.graph.layers import CONSUMERS, layer_named
 from prunekit.modes import evaluating
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 
+@CRITERIA.register("hessian")
 @dataclass(frozen=True)
 class HessianDiagonal(OnExamples):
     """Half the sum of h * w^2 over a unit's parameters w (LeCun et al. 1990, eq. 5).

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.console import track
 from prunekit.criteria.activations import OnExamples, Samples, examples, training_data
-from prunekit.criteria.base import Scores
+from prunekit.criteria.base import CRITERIA, Scores
 from prunekit.criteria.relus import relu_means
 from prunekit.errors import ConfigError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _BATCH = 100  # as published; the result does not depend on it
 
 
+@CRITERIA.register("hrank")
 @dataclass(frozen=True)
 class HRank(OnExamples):
     """The average rank of a unit's feature maps after ReLU (Lin et al. 2020, eq. 5).

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from prunekit.console import track
 from prunekit.criteria.activations import training_data
-from prunekit.criteria.base import Criterion, Scores, seen_groups
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups
 from prunekit.criteria.entry import EntryOrder, Ordering
-from prunekit.criteria.structures import Graph, Linkage, Structure
+from prunekit.criteria.structures import Graph, Hierarchy, Linkage, Structure
 from prunekit.criteria.tables import OnTables, scored_layers
 from prunekit.penalties import L1
 from prunekit.similarity import Statistics, Tables, WholeOutput
@@ -27,6 +27,7 @@ _UNREAD = "is read by a layer that mixes its channels; use for instance criterio
 _NONE = torch.empty(0, dtype=torch.long)
 
 
+@CRITERIA.register("sglp")
 @dataclass(frozen=True)
 class StructuredLasso(OnTables):
     """Filters by when their columns enter a regression of output on input similarities (eq. 4).
@@ -49,6 +50,25 @@ class StructuredLasso(OnTables):
         return self.order.scores(problem, penalty_at, self.solver, layer)
 
 
+@CRITERIA.register("stlp")
+def tree_lasso(structure: Structure | None = None) -> StructuredLasso:
+    """sTLP-IB: groups are the entries of a row that a dendrogram joins."""
+    return StructuredLasso(structure=structure or Hierarchy(), solver=FISTA())
+
+
+@CRITERIA.register("stlp_block")
+def block_tree_lasso() -> StructuredLasso:
+    """sTLP-IB read another way: groups are whole columns."""
+    return tree_lasso(Hierarchy(blocks=True))
+
+
+@CRITERIA.register("stlp_mixed")
+def mixed_tree_lasso() -> StructuredLasso:
+    """sTLP-IB with a full l1 part and little of the tree; ours."""
+    return tree_lasso(Hierarchy(mix=0.05))
+
+
+@CRITERIA.register("representatives")
 @dataclass(frozen=True)
 class Representatives(OnTables):
     """One filter of every cluster: what structured pruning promises, and its penalties do not do.
@@ -85,6 +105,7 @@ def lost_at(similarity: Tensor, worth: Tensor, method: str) -> Tensor:
     return scores.clamp_max(2 * top + 1)
 
 
+@CRITERIA.register("apib")
 @dataclass(frozen=True)
 class APIB(Criterion):
     """Channels by when they enter a lasso on the similarity of the layer that reads them.

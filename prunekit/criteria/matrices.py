@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from prunekit.criteria.base import Criterion, Scores, seen_groups
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups
 from prunekit.rows import unit_norms
 from prunekit.targets import Matrices
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 
+@CRITERIA.register("matrix")
 @dataclass(frozen=True)
 class MatrixNorm(Criterion):
     """The 2-norm of a row, column or conv group of an attached matrix (Li et al. 2020).

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from torch import Tensor, nn
 
-from prunekit.criteria.base import Criterion, Scores
+from prunekit.criteria.base import CRITERIA, Criterion, Scores
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.torchfile import read_torch, write_torch
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FORMAT = "prunekit-scores-1"
 
 
+@CRITERIA.register("stored")
 @dataclass(frozen=True)
 class Stored(Criterion):
     """The scores in a file, such as the row norms that sparsify saved.
@@ -29,6 +30,7 @@ class Stored(Criterion):
     are asked for, since the stage before may not have written it yet.
     """
 
+    again: ClassVar[bool] = False
     path: Annotated[
         str | Path | None, "a file of scores, or its folder; null: beside the source model"
     ] = None

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.console import track
 from prunekit.criteria.activations import training_data
-from prunekit.criteria.base import Criterion, Scores, by_group
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group
 from prunekit.errors import ConfigError
 from prunekit.graph.layers import layer_named
 from prunekit.similarity import Statistics, Tables
@@ -63,6 +63,7 @@ class OnTables(Criterion):
         """One score per output channel of a layer; dead ones below all others."""
 
 
+@CRITERIA.register("max_cka")
 @dataclass(frozen=True)
 class MaxCKA(OnTables):
     """The largest similarity of a filter's output with any single input channel.

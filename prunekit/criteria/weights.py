@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria.base import Criterion, Scores, seen_groups, unit_sums
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups, unit_sums
 from prunekit.graph.layers import TRANSPOSED, layer_named
 from prunekit.schema import Whole
 
@@ -22,6 +22,7 @@ _NO_FILTERS = "has filters of its own; use for instance criterion=bn_scale"
 _NO_SCALES = "has a norm layer that scales all of its channels; use for instance criterion=l1_norm"
 
 
+@CRITERIA.register("random")
 @dataclass(frozen=True)
 class Random(Criterion):
     """Scores without meaning, uniform in [0, 1): the baseline every criterion has to beat."""
@@ -39,6 +40,7 @@ class Random(Criterion):
         }
 
 
+@CRITERIA.register("l1_norm")
 @dataclass(frozen=True)
 class L1Norm(Criterion):
     """The sum of absolute weights of a unit's filters, over all layers that produce it."""
@@ -50,6 +52,7 @@ class L1Norm(Criterion):
         return by_filters(graph, filter_norms(model, graph, 1))
 
 
+@CRITERIA.register("l2_norm")
 @dataclass(frozen=True)
 class L2Norm(Criterion):
     """The Euclidean norm of a unit's filters, over all layers that produce it."""
@@ -63,6 +66,7 @@ class L2Norm(Criterion):
         return {name: sums.sqrt() for name, sums in by_filters(graph, squares).items()}
 
 
+@CRITERIA.register("bn_scale")
 @dataclass(frozen=True)
 class BatchNormScale(Criterion):
     """The absolute batch-norm scale of a unit (Liu et al. 2017, network slimming).

@@ -60,10 +60,10 @@ class LatencyTest(Checked):
     """
 
     threads: Annotated[Count, "CPU threads while timing"] = 1
-    batch: Annotated[Count, "images in the batch that is timed"] = 1
+    batch: Annotated[Count, "images in the batch that is timed"] = 100
     runs: Annotated[int, Range(at_least=_FEWEST), "timed rounds"] = 50
     warmup: Annotated[Whole, "rounds before, which do not count"] = 10
-    seconds: Annotated[Positive, "time limit for all networks together, for each engine"] = 60.0
+    seconds: Annotated[Positive, "time limit for all networks together, for each engine"] = 20.0
     engines: Annotated[
         Sequence[Annotated[str, OneOf(tuple(ENGINES))]], Filled("[eager]"), "what runs the networks"
     ] = ("eager",)

@@ -6,15 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import integer
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph import ChannelMask
 from prunekit.registry import Registry
+from prunekit.schema import Checked, Count, Whole
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -77,7 +77,7 @@ class Selected:
 
 
 @dataclass(frozen=True)
-class Selection(ABC):
+class Selection(Checked, ABC):
     """Decides which units of a network are kept.
 
     A group never has fewer than `min_keep` units (all of them, if it is smaller), and every layer
@@ -86,12 +86,8 @@ class Selection(ABC):
     """
 
     _: KW_ONLY
-    min_keep: int = 1
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        integer("selection.min_keep", self.min_keep, at_least=0)
-        integer("selection.rounds", self.rounds, at_least=1)
+    min_keep: Annotated[Whole, "units that every group keeps"] = 1
+    rounds: Annotated[Count, "of scoring, cutting and brief training (schedule.between)"] = 1
 
     @abstractmethod
     def select(self, scored: Scored) -> Selected:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from torch import Tensor
 
-from prunekit.checks import choice, number
+from prunekit.schema import SomeShare
 from prunekit.selection.base import SELECTIONS, Scored, Selected
 from prunekit.selection.normalise import MeanNorm, Normalise, relative_ranks
-from prunekit.selection.ranking import Limit, Ranked, Ranking, budget_limit, check_budget
+from prunekit.selection.ranking import Kept, Limit, Ranked, Ranking, budget_limit
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,19 +18,13 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelMask
     from prunekit.measure import CostModel
 
-AUTO = "auto"
-
 
 @SELECTIONS.register("global")
 @dataclass(frozen=True)
 class Global(Ranked):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
-    keep: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("selection.keep", self.keep, above=0, at_most=1)
+    keep: Annotated[SomeShare, "of all scored units"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         units = ranking.pool.units
@@ -53,18 +47,13 @@ class Budget(Ranked):
     """
 
     _: KW_ONLY
-    normalise: Normalise | str | None = AUTO
-    scope: str = "local"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        choice("selection.scope", self.scope, ("local", "global"))
-
-    def _check_normalise(self) -> None:
-        if isinstance(self.normalise, str):
-            choice("selection.normalise", self.normalise, (AUTO,))
-        else:
-            super()._check_normalise()
+    scope: Annotated[
+        Literal["local", "global"], "local: the same share of every group; global: one threshold"
+    ] = "local"
+    normalise: Annotated[
+        Normalise | Literal["auto"] | None,
+        "global scope: auto divides by the mean of a group, unless scores are made to compare",
+    ] = "auto"
 
     def _scale(self, scored: Scored) -> Normalise | None:
         if isinstance(self.normalise, str):
@@ -103,11 +92,7 @@ class MacsTarget(Budget):
     `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
     """
 
-    keep: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_budget("keep", self.keep)
+    keep: Annotated[Kept, "multiply-adds, of the full network's"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("MACs", "keep", self.keep, cost.macs),)
@@ -118,11 +103,7 @@ class MacsTarget(Budget):
 class ParamsTarget(Budget):
     """The largest network within a budget of parameters; `keep` as for MacsTarget."""
 
-    keep: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_budget("keep", self.keep)
+    keep: Annotated[Kept, "parameters, of the full network's"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("parameters", "keep", self.keep, cost.params),)
@@ -133,13 +114,8 @@ class ParamsTarget(Budget):
 class Budgets(Budget):
     """The largest network that is within both a budget of MACs and one of parameters."""
 
-    macs: float = 0.5
-    params: float = 0.5
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_budget("macs", self.macs)
-        check_budget("params", self.params)
+    macs: Annotated[Kept, "multiply-adds"] = 0.5
+    params: Annotated[Kept, "parameters"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (

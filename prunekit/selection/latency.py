@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from prunekit.checks import instance, number
 from prunekit.errors import ConfigError
 from prunekit.measure import Compared, LatencyTest, TimedCost
+from prunekit.schema import Positive, SomeShare
 from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
 from prunekit.selection.budgets import Budget
 from prunekit.selection.pool import Describe
@@ -36,23 +36,18 @@ class LatencyTarget(Budget):
     scaled. Of the networks that were measured the one nearest to what was asked for is chosen.
     """
 
-    keep: float | None = None
-    milliseconds: float | None = None
+    keep: Annotated[SomeShare | None, "of the dense network's latency"] = None
+    milliseconds: Annotated[Positive | None, "per batch, in place of keep (then null)"] = None
     _: KW_ONLY
-    timing: LatencyTest = field(default_factory=LatencyTest)
+    timing: Annotated[LatencyTest, "how latency is measured"] = field(default_factory=LatencyTest)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        instance("selection.timing", self.timing, LatencyTest)
         if (self.keep is None) == (self.milliseconds is None):
             raise ConfigError(
-                f"selection.keep={self.keep} and selection.milliseconds={self.milliseconds}: give "
+                f"keep={self.keep} and milliseconds={self.milliseconds}: give "
                 "one of them, and null for the other"
             )
-        if self.keep is not None:
-            number("selection.keep", self.keep, above=0, at_most=1)
-        if self.milliseconds is not None:
-            number("selection.milliseconds", self.milliseconds, above=0)
 
     def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
         scored = replace(scored, cost=scored.cost.timed(self.timing))

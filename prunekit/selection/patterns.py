@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
@@ -12,15 +12,6 @@ from prunekit.errors import ConfigError, one_of
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
-
-
-def check_patterns(name: str, patterns: object) -> None:
-    """Raise ConfigError when a setting is no list of patterns."""
-    listed = isinstance(patterns, Sequence) and not isinstance(patterns, str)
-    if not listed or not all(isinstance(pattern, str) and pattern for pattern in patterns):
-        raise ConfigError(
-            f"{name}={patterns!r} is no list of patterns; give for instance [layer4.*]"
-        )
 
 
 def ignored(graph: ChannelGraph, patterns: Iterable[str]) -> set[str]:

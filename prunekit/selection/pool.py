@@ -6,14 +6,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from math import gcd
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import integer
 from prunekit.errors import ConfigError, listed
 from prunekit.graph import ChannelMask
+from prunekit.schema import Count, Text
 from prunekit.selection.base import (
     Aim,
     Masks,
@@ -24,7 +24,7 @@ from prunekit.selection.base import (
     checked,
     protected,
 )
-from prunekit.selection.patterns import check_patterns, ignored
+from prunekit.selection.patterns import ignored
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -43,13 +43,8 @@ class FindsWidths(Selection):
     """
 
     _: KW_ONLY
-    round_to: int = 1
-    ignore: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        integer("selection.round_to", self.round_to, at_least=1)
-        check_patterns("selection.ignore", self.ignore)
+    round_to: Annotated[Count, "channels kept are multiples of this"] = 1
+    ignore: Annotated[Sequence[Text], "layers that keep all outputs, e.g. [layer4.*]"] = ()
 
     def select(self, scored: Scored) -> Selected:
         """Find the widths; ConfigError where no group is left that may be narrowed."""

@@ -6,12 +6,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import choice, instance, number
+from prunekit.checks import number
 from prunekit.errors import ConfigError
 from prunekit.selection.base import Aim, Masks, Scored, Selected
 from prunekit.selection.collapse import emptied_notes, first_emptied
@@ -113,17 +113,10 @@ class Ranked(FindsWidths):
     """
 
     _: KW_ONLY
-    normalise: Normalise | None = None
-    on_miss: str = "refuse"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._check_normalise()
-        choice("selection.on_miss", self.on_miss, ("refuse", "nearest"))
-
-    def _check_normalise(self) -> None:
-        if self.normalise is not None:
-            instance("selection.normalise", self.normalise, Normalise)
+    normalise: Annotated[Normalise | None, "scales scores by group; null: as they are"] = None
+    on_miss: Annotated[
+        Literal["refuse", "nearest"], "nearest: the smallest network where the budget is too low"
+    ] = "refuse"
 
     def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
         ranking = self._ranking(scored)
@@ -169,14 +162,24 @@ class Ranked(FindsWidths):
         """What the network must not exceed."""
 
 
-def check_budget(name: str, kept: float) -> None:
-    """Raise ConfigError when a number is neither a share up to 1 nor a count above."""
-    number(f"selection.{name}", kept, above=0)
-    if kept > 1 and kept != int(kept):
-        raise ConfigError(
-            f"selection.{name}={kept} is neither a share up to 1 nor a whole number; "
-            "above 1 it means at most so many"
-        )
+@dataclass(frozen=True)
+class ShareOrCount:
+    """A number that is a share of the full network up to 1, and at most so many above."""
+
+    def check(self, name: str, kept: float) -> None:
+        """Raise ConfigError where it is neither."""
+        number(name, kept, above=0)
+        if kept > 1 and kept != int(kept):
+            raise ConfigError(
+                f"{name}={kept} is neither a share up to 1 nor a whole number; "
+                "above 1 it means at most so many"
+            )
+
+    def __str__(self) -> str:
+        return "a share up to 1, or a whole number"
+
+
+Kept = Annotated[float, ShareOrCount()]
 
 
 def _out_of_reach(ranking: Ranking, limits: Sequence[Limit]) -> ConfigError:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import instance
 from prunekit.errors import ArtifactError, ConfigError, listed, one_of
 from prunekit.selection.base import SELECTIONS, Scored, Selected, Selection, best_first, checked
-from prunekit.selection.budgets import Budget
+from prunekit.selection.budgets import Budget, MacsTarget
 from prunekit.selection.curves import Curve, curves_file, read_curves
 from prunekit.selection.patterns import ignored
 
@@ -36,20 +35,19 @@ class Sensitivity(Selection):
     same run, see `within`.
     """
 
-    budget: Budget
-    path: str | Path | None = None
+    budget: Annotated[Budget, "that ends the search"] = field(default_factory=MacsTarget)
+    path: Annotated[
+        str | Path | None, "a run, a stage or a csv with curves; null: the stage of this run"
+    ] = None
     min_keep: int = field(init=False)  # the budget says both
     rounds: int = field(init=False)
 
     def __post_init__(self) -> None:
-        instance("selection.budget", self.budget, Budget)
-        if not isinstance(self.path, str | Path | None):
-            raise ConfigError(f"selection.path={self.path!r} is no path; quote it if it is one")
+        super().__post_init__()
         found = {"budget": replace(self.budget, normalise=None, scope="global")}
         found |= {key: getattr(self.budget, key) for key in ("min_keep", "rounds")}
         for key, value in found.items():
             object.__setattr__(self, key, value)
-        super().__post_init__()
 
     def select(self, scored: Scored) -> Selected:
         """ArtifactError where curves and network differ, ConfigError for a budget out of reach."""

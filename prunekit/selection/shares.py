@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 
-from prunekit.checks import number
-from prunekit.errors import ConfigError, listed
+from prunekit.errors import listed
+from prunekit.schema import SomeShare
 from prunekit.selection.base import SELECTIONS, Masks, Scored, Selected
 from prunekit.selection.patterns import assigned
 from prunekit.selection.pool import Describe, FindsWidths, Pool
@@ -38,19 +39,10 @@ class PerLayer(FindsWidths):
     counts: `{"layer1.*": 0.8}`.
     """
 
-    keep: float = 0.5
-    layers: Mapping[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("selection.keep", self.keep, above=0, at_most=1)
-        if not isinstance(self.layers, Mapping):
-            raise ConfigError(
-                f"selection.layers={self.layers!r} does not map patterns to shares; "
-                "give for instance {layer1.*: 0.8}"
-            )
-        for pattern, kept in self.layers.items():
-            number(f"selection.layers.{pattern}", kept, above=0, at_most=1)
+    keep: Annotated[SomeShare, "of the units of every group"] = 0.5
+    layers: Annotated[
+        Mapping[str, SomeShare], "other shares by pattern of layers, e.g. {layer1.*: 0.8}"
+    ] = field(default_factory=dict)
 
     def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
         pool = self._pool(scored)

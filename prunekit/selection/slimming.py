@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import choice, integer, number
 from prunekit.errors import ConfigError
+from prunekit.schema import Count, PartShare, SomeShare
 from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
 from prunekit.selection.collapse import emptied_notes, fewest_left, first_emptied
 from prunekit.selection.pool import Describe, FindsWidths, Pool
@@ -44,22 +44,22 @@ class Slimming(FindsWidths):
     addition: the threshold is not moved for it.
     """
 
-    ratio: float = 0.5
+    ratio: Annotated[PartShare, "that goes, as published: no other setting says what goes"] = 0.5
     _: KW_ONLY
-    rule: str = "exact"
-    on_empty: str = "error"
-    most: float = 1.0
+    rule: Annotated[
+        Literal["exact", "published"], "published: as the released code, one unit more and ties"
+    ] = "exact"
+    on_empty: Annotated[
+        Literal["error", "keep_best", "skip_block"], "where nothing would be left of a layer"
+    ] = "error"
+    most: Annotated[SomeShare, "goes of every group, whatever the threshold says"] = 1.0
+    min_keep: Annotated[Count, "units of every group that keeps any"] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        number("selection.ratio", self.ratio, at_least=0, below=1)
-        choice("selection.rule", self.rule, ("exact", "published"))
-        choice("selection.on_empty", self.on_empty, ("error", "keep_best", "skip_block"))
-        integer("selection.min_keep", self.min_keep, at_least=1)
-        number("selection.most", self.most, above=0, at_most=1)
         if self.on_empty == "skip_block" and self.rounds > 1:
             raise ConfigError(
-                f"selection.rounds={self.rounds} and selection.on_empty=skip_block: between rounds "
+                f"rounds={self.rounds} and on_empty=skip_block: between rounds "
                 "there are no blocks to remove; give rounds=1, or on_empty=keep_best"
             )
 

@@ -7,14 +7,14 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
-from prunekit.checks import choice, number
 from prunekit.errors import ConfigError, listed
 from prunekit.graph import ChannelMask
+from prunekit.schema import Share, SomeShare
 from prunekit.selection.base import (
     SELECTIONS,
     Aim,
@@ -48,16 +48,10 @@ class Threshold(Selection):
     its largest ones, whatever T says.
     """
 
-    keep: float = 0.5
+    keep: Annotated[SomeShare, "multiply-adds, of the network's without matrices"] = 0.5
     _: KW_ONLY
-    floor: float = 0.2
-    same_ratio: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number("selection.keep", self.keep, above=0, at_most=1)
-        number("selection.floor", self.floor, at_least=0, at_most=1)
-        choice("selection.same_ratio", self.same_ratio, (True, False))
+    floor: Annotated[Share, "that every group keeps at least, rounded up"] = 0.2
+    same_ratio: Annotated[bool, "the second matrix of a block keeps the share of the first"] = False
 
     def at(
         self,

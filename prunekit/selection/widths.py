@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from prunekit.checks import integer
 from prunekit.errors import ArtifactError, ConfigError, one_of
 from prunekit.graph import ChannelMask
+from prunekit.schema import Whole
 from prunekit.selection.base import (
     SELECTIONS,
     Scored,
@@ -30,21 +30,15 @@ if TYPE_CHECKING:
 class Widths(Selection):
     """Keeps a given number of units in each named group; other groups stay whole."""
 
-    widths: Mapping[str, int]
+    widths: Annotated[Mapping[str, Whole], "units of each named group, e.g. {conv1: 2, fc1: 77}"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.widths, Mapping):
-            raise ConfigError(
-                f"selection.widths={self.widths!r} does not map groups to counts; "
-                "give for instance {conv1: 2, fc1: 77}"
-            )
         for name, width in self.widths.items():
-            integer(f"selection.widths.{name}", width, at_least=0)
             if width < self.min_keep:
                 raise ConfigError(
-                    f"selection.widths.{name}={width} is below selection.min_keep={self.min_keep}; "
-                    "lower that too if it is meant"
+                    f"widths.{name}={width} is below min_keep={self.min_keep}; lower that too if "
+                    "it is meant"
                 )
 
     def select(self, scored: Scored) -> Selected:
@@ -84,7 +78,7 @@ class LikeRun(Selection):
     in this way at equal widths (SSR, footnote 12).
     """
 
-    path: str | Path
+    path: Annotated[str | Path, "a run, its prune directory, or its plan.json"]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,7 +51,6 @@ class Annealing(Checked):
         return self.factor ** -sum(norm <= level * scale for level in self.at)
 
 
-@SOLVERS.register("hinge")
 @dataclass
 class Hinge(Proximal):
     """Proximal steps on the matrices A, whose two rates in a block are balanced by gradients.
@@ -163,3 +162,9 @@ def _leading(blocks: Sequence[Rows]) -> list[Rows]:
     """The first matrices; where blocks have one only, each parameter's first block of rows."""
     first = [block for block in blocks if block.role == "first"]
     return first or [*{block.parameters: block for block in reversed(blocks)}.values()]
+
+
+@SOLVERS.register("hinge")
+def hinge() -> Hinge:
+    """The published solver, whose `lam` falls as norms do."""
+    return Hinge(annealing=Annealing())

@@ -6,13 +6,12 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.build import build
-from prunekit.checks import instance, integer, number
 from prunekit.console import track
 from prunekit.criteria import Criterion, L1Norm, Scores, Stored
 from prunekit.data import Batches, Data
@@ -26,9 +25,10 @@ from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.runs.sensitivity import draw
+from prunekit.schema import Checked, Count, Filled, Range, Text
 from prunekit.selection import PerLayer, Scored, curves_of
 from prunekit.selection.curves import FILE
-from prunekit.selection.patterns import check_patterns, groups_matching
+from prunekit.selection.patterns import groups_matching
 from prunekit.stages.aftermath import IMAGES
 from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.network import notes_on, start, weights_of
@@ -43,28 +43,21 @@ Key = tuple[str, int]  # a group and how many units are gone; "" and 0 is the de
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(Checked):
     """Which groups are narrowed, by which shares of their channels, and on what that is judged.
 
     `groups` are patterns of layers; `images` is how many validation images count, classes
     balanced, None for all. With `timing` a table of layer times gives milliseconds.
     """
 
-    shares: Sequence[float] = _TENTHS
-    groups: Sequence[str] = ("*",)
-    images: int | None = None
-    timing: LatencyTest | None = field(default_factory=LatencyTest)
-
-    def __post_init__(self) -> None:
-        if isinstance(self.shares, str) or not isinstance(self.shares, Sequence) or not self.shares:
-            raise ConfigError(f"sensitivity.shares={self.shares!r} is no list of shares removed")
-        for share in self.shares:
-            number("sensitivity.shares", share, above=0, below=1)
-        check_patterns("sensitivity.groups", self.groups)
-        if self.images is not None:
-            integer("sensitivity.images", self.images, at_least=1)
-        if self.timing is not None:
-            instance("sensitivity.timing", self.timing, LatencyTest)
+    shares: Annotated[
+        Sequence[Annotated[float, Range(above=0, below=1)]], Filled("[0.5]"), "of a group removed"
+    ] = _TENTHS
+    groups: Annotated[Sequence[Text], "patterns of the layers that are narrowed"] = ("*",)
+    images: Annotated[Count | None, "validation images, classes balanced; null: all"] = None
+    timing: Annotated[LatencyTest | None, "null: no milliseconds"] = field(
+        default_factory=LatencyTest
+    )
 
     def names(self, graph: ChannelGraph) -> list[str]:
         """The groups that the patterns mean, in the order of the graph; ConfigError for none."""

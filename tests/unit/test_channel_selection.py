@@ -298,10 +298,10 @@ def test_scores_and_rows_reach_every_scale(make):
 
 @pytest.mark.parametrize("name", ["l1_norm", "l2_norm", "fpgm", "lamp"])
 def test_filters_say_nothing_about_selections(name):
-    from prunekit.pruning import CRITERIA
+    from prunekit.criteria import CRITERIA, Criterion
 
     net, edit = inserted(preactivated)
-    scores = CRITERIA[name]().scores(net, ChannelGraph.trace(net, X), None)
+    scores = CRITERIA.named(name, Criterion).scores(net, ChannelGraph.trace(net, X), None)
     assert scores and not any(f"{norm}.select" in scores for norm in edit.norms)
 
 

@@ -11,10 +11,9 @@ from torch.nn import functional as F
 from torch.optim import SGD
 
 import prunekit
-from prunekit.criteria import LAMP, L1Norm
+from prunekit.criteria import CRITERIA, LAMP, Criterion, L1Norm
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.pruning import CRITERIA
 from prunekit.selection import MacsTarget, MeanNorm
 from prunekit.surgery import BiasMaps, load_model
 
@@ -160,5 +159,5 @@ class TestComparable:
         assert any(not torch.equal(found.masks[group], other[group]) for group in other)
 
     def test_which_criteria_compare(self):
-        compare = {name for name, kind in CRITERIA.items() if kind().comparable}
+        compare = {name for name in CRITERIA if CRITERIA.named(name, Criterion).comparable}
         assert compare == {"lamp", "hessian", "taylor"}

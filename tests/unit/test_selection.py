@@ -160,7 +160,7 @@ def test_widths_and_their_mistakes():
         choose(Widths({"c": 1}))
     with pytest.raises(ConfigError, match="a=4 is too many, it has 3 units"):
         choose(Widths({"a": 4}))
-    with pytest.raises(ConfigError, match=r"a=0 is below selection\.min_keep=1"):
+    with pytest.raises(ConfigError, match=r"a=0 is below min_keep=1"):
         Widths({"a": 0})
     assert choose(Widths({"a": 0}, min_keep=0))["a"] == []
 
@@ -385,5 +385,5 @@ def test_scores_that_do_not_fit_are_refused(scores, message):
     ],
 )
 def test_settings_are_refused_at_construction(make):
-    with pytest.raises(ConfigError, match=r"selection\."):
+    with pytest.raises(ConfigError, match=r"^[a-z_.]+(=| is )"):
         make()

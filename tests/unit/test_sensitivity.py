@@ -314,7 +314,7 @@ def test_curves_and_network_must_agree(tmp_path):
     assert masks["2"].all() and not masks["0"].all()
     with pytest.raises(ConfigError, match=r"selection.path is not set"):
         Sensitivity(MacsTarget(0.5)).choose(scores, graph, cost)
-    with pytest.raises(ConfigError, match=r"selection.path=\{\} is no path"):
+    with pytest.raises(ConfigError, match=r"path=\{\} is no path"):
         Sensitivity(MacsTarget(0.5), {})
 
 
