@@ -24,6 +24,7 @@ from prunekit.surgery import Narrow
 class Counting(LatencyTest):
     """A millisecond is a million multiply-adds; `slower` and a `power` hold for whole networks."""
 
+    batch: int = 1
     slower: float = 1.0
     power: float = 1.0
 

@@ -172,7 +172,7 @@ def test_some_groups_some_images_and_statistics_anew(tmp_path):
     [
         ({"shares": [0.5, 1.0]}, "sensitivity.shares=1.0 must be below 1"),
         ({"shares": [0]}, "sensitivity.shares=0 must be above 0"),
-        ({"shares": []}, "no list of shares"),
+        ({"shares": []}, r"sensitivity.shares=\[\] is empty; give \[0.5\]"),
         ({"groups": ["fc*"]}, "sensitivity.groups: 'fc.' matches no layer"),
         ({"groups": ["say"]}, "leaves no channels that can go"),
         ({"images": 0}, "sensitivity.images=0 must be at least 1"),
