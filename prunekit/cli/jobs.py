@@ -45,9 +45,9 @@ def task(command: str, shown: Shown, failures: dict[str, str]) -> Callable[[Any]
 def _single(command: str, config: Any, place: str, shown: Shown) -> Any:
     del shown  # errors go to the caller
     settings = _settings(command, config)
-    from prunekit.stages import pipeline  # torch is imported here, after that
+    from prunekit.stages import inspect, pipeline  # torch is imported here, after that
 
-    commands = {"run": pipeline.run, "inspect": pipeline.inspect}
+    commands = {"run": pipeline.run, "inspect": inspect.inspect}
     return commands.get(command, pipeline.one)(settings, place)
 
 
@@ -95,10 +95,10 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
 
 def _work(command: str, settings: dict[str, Any], place: str, root: str, notice: Notice) -> Any:
     from prunekit.runs.pool import Pool
-    from prunekit.stages import pipeline
+    from prunekit.stages import inspect, pipeline
 
     if command == "inspect":
-        return pipeline.inspect(settings, place)
+        return inspect.inspect(settings, place)
     pool = Pool(Path(root) / ".shared")
     stages = pipeline.run if command == "run" else pipeline.one
     return stages(settings, place, pool, notice.stage)

@@ -42,6 +42,11 @@ class Criterion(Checked, ABC):
         the examples are; scores come back on the CPU in double precision.
         """
 
+    @property
+    def complete(self) -> bool:
+        """Whether everything that it reads has been named."""
+        return True
+
     def beside(self, model: Path | None) -> Criterion:
         """Itself, with what it reads from a file and was not given taken from beside a model's."""
         return self

@@ -35,6 +35,11 @@ class Stored(Criterion):
         str | Path | None, "a file of scores, or its folder; null: beside the source model"
     ] = None
 
+    @property
+    def complete(self) -> bool:
+        """Whether the file has been named."""
+        return self.path is not None
+
     def beside(self, model: Path | None) -> Stored:
         """The scores beside the model file, unless others are given."""
         if self.path is not None or model is None:

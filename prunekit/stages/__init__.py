@@ -1,45 +1,19 @@
-"""The stages of the pipeline, in order."""
+"""The stages of the pipeline: a module each, with a class that holds all that a stage is asked."""
 
-from prunekit.stages.base import Made, Runtime, Settings, Stage, execute
+import importlib
 
-PRETRAIN = Stage("pretrain", ("seed", "model", "dataset", "schedule.pretrain", "weights"), False)
-SPARSIFY = Stage(
-    "sparsify",
-    (
-        *("seed", "dataset", "regularizer", "solver", "order", "schedule.sparsify"),
-        *("channel_selection", "placement"),
-    ),
-    True,
-    without_source=("model", "weights"),
-)
-SENSITIVITY = Stage(
-    "sensitivity",
-    (
-        *("seed", "dataset", "criterion", "sensitivity", "absorb", "over_norms", "statistics"),
-        *("channel_selection", "placement"),
-    ),
-    True,
-    without_source=("model", "weights"),
-)
-PRUNE = Stage(
-    "prune",
-    (
-        *("seed", "dataset", "criterion", "selection", "absorb", "over_norms", "schedule.between"),
-        *("channel_selection", "placement", "diagnose", "statistics"),
-    ),
-    True,
-    without_source=("model", "weights"),
-)
-FEATURES = Stage("features", ("seed", "dataset", "features"), True)
-FINETUNE = Stage(
-    "finetune", ("seed", "dataset", "schedule.finetune", "keep_zeros", "distill", "head"), True
-)
-EXPORT = Stage("export", ("seed", "dataset", "latency", "export", "quantize"), True)
-MEASURE = Stage(
-    *("measure", ("seed", "dataset", "latency", "source"), True),
-    compares=("pretrain", "sparsify", "prune", "finetune"),
-)
-_ORDER = (PRETRAIN, SPARSIFY, SENSITIVITY, PRUNE, FEATURES, FINETUNE, EXPORT, MEASURE)
-STAGES = {stage.name: stage for stage in _ORDER}
+from prunekit.runs.rundir import STAGES
+from prunekit.stages.base import Made, Request, execute
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Settings, Stage
 
-__all__ = ["STAGES", "Made", "Runtime", "Settings", "Stage", "execute"]
+
+def stage_named(name: str) -> type[Stage]:
+    """The class of a stage; imported late, so that the command line starts fast."""
+    module = importlib.import_module(f"prunekit.stages.{name}")
+    kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
+    (found,) = [k for k in kinds if issubclass(k, Stage) and vars(k).get("name") == name]
+    return found
+
+
+__all__ = ["STAGES", "Made", "Request", "Runtime", "Settings", "Stage", "execute", "stage_named"]

@@ -11,8 +11,8 @@ from prunekit.data import Data
 from prunekit.engine import Pruning
 from prunekit.modes import duplicate
 from prunekit.runs.report import Metrics
-from prunekit.stages.base import Runtime
 from prunekit.stages.parts import quality
+from prunekit.stages.runtime import Runtime
 from prunekit.training import keeps_statistics, recompute_statistics
 
 IMAGES = 2048  # training images that statistics are recomputed on

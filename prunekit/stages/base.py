@@ -1,82 +1,24 @@
-"""What a stage is, and how one is run: compare, skip or work, report."""
+"""How a stage is run: compare with what is there, skip or work, report."""
 
 from __future__ import annotations
 
-import importlib
 import logging
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from prunekit.build import build
-from prunekit.checks import choice, instance, integer
+from prunekit.checks import flag, instance
 from prunekit.errors import ConfigError
 from prunekit.runs.pool import Pool, adopt
-from prunekit.runs.report import Outcome, Report
+from prunekit.runs.report import Report
 from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
 from prunekit.runs.tracking import Tracker
 from prunekit.stages.identity import Start, identity
-from prunekit.stages.teacher import distill_of
-
-Settings = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """The machine's side of a run, never part of its identity.
-
-    `device` is a torch device or `auto`; `threads` 0 leaves the choice to torch. `trust` lists
-    dotted paths of your own model classes that model files may name.
-    """
-
-    device: str = "auto"
-    threads: int = 0
-    trust: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        integer("runtime.threads", self.threads, at_least=0)
-        if self.device == "auto":
-            object.__setattr__(self, "device", "cuda" if torch.cuda.is_available() else "cpu")
-        kind = str(self.device).split(":")[0]
-        choice("runtime.device", kind, ("cpu", "cuda"))
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("runtime.device=cuda, but torch sees no GPU; use runtime.device=cpu")
-
-    def apply(self, seed: int) -> None:
-        """Set threads and all global random states; denormals are flushed, they slow CPUs."""
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        torch.set_flush_denormal(True)
-        random.seed(seed)
-        torch.manual_seed(seed)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One step of the pipeline; `reads` names the settings it may see, which are its identity.
-
-    A stage that reads `without_source` can build its model itself, from these settings, where no
-    earlier stage has left one. One that `compares` reads the models of these stages too, as far as
-    they are finished.
-    """
-
-    name: str
-    reads: tuple[str, ...]
-    needs_source: bool
-    without_source: tuple[str, ...] = ()
-    compares: tuple[str, ...] = ()
-
-    def work(self, settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
-        """Do the work; imported late, so that the command line starts fast."""
-        module = importlib.import_module(f"prunekit.stages.{self.name}")
-        function: Callable[[Settings, StageDir, Runtime], Outcome] = getattr(module, self.name)
-        return function(settings, stage, runtime)
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Settings, Stage, described
 
 
 class Made(Enum):
@@ -87,9 +29,38 @@ class Made(Enum):
     ELSEWHERE = "shared with another run"
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for besides its stages.
+
+    `settings` is the composed description of all parts: what a stage is is quoted from it. `source`
+    is a model file, stage or run to start from. `command` is the line that was typed.
+    """
+
+    settings: Settings
+    runtime: Runtime
+    tracker: Tracker | None
+    source: str | None
+    overwrite: bool
+    command: str | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Request:
+        """Read it from the settings; raises ConfigError."""
+        runtime: Runtime = build(settings["runtime"], "runtime", Runtime)
+        return cls(
+            settings=settings,
+            runtime=replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"])),
+            tracker=tracking_of(settings),
+            source=settings["source"],
+            overwrite=flag("overwrite", settings.get("overwrite", False)),
+            command=settings.get("command"),
+        )
+
+
 def execute(
     stage: Stage,
-    settings: Settings,
+    request: Request,
     run: RunDir,
     source: str | None = None,
     pool: Pool | None = None,
@@ -97,37 +68,32 @@ def execute(
     """Run one stage in a run directory; returns its report and when that was made.
 
     With a `pool`, a stage that leaves a model and was not begun here is computed there, once for
-    all who share it. `settings.command` is kept in the report and no part of what the stage is.
+    all who share it. Neither network nor images are loaded for a stage that is finished.
     Raises ArtifactError when the directory holds the stage with other settings.
     """
     place = run.stage(stage.name)
     start = _source(stage, run, source)
-    chosen = select(settings, (*stage.reads, *(stage.without_source if start is None else ())))
-    runtime: Runtime = build(settings["runtime"], "runtime")
-    runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
-    teacher = _teacher(chosen, start)
-    kind = str(runtime.device).split(":")[0]
+    stage, teacher = stage.within(run.path, start), stage.teacher(start)
+    runtime, command = request.runtime, request.command
     models = {
         name: run.stage(name).path / "model.pt"
         for name in stage.compares
         if run.stage(name).finished
     }
-    known = identity(chosen, Start(start, teacher, run.path, models, runtime.trust, kind))
-    anew = bool(settings.get("overwrite", False))
-    status = place.begin(known, source=start, teacher=teacher, overwrite=anew)
+    begun = Start(start, teacher, run.path, models, runtime.trust, runtime.kind)
+    known = identity(stage, described(request.settings, stage.reads(start is not None)), begun)
+    status = place.begin(known, source=start, teacher=teacher, overwrite=request.overwrite)
     if status is Status.DONE:
         return place.report(), Made.BEFORE
 
-    command = settings.get("command")
-
     def work(there: StageDir) -> Report:
-        runtime.apply(integer("seed", settings["seed"], at_least=0))
-        there.tell(tracking_of(settings))
+        runtime.apply(stage.seed)
+        there.tell(request.tracker)
         with _listening(there.warn):
-            outcome = stage.work(chosen, there, runtime)
+            outcome = stage.work(there, runtime)
             return there.complete(replace(outcome, command=command))
 
-    if pool is None or anew or status is Status.RESUME or stage.name in LOOKING:
+    if pool is None or request.overwrite or status is Status.RESUME or stage.name in LOOKING:
         return work(place), Made.NOW
     with pool.stage(stage.name, place.identity) as shared:
         todo = shared.begin(known, source=start, teacher=teacher) is not Status.DONE
@@ -163,27 +129,6 @@ def _listening(note: Callable[[str], None]) -> Iterator[None]:
         log.removeHandler(listener)
 
 
-def select(settings: Settings, keys: tuple[str, ...]) -> dict[str, Any]:
-    """The nodes at dotted keys, nested as they were; an absent one raises ConfigError."""
-    chosen: dict[str, Any] = {}
-    for key in keys:
-        node: Any = settings
-        into = chosen
-        *parents, last = key.split(".")
-        for part in parents:
-            node, into = node[part], into.setdefault(part, {})
-        if last not in node:
-            raise ConfigError(f"the setting {key} is missing")
-        into[last] = node[last]
-    return chosen
-
-
-def _teacher(chosen: Settings, source: Path | None) -> Path | None:
-    """The file of the network that teaches, where the stage has one."""
-    found = distill_of(chosen) if "distill" in chosen else None
-    return None if found is None or source is None else found.file(source)
-
-
 def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:
     if not stage.needs_source:
         if source is not None:
@@ -194,6 +139,6 @@ def _source(stage: Stage, run: RunDir, source: str | None) -> Path | None:
         return None
     if source is not None:
         return model_file(source)
-    if stage.without_source and not run.has_source(stage.name):
+    if stage.starts_anywhere() and not run.has_source(stage.name):
         return None
     return run.find_source(stage.name)

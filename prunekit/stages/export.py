@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
-from prunekit.build import build
 from prunekit.console import table
 from prunekit.data import Data
 from prunekit.errors import ConfigError
@@ -16,38 +17,45 @@ from prunekit.export import Export, Exported, Int8, OnnxModule, Precision
 from prunekit.measure import LatencyTest
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import counts, load_data, load_source, quality
+from prunekit.stages.parts import counts, load_source, quality
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Stage
 from prunekit.training import evaluate
 
 FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torch": "model.pt2"}
 
 
-def export(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+@dataclass(frozen=True)
+class ExportFiles(Stage):
     """Write the files; all of them are there afterwards, or none."""
-    plan: Export = build(settings["export"], "export")
-    precision: Precision = build(settings["quantize"], "quantize")
-    timing: LatencyTest = build(settings["latency"], "latency")
-    model = load_source(stage.source, runtime).model
-    data = load_data(settings, runtime)
-    _check_images(precision, data)
-    with _all_or_none(stage.path):
-        written = plan.write(model, data.example, stage.path)
-        found = {**_facts(written), **_accuracy(stage.path, "onnx", data)}
-        if isinstance(precision, Int8):
-            found |= _quantise(precision, stage.path, data)
-            found |= _accuracy(stage.path, "int8", data)
-            found |= _latency(stage.path, data, timing)
-    return Outcome({**quality(model, data, runtime), **counts(model, data), **found}, data.notes)
 
+    name = "export"
+    latency: Annotated[LatencyTest, "how files are timed"]
+    export: Annotated[Export, "which files are written"]
+    quantize: Annotated[Precision, "of numbers in a further file"]
 
-def check_precision(plan: Export, precision: Precision) -> None:
-    """Raise ConfigError where there would be no ONNX file to quantise."""
-    if isinstance(precision, Int8) and "onnx" not in plan.formats:
-        raise ConfigError(
-            "quantize=int8 starts from the ONNX file, which export.formats leaves out; use "
-            "export=both or export=onnx"
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.quantize, Int8) and "onnx" not in self.export.formats:
+            raise ConfigError(
+                "quantize=int8 starts from the ONNX file, which export.formats leaves out; use "
+                "export=both or export=onnx"
+            )
+
+    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
+        """Write, and see that the files say what the network does."""
+        model = load_source(place.source, runtime).model
+        data = self.data(runtime)
+        _check_images(self.quantize, data)
+        with _all_or_none(place.path):
+            written = self.export.write(model, data.example, place.path)
+            found = {**_facts(written), **_accuracy(place.path, "onnx", data)}
+            if isinstance(self.quantize, Int8):
+                found |= _quantise(self.quantize, place.path, data)
+                found |= _accuracy(place.path, "int8", data)
+                found |= _latency(place.path, data, self.latency)
+        metrics = {**quality(model, data, runtime), **counts(model, data), **found}
+        return Outcome(metrics, data.notes)
 
 
 def _check_images(precision: Precision, data: Data) -> None:

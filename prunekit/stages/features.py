@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from prunekit.build import build
+from dataclasses import dataclass
+from typing import Annotated
+
 from prunekit.console import complain
 from prunekit.data import Data
 from prunekit.errors import ConfigError
@@ -11,33 +13,41 @@ from prunekit.runs.embedding import Embedding, draw
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import check_fits, counts, load_data, load_source, quality
+from prunekit.stages.parts import check_fits, counts, load_source, quality
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Stage
 
 _LONG = 3000  # so many images take t-SNE more than ten seconds
 
 
-def features(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+@dataclass(frozen=True)
+class DrawFeatures(Stage):
     """Write features.csv (x, y, label) and features.png; the network stays as it is."""
-    plan: TSNE = build(settings["features"], "features")
-    data = load_data(settings, runtime)
-    _check_images(data)
-    model = load_source(stage.source, runtime).model
-    check_fits(model, data)
-    found = features_of(model, data, plan.images, plan.layer, runtime.device)
-    if len(found.labels) > _LONG:
-        complain(f"t-SNE of {len(found.labels):,} images, which takes a while")
-    points = plan.place(found.values)
-    known = quality(model, data, runtime)
-    rows = [
-        {"x": float(x), "y": float(y), "label": label}
-        for (x, y), label in zip(points, found.labels.tolist(), strict=True)
-    ]
-    write_csv(stage.path / "features.csv", rows)
-    title = f"{stage.run.path.resolve().name}: {stage.source.parent.name}, {known['top1']:.2f} %"
-    draw({title: Embedding.of(rows)}, stage.path / "features.png")
-    return Outcome(
-        {
+
+    name = "features"
+    features: Annotated[TSNE, "how features become points"]
+
+    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
+        """Draw test images as the network sees them."""
+        plan, data = self.features, self.data(runtime)
+        _check_images(data)
+        model = load_source(place.source, runtime).model
+        check_fits(model, data)
+        found = features_of(model, data, plan.images, plan.layer, runtime.device)
+        if len(found.labels) > _LONG:
+            complain(f"t-SNE of {len(found.labels):,} images, which takes a while")
+        points = plan.place(found.values)
+        known = quality(model, data, runtime)
+        rows = [
+            {"x": float(x), "y": float(y), "label": label}
+            for (x, y), label in zip(points, found.labels.tolist(), strict=True)
+        ]
+        write_csv(place.path / "features.csv", rows)
+        title = (
+            f"{place.run.path.resolve().name}: {place.source.parent.name}, {known['top1']:.2f} %"
+        )
+        draw({title: Embedding.of(rows)}, place.path / "features.png")
+        metrics = {
             **known,
             **counts(model, data),
             "layer": found.layer,
@@ -45,9 +55,8 @@ def features(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
             "width": found.values.shape[1],
             "silhouette": silhouette(found.values, found.labels),
             "silhouette_embedded": silhouette(points, found.labels),
-        },
-        (*data.notes, *_notes(plan, found)),
-    )
+        }
+        return Outcome(metrics, (*data.notes, *_notes(plan, found)))
 
 
 def _check_images(data: Data) -> None:

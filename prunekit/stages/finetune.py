@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
 
 from torch import nn
 
-from prunekit.build import build
-from prunekit.checks import choice
 from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
@@ -15,78 +16,87 @@ from prunekit.penalties import L1
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.solvers import Hold, Solver
-from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.head import head_of, paced, with_head
-from prunekit.stages.parts import (
-    check_fits,
-    counts,
-    history_writer,
-    load_data,
-    load_source,
-    quality,
-)
-from prunekit.stages.teacher import distill_of
-from prunekit.surgery import save_model
+from prunekit.stages.head import paced, with_head
+from prunekit.stages.parts import check_fits, counts, history_writer, load_source, quality
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Read, Stage
+from prunekit.stages.teacher import Distill
+from prunekit.surgery import Head, save_model
 from prunekit.targets import Entries
-from prunekit.training import Distillation, evaluate, fit
+from prunekit.training import Distillation, Schedule, evaluate, fit
 
 
-def finetune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
-    """Tune all weights; with `keep_zeros`, entries that are exactly zero stay zero.
+@dataclass(frozen=True)
+class Finetune(Stage):
+    """Train the narrow network without a penalty.
 
-    With `distill`, the logits of a teacher count beside the labels. With a `head`, a new
-    classifier is put in place first.
+    With `keep_zeros`, entries that are exactly zero stay zero. With `distill`, the logits of a
+    teacher count beside the labels. With a `head`, a new classifier is put in place first.
     """
-    choice("keep_zeros", settings["keep_zeros"], (True, False))
-    schedule = build(settings["schedule"]["finetune"], "schedule.finetune")
-    saved = load_source(stage.source, runtime)
-    model = saved.model
-    data = load_data(settings, runtime)
-    head = head_of(settings)
-    edit = with_head(model, data, head)
-    lesson = _lesson(settings, stage, data, runtime, schedule.label_smoothing)
-    fit(
-        model,
-        data,
-        schedule,
-        solver=_held(model, data, runtime) if settings["keep_zeros"] else None,
-        params=paced(model, head, edit),
-        loss=lesson,
-        seed=settings["seed"],
-        device=runtime.device,
-        checkpoint=stage.checkpoint,
-        label="finetune",
-        on_epoch=history_writer(stage),
-    )
-    edits = [*saved.edits, *filter(None, [edit])]
-    save_model(stage.path / "model.pt", model, saved.arch, edits)
-    taught, notes = _of_teacher(lesson, stage, data, runtime)
-    found = {**quality(model, data, runtime), **counts(model, data), **taught}
-    return Outcome(found, (*data.notes, *([str(edit)] if edit else []), *notes))
 
+    name = "finetune"
+    schedule: Annotated[Schedule, Read("schedule.finetune")]
+    keep_zeros: Annotated[bool, "entries that are exactly zero stay zero"]
+    distill: Annotated[Distill | None, "how much a teacher counts"]
+    head: Annotated[Head | None, "the classifier that is put in place first"]
 
-def _lesson(
-    settings: Settings, stage: StageDir, data: Data, runtime: Runtime, smoothing: float
-) -> Distillation | None:
-    """The loss with the teacher in it; ConfigError where that is none for these images."""
-    distill, file = distill_of(settings), stage.teacher
-    if distill is None or file is None:
-        return None
-    saved, place = load_source(file, runtime), os.path.relpath(file)
-    if distill.teacher is None and saved.edits:
-        raise ConfigError(
-            f"{place}, which this network came from, was changed before ({len(saved.edits)} "
-            "edits): no dense network is known; give distill.teacher=path/to/model.pt"
+    def check(self, run: Path) -> None:
+        """A teacher that is named must be there, unless this run can leave it."""
+        if self.distill is not None:
+            self.distill.check(run)
+
+    def teacher(self, source: Path | None) -> Path | None:
+        """The model file of the teacher, where one teaches."""
+        if self.distill is None or source is None:
+            return None
+        return self.distill.file(source)
+
+    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
+        """Tune all weights."""
+        saved = load_source(place.source, runtime)
+        model = saved.model
+        data = self.data(runtime)
+        edit = with_head(model, data, self.head)
+        lesson = self._lesson(place, data, runtime)
+        fit(
+            model,
+            data,
+            self.schedule,
+            solver=_held(model, data, runtime) if self.keep_zeros else None,
+            params=paced(model, self.head, edit),
+            loss=lesson,
+            seed=self.seed,
+            device=runtime.device,
+            checkpoint=place.checkpoint,
+            label="finetune",
+            on_epoch=history_writer(place),
         )
-    try:
-        check_fits(saved.model, data)
-    except ConfigError as error:
-        reason = str(error).rpartition("; ")[0]
-        raise ConfigError(
-            f"{place} cannot teach: {reason}; give distill.teacher=path of a network for these "
-            "images and classes"
-        ) from error
-    return distill.loss(saved.model, smoothing)
+        edits = [*saved.edits, *filter(None, [edit])]
+        save_model(place.path / "model.pt", model, saved.arch, edits)
+        taught, notes = _of_teacher(lesson, place, data, runtime)
+        found = {**quality(model, data, runtime), **counts(model, data), **taught}
+        return Outcome(found, (*data.notes, *([str(edit)] if edit else []), *notes))
+
+    def _lesson(self, place: StageDir, data: Data, runtime: Runtime) -> Distillation | None:
+        """The loss with the teacher in it; ConfigError where that is none for these images."""
+        file = place.teacher
+        if self.distill is None or file is None:
+            return None
+        saved, where = load_source(file, runtime), os.path.relpath(file)
+        if self.distill.teacher is None and saved.edits:
+            raise ConfigError(
+                f"{where}, which this network came from, was changed before ({len(saved.edits)} "
+                "edits): no dense network is known; give distill.teacher=path/to/model.pt"
+            )
+        try:
+            check_fits(saved.model, data)
+        except ConfigError as error:
+            reason = str(error).rpartition("; ")[0]
+            raise ConfigError(
+                f"{where} cannot teach: {reason}; give distill.teacher=path of a network for these "
+                "images and classes"
+            ) from error
+        return self.distill.loss(saved.model, self.schedule.label_smoothing)
 
 
 def _of_teacher(

@@ -6,21 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.build import build
-from prunekit.checks import instance
 from prunekit.data import Data
-from prunekit.stages.base import Settings
 from prunekit.stages.parts import check_fits, outputs
 from prunekit.surgery import Head, NewHead
-
-
-def head_of(settings: Settings) -> Head | None:
-    """The classifier that settings ask for, None for `head=none`; raises ConfigError."""
-    if "_target_" not in settings["head"]:
-        return None
-    made: Head = build(settings["head"], "head")
-    instance("head", made, Head)
-    return made
 
 
 def with_head(model: nn.Module, data: Data, head: Head | None) -> NewHead | None:

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from prunekit.build import build
 from prunekit.criteria import Criterion
 from prunekit.data import Dataset
 from prunekit.runs.identity import (
@@ -22,7 +21,8 @@ from prunekit.runs.identity import (
 )
 from prunekit.runs.rundir import identity_of
 from prunekit.selection import Selection
-from prunekit.stages.weights import architecture, weights_of
+from prunekit.stages.spec import Stage
+from prunekit.stages.weights import Dense, architecture
 from prunekit.torchfile import read_torch
 from prunekit.training.precision import numbers
 
@@ -79,9 +79,8 @@ class _Identity:
         if "content" in found:
             self.places.add("dataset.root")
 
-    def weights(self) -> None:
+    def weights(self, given: str | None) -> None:
         """The file of weights by what it holds; weights with a name are settings like others."""
-        given = weights_of(self.chosen) if "model" in self.chosen else None
         if given is not None and Path(given).is_file():
             self.places |= {"weights", "model.weights"}
             self.entries["weights"] = content_of(Path(given))
@@ -127,26 +126,24 @@ class _Identity:
         return arch if isinstance(arch, Mapping) and foreign and known else {}
 
 
-def identity(chosen: Settings, start: Start) -> dict[str, Any]:
-    """What a stage that reads the settings `chosen` is, as `settings.json` says it.
+def identity(stage: Stage, chosen: Settings, start: Start) -> dict[str, Any]:
+    """What a stage is, as `settings.json` says it; `chosen` is the description of its parts.
 
     Neither network nor images are loaded. DataError, ArtifactError or ConfigError where what
     decides is missing.
     """
     found = _Identity(chosen, start)
-    dataset = build(chosen["dataset"], "dataset")
     rounds = 1
     found.files()
-    if "criterion" in chosen:
-        criterion: Criterion = build(chosen["criterion"], "criterion")
-        found.part("criterion", criterion.beside(start.source))
-    if "selection" in chosen:
-        selection: Selection = build(chosen["selection"], "selection")
-        found.part("selection", selection.within(start.run))
-        rounds = selection.rounds
-    found.weights()
-    found.network(tuple(dataset.shape))
-    found.images(dataset)
+    for name, part in vars(stage).items():
+        if isinstance(part, Criterion | Selection):
+            found.part(name, part)
+        if isinstance(part, Selection):
+            rounds = part.rounds
+        if isinstance(part, Dense) and start.source is None:
+            found.weights(part.weights)
+    found.network(tuple(stage.dataset.shape))
+    found.images(stage.dataset)
     found.numbers(rounds)
     return {**without(chosen, frozenset(found.places)), **found.entries}
 

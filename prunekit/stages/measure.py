@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import nn
@@ -25,8 +27,9 @@ from prunekit.measure import (
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
-from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.parts import counts, load_data, load_source, outputs, quality
+from prunekit.stages.parts import counts, load_source, outputs, quality
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Stage
 from prunekit.torchfile import write_torch
 from prunekit.training import keeps_statistics, predictions
 
@@ -39,46 +42,54 @@ LABELS = {
 _SPEEDUP = re.compile(r"(cpu|gpu)_ms((?:_compile|_onnxruntime)?)")  # columns that have a speed-up
 
 
-def measure(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+@dataclass(frozen=True)
+class Measure(Stage):
     """Compare the run's models; the metrics are those of the last one.
 
     The dense network is the run's own, or the source, or the architecture rebuilt untrained.
     """
-    timing: LatencyTest = build(settings["latency"], "latency")
-    data = load_data(settings, runtime)
-    files = _files(settings, stage)
-    saved = {label: load_source(file, runtime) for label, file in files.items()}
-    models = {label: one.model for label, one in saved.items()}
-    rows = [
-        {"network": label, **_row(model, data, files[label])} for label, model in models.items()
-    ]
-    others = _others(models, data)
-    judged = {label: model for label, model in models.items() if label not in others}
-    for row in rows:
-        if row["network"] in judged:
-            row.update(quality(judged[str(row["network"])], data, runtime))
-    notes = [*data.notes, *others.values()]
-    if "dense" not in models:
-        dense = build(next(iter(saved.values())).arch, "arch").to(runtime.device)
-        models = {"dense": dense, **models}
-        rows.insert(0, {"network": "dense", **counts(dense, data)})
-        notes.append("the dense network is rebuilt untrained: its accuracy is not known here")
-    notes += _add_latency(rows, models, data, timing, runtime)
-    for row in rows:
-        row.update(_ratios(rows[0], row))
-    write_csv(stage.path / "comparison.csv", rows)
-    ends = {label: models[label] for label in ("dense", [*models][-1])}
-    write_csv(stage.path / "layers.csv", layer_rows(ends, data.example, timing))
-    if data.test.size:
-        correct = {label: _correct(model, data) for label, model in judged.items()}
-        write_torch(stage.path / "correct.pt", correct)
-    metrics = {key: value for key, value in rows[-1].items() if key != "network"}
-    timed = [key for key in rows[0] if _SPEEDUP.fullmatch(key)]
-    dense_row = {f"dense_{key}": rows[0].get(key) for key in ("top1", "params", "macs", *timed)}
-    return Outcome({**metrics, **dense_row}, tuple(notes))
+
+    name = "measure"
+    compares = tuple(LABELS)
+    latency: Annotated[LatencyTest, "how networks are timed"]
+    source: Annotated[str | None, "a model file, stage or run that this one started from"]
+
+    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
+        """Measure all networks in the same way."""
+        timing, data = self.latency, self.data(runtime)
+        files = _files(self.source, place)
+        saved = {label: load_source(file, runtime) for label, file in files.items()}
+        models = {label: one.model for label, one in saved.items()}
+        rows = [
+            {"network": label, **_row(model, data, files[label])} for label, model in models.items()
+        ]
+        others = _others(models, data)
+        judged = {label: model for label, model in models.items() if label not in others}
+        for row in rows:
+            if row["network"] in judged:
+                row.update(quality(judged[str(row["network"])], data, runtime))
+        notes = [*data.notes, *others.values()]
+        if "dense" not in models:
+            dense = build(next(iter(saved.values())).arch, "arch").to(runtime.device)
+            models = {"dense": dense, **models}
+            rows.insert(0, {"network": "dense", **counts(dense, data)})
+            notes.append("the dense network is rebuilt untrained: its accuracy is not known here")
+        notes += _add_latency(rows, models, data, timing, runtime)
+        for row in rows:
+            row.update(_ratios(rows[0], row))
+        write_csv(place.path / "comparison.csv", rows)
+        ends = {label: models[label] for label in ("dense", [*models][-1])}
+        write_csv(place.path / "layers.csv", layer_rows(ends, data.example, timing))
+        if data.test.size:
+            correct = {label: _correct(model, data) for label, model in judged.items()}
+            write_torch(place.path / "correct.pt", correct)
+        metrics = {key: value for key, value in rows[-1].items() if key != "network"}
+        timed = [key for key in rows[0] if _SPEEDUP.fullmatch(key)]
+        dense_row = {f"dense_{key}": rows[0].get(key) for key in ("top1", "params", "macs", *timed)}
+        return Outcome({**metrics, **dense_row}, tuple(notes))
 
 
-def _files(settings: Settings, stage: StageDir) -> dict[str, Path]:
+def _files(source: str | None, stage: StageDir) -> dict[str, Path]:
     """Label to model file: the finished stages of this run, and the source it came from."""
     found = {
         label: stage.run.stage(name).path / "model.pt"
@@ -87,8 +98,8 @@ def _files(settings: Settings, stage: StageDir) -> dict[str, Path]:
     }
     if "pruned" in found:
         found.pop("sparsified", None)
-    if settings["source"] is not None and "dense" not in found:
-        found = {"source": model_file(settings["source"]), **found}
+    if source is not None and "dense" not in found:
+        found = {"source": model_file(source), **found}
     return found or {"network": stage.source}
 
 

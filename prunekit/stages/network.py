@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
@@ -18,9 +18,10 @@ from prunekit.graph import ChannelSelection
 from prunekit.graph.placement import Placement
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.parts import check_fits, load_source
-from prunekit.stages.weights import architecture, weights_of
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Parts, Read
+from prunekit.stages.weights import Dense
 from prunekit.surgery import Attach, Edit, SavedModel, Selections, attached, load_weights
 from prunekit.surgery.weights import fit
 
@@ -33,12 +34,32 @@ _NAMED = {
 }
 
 
-def built(settings: Settings, runtime: Runtime) -> SavedModel:
+@dataclass(frozen=True)
+class FromNetwork(Parts):
+    """What works on an earlier stage's network, or on one that it builds itself."""
+
+    dense: Annotated[Dense, Read("model", "weights", make=Dense.of, start=True)]
+    channel_selection: Annotated[bool, "a selection of its own where others read a norm's channels"]
+    placement: Annotated[Placement, "where sparsity-inducing matrices go"]
+
+    def start(self, place: StageDir, data: Data, runtime: Runtime) -> SavedModel:
+        """The network to work on, which fits the data.
+
+        With channel selections and sparsity-inducing matrices where these are asked for.
+        """
+        saved = load_source(place.source, runtime) if place.sourced else built(self.dense, runtime)
+        check_fits(saved.model, data)
+        done = with_selections(saved.model, data.example) if self.channel_selection else ()
+        done = (*done, *with_matrices(saved.model, data.example, self.placement))
+        return replace(saved, edits=(*saved.edits, *done))
+
+
+def built(dense: Dense, runtime: Runtime) -> SavedModel:
     """The dense network on the device of the runtime, as if it were read from a file.
 
     ConfigError, ArtifactError or DataError when it cannot be built, or the weights do not fit.
     """
-    arch, weights = architecture(settings), weights_of(settings)
+    arch, weights = dense.arch, dense.weights
     named = _NAMED.get(str(arch.get("_target_")))
     if weights is None:
         model = _network(arch)
@@ -53,19 +74,6 @@ def built(settings: Settings, runtime: Runtime) -> SavedModel:
         model = _network(arch)
         fit(model, fetch(), f"weights={weights}")
     return SavedModel(model.to(runtime.device), arch, (), {})
-
-
-def start(settings: Settings, stage: StageDir, data: Data, runtime: Runtime) -> SavedModel:
-    """The network that a stage works on: an earlier stage's, or one built here; it fits the data.
-
-    With channel selections and sparsity-inducing matrices where settings ask for them.
-    """
-    saved = load_source(stage.source, runtime) if stage.sourced else built(settings, runtime)
-    check_fits(saved.model, data)
-    done = with_selections(saved.model, data.example) if settings["channel_selection"] else ()
-    placement: Placement = build(settings["placement"], "placement")
-    done = (*done, *with_matrices(saved.model, data.example, placement))
-    return replace(saved, edits=(*saved.edits, *done))
 
 
 def with_matrices(model: nn.Module, example: Tensor, placement: Placement) -> tuple[Edit, ...]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from prunekit.build import build
 from prunekit.data import Data, images_id
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
@@ -17,7 +15,7 @@ from prunekit.measure import CostModel, nonzero_params
 from prunekit.modes import evaluating
 from prunekit.runs.report import Metrics
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.base import Runtime
+from prunekit.stages.runtime import Runtime
 from prunekit.surgery import SavedModel, load_model
 from prunekit.training import evaluate
 
@@ -27,11 +25,6 @@ def load_source(place: Path, runtime: Runtime) -> SavedModel:
     saved = load_model(place, trust=runtime.trust)
     saved.model.to(runtime.device)
     return saved
-
-
-def load_data(settings: Mapping[str, Any], runtime: Runtime) -> Data:
-    """The data set of the settings, on the device of the runtime."""
-    return build(settings["dataset"], "dataset").load(runtime.device, settings["seed"])
 
 
 @torch.inference_mode()

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from prunekit.build import build
+from dataclasses import dataclass
+from typing import Annotated
+
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.base import Runtime, Settings
 from prunekit.stages.network import built, notes_on
-from prunekit.stages.parts import check_fits, counts, history_writer, load_data, quality
-from prunekit.stages.weights import weights_of
+from prunekit.stages.parts import check_fits, counts, history_writer, quality
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Read, Stage
+from prunekit.stages.weights import Dense
 from prunekit.surgery import save_model
-from prunekit.training import fit
+from prunekit.training import Schedule, fit
 
 
-def pretrain(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
-    """Build the model, load `weights` where given, train, save."""
-    start = built(settings, runtime)
-    model = start.model
-    schedule = build(settings["schedule"]["pretrain"], "schedule.pretrain")
-    data = load_data(settings, runtime)
-    check_fits(model, data)
-    notes = [*data.notes, *notes_on(weights_of(settings))]
-    fit(
-        model,
-        data,
-        schedule,
-        seed=settings["seed"],
-        device=runtime.device,
-        checkpoint=stage.checkpoint,
-        label="pretrain",
-        on_epoch=history_writer(stage),
-    )
-    save_model(stage.path / "model.pt", model, start.arch)
-    return Outcome({**quality(model, data, runtime), **counts(model, data)}, tuple(notes))
+@dataclass(frozen=True)
+class Pretrain(Stage):
+    """Build the model, load weights where they are given, train, save."""
+
+    name = "pretrain"
+    needs_source = False
+    dense: Annotated[Dense, Read("model", "weights", make=Dense.of)]
+    schedule: Annotated[Schedule, Read("schedule.pretrain")]
+
+    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
+        """Leave the trained network."""
+        start = built(self.dense, runtime)
+        model = start.model
+        data = self.data(runtime)
+        check_fits(model, data)
+        fit(
+            model,
+            data,
+            self.schedule,
+            seed=self.seed,
+            device=runtime.device,
+            checkpoint=place.checkpoint,
+            label="pretrain",
+            on_epoch=history_writer(place),
+        )
+        save_model(place.path / "model.pt", model, start.arch)
+        notes = (*data.notes, *notes_on(self.dense.weights))
+        return Outcome({**quality(model, data, runtime), **counts(model, data)}, notes)

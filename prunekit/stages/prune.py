@@ -3,91 +3,143 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from torch import nn
 
 from prunekit import engine
-from prunekit.build import build
 from prunekit.console import track
-from prunekit.criteria import Criterion, Stored
+from prunekit.criteria import Criterion
 from prunekit.data import Data
-from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
+from prunekit.engine import ABSORB, CHECKED, CutOptions, Pruning, Traced, Tune
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
+from prunekit.schema import OneOf
 from prunekit.selection import Aim, Selection
 from prunekit.stages.aftermath import accuracy_note, compared, figures, variants, written
-from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.network import notes_on, start, weights_of
-from prunekit.stages.parts import (
-    counts,
-    history_writer,
-    load_data,
-)
+from prunekit.stages.network import FromNetwork, notes_on
+from prunekit.stages.parts import counts, history_writer
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Read, Stage
+from prunekit.stages.weights import Dense
 from prunekit.surgery import attached, fold, save_model
 from prunekit.surgery.cut import Cut
 from prunekit.training import Schedule, fit
 
 
-def prune(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+@dataclass(frozen=True)
+class Prune(FromNetwork, Stage):
     """Select units, remove them, and check that removing equals silencing."""
-    criterion = criterion_of(settings, stage)
-    selection = build(settings["selection"], "selection").within(stage.run.path)
-    data = load_data(settings, runtime)
-    saved = start(settings, stage, data, runtime)
-    _check_rounds(selection, criterion, data)
-    dense = Traced.of(saved.model, data.example, data.inputs(CHECKED), settings["over_norms"])
-    tune = _training(settings, stage, data, runtime)
-    options = CutOptions(settings["absorb"])
-    pruning = engine.prune(dense, criterion, selection, options, data, tune, track)
-    chosen = written(pruning, settings["statistics"])
-    names = compared(pruning.model, data) if settings["diagnose"] else ()
-    found = variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
-    model, after = found[chosen].model, figures(found, names)
-    folded = fold(model, dense.batch) if attached(model) else None
-    edits = [*pruning.edits, *([folded.edit] if folded else [])]
-    model = folded.model if folded else model
-    write_json(stage.path / "plan.json", plan(dense.graph, pruning.keep))
-    save_model(stage.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
-    metrics = {
-        **found[chosen].quality,
-        **counts(model, data),
-        **_facts(pruning.cuts),
-        **({"fold_error": folded.gap.relative} if folded else {}),
-        **_asked(pruning.selected.aims),
-        **after,
-        "collapsed_layers": ", ".join(pruning.selected.emptied) or None,
-        **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
-    }
-    notes = (
-        *_on_start(settings, stage),
-        *data.notes,
-        *_cut_notes(pruning.cuts),
-        *([str(folded)] if folded else []),
-        *accuracy_note(after),
-        *pruning.selected.notes,
-        *dense.graph.notes,
-        *_rescued(pruning),
-    )
-    return Outcome(metrics, notes)
 
+    name = "prune"
+    criterion: Annotated[Criterion, "what a channel is worth"]
+    selection: Annotated[Selection, "which channels are kept"]
+    absorb: Annotated[bool | str, OneOf(ABSORB), "what removed channels emit goes on"]
+    over_norms: Annotated[bool, "channels that layer norms run over can go too"]
+    between: Annotated[Schedule, Read("schedule.between")]
+    diagnose: Annotated[bool, "accuracy of what was not chosen, too"]
+    statistics: Annotated[Literal["kept", "recomputed"], "batch-norm statistics"]
 
-def criterion_of(settings: Settings, stage: StageDir) -> Criterion:
-    """The criterion; stored scores lie beside the model they belong to."""
-    criterion = build(settings["criterion"], "criterion")
-    if not isinstance(criterion, Stored) or criterion.path is not None:
-        return criterion
-    if not stage.sourced:
-        raise ArtifactError(
-            f"prune with criterion=stored starts from a model and its scores, and {stage.run.path} "
-            "holds none; run prunekit pretrain or sparsify first, give source=path/to/model.pt, or "
-            "choose another criterion (l1_norm needs weights only)"
+    def within(self, run: Path, source: Path | None) -> Prune:
+        """With stored scores beside the source, and curves of the run's own."""
+        criterion, selection = self.criterion.beside(source), self.selection.within(run)
+        return replace(self, criterion=criterion, selection=selection)
+
+    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
+        """Prune, in rounds where the selection wants them."""
+        self._check_scores(place)
+        data = self.data(runtime)
+        saved = self.start(place, data, runtime)
+        self._check_rounds(data)
+        dense = Traced.of(saved.model, data.example, data.inputs(CHECKED), self.over_norms)
+        pruning = engine.prune(
+            dense,
+            self.criterion,
+            self.selection,
+            CutOptions(self.absorb),
+            data,
+            self._tuning(place, data, runtime),
+            track,
         )
-    return replace(criterion, path=stage.source.parent / "scores.pt")
+        chosen = written(pruning, self.statistics)
+        names = compared(pruning.model, data) if self.diagnose else ()
+        found = variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
+        model, after = found[chosen].model, figures(found, names)
+        folded = fold(model, dense.batch) if attached(model) else None
+        edits = [*pruning.edits, *([folded.edit] if folded else [])]
+        model = folded.model if folded else model
+        write_json(place.path / "plan.json", plan(dense.graph, pruning.keep))
+        save_model(place.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
+        metrics = {
+            **found[chosen].quality,
+            **counts(model, data),
+            **_facts(pruning.cuts),
+            **({"fold_error": folded.gap.relative} if folded else {}),
+            **_asked(pruning.selected.aims),
+            **after,
+            "collapsed_layers": ", ".join(pruning.selected.emptied) or None,
+            **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
+        }
+        notes = (
+            *(() if place.sourced else _on_start(self.dense)),
+            *data.notes,
+            *_cut_notes(pruning.cuts),
+            *([str(folded)] if folded else []),
+            *accuracy_note(after),
+            *pruning.selected.notes,
+            *dense.graph.notes,
+            *_rescued(pruning),
+        )
+        return Outcome(metrics, notes)
+
+    def _check_scores(self, place: StageDir) -> None:
+        if not self.criterion.complete:
+            raise ArtifactError(
+                f"prune with criterion=stored starts from a model and its scores, and "
+                f"{place.run.path} holds none; run prunekit pretrain or sparsify first, give "
+                "source=path/to/model.pt, or choose another criterion (l1_norm needs weights only)"
+            )
+
+    def _check_rounds(self, data: Data) -> None:
+        """Between rounds there is training, and the narrower network is scored anew."""
+        rounds = self.selection.rounds
+        if rounds > 1 and not data.train.size:
+            raise ConfigError(
+                f"selection.rounds={rounds} trains between the rounds, and dataset=none has no "
+                "images; choose a data set, or selection.rounds=1"
+            )
+        if rounds > 1 and not self.criterion.again:
+            raise ConfigError(
+                f"selection.rounds={rounds} scores the network anew in every round, which "
+                "criterion=stored cannot; choose another criterion, or selection.rounds=1"
+            )
+
+    def _tuning(self, place: StageDir, data: Data, runtime: Runtime) -> Tune:
+        """Brief training after a round, with a checkpoint of its own: a finished one only loads."""
+        write, past = history_writer(place), []
+
+        def tune(model: nn.Module, number: int) -> None:
+            def on_epoch(rows: list[dict[str, float]]) -> None:
+                write([*past, *({"round": number, **row} for row in rows)])
+
+            history = fit(
+                model,
+                data,
+                self.between,
+                seed=self.seed + number,
+                device=runtime.device,
+                checkpoint=place.checkpoint.with_name(f"last-round{number}.pt"),
+                label=f"round {number}",
+                on_epoch=on_epoch,
+            )
+            past.extend({"round": number, **row} for row in history)
+
+        return tune
 
 
 def plan(graph: ChannelGraph, keep: ChannelMask) -> dict[str, Any]:
@@ -105,52 +157,10 @@ def plan(graph: ChannelGraph, keep: ChannelMask) -> dict[str, Any]:
     return {"groups": groups, "notes": list(graph.notes)}
 
 
-def _check_rounds(selection: Selection, criterion: Criterion, data: Data) -> None:
-    """Between rounds there is training, and the narrower network is scored anew."""
-    if selection.rounds == 1:
-        return
-    if not data.train.size:
-        raise ConfigError(
-            f"selection.rounds={selection.rounds} trains between the rounds, and dataset=none has "
-            "no images; choose a data set, or selection.rounds=1"
-        )
-    if isinstance(criterion, Stored):
-        raise ConfigError(
-            f"selection.rounds={selection.rounds} scores the network anew in every round, which "
-            "criterion=stored cannot; choose another criterion, or selection.rounds=1"
-        )
-
-
-def _training(settings: Settings, stage: StageDir, data: Data, runtime: Runtime) -> Any:
-    """Brief training after a round, with a checkpoint of its own: a finished one only loads."""
-    schedule: Schedule = build(settings["schedule"]["between"], "schedule.between")
-    write, past = history_writer(stage), []
-
-    def train(model: nn.Module, number: int) -> None:
-        def on_epoch(rows: list[dict[str, float]]) -> None:
-            write([*past, *({"round": number, **row} for row in rows)])
-
-        history = fit(
-            model,
-            data,
-            schedule,
-            seed=settings["seed"] + number,
-            device=runtime.device,
-            checkpoint=stage.checkpoint.with_name(f"last-round{number}.pt"),
-            label=f"round {number}",
-            on_epoch=on_epoch,
-        )
-        past.extend({"round": number, **row} for row in history)
-
-    return train
-
-
-def _on_start(settings: Settings, stage: StageDir) -> list[str]:
+def _on_start(dense: Dense) -> list[str]:
     """What must be said of a network that was built here."""
-    if stage.sourced:
-        return []
     untrained = "the network was randomly initialised: no earlier stage, and model.weights is null"
-    return notes_on(weights_of(settings)) or [untrained]
+    return notes_on(dense.weights) or [untrained]
 
 
 def _facts(cuts: Sequence[Cut]) -> Metrics:

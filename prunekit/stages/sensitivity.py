@@ -6,17 +6,16 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.build import build
 from prunekit.console import track
-from prunekit.criteria import Criterion, L1Norm, Scores, Stored
+from prunekit.criteria import Criterion, L1Norm, Scores
 from prunekit.data import Batches, Data
 from prunekit.data.base import balanced
-from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
+from prunekit.engine import ABSORB, CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import LatencyTest
@@ -25,14 +24,15 @@ from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.runs.sensitivity import draw
-from prunekit.schema import Checked, Count, Filled, Range, Text
+from prunekit.schema import Checked, Count, Filled, OneOf, Range, Text
 from prunekit.selection import PerLayer, Scored, curves_of
 from prunekit.selection.curves import FILE
 from prunekit.selection.patterns import groups_matching
 from prunekit.stages.aftermath import IMAGES
-from prunekit.stages.base import Runtime, Settings
-from prunekit.stages.network import notes_on, start, weights_of
-from prunekit.stages.parts import counts, load_data
+from prunekit.stages.network import FromNetwork, notes_on
+from prunekit.stages.parts import counts
+from prunekit.stages.runtime import Runtime
+from prunekit.stages.spec import Stage
 from prunekit.surgery import attached
 from prunekit.training import recompute_statistics
 from prunekit.training.evaluate import placed
@@ -72,37 +72,65 @@ class Probe(Checked):
         return [group.name for group in graph.groups if group.name in found]
 
 
-def sensitivity(settings: Settings, stage: StageDir, runtime: Runtime) -> Outcome:
+@dataclass(frozen=True)
+class MeasureSensitivity(FromNetwork, Stage):
     """Write sensitivity.csv (a row for every group and share) and sensitivity.png.
 
     Each point is the network that prune would write with one group narrowed, cut physically,
     without training; it is judged on validation images. Points that an interrupted stage has found
     are kept.
     """
-    probe: Probe = build(settings["sensitivity"], "sensitivity")
-    data = load_data(settings, runtime)
-    images = _images(probe, data)
-    trial, told = _trial(settings, stage, data, runtime)
-    points, file = _points(probe, trial), stage.path / FILE
-    costs, found = _costs(probe, trial, points), _known(file)
-    open_ = [*{point.key: point for point in points if point.key not in found}.values()]
-    for point in track(open_, "sensitivity", len(open_)):
-        found[point.key] = _top1(trial.narrowed(point), images, runtime)
-        write_csv(file, _rows(points, costs, found))
-        stage.note_time()
-    rows = _rows(points, costs, found)
-    write_csv(file, rows)  # milliseconds are of one table, that of the last attempt
-    draw(rows, stage.path / "sensitivity.png", _title(stage, images))
-    lacking = [name for name in probe.names(trial.dense.graph) if name not in trial.scores]
-    return Outcome(
-        {**counts(trial.dense.model, data), **_summary(rows), "images": images.size},
-        (
-            *([] if stage.sourced else notes_on(weights_of(settings))),
-            *data.notes,
-            *told,
-            *([f"not scored, so not tried: {listed(lacking, 4)}"] if lacking else []),
-        ),
-    )
+
+    name = "sensitivity"
+    criterion: Annotated[Criterion, "which channels of a group go first"]
+    sensitivity: Annotated[Probe, "which groups, which shares"]
+    absorb: Annotated[bool | str, OneOf(ABSORB), "as for prune"]
+    over_norms: Annotated[bool, "as for prune"]
+    statistics: Annotated[Literal["kept", "recomputed"], "as for prune"]
+
+    def within(self, run: Path, source: Path | None) -> MeasureSensitivity:
+        """With stored scores beside the source, where there are some."""
+        beside = self.criterion.beside(source)
+        known = self.criterion.complete or beside.files()
+        return replace(self, criterion=beside if known else self.criterion)
+
+    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
+        """Cut, judge, and keep every point."""
+        probe, data = self.sensitivity, self.data(runtime)
+        images = _images(probe, data)
+        trial, notes = self._trial(place, data, runtime)
+        points, file = _points(probe, trial), place.path / FILE
+        costs, found = _costs(probe, trial, points), _known(file)
+        open_ = [*{point.key: point for point in points if point.key not in found}.values()]
+        for point in track(open_, "sensitivity", len(open_)):
+            found[point.key] = _top1(trial.narrowed(point), images, runtime)
+            write_csv(file, _rows(points, costs, found))
+            place.note_time()
+        rows = _rows(points, costs, found)
+        write_csv(file, rows)  # milliseconds are of one table, that of the last attempt
+        draw(rows, place.path / "sensitivity.png", _title(place, images))
+        lacking = [name for name in probe.names(trial.dense.graph) if name not in trial.scores]
+        return Outcome(
+            {**counts(trial.dense.model, data), **_summary(rows), "images": images.size},
+            (
+                *([] if place.sourced else notes_on(self.dense.weights)),
+                *data.notes,
+                *notes,
+                *([f"not scored, so not tried: {listed(lacking, 4)}"] if lacking else []),
+            ),
+        )
+
+    def _trial(self, place: StageDir, data: Data, runtime: Runtime) -> tuple[Trial, list[str]]:
+        """The scored network, and what must be said of how it was scored."""
+        model = self.start(place, data, runtime).model
+        dense = Traced.of(model, data.example, data.inputs(CHECKED), self.over_norms)
+        criterion, notes = self.criterion, []
+        if not criterion.complete:
+            criterion = L1Norm()
+            notes = ["no scores are stored for this network: the lowest L1 norms go first"]
+        options = CutOptions(self.absorb, check=False)
+        recomputed = self.statistics == "recomputed"
+        return Trial(dense, dense.scores(criterion, data), options, recomputed, data), notes
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,40 +158,19 @@ class Trial:
 
     dense: Traced
     scores: Scores
-    settings: Settings
+    options: CutOptions
+    recomputed: bool  # batch-norm statistics, on training images
     data: Data
 
     def narrowed(self, point: Point) -> nn.Module:
         """The network with one group narrowed, of a copy; with nothing removed it is the same."""
         if not point.removed:
             return self.dense.model
-        options = CutOptions(self.settings["absorb"], check=False)
         score = {point.group: self.scores[point.group]}
-        made = cut_once(self.dense, {point.group: point.keep}, score, options)
-        if self.settings["statistics"] == "recomputed":
+        made = cut_once(self.dense, {point.group: point.keep}, score, self.options)
+        if self.recomputed:
             recompute_statistics(made.model, self.data.train, IMAGES, self.dense.device)
         return made.model
-
-
-def _trial(
-    settings: Settings, stage: StageDir, data: Data, runtime: Runtime
-) -> tuple[Trial, list[str]]:
-    """The scored network, and what must be said of how it was scored."""
-    model = start(settings, stage, data, runtime).model
-    dense = Traced.of(model, data.example, data.inputs(CHECKED), settings["over_norms"])
-    criterion, told = _criterion(settings, stage)
-    return Trial(dense, dense.scores(criterion, data), settings, data), told
-
-
-def _criterion(settings: Settings, stage: StageDir) -> tuple[Criterion, list[str]]:
-    """The criterion; where scores are wanted that no stage has stored, the L1 norm stands in."""
-    criterion: Criterion = build(settings["criterion"], "criterion")
-    if not isinstance(criterion, Stored) or criterion.path is not None:
-        return criterion, []
-    beside = stage.source.parent / "scores.pt" if stage.sourced else None
-    if beside is not None and beside.is_file():
-        return replace(criterion, path=beside), []
-    return L1Norm(), ["no scores are stored for this network: the lowest L1 norms go first"]
 
 
 def _images(probe: Probe, data: Data) -> Batches:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from prunekit.build import build
-from prunekit.checks import instance, number
+from prunekit.checks import number
 from prunekit.errors import ConfigError
 from prunekit.runs.lineage import dense_file
 from prunekit.runs.rundir import model_file
@@ -52,12 +49,3 @@ class Distill:
     def loss(self, teacher: nn.Module, smoothing: float) -> Distillation:
         """The loss of fine-tuning; `smoothing` is that of the schedule's labels."""
         return Distillation(teacher, self.weight, self.temperature, smoothing)
-
-
-def distill_of(settings: Mapping[str, Any]) -> Distill | None:
-    """What the settings say of distillation, None for `distill=none`; raises ConfigError."""
-    if "_target_" not in settings["distill"]:
-        return None
-    made = build(settings["distill"], "distill")
-    instance("distill", made, Distill)
-    return made

@@ -1,11 +1,28 @@
-"""What the settings of a model say: how it is built, and which weights it starts from."""
+"""The dense network as settings describe it: how it is built, and which weights it starts from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from prunekit.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Dense:
+    """How the dense network is built, as files keep it, and its weights: a file, a name, or None.
+
+    None stands for random weights.
+    """
+
+    arch: Mapping[str, Any]
+    weights: str | None
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Dense:
+        """What `model`, `model.weights` and `weights` say; raises ConfigError."""
+        return cls(architecture(settings), weights_of(settings))
 
 
 def architecture(settings: Mapping[str, Any]) -> dict[str, Any]:
