@@ -72,8 +72,9 @@ class _Identity:
         """The images; where they lie counts only as long as nobody knows which they are."""
         found = dataset.identity() if isinstance(dataset, Dataset) else None
         if found is None:
-            found = UNKNOWN
+            self.entries["images"] = UNKNOWN
             _tell(str(self.chosen["dataset"].get("_target_")), self.start.run)
+            return
         if found:
             self.entries["images"] = found
         if "content" in found:

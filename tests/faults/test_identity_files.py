@@ -14,6 +14,7 @@ from faults.sets import TOYS, reports
 from torch import nn
 
 from prunekit.criteria import save_scores
+from prunekit.errors import ArtifactError
 from prunekit.models import LeNet5
 from prunekit.runs.identity import network_of
 from prunekit.stages.identity import Start, identity
@@ -114,6 +115,26 @@ def test_a_replaced_plan_makes_another_run(cli, tmp_path):
     shutil.copy("outputs/quarter/prune/plan.json", "like/plan.json")
     refused(cli(*line), "plan")
     assert reports(Path("outputs")) == before
+
+
+def test_replaced_curves_make_another_run(tmp_path):
+    """Those of the same run as those that are named; moved with their stage they are the same."""
+    budget = {"_target_": "prunekit.selection.MacsTarget", "keep": 0.5}
+    selection = {"_target_": "prunekit.selection.Sensitivity", "budget": budget, "path": None}
+    settings = {"dataset": {"_target_": "prunekit.data.Synthetic"}, "selection": selection}
+    file = tmp_path / "run" / "sensitivity" / "sensitivity.csv"
+    with pytest.raises(ArtifactError, match="run prunekit sensitivity first"):
+        identity(settings, Start(None, None, tmp_path / "run"))
+    file.parent.mkdir(parents=True)
+    file.write_text("group,removed,units,val_top1\na,0,2,90.0\n")
+    first = identity(settings, Start(None, None, tmp_path / "run"))
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    assert identity(settings, Start(None, None, tmp_path / "moved")) == first
+    file.write_text(file.read_text().replace("90.0", "91.0"))
+    assert identity(settings, Start(None, None, tmp_path / "run"))["curves"] != first["curves"]
+    named = {**selection, "path": str(tmp_path / "moved")}
+    found = identity({**settings, "selection": named}, Start(None, None, tmp_path / "run"))
+    assert found["curves"] == first["curves"] and "path" not in found["selection"]
 
 
 def test_a_comparison_with_another_dense_network_is_another(cli):

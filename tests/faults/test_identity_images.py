@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from faults.sets import MNIST, images, reports
+from toys import Brightest
 
 from prunekit.data import CUB200, Digits, ImageFolder, ShapeOnly, Synthetic, TinyImageNet
 from prunekit.data import identity as identity_module
 from prunekit.data.identity import IMAGES, identity_of_files
 from prunekit.errors import DataError
 from prunekit.runs.gather import collect
+from prunekit.stages.identity import Start, identity
 
 PRETRAIN = ("pretrain", "name=a", *MNIST)
 DAY = 24 * 3600
@@ -24,10 +27,19 @@ DAY = 24 * 3600
 @pytest.fixture(autouse=True)
 def no_memory(tmp_path_factory, monkeypatch):
     """An empty cache, on the disk and in this process."""
-    place = tmp_path_factory.mktemp("cache")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+    place = tmp_path_factory.mktemp("cache") / "images.json"
+    monkeypatch.setattr(identity_module, "_place", lambda: place)
     monkeypatch.setattr(identity_module, "_known", {})
-    return place / "prunekit" / "images.json"
+    return place
+
+
+def test_the_memory_is_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert identity_module._place() == tmp_path / "prunekit" / "images.json"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert identity_module._place() == tmp_path / ".cache" / "prunekit" / "images.json"
 
 
 @pytest.fixture
@@ -264,6 +276,48 @@ def test_lists_of_images_count_as_images_do(tmp_path, kind, lists):
         (tmp_path / name).write_text("1 b/0.jpg")
         assert dataset.identity() != first
         touch(tmp_path, name)
+
+
+def test_who_draws_other_images_raises_the_version():
+    """These are of version 1."""
+    images = Synthetic(train=3, test=2).read().test.images
+    assert Synthetic.version == "1"
+    assert images[1, 0, 20, 5:8].tolist() == pytest.approx(DRAWN, abs=1e-3)
+
+
+DRAWN = [0.4291, 1.2245, 0.7612]
+
+
+@dataclass(frozen=True)
+class Own(Brightest):
+    """A data set of the user's that reads what is in `root`."""
+
+    root: str = "."
+
+
+class Versioned(Own):
+    version = "2"
+
+
+class Read(Own):
+    def files(self):
+        return {"all.csv": Path(self.root) / "all.csv"}
+
+
+def test_a_place_counts_as_long_as_its_images_are_not_known(tmp_path):
+    """Two roots of a set that says nothing of its images, or only a version, are two runs."""
+    for name in ("one", "two"):
+        touch(tmp_path / name, "all.csv")
+    known = {}
+    for kind in (Own, Versioned, Read):
+        target = f"{__name__}.{kind.__name__}"
+        roots = [{"_target_": target, "root": str(tmp_path / name)} for name in ("one", "two")]
+        start = Start(None, None, tmp_path)
+        with patch("prunekit.build.locate", return_value=kind):
+            known[kind] = [identity({"dataset": root}, start) for root in roots]
+    assert [known[kind][0] == known[kind][1] for kind in known] == [False, False, True]
+    images = [known[kind][0]["images"] for kind in known]
+    assert images[:2] == ["not known", {"version": "2"}] and images[2]["files"] == 1
 
 
 def test_sets_without_files_of_the_users():
