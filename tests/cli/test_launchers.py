@@ -47,7 +47,8 @@ def test_jobs_at_once_share_what_they_can(tmp_path):
     assert not list(tmp_path.glob("outputs/.sweep-*"))
 
 
-@pytest.mark.parametrize("alone", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("alone", [True, False])
 def test_a_killed_sweep_is_continued_by_the_same_command(tmp_path, alone):
     """At once: jobs that outlive a sweep which was killed `alone` are waited for, and end soon."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
@@ -79,6 +80,7 @@ def wait_for(condition, seconds: float = 300.0) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_search_has_two_objectives_and_repeats_itself(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     search = line("run", "search=lam_tpe", "hydra.sweeper.n_trials=2", *TOYS, "name=s")

@@ -87,7 +87,7 @@ def test_one_step_by_hand():
     model = flat_linear()
     rows = fit(model, one_example(), Schedule(1, 1, partial(SGD, lr=0.5)))
     # softmax is (1/2, 1/2), so the gradient is x * (-1/2, 1/2) = (-1, 1)
-    assert model[1].weight.flatten().tolist() == [0.5, -0.5]
+    assert model[1].weight.flatten().tolist() == pytest.approx([0.5, -0.5])
     assert rows[0]["train_loss"] == pytest.approx(0.693147, abs=1e-6)
     assert rows[0]["epoch"] == 1 and rows[0]["lr"] == 0.5
     assert "val_loss" not in rows[0]
@@ -278,7 +278,8 @@ def test_label_smoothing_reaches_the_loss():
     plain, smooth = flat_linear(), flat_linear()
     fit(plain, one_example(), Schedule(1, 1, partial(SGD, lr=0.5)))
     fit(smooth, one_example(), Schedule(1, 1, partial(SGD, lr=0.5), label_smoothing=0.5))
-    assert smooth[1].weight.abs().max() == plain[1].weight.abs().max() / 2
+    largest = [float(model[1].weight.detach().abs().max()) for model in (smooth, plain)]
+    assert largest[0] == pytest.approx(largest[1] / 2)
 
 
 def test_rates_follow_the_decay_step_by_step():
@@ -502,7 +503,7 @@ def test_evaluate_by_hand():
     right = torch.tensor(5.0 + 2.718281828).log() - 1
     wrong = torch.tensor(5.0 + 2.718281828).log()
     assert found["top1"] == 50 and found["top5"] == 100
-    assert found["loss"] == pytest.approx(float((right + wrong) / 2), abs=1e-6)
+    assert found["loss"] == pytest.approx(float((right + wrong) / 2), abs=1e-5)
 
 
 def test_predictions_are_in_order():
