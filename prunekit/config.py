@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prunekit.checks import number
+from prunekit.comments import commented, meanings
 from prunekit.console import complain
 from prunekit.errors import ConfigError, PrunekitError, one_of
 
@@ -81,8 +82,19 @@ def fitting(name: str) -> str:
 
 
 _LONGEST = 200  # bytes; 255 is what most file systems take
+
+
+def documented(*, _root_: DictConfig) -> str:
+    """The composed settings with what each means behind it, as the template of help takes text."""
+    settings = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+    sources = [s.path for s in _root_.hydra.runtime.config_sources if s.schema == "file"]
+    told = meanings(*map(Path, sources))
+    return commented(OmegaConf.to_yaml(settings), told).replace("$", "$$")
+
+
 OmegaConf.register_new_resolver("concavity", concavity, replace=True)
 OmegaConf.register_new_resolver("fitting", fitting, replace=True)
+OmegaConf.register_new_resolver("documented", documented, replace=True)
 
 
 def _unwrapped(text: str) -> str:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "prunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "checks", "schema", "build", "console", "atomic", "torchfile", "config"},
+    {"errors", "checks", "schema", "comments", "build", "console", "atomic", "torchfile", "config"},
     {"rows", "modes", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure", "similarity"},
     {"training", "criteria", "selection"},

@@ -51,11 +51,9 @@ class NoImages:
 class ShapeOnly(Dataset):
     """The `shape` of one example and nothing else: networks can be cut and timed, not evaluated."""
 
-    shape: Annotated[Sequence[Count], Filled("[3, 224, 224]"), "channels, height and width of an image"] = (
-        3,
-        224,
-        224,
-    )
+    shape: Annotated[
+        Sequence[Count], Filled("[3, 224, 224]"), "channels, height and width of an image"
+    ] = (3, 224, 224)
 
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """Three empty sets; the number of classes is not known, so it is 0."""
