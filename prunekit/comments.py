@@ -14,6 +14,7 @@ import yaml
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _WIDE = 96
+_APART = "_global_"
 _NARROW = 34  # columns; comments of a mapping begin below each other behind lines up to this
 
 
@@ -58,8 +59,11 @@ def meanings(*directories: Path) -> dict[tuple[str, str], str]:
     for directory in directories:
         for file in sorted(directory.rglob("*.yaml")):
             text = file.read_text(encoding="utf-8")
+            at = package(directory, file, text)
+            if at == _APART and "_target_" not in text:
+                continue  # an experiment; what is behind its keys is about their values
             lines = text.splitlines()
-            for key in keys(text, package(directory, file, text)):
+            for key in keys(text, at):
                 comment = lines[key.line][key.column :].strip().removeprefix("#").strip()
                 if comment:
                     found.setdefault((key.owner, key.name), comment)
@@ -72,7 +76,7 @@ def package(directory: Path, file: Path, text: str) -> str:
     A file that says other groups' settings for its own sake, as experiments do, is a place apart.
     """
     if re.match(r"\s*# @package _global_", text):
-        return "_global_"
+        return _APART
     return ".".join(file.relative_to(directory).parent.parts)
 
 

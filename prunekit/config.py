@@ -186,6 +186,8 @@ def _composed(text: str, command: str, argv: Sequence[str]) -> str:
     )
     if unknown:
         key = unknown.group(1).split("@")[0]
+        if any(argument.startswith(f"{key.split('.')[0]}._target_=") for argument in argv):
+            return f"{key} is not in the file of that choice; +{key}=... gives it to your own class"
         hint = one_of(key, _keys(command, argv))
         return f"{key} is no setting of {command}; {hint} (prunekit {command} --help lists all)"
     return _unwrapped(text.split(" See https")[0])

@@ -120,7 +120,6 @@ def test_comments_are_read_by_class_or_by_place(tmp_path):
     (tmp_path / "thing.yaml").write_text(TEXT)
     assert meanings(tmp_path) == {
         ("penalty", "lam"): "strength",
-        ("_global_", "lam"): "only here",
         ("made.Thing", "size"): "an old remark",
     }
     assert package(tmp_path, tmp_path / "a" / "b" / "c.yaml", "x: 1") == "a.b"
