@@ -73,8 +73,17 @@ def instance(name: str, value: object, kind: type) -> None:
     )
 
 
+def word(value: object) -> str:
+    """A value as it is written in settings."""
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def choice(name: str, value: Any, accepted: tuple[object, ...]) -> str:
     """Return `value`, or raise ConfigError when it is none of the accepted words."""
     if value not in accepted:
-        raise ConfigError(f"{name}={value!r} is unknown; accepted: {', '.join(map(str, accepted))}")
+        raise ConfigError(
+            f"{name}={value!r} is unknown; accepted: {', '.join(map(word, accepted))}"
+        )
     return value

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prunekit.checks import number
+from prunekit.comments import commented, meanings
 from prunekit.console import complain
 from prunekit.errors import ConfigError, PrunekitError, one_of
 
@@ -85,8 +86,19 @@ def fitting(name: str) -> str:
 
 
 _LONGEST = 200  # bytes; 255 is what most file systems take
+
+
+def documented(*, _root_: DictConfig) -> str:
+    """The composed settings with what each means behind it, as the template of help takes text."""
+    settings = OmegaConf.masked_copy(_root_, [key for key in _root_ if key != "hydra"])
+    sources = [s.path for s in _root_.hydra.runtime.config_sources if s.schema == "file"]
+    told = meanings(*map(Path, sources))
+    return commented(OmegaConf.to_yaml(settings), told).replace("$", "$$")
+
+
 OmegaConf.register_new_resolver("concavity", concavity, replace=True)
 OmegaConf.register_new_resolver("fitting", fitting, replace=True)
+OmegaConf.register_new_resolver("documented", documented, replace=True)
 
 
 def _unwrapped(text: str) -> str:
@@ -178,6 +190,8 @@ def _composed(text: str, command: str, argv: Sequence[str]) -> str:
     )
     if unknown:
         key = unknown.group(1).split("@")[0]
+        if any(argument.startswith(f"{key.split('.')[0]}._target_=") for argument in argv):
+            return f"{key} is not in the file of that choice; +{key}=... gives it to your own class"
         hint = one_of(key, _keys(command, argv))
         return f"{key} is no setting of {command}; {hint} (prunekit {command} --help lists all)"
     return _unwrapped(text.split(" See https")[0])

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from prunekit.checks import choice, flag, instance, integer, number, text
+from prunekit.checks import choice, flag, instance, integer, number, text, word
 from prunekit.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ class Range:
     def __str__(self) -> str:
         given = {k: v for k, v in self.__dict__.items() if k != "infinite" and v is not None}
         if given.keys() == {"at_least", "at_most"}:
-            return f"{self.at_least:g} to {self.at_most:g}"
+            return f"{self.at_least:.10g} to {self.at_most:.10g}"
         return ", ".join(f"{words.replace('_', ' ')} {v:.10g}" for words, v in given.items())
 
 
@@ -276,7 +276,7 @@ def _range(hint: Any) -> str:
     """The limits of an annotation in plain words, wherever in it they stand."""
     kind, beside = _parted(hint)
     if get_origin(kind) is Literal:
-        return " | ".join(map(str, get_args(kind)))
+        return " | ".join(map(word, get_args(kind)))
     inner = [_range(part) for part in _kinds(kind)] if len(_kinds(kind)) > 1 else []
     if get_origin(kind) in (Sequence, tuple, list, Mapping):
         inner = [_range(get_args(kind)[0 if get_origin(kind) is not Mapping else 1])]

@@ -14,7 +14,10 @@ PACKAGE = ROOT / "prunekit"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
-    {"errors", "registry", "checks", "schema", "build", "console", "atomic", "torchfile", "config"},
+    {
+        *("errors", "registry", "checks", "schema", "comments", "build", "console", "atomic"),
+        *("torchfile", "config"),
+    },
     {"rows", "modes", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure", "similarity"},
     {"training", "criteria", "selection"},

@@ -46,7 +46,9 @@ class EntryOrder(Ordering):
     """
 
     points: Annotated[int, Range(at_least=2), "strengths that are solved, at most"] = 25
-    least: Annotated[float, Range(above=0, below=1), "smallest, of what leaves nothing"] = 0.01
+    least: Annotated[
+        float, Range(above=0, below=1), "smallest strength, of the one that leaves nothing"
+    ] = 0.01
 
     def scores(
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, layer: str

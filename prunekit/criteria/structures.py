@@ -76,7 +76,7 @@ class Graph(Structure):
     """
 
     pairs: Annotated[Pairs, "which channels are neighbours"] = Nearest()
-    kappa: Annotated[NotNegative, "coupling, relative to lam and to the mean degree"] = 0.03
+    kappa: Annotated[NotNegative, "coupling, relative to lam and the mean weighted degree"] = 0.03
     entries: Annotated[EntryPenalty, "penalty of single entries, called with lam"] = L1
 
     def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
@@ -97,7 +97,9 @@ class Hierarchy(Structure):
     linkage: Linkage = "average"
     _: KW_ONLY
     blocks: Annotated[bool, "groups are whole columns"] = False
-    mix: Annotated[NotNegative | None, "leaves weigh 1, inner nodes this times as published"] = None
+    mix: Annotated[
+        NotNegative | None, "leaves weigh 1, inner nodes this times; null: as published"
+    ] = None
     cut: Annotated[SomeShare | None, "leaves out nodes above this share of the height"] = None
     floor: Annotated[Share, "the least share that passes on to the children of a node"] = 0.0
     entries: Annotated[EntryPenalty, "penalty of single entries, called with lam"] = L1

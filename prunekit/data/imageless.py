@@ -53,11 +53,7 @@ class ShapeOnly(Dataset):
 
     shape: Annotated[
         Sequence[Count], Filled("[3, 224, 224]"), "channels, height and width of an image"
-    ] = (
-        3,
-        224,
-        224,
-    )
+    ] = (3, 224, 224)
 
     def identity(self) -> Mapping[str, Any]:
         """Nothing, since there are no images."""

@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import start_slimming
+from prunekit.models.initial import Classes, start_slimming
 
 
 class BottleneckResNet(nn.Module):
@@ -80,7 +80,7 @@ class Bottleneck(nn.Module):
         return self.relu3(self.bn3(self.conv3(branch)) + self.shortcut(hidden))
 
 
-def resnet164(classes: int = 10) -> BottleneckResNet:
+def resnet164(classes: Classes = 10) -> BottleneckResNet:
     """ResNet-164 of Hinge (Li et al. 2020), 1,704,154 parameters for 10 classes."""
     return BottleneckResNet(18, classes)
 

@@ -7,12 +7,16 @@ Channel selections, which network slimming puts into them, are no part of the ne
 from __future__ import annotations
 
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.models.initial import start_slimming
+from prunekit.models.initial import Classes, Scale, start_slimming
+from prunekit.schema import Count
+
+Stem = Annotated[Count, "outputs of the first convolution"]
 
 
 class DenseNet(nn.Module):
@@ -81,7 +85,7 @@ class Transition(nn.Module):
         return F.avg_pool2d(self.conv(self.relu(self.bn(hidden))), 2)
 
 
-def densenet40(classes: int = 10, stem: int = 24, scale: float = 0.5) -> DenseNet:
+def densenet40(classes: Classes = 10, stem: Stem = 24, scale: Scale = 0.5) -> DenseNet:
     """DenseNet-40 with growth 12, of network slimming: 1,059,298 parameters for 10 classes.
 
     282,917,328 multiply-adds. A stem of 24 is the released code's; `stem=16` is the network whose

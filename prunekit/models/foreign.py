@@ -5,20 +5,25 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 from urllib.error import URLError
 
 from torch import Tensor, nn
 
 from prunekit.checks import integer
 from prunekit.errors import ConfigError, DataError, one_of
+from prunekit.models.initial import Classes
+from prunekit.schema import Text, Whole
 
 Weights = Callable[[], Mapping[str, Tensor]]
 # of a constructor's settings, those that would fetch or read files
 _FETCHING = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg")
 
+Arch = Annotated[Text, "name of the network there"]
+Logits = Annotated[Whole, "outputs of the network; 0: features, without a classifier"]
 
-def torchvision_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Module:
+
+def torchvision_model(arch: Arch, classes: Classes = 1000, **settings: Any) -> nn.Module:
     """A network of `torchvision.models` with random weights; `settings` go to its constructor.
 
     Raises ConfigError for unknown names.
@@ -36,7 +41,7 @@ def torchvision_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Mod
     return _made(builder, arch, {"num_classes": classes, **_offline(settings)})
 
 
-def timm_model(arch: str, classes: int = 1000, **settings: Any) -> nn.Module:
+def timm_model(arch: Arch, classes: Logits = 1000, **settings: Any) -> nn.Module:
     """A network of timm with random weights; `settings` go to `timm.create_model`.
 
     With no `classes`, 0, it has no classifier and puts out features.

@@ -14,6 +14,8 @@ from string import ascii_lowercase
 import torch
 from torch import Tensor, nn
 
+from prunekit.models.initial import Classes
+
 # of each module, in the order of Inception's arguments
 _THIRD = ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64))
 _FOURTH = (
@@ -91,7 +93,7 @@ class Inception(nn.Module):
         return torch.cat([branch(hidden) for branch in branches], dim=1)
 
 
-def googlenet(classes: int = 10) -> GoogLeNet:
+def googlenet(classes: Classes = 10) -> GoogLeNet:
     """GoogLeNet for CIFAR, 6,166,250 parameters for 10 classes and 1,521,756,160 multiply-adds.
 
     The baseline of the structured-lasso tables: 6.17M, and 1531.98M with four for every entry that

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import nn
+
+from prunekit.schema import Count
+
+Classes = Annotated[Count, "outputs of the network, one for each class"]
+Scale = Annotated[float, "what batch-norm scales start at"]
 
 
 def start_slimming(module: nn.Module, scale: float) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 from torch import Tensor, nn
+
+from prunekit.models.initial import Classes
+from prunekit.schema import Count
 
 
 class LeNet5(nn.Module):
@@ -17,10 +21,14 @@ class LeNet5(nn.Module):
 
     def __init__(
         self,
-        widths: Sequence[int] = (20, 50, 500),
-        classes: int = 10,
-        relu_convs: bool = True,
-        in_channels: int = 1,
+        widths: Annotated[Sequence[Count], "outputs of the three layers before the last"] = (
+            20,
+            50,
+            500,
+        ),
+        classes: Classes = 10,
+        relu_convs: Annotated[bool, "ReLUs behind the convolutions too"] = True,
+        in_channels: Annotated[Count, "channels of an image"] = 1,
     ) -> None:
         super().__init__()
         first, second, hidden = widths

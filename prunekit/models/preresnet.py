@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import start_slimming
+from prunekit.models.initial import Classes, Scale, start_slimming
 
 
 class PreResNet(nn.Module):
@@ -76,7 +76,7 @@ class Bottleneck(nn.Module):
         return branch + self.shortcut(hidden)
 
 
-def preresnet164(classes: int = 10, scale: float = 0.5) -> PreResNet:
+def preresnet164(classes: Classes = 10, scale: Scale = 0.5) -> PreResNet:
     """ResNet-164 of network slimming (Liu et al. 2017), 1,703,258 parameters for 10 classes.
 
     247,646,720 multiply-adds. Batch norms start at `scale`, 0.5 in that paper.

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prunekit.models.initial import Classes
+
 
 class ResNet(nn.Module):
     """A stem, three stages of `blocks` basic blocks each, global average pooling, one linear layer.
@@ -78,22 +80,22 @@ class PadShortcut(nn.Module):
         return F.pad(kept, (0, 0, 0, 0, self.before, self.after))
 
 
-def resnet20(classes: int = 10) -> ResNet:
+def resnet20(classes: Classes = 10) -> ResNet:
     """ResNet-20 for CIFAR, 269,722 parameters for 10 classes."""
     return ResNet(3, classes)
 
 
-def resnet32(classes: int = 10) -> ResNet:
+def resnet32(classes: Classes = 10) -> ResNet:
     """ResNet-32 for CIFAR, 464,154 parameters for 10 classes."""
     return ResNet(5, classes)
 
 
-def resnet56(classes: int = 10) -> ResNet:
+def resnet56(classes: Classes = 10) -> ResNet:
     """ResNet-56 for CIFAR, 853,018 parameters for 10 classes."""
     return ResNet(9, classes)
 
 
-def resnet110(classes: int = 10) -> ResNet:
+def resnet110(classes: Classes = 10) -> ResNet:
     """ResNet-110 for CIFAR, 1,727,962 parameters for 10 classes."""
     return ResNet(18, classes)
 

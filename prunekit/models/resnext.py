@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from prunekit.models.bottleneck import stage
-from prunekit.models.initial import start_slimming
+from prunekit.models.initial import Classes, start_slimming
 
 
 class ResNeXt(nn.Module):
@@ -51,11 +51,11 @@ class ResNeXt(nn.Module):
         return self.linear(self.flatten(self.pool(hidden)))
 
 
-def resnext20(classes: int = 10) -> ResNeXt:
+def resnext20(classes: Classes = 10) -> ResNeXt:
     """ResNeXt-20 of Hinge (Li et al. 2020), 211,850 parameters for 10 classes."""
     return ResNeXt(2, classes)
 
 
-def resnext164(classes: int = 10) -> ResNeXt:
+def resnext164(classes: Classes = 10) -> ResNeXt:
     """ResNeXt-164 of Hinge (Li et al. 2020), 1,713,546 parameters for 10 classes."""
     return ResNeXt(18, classes)

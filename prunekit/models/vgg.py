@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import start_slimming
+from prunekit.models.initial import Classes, Scale, start_slimming
 
 _VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 _VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
@@ -49,12 +49,12 @@ class VGG(nn.Module):
         return self.classifier(self.flatten(self.features(images)))
 
 
-def vgg16(classes: int = 10) -> VGG:
+def vgg16(classes: Classes = 10) -> VGG:
     """VGG-16 with one linear layer, 14,724,042 parameters for 10 classes."""
     return VGG(_VGG16, classes)
 
 
-def vgg16_two_linear(classes: int = 10) -> VGG:
+def vgg16_two_linear(classes: Classes = 10) -> VGG:
     """VGG-16 with a hidden linear layer of 512, 14,986,698 parameters for 10 classes.
 
     The baseline of the structured-lasso tables (14.98M); no batch norm between the linear layers.
@@ -62,7 +62,7 @@ def vgg16_two_linear(classes: int = 10) -> VGG:
     return VGG(_VGG16, classes, hidden=(512,))
 
 
-def vgg16_three_linear(classes: int = 10) -> VGG:
+def vgg16_three_linear(classes: Classes = 10) -> VGG:
     """VGG-16 with two hidden linear layers of 512 and conv biases, 15,253,578 parameters.
 
     The baseline of the Hinge tables (15,253.6 k).
@@ -70,7 +70,7 @@ def vgg16_three_linear(classes: int = 10) -> VGG:
     return VGG(_VGG16, classes, hidden=(512, 512), conv_bias=True)
 
 
-def vgg19(classes: int = 10, scale: float = 0.5) -> VGG:
+def vgg19(classes: Classes = 10, scale: Scale = 0.5) -> VGG:
     """VGG-19 of network slimming (Liu et al. 2017), 20,035,018 parameters for 10 classes.
 
     16 convolutions, four max poolings, one average pooling, one linear layer: 398,136,320

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import start_slimming
+from prunekit.models.initial import Classes, start_slimming
 
 
 class WideResNet(nn.Module):
@@ -69,7 +69,7 @@ class WideBlock(nn.Module):
         return self.conv2(self.relu2(self.bn2(branch))) + self.shortcut(hidden)
 
 
-def wrn16_10(classes: int = 100) -> WideResNet:
+def wrn16_10(classes: Classes = 100) -> WideResNet:
     """WRN-16-10 of Hinge (Li et al. 2020), 17,179,940 parameters for 100 classes."""
     return WideResNet(2, 10, classes)
 

@@ -68,7 +68,9 @@ class Grams(Columns):
     kernel: Annotated[Kernel, "how alike the maps of two images are"] = field(
         default_factory=Laplacian
     )
-    centring: Annotated[str, OneOf(tuple(CENTRINGS)), "as published, or without its bias"] = "hkh"
+    centring: Annotated[
+        str, OneOf(tuple(CENTRINGS)), "as published; unbiased: independent channels have 0"
+    ] = "hkh"
 
     @property
     def least(self) -> int:

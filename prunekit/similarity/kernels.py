@@ -70,7 +70,7 @@ class Scaled(Kernel):
     """
 
     bandwidth: Annotated[
-        Literal["median", "apib"], "of the channel's maps, or fixed as in APIB's released code"
+        Literal["median", "apib"], "of each channel's maps; apib: fixed, as released"
     ] = "median"
 
     def scale(self, argument: Tensor, sizes: Tensor) -> Tensor:

@@ -62,9 +62,9 @@ class Hinge(Proximal):
     first matrices, as the paper has it, or `all` but the second ones, as the released code does.
     """
 
-    exponent: Annotated[NotNegative, "power of the gradients' ratio that slows; 0: off"] = 1.35
+    exponent: Annotated[NotNegative, "power of the ratio of gradients; 0: off"] = 1.35
     annealing: Annotated[Annealing | None, "how lam falls; null: it stays"] = None
-    slowed: Annotated[Literal["first", "all"], "first matrices, or all but the second"] = "first"
+    slowed: Annotated[Literal["first", "all"], "whose rate falls; all: but the second's"] = "first"
 
     def start(self) -> None:
         """Rates are equal and lam is whole."""

@@ -21,7 +21,7 @@ class Subgradient(Solver):
     so rows shorter than `threshold` times the median row of their block count as zero (0: none).
     """
 
-    threshold: Annotated[PartShare, "rows below this share of the median row end as zero"] = 1e-3
+    threshold: Annotated[PartShare, "rows below this share of the median norm end as zero"] = 1e-3
     needs: ClassVar[frozenset[str]] = frozenset({"subgradient"})
 
     def before_step(self, optimizer: Optimizer) -> None:

@@ -12,6 +12,8 @@ import pytest
 from prunekit import __version__
 from prunekit.cli import STAGES, TOOLS
 from prunekit.config import config_dir, groups
+from prunekit.schema import settings_of
+from prunekit.solvers import AULM
 
 HEAVY = ("torch", "hydra", "omegaconf", "rich", "pandas", "fvcore", "matplotlib", "sklearn")
 
@@ -67,8 +69,13 @@ def test_the_help_of_a_command_lists_groups_and_settings(cli, command):
     assert found.code == 0 and found.out.startswith(f"prunekit {command}: ")
     for group, options in groups().items():
         assert f"{group}: {', '.join(options)}\n" in found.out
+    shown = [line.partition("  # ") for line in found.out.splitlines()]
+    told = {line.rstrip(): meaning for line, _, meaning in shown}
     for line in ("solver:", "  rho: 1.0", "keep_zeros: false", "seed: 0", f"stage: {command}"):
-        assert f"\n{line}\n" in found.out
+        assert line in told
+    assert told["  inner: 50"] == settings_of(AULM)[1].comment
+    assert told["absorb: auto"].endswith("(auto | maps | true | false)")
+    assert "name: ${model.name}-${dataset.name}-${regularizer.name}" in told
     assert f"prunekit {command} -m regularizer.lam" in found.out and "--cfg job" in found.out
 
 

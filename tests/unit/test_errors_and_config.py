@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from prunekit import errors
@@ -71,3 +73,12 @@ def test_explain_leaves_bugs_alone_and_joins_lines():
     assert explain(ConfigError("two\nlines"), "run", []) == "two lines"
     error = PermissionError(13, "Permission denied", "outputs/a")
     assert explain(error, "run", []) == "outputs/a cannot be used: Permission denied"
+
+
+def test_an_argument_of_ones_own_class_is_added_with_a_plus():
+    choices = ["model=custom", "model._target_=mynet.MyNet", "model.width=8"]
+    place = initialize_config_dir(version_base="1.3", config_dir=str(config_dir()))
+    with place, pytest.raises(HydraException) as caught:
+        compose(config_name="pretrain", overrides=choices)
+    line = explain(caught.value, "pretrain", choices)
+    assert line.startswith("model.width is not in the file of that choice; +model.width=... gives")

@@ -182,6 +182,7 @@ def wanted() -> dict[str, Any]:
         **{"selection": Threshold(0.5), "penalty": L1(0.1), "target": Filters()},
         **{"solver": Proximal(), "teacher": torch.nn.Linear(1, 1), "root": ".", "pad": 1},
         **{"path": "nowhere", "widths": {"a": 1}},
+        **{"stage": "run", "pipeline": ["prune"], "name": "one"},
         "edges": Edges.threshold(torch.eye(2), 0.5),
         "tree": Tree(1, (), torch.zeros(0, dtype=torch.double)),
     }
