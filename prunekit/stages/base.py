@@ -10,13 +10,14 @@ from enum import Enum
 from pathlib import Path
 
 from prunekit.build import build
-from prunekit.checks import flag, instance
+from prunekit.checks import instance
 from prunekit.errors import ConfigError
 from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
 from prunekit.runs.tracking import Tracker
 from prunekit.stages.identity import Start, identity
+from prunekit.stages.root import Root
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Settings, Stage, described
 
@@ -33,15 +34,14 @@ class Made(Enum):
 class Request:
     """What a command asks for besides its stages.
 
-    `settings` is the composed description of all parts: what a stage is is quoted from it. `source`
-    is a model file, stage or run to start from. `command` is the line that was typed.
+    `settings` is the composed description of all parts: what a stage is is quoted from it.
+    `command` is the line that was typed.
     """
 
     settings: Settings
+    root: Root
     runtime: Runtime
     tracker: Tracker | None
-    source: str | None
-    overwrite: bool
     command: str | None
 
     @classmethod
@@ -51,9 +51,8 @@ class Request:
         return cls(
             settings=settings,
             runtime=replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"])),
+            root=Root.of(settings),
             tracker=tracking_of(settings),
-            source=settings["source"],
-            overwrite=flag("overwrite", settings.get("overwrite", False)),
             command=settings.get("command"),
         )
 
@@ -82,7 +81,7 @@ def execute(
     }
     begun = Start(start, teacher, run.path, models, runtime.trust, runtime.kind)
     known = identity(stage, described(request.settings, stage.reads(start is not None)), begun)
-    status = place.begin(known, source=start, teacher=teacher, overwrite=request.overwrite)
+    status = place.begin(known, source=start, teacher=teacher, overwrite=request.root.overwrite)
     if status is Status.DONE:
         return place.report(), Made.BEFORE
 
@@ -93,7 +92,7 @@ def execute(
             outcome = stage.work(there, runtime)
             return there.complete(replace(outcome, command=command))
 
-    if pool is None or request.overwrite or status is Status.RESUME or stage.name in LOOKING:
+    if pool is None or request.root.overwrite or status is Status.RESUME or stage.name in LOOKING:
         return work(place), Made.NOW
     with pool.stage(stage.name, place.identity) as shared:
         todo = shared.begin(known, source=start, teacher=teacher) is not Status.DONE

@@ -18,6 +18,7 @@ from prunekit.runs.rundir import StageDir
 from prunekit.solvers import Hold, Solver
 from prunekit.stages.head import paced, with_head
 from prunekit.stages.parts import check_fits, counts, history_writer, load_source, quality
+from prunekit.stages.root import KeepZeros
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Stage
 from prunekit.stages.teacher import Distill
@@ -36,7 +37,7 @@ class Finetune(Stage):
 
     name = "finetune"
     schedule: Annotated[Schedule, Read("schedule.finetune")]
-    keep_zeros: Annotated[bool, "entries that are exactly zero stay zero"]
+    keep_zeros: KeepZeros
     distill: Annotated[Distill | None, "how much a teacher counts"]
     head: Annotated[Head | None, "the classifier that is put in place first"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
@@ -16,6 +16,7 @@ from prunekit.selection import PerLayer, Scored
 from prunekit.stages.base import Request
 from prunekit.stages.network import FromNetwork, with_matrices, with_selections
 from prunekit.stages.parts import load_source
+from prunekit.stages.root import OverNorms
 from prunekit.stages.spec import Settings
 
 
@@ -23,15 +24,15 @@ from prunekit.stages.spec import Settings
 class Inspect(FromNetwork):
     """What `prunekit inspect` is asked for."""
 
-    over_norms: Annotated[bool, "channels that layer norms run over can go too"]
+    over_norms: OverNorms
 
 
 def inspect(settings: Settings, directory: str) -> None:
     """Print channel groups, what is frozen and why, and the cost at several widths."""
     asked, request = Inspect.of(settings), Request.of(settings)
     request.runtime.apply(asked.seed)
-    if request.source is not None:
-        model = load_source(model_file(request.source), request.runtime).model
+    if request.root.source is not None:
+        model = load_source(model_file(request.root.source), request.runtime).model
     else:
         model = build(asked.dense.arch, "model")
     example = torch.zeros(1, *asked.dataset.shape)

@@ -28,6 +28,7 @@ from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
 from prunekit.stages.parts import counts, load_source, outputs, quality
+from prunekit.stages.root import Source
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 from prunekit.torchfile import write_torch
@@ -52,7 +53,7 @@ class Measure(Stage):
     name = "measure"
     compares = tuple(LABELS)
     latency: Annotated[LatencyTest, "how networks are timed"]
-    source: Annotated[str | None, "a model file, stage or run that this one started from"]
+    source: Source
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
         """Measure all networks in the same way."""

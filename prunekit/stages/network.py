@@ -19,6 +19,7 @@ from prunekit.graph.placement import Placement
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.parts import check_fits, load_source
+from prunekit.stages.root import ChannelSelections
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Parts, Read
 from prunekit.stages.weights import Dense
@@ -39,7 +40,7 @@ class FromNetwork(Parts):
     """What works on an earlier stage's network, or on one that it builds itself."""
 
     dense: Annotated[Dense, Read("model", "weights", make=Dense.of, start=True)]
-    channel_selection: Annotated[bool, "a selection of its own where others read a norm's channels"]
+    channel_selection: ChannelSelections
     placement: Annotated[Placement, "where sparsity-inducing matrices go"]
 
     def start(self, place: StageDir, data: Data, runtime: Runtime) -> SavedModel:

@@ -45,11 +45,11 @@ def _go(
     In a sweep, which has a pool, a run that another process works on is waited for: that of a sweep
     that was just killed, for instance.
     """
-    stages, wanted = check(settings, names), objectives(settings)
-    request = Request.of(settings)
+    request, stages = Request.of(settings), check(settings, names)
+    wanted = tuple(request.root.objectives)
     for stage in stages:
         stage.check(place.path)
-    source = request.source
+    source = request.root.source
     with place.lock(wait=pool is not None):
         for stage in stages:
             tell(stage.name, None)
@@ -64,14 +64,6 @@ def _go(
 def check(settings: Settings, names: Sequence[str]) -> list[Stage]:
     """Every stage with all of its parts built, so that a mistake shows before any work."""
     return [stage_named(name).of(settings) for name in names]
-
-
-def objectives(settings: Settings) -> tuple[str, ...]:
-    """The metrics that a sweeper is to see."""
-    names = settings["objectives"]
-    if not isinstance(names, list) or not names or not all(isinstance(n, str) for n in names):
-        raise ConfigError(f"objectives={names!r} is no list of metrics, such as [val_top1]")
-    return tuple(names)
 
 
 def _reached(report: Report, wanted: tuple[str, ...]) -> Objectives:

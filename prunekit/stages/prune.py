@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from torch import nn
 
@@ -13,17 +13,17 @@ from prunekit import engine
 from prunekit.console import track
 from prunekit.criteria import Criterion
 from prunekit.data import Data
-from prunekit.engine import ABSORB, CHECKED, CutOptions, Pruning, Traced, Tune
+from prunekit.engine import CHECKED, CutOptions, Pruning, Traced, Tune
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.schema import OneOf
 from prunekit.selection import Aim, Selection
 from prunekit.stages.aftermath import accuracy_note, compared, figures, variants, written
 from prunekit.stages.network import FromNetwork, notes_on
 from prunekit.stages.parts import counts, history_writer
+from prunekit.stages.root import Absorb, Diagnose, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Stage
 from prunekit.stages.weights import Dense
@@ -39,11 +39,11 @@ class Prune(FromNetwork, Stage):
     name = "prune"
     criterion: Annotated[Criterion, "what a channel is worth"]
     selection: Annotated[Selection, "which channels are kept"]
-    absorb: Annotated[bool | str, OneOf(ABSORB), "what removed channels emit goes on"]
-    over_norms: Annotated[bool, "channels that layer norms run over can go too"]
+    absorb: Absorb
+    over_norms: OverNorms
     between: Annotated[Schedule, Read("schedule.between")]
-    diagnose: Annotated[bool, "accuracy of what was not chosen, too"]
-    statistics: Annotated[Literal["kept", "recomputed"], "batch-norm statistics"]
+    diagnose: Diagnose
+    statistics: NormStatistics
 
     def within(self, run: Path, source: Path | None) -> Prune:
         """With stored scores beside the source, and curves of the run's own."""

@@ -6,7 +6,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from prunekit.console import track
 from prunekit.criteria import Criterion, L1Norm, Scores
 from prunekit.data import Batches, Data
 from prunekit.data.base import balanced
-from prunekit.engine import ABSORB, CHECKED, CutOptions, Traced, cut_once
+from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import LatencyTest
@@ -24,13 +24,14 @@ from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.runs.sensitivity import draw
-from prunekit.schema import Checked, Count, Filled, OneOf, Range, Text
+from prunekit.schema import Checked, Count, Filled, Range, Text
 from prunekit.selection import PerLayer, Scored, curves_of
 from prunekit.selection.curves import FILE
 from prunekit.selection.patterns import groups_matching
 from prunekit.stages.aftermath import IMAGES
 from prunekit.stages.network import FromNetwork, notes_on
 from prunekit.stages.parts import counts
+from prunekit.stages.root import Absorb, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 from prunekit.surgery import attached
@@ -84,9 +85,9 @@ class MeasureSensitivity(FromNetwork, Stage):
     name = "sensitivity"
     criterion: Annotated[Criterion, "which channels of a group go first"]
     sensitivity: Annotated[Probe, "which groups, which shares"]
-    absorb: Annotated[bool | str, OneOf(ABSORB), "as for prune"]
-    over_norms: Annotated[bool, "as for prune"]
-    statistics: Annotated[Literal["kept", "recomputed"], "as for prune"]
+    absorb: Absorb
+    over_norms: OverNorms
+    statistics: NormStatistics
 
     def within(self, run: Path, source: Path | None) -> MeasureSensitivity:
         """With stored scores beside the source, where there are some."""

@@ -8,13 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from prunekit.build import build
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.schema import Checked, Whole
+from prunekit.schema import Checked
+from prunekit.stages.root import Seed
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -49,7 +50,7 @@ class Read:
 class Parts(Checked):
     """What a command reads from the settings: a field for every part, built and checked."""
 
-    seed: Annotated[Whole, "of everything that is drawn"]
+    seed: Seed
     dataset: Any
 
     @classmethod
