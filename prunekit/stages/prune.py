@@ -157,7 +157,7 @@ def _training(settings: Settings, stage: StageDir, data: Data, runtime: Runtime)
             schedule,
             seed=settings["seed"] + number,
             device=runtime.device,
-            checkpoint=stage.checkpoint.with_name(f"last-round{number}.pt"),
+            checkpoint=stage.checkpoint.phase(f"round{number}"),
             label=f"round {number}",
             on_epoch=on_epoch,
         )
