@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Report
-from prunekit.runs.rundir import flat
+from prunekit.runs.stagedir import flat
 
 Rows = Sequence[Mapping[str, Any]]
 Point = tuple[str, float, int]  # what it is called, its value, its step

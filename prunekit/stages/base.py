@@ -17,13 +17,15 @@ import torch
 from prunekit.build import build
 from prunekit.checks import choice, instance, integer
 from prunekit.errors import ConfigError
+from prunekit.runs.digests import verified
 from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Outcome, Report
-from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
+from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, identity_of, model_file
 from prunekit.runs.tracking import Tracker
 from prunekit.selection import Sensitivity, curves_file
 from prunekit.stages.teacher import distill_of
 
+log = logging.getLogger(__name__)
 Settings = Mapping[str, Any]
 # where data lies is no part of what a run is
 PLACES = frozenset({"dataset.root", "dataset.download", "source", "distill.teacher"})
@@ -103,14 +105,13 @@ def execute(
     place = run.stage(stage.name)
     start = _source(stage, run, source)
     chosen = select(settings, (*stage.reads, *(stage.without_source if start is None else ())))
-    known = {
-        "settings": _identity(chosen),
-        "source": start,
-        "teacher": _teacher(chosen, start),
-        "curves": _curves(chosen, run),
-    }
+    files = {"source": start, "teacher": _teacher(chosen, start)}
+    curves = _curves(chosen, run)
+    read = {key: file for key, file in {**files, "curves": curves}.items() if file is not None}
+    identity = {**_identity(chosen), "source": None, **{k: identity_of(f) for k, f in read.items()}}
+    told = [note for file in read.values() for note in verified(file)]
     anew = bool(settings.get("overwrite", False))
-    status = place.begin(**known, overwrite=anew)
+    status = place.begin(identity, **files, overwrite=anew)
     if status is Status.DONE:
         return place.report(), Made.BEFORE
 
@@ -122,17 +123,32 @@ def execute(
         runtime = replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"]))
         there.tell(tracking_of(settings))
         with _listening(there.warn):
+            for note in told:
+                log.warning(note)
             outcome = stage.work(chosen, there, runtime)
             return there.complete(replace(outcome, command=command))
 
     if pool is None or anew or status is Status.RESUME or stage.name in LOOKING:
-        return work(place), Made.NOW
-    with pool.stage(stage.name, place.identity) as shared:
-        todo = shared.begin(**known) is not Status.DONE
+        with _nothing_left(place):
+            return work(place), Made.NOW
+    with pool.stage(stage.name, place.identity) as shared, _nothing_left(shared, place):
+        todo = shared.begin(identity, **files) is not Status.DONE
         if todo:
             work(shared)
         adopt(shared, place, command)
     return place.report(), Made.NOW if todo else Made.ELSEWHERE
+
+
+@contextmanager
+def _nothing_left(*places: StageDir) -> Iterator[None]:
+    """A start that fails before there is any work leaves the directories as they were."""
+    try:
+        yield
+    except BaseException:
+        if not any(place.started for place in places):
+            for place in places:
+                place.abandon()
+        raise
 
 
 def tracking_of(settings: Settings) -> Tracker | None:

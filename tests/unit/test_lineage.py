@@ -10,13 +10,19 @@ import pytest
 from prunekit.errors import ArtifactError
 from prunekit.runs.lineage import dense_file
 from prunekit.runs.report import Outcome
-from prunekit.runs.rundir import RunDir
+from prunekit.runs.rundir import RunDir, identity_of
+
+
+def begin(stage, source=None, teacher=None, seed=0, **options):
+    identity = {"seed": seed, "source": identity_of(source)}
+    identity |= {} if teacher is None else {"teacher": identity_of(teacher)}
+    return stage.begin(identity, source=source, teacher=teacher, **options)
 
 
 def finish(run, name, source=None):
     """A stage whose model file is of its own content; returns the file."""
     stage = run.stage(name)
-    stage.begin({"seed": 0}, source)
+    begin(stage, source)
     file = stage.path / "model.pt"
     file.write_bytes(f"{run.path.name}/{name}".encode())
     stage.complete(Outcome({"top1": 1.0}))
@@ -111,20 +117,20 @@ def test_a_network_that_was_built_within_a_stage_has_no_file(run, tmp_path):
 def test_a_teacher_is_part_of_what_a_stage_is(run, tmp_path):
     dense, narrow = chain(run, "pretrain", "prune")
     stage = run.stage("finetune")
-    stage.begin({"seed": 0}, narrow, teacher=dense)
+    begin(stage, narrow, dense)
     assert stage.teacher == dense
     (stage.path / "last.pt").write_bytes(b"progress")
     moved = shutil.copytree(dense.parent, tmp_path / "copy/pretrain") / "model.pt"
-    run.stage("finetune").begin({"seed": 0}, narrow, teacher=moved)  # the same content
+    begin(run.stage("finetune"), narrow, moved)  # the same content
     with pytest.raises(ArtifactError, match=r"teacher was pretrain/model\.pt .*, now None"):
-        run.stage("finetune").begin({"seed": 0}, narrow)
+        begin(run.stage("finetune"), narrow)
     moved.write_bytes(b"other")
     with pytest.raises(ArtifactError, match=r"teacher was pretrain/model\.pt .*, now pretrain/mod"):
-        run.stage("finetune").begin({"seed": 0}, narrow, teacher=moved)
+        begin(run.stage("finetune"), narrow, moved)
 
 
 def test_a_teacher_in_the_stage_that_it_teaches_survives_overwrite(run):
     dense, _, tuned = chain(run, "pretrain", "prune", "finetune")
     with pytest.raises(ArtifactError, match=r"distill\.teacher=.* lies in the directory"):
-        run.stage("finetune").begin({"seed": 1}, dense, teacher=tuned, overwrite=True)
+        begin(run.stage("finetune"), dense, tuned, seed=1, overwrite=True)
     assert tuned.is_file()
