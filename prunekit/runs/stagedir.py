@@ -15,7 +15,7 @@ from prunekit.atomic import assure, set_aside
 from prunekit.console import complain
 from prunekit.errors import ArtifactError, listed
 from prunekit.runs import former
-from prunekit.runs.digests import Findings, compare, digest_of
+from prunekit.runs.digests import compare, digest_of
 from prunekit.runs.files import read_json, write_csv, write_json
 from prunekit.runs.layout import CONTINUED, DRAFTS, PROGRESS, RESULTS, foreign, named
 from prunekit.runs.refusals import begun_earlier, made_otherwise
@@ -194,10 +194,6 @@ class StageDir:
                 f"{file} is the report of {report.stage!r}, not of {self.name}; run the stage again"
             )
         return report
-
-    def findings(self) -> Findings:
-        """What has become of the files of a finished stage since it was finished."""
-        return compare(self.path, self.report().files)
 
     def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write metrics.csv, one row per epoch, and note the time spent so far."""
