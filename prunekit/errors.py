@@ -30,6 +30,10 @@ class ArtifactError(PrunekitError):
     """A file of a run is missing, damaged, foreign, in use, or made with other settings."""
 
 
+class DamageError(ArtifactError):
+    """The bytes of a file are not those that were written."""
+
+
 class ExportError(PrunekitError):
     """A network cannot be written for another engine, or would compute something else there."""
 

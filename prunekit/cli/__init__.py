@@ -26,7 +26,11 @@ STAGES = {
     "run": "all stages in order; skips what is finished, resumes what was interrupted",
     "inspect": "channel groups, what is frozen and why, predicted cost; trains nothing",
 }
-TOOLS = {"report": "finished runs as a table and as one page: report.html"}
+TOOLS = {
+    "report": "finished runs as a table and as one page: report.html",
+    "clean": "remove what no run uses; --dry-run shows it first",
+}
+_MODULES = {"report": "prunekit.runs.command", "clean": "prunekit.runs.clean"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if parsed.command in STAGES:
             _launch(parsed.command, arguments[1:])
         else:
-            importlib.import_module("prunekit.runs.command").main(arguments[1:])
+            importlib.import_module(_MODULES[parsed.command]).main(arguments[1:])
     except PrunekitError as error:
         _fail(str(error))
     except KeyboardInterrupt:

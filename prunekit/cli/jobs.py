@@ -36,10 +36,17 @@ def task(command: str, shown: Shown, failures: dict[str, str]) -> Callable[[Any]
             failures[place] = message
             return float("nan")
         finally:
-            with contextlib.suppress(OSError):  # Hydra makes it, whether it will be used or not
-                os.removedirs(os.path.relpath(place))
+            _tidy(os.path.relpath(place))
 
     return run
+
+
+def _tidy(place: str) -> None:
+    """Remove the folder that Hydra makes, and those above it, where they are empty."""
+    while place and not os.path.exists(place):
+        place = os.path.dirname(place)
+    with contextlib.suppress(OSError):
+        os.removedirs(place)
 
 
 def _single(command: str, config: Any, place: str, shown: Shown) -> Any:
@@ -94,12 +101,12 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
 
 
 def _work(command: str, settings: dict[str, Any], place: str, root: str, notice: Notice) -> Any:
-    from prunekit.runs.pool import Pool
+    from prunekit.runs.pool import SHARED, Pool
     from prunekit.stages import inspect, pipeline
 
     if command == "inspect":
         return inspect.inspect(settings, place)
-    pool = Pool(Path(root) / ".shared")
+    pool = Pool(Path(root) / SHARED)
     stages = pipeline.run if command == "run" else pipeline.one
     return stages(settings, place, pool, notice.stage)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-import platform
 import shutil
 import sys
 import threading
@@ -20,10 +19,9 @@ from hydra.experimental.callback import Callback
 
 from prunekit import console
 from prunekit.errors import SweepError
-from prunekit.runs.board import DONE, FAILED, RUNNING, Board, Status
+from prunekit.runs.board import DONE, FAILED, FOLDER, RUNNING, Board, Status, left, owner
 
 _BOARD = "PRUNEKIT_BOARD"  # where processes that a launcher starts find the board
-_FOLDER = f".sweep-{platform.node()}-"
 _ROOT = "dataset.root"
 _EVERY = 0.5  # seconds between two looks at it
 
@@ -42,7 +40,7 @@ def follow(place: Path) -> None:
     the sweep, as on other machines, are left to what started them.
     """
     parent = os.getppid()
-    if parent != _owner(place):
+    if parent != owner(place):
         return
 
     def watch() -> None:
@@ -60,7 +58,7 @@ class Sweep(Callback):
         """Put up the board before any job starts."""
         root = Path(config.hydra.sweep.dir).resolve()
         _clear(root)
-        place = root / f"{_FOLDER}{os.getpid()}"
+        place = root / f"{FOLDER}{os.getpid()}"
         place.mkdir(parents=True, exist_ok=True)
         swept = Swept.of(config)
         _name_roots(config, swept.keys)
@@ -81,21 +79,8 @@ def _name_roots(config: Any, keys: frozenset[str]) -> None:
 
 def _clear(root: Path) -> None:
     """Remove the boards of processes of this machine that were killed."""
-    for place in root.glob(f"{_FOLDER}*"):
-        if (owner := _owner(place)) is None:
-            continue
-        try:
-            os.kill(owner, 0)  # asks only whether it lives
-        except ProcessLookupError:
-            shutil.rmtree(place, ignore_errors=True)
-        except OSError:
-            continue
-
-
-def _owner(place: Path) -> int | None:
-    """The process of this machine that put up the board; None where the name says none."""
-    number = place.name.removeprefix(_FOLDER)
-    return int(number) if number.isdigit() else None
+    for place in filter(left, root.glob(f"{FOLDER}*")):
+        shutil.rmtree(place, ignore_errors=True)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
@@ -21,7 +20,7 @@ from prunekit.selection import Threshold
 from prunekit.solvers import Hold, Solver
 from prunekit.solvers.base import check_fit
 from prunekit.targets import Target, unit_scores
-from prunekit.training import Schedule, fit
+from prunekit.training import Checkpoint, Schedule, fit
 
 History = list[dict[str, Any]]
 _NORMS = (nn.modules.batchnorm._BatchNorm,)
@@ -56,7 +55,7 @@ class Training:
     schedule: Schedule
     seed: int = 0
     device: str = "cpu"
-    checkpoint: Path | None = None
+    checkpoint: Checkpoint | None = None
     on_epoch: Callable[[History], None] | None = None
 
 
@@ -199,7 +198,7 @@ class Layerwise(Problem):
             params=list(module.parameters()),
             seed=training.seed + len(past),
             device=training.device,
-            checkpoint=place.with_name(f"{place.stem}-{name}.pt") if place else None,
+            checkpoint=place.phase(name) if place else None,
             label=name,
             on_epoch=lambda rows: report([*past, *({"phase": name, **row} for row in rows)]),
         )

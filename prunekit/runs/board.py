@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -11,6 +13,7 @@ from prunekit.errors import ArtifactError
 from prunekit.runs.files import read_json, write_json
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
+FOLDER = f".sweep-{platform.node()}-"  # and the process that put it up
 _EVERY = 0.5  # seconds between two notes of progress
 
 
@@ -51,6 +54,25 @@ class Board:
     def post(self, number: int, status: Status) -> None:
         """Replace what the job said."""
         write_json(self.path / f"{number}.json", asdict(status))
+
+
+def owner(place: Path) -> int | None:
+    """The process of this machine that put up the board; None where the name says none."""
+    number = place.name.removeprefix(FOLDER)
+    return int(number) if number.isdigit() else None
+
+
+def left(place: Path) -> bool:
+    """Whether the process of this machine that put up the board is gone."""
+    if (process := owner(place)) is None:
+        return False
+    try:
+        os.kill(process, 0)  # asks only whether it lives
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 class Notice:

@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> None:
             over_seeds = f"{title}, means over seeds"
             console.table(over_seeds, means.cells.headings, means.cells.lines)
     _tell_skipped(stages)
+    _tell_changed(stages)
     for path in arguments.out:
         write_table(table, path)
     if arguments.plot:
@@ -108,3 +109,21 @@ def _tell_skipped(stages: DataFrame) -> None:
         console.complain(f"left out: {os.path.relpath(stage['path'])}, {stage['status']}")
     if len(left) > _LISTED:
         console.complain(f"left out: {len(left) - _LISTED} more unfinished or damaged stages")
+
+
+def _tell_changed(stages: DataFrame) -> None:
+    """Name files that are not as they were written, and say for how many that cannot be known."""
+    done = stages[stages["status"] == "finished"]
+    if not len(done):
+        return
+    changed = done[done["changed"].notna() & (done["changed"] != "")]
+    for _, stage in changed.head(_LISTED).iterrows():
+        place = os.path.relpath(stage["path"])
+        console.complain(f"changed since {place} was finished: {stage['changed']}")
+    if len(changed) > _LISTED:
+        console.complain(f"changed since: files of {len(changed) - _LISTED} more stages")
+    if old := int(done["changed"].isna().sum()):
+        console.complain(
+            f"{old} of {len(done)} finished stages were made by an earlier version of prunekit and "
+            "carry no digests: whether their files changed since is not known"
+        )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
+from prunekit.runs.digests import compare
 from prunekit.runs.files import read_json
 from prunekit.runs.methods import described
 from prunekit.runs.report import Report
@@ -24,8 +25,9 @@ _MARKS = frozenset({"report.json", "settings.json"})
 def collect(paths: Iterable[str | Path]) -> DataFrame:
     """Every stage found under the given directories, one row a run and stage.
 
-    Columns: run, stage, status (finished, unfinished, damaged), path, reason (of damage), seconds,
-    source, origin, command, timing (how latency was measured), environment, what the settings say
+    Columns: run, stage, status (finished, unfinished, damaged), path, reason (of damage), changed
+    (files that are not as they were written; None where that cannot be known), seconds, source,
+    origin, command, timing (how latency was measured), environment, what the settings say
     (see `methods.described`), then one per metric. Stages without a readable report have no
     metrics. Folders below a path whose names begin with a dot are left out. Raises ArtifactError
     when there is no stage at all.
@@ -96,9 +98,18 @@ def _stage_row(run: str, place: Path) -> Row:
         return row
     try:
         report = Report.from_dict(read_json(place / "report.json"))
-        return {**row, "status": "finished", **_told(report)}
+        return {**row, "status": "finished", "changed": _changed(place, report), **_told(report)}
     except (ArtifactError, TypeError, ValueError, AttributeError) as error:
         return {**row, "status": "damaged", "reason": " ".join(str(error).split())}
+
+
+def _changed(place: Path, report: Report) -> str | None:
+    """Files of a stage that are not as they were written; networks are checked by who reads one."""
+    if not report.files:
+        return None
+    digests = {n: digest for n, digest in report.files.items() if Path(n).stem != "model"}
+    own = ["report.json"] if report.edited else []
+    return ", ".join([*compare(place, digests).any, *own])
 
 
 def _told(report: Report) -> Row:

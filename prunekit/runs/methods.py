@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from prunekit.runs.rundir import flat
+from prunekit.runs.stagedir import flat
 
 Settings = Mapping[str, Any]
 # settings of data sets that change the images of the test, or how many there are

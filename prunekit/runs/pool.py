@@ -9,9 +9,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from prunekit.atomic import assure, set_aside
+from prunekit.console import complain
+from prunekit.errors import ArtifactError
+from prunekit.runs.digests import compare
+from prunekit.runs.layout import RESULTS, TRACKED, named
 from prunekit.runs.methods import fingerprint
 from prunekit.runs.report import Settings
 from prunekit.runs.rundir import RunDir, StageDir
+
+SHARED = ".shared"  # the folder, beside the runs of sweeps
+
+
+def entry_name(stage: str, identity: Settings) -> str:
+    """The folder of the stage with this identity."""
+    return f"{stage}-{fingerprint(identity)}"
 
 
 @dataclass(frozen=True)
@@ -26,10 +38,31 @@ class Pool:
 
     @contextmanager
     def stage(self, name: str, identity: Settings) -> Iterator[StageDir]:
-        """Hold the stage with this identity; waits while another job computes it."""
-        run = RunDir(self.path / f"{name}-{fingerprint(identity)}")
+        """Hold the stage with this identity; waits while another job computes it.
+
+        A finished one in which any byte differs from what was written, a csv that a person edited
+        in one of the runs too, is set aside, so that it is computed anew.
+        """
+        run = RunDir(self.path / entry_name(name, identity))
         with run.lock(wait=True):
-            yield run.stage(name)
+            place = run.stage(name)
+            if place.finished and (fault := _fault(place)):
+                aside = set_aside(place.path)
+                complain(
+                    f"{fault}; it was set aside as {os.path.relpath(aside)} and is computed anew"
+                )
+            yield place
+
+
+def _fault(place: StageDir) -> str:
+    """What is wrong with a finished stage; nothing where all bytes are those that were written."""
+    shown = os.path.relpath(place.path)
+    try:
+        report = place.report()
+    except ArtifactError:
+        return f"{shown}/report.json is damaged"
+    changed = [*compare(place.path, report.files).any, *(["report.json"] if report.edited else [])]
+    return f"{', '.join(changed)} of {shown}, which runs share, changed" if changed else ""
 
 
 def adopt(made: StageDir, place: StageDir, command: str | None = None) -> None:
@@ -38,16 +71,15 @@ def adopt(made: StageDir, place: StageDir, command: str | None = None) -> None:
     Files are hard links where the file system has them, else copies. The report, which says where
     the source lies and which `command` asked for it, is written anew, and last.
     """
-    for file in sorted(made.path.rglob("*")):
-        target = place.path / file.relative_to(made.path)
-        if file.is_file() and file.name not in ("settings.json", "report.json"):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _link(file, target)
+    for file in named(made.path, (*RESULTS, *TRACKED)):
+        if file.name not in ("settings.json", "report.json"):
+            _link(file, place.path / file.name)
     place.take(replace(made.report(), command=command))
 
 
 def _link(file: Path, target: Path) -> None:
     """A second name for the file; files are replaced whole, never written in place."""
+    assure(target)
     target.unlink(missing_ok=True)
     try:
         os.link(file, target)

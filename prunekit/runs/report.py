@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import subprocess
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,9 @@ class Report:
     """The content of `report.json`; `metrics` is one row of a table.
 
     `source` says what the source is called and holds, `origin` where it lay: relative to the
-    directory of the stage, and no part of what the stage is. `command` makes it again.
+    directory of the stage, and no part of what the stage is. `command` makes it again. `files` are
+    digests of what the stage left, by name, and `digest` is that of the report itself; both are
+    empty in reports of earlier versions.
     """
 
     stage: str
@@ -43,6 +47,22 @@ class Report:
     seconds: float = 0.0
     origin: str | None = None
     command: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+    digest: str | None = None
+
+    def sealed(self) -> Report:
+        """The same with a digest of itself."""
+        return replace(self, digest=self._digest())
+
+    @property
+    def edited(self) -> bool:
+        """Whether it was changed since it was written, as far as it can tell."""
+        return self.digest is not None and self.digest != self._digest()
+
+    def _digest(self) -> str:
+        """Sixteen characters that say what it holds, however its json is indented."""
+        plain = json.loads(json.dumps(asdict(replace(self, digest=None)), default=str))
+        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for json."""
@@ -52,7 +72,8 @@ class Report:
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """The inverse of `to_dict`; TypeError or ValueError for values of another kind."""
         report = cls(**{**values, "notes": tuple(values.get("notes", ()))})
-        for key, kind in (("stage", str), ("settings", Mapping), ("metrics", Mapping)):
+        kinds = {"stage": str, "settings": Mapping, "metrics": Mapping, "files": Mapping}
+        for key, kind in kinds.items():
             if not isinstance(getattr(report, key), kind):
                 raise ValueError(f"{key} is a {type(getattr(report, key)).__name__}")
         return report

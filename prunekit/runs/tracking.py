@@ -17,7 +17,7 @@ from typing import Annotated, Any, ClassVar
 
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Report
-from prunekit.runs.rundir import flat
+from prunekit.runs.stagedir import flat
 from prunekit.schema import Checked, Text
 
 Rows = Sequence[Mapping[str, Any]]

@@ -11,15 +11,20 @@ from pathlib import Path
 
 from prunekit.build import build
 from prunekit.checks import instance
+from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
+from prunekit.runs.digests import verified
 from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
 from prunekit.runs.tracking import Tracker
+from prunekit.selection import Selection
 from prunekit.stages.identity import Start, identity
 from prunekit.stages.root import Root
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Settings, Stage, described
+
+log = logging.getLogger(__name__)
 
 
 class Made(Enum):
@@ -81,6 +86,7 @@ def execute(
     }
     begun = Start(start, teacher, run.path, models, runtime.trust, runtime.kind)
     known = identity(stage, described(request.settings, stage.reads(start is not None)), begun)
+    edited = [note for file in _read(stage, start, teacher) for note in verified(file)]
     status = place.begin(known, source=start, teacher=teacher, overwrite=request.root.overwrite)
     if status is Status.DONE:
         return place.report(), Made.BEFORE
@@ -89,17 +95,40 @@ def execute(
         runtime.apply(stage.seed)
         there.tell(request.tracker)
         with _listening(there.warn):
+            for note in edited:
+                log.warning(note)
             outcome = stage.work(there, runtime)
             return there.complete(replace(outcome, command=command))
 
     if pool is None or request.root.overwrite or status is Status.RESUME or stage.name in LOOKING:
-        return work(place), Made.NOW
-    with pool.stage(stage.name, place.identity) as shared:
+        with _nothing_left(place):
+            return work(place), Made.NOW
+    with pool.stage(stage.name, place.identity) as shared, _nothing_left(shared, place):
         todo = shared.begin(known, source=start, teacher=teacher) is not Status.DONE
         if todo:
             work(shared)
         adopt(shared, place, command)
     return place.report(), Made.NOW if todo else Made.ELSEWHERE
+
+
+def _read(stage: Stage, *files: Path | None) -> list[Path]:
+    """Every file of an earlier stage that this one reads."""
+    parts = [part for part in vars(stage).values() if isinstance(part, Criterion | Selection)]
+    return [file for file in files if file is not None] + [
+        file for part in parts for file in part.files().values()
+    ]
+
+
+@contextmanager
+def _nothing_left(*places: StageDir) -> Iterator[None]:
+    """A start that fails before there is any work leaves the directories as they were."""
+    try:
+        yield
+    except BaseException:
+        if not any(place.started for place in places):
+            for place in places:
+                place.abandon()
+        raise
 
 
 def tracking_of(settings: Settings) -> Tracker | None:

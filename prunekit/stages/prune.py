@@ -133,7 +133,7 @@ class Prune(FromNetwork, Stage):
                 self.between,
                 seed=self.seed + number,
                 device=runtime.device,
-                checkpoint=place.checkpoint.with_name(f"last-round{number}.pt"),
+                checkpoint=place.checkpoint.phase(f"round{number}"),
                 label=f"round {number}",
                 on_epoch=on_epoch,
             )

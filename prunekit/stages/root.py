@@ -42,7 +42,7 @@ class Root(Checked):
     statistics: NormStatistics = "kept"
     over_norms: OverNorms = False
     keep_zeros: KeepZeros = False
-    overwrite: Annotated[bool, "deletes what the stage's directory holds and starts anew"] = False
+    overwrite: Annotated[bool, "makes stages with other settings anew; equal ones stay"] = False
     objectives: Annotated[
         Sequence[Text], "what a search is told of the last stage; never test images"
     ] = ("val_top1",)

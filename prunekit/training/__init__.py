@@ -1,5 +1,6 @@
 """Training: a schedule, the loop, checkpoints, evaluation."""
 
+from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.distillation import Distillation
 from prunekit.training.evaluate import evaluate, predictions
 from prunekit.training.loop import CrossEntropy, fit
@@ -8,6 +9,7 @@ from prunekit.training.schedule import Constant, Cosine, Schedule, Steps
 from prunekit.training.seed import mix, seed_everything
 
 __all__ = [
+    "Checkpoint",
     "Constant",
     "Cosine",
     "CrossEntropy",

@@ -2,39 +2,83 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunekit.errors import ArtifactError
+from prunekit.atomic import assure, set_aside
+from prunekit.errors import ArtifactError, DamageError
 from prunekit.torchfile import read_torch, write_torch
 
-_KEYS = {"done", "history", "model", "optimizer", "solver"}
-_NEWER = {"scaler"}  # absent in older files, which were made without one
+log = logging.getLogger(__name__)
+_OLD = {"done", "history", "model", "optimizer", "solver"}  # what earlier versions wrote as well
+_KEYS = _OLD | {"scaler", "identity"}
 
 
-def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Replace the file at once; when the disk is full, the old one stays and ArtifactError says so.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file that keeps the progress of a training run, and the `identity` of that run.
 
-    `state` holds tensors, numbers, text, lists and dicts only.
+    The identity is any text that is equal for equal runs: only what was saved under the same one
+    is continued.
     """
-    write_torch(path, state)
 
+    path: Path
+    identity: str
 
-def load_checkpoint(path: Path, device: torch.device | str) -> dict[str, Any]:
-    """What `save_checkpoint` wrote, tensors on `device`; runs no code from the file."""
-    state = read_torch(path, device, mend="delete it to start over")
-    if not isinstance(state, dict) or set(state) - _NEWER != _KEYS:
-        raise _foreign(path, "it is no training checkpoint")
-    return {"scaler": {}, **state}
+    def phase(self, name: str) -> Checkpoint:
+        """That of one phase of the run: `last-<name>.pt` beside `last.pt`."""
+        path = self.path.with_name(f"{self.path.stem}-{name}{self.path.suffix}")
+        return Checkpoint(path, f"{self.identity} {name}")
 
+    def save(self, state: dict[str, Any]) -> None:
+        """Replace the file at once; when the disk is full, the old one stays: ArtifactError.
 
-def mismatched(path: Path, error: object) -> ArtifactError:
-    """The error for a checkpoint of another network, optimizer or solver."""
-    reason = " ".join(str(error).split())
-    return _foreign(path, f"it belongs to another training run: {reason[:200]}")
+        `state` holds tensors, numbers, text, lists and dicts only.
+        """
+        write_torch(self.path, {**state, "identity": self.identity})
 
+    def load(self, device: torch.device | str) -> dict[str, Any] | None:
+        """What was saved, tensors on `device`; None where there is nothing to continue from.
 
-def _foreign(path: Path, reason: str) -> ArtifactError:
-    return ArtifactError(f"cannot continue from {path}: {reason}; delete it to start over")
+        A damaged file, and one that belongs to another run, are set aside under another name, and
+        a warning says so. Raises ArtifactError for a file that could run code or was written by an
+        earlier version of prunekit, which did not note whose it is.
+        """
+        assure(self.path)
+        if not self.path.exists():
+            return None
+        try:
+            state = read_torch(self.path, device, mend="delete it to start over")
+        except DamageError:
+            return self._without("is damaged", "damaged")
+        keys = {*state} if isinstance(state, dict) else set()
+        if keys >= _OLD and "identity" not in keys:
+            raise ArtifactError(
+                f"{self.path} was written by an earlier version of prunekit, which did not note "
+                "what it belongs to; delete it to start over"
+            )
+        if keys != _KEYS:
+            return self._without("is no checkpoint of training", "foreign")
+        if state.pop("identity") != self.identity:
+            return self._without("belongs to another run", "foreign")
+        return state
+
+    def mismatched(self, error: object) -> ArtifactError:
+        """The error for a file whose content does not fit the network, optimizer or solver."""
+        reason = " ".join(str(error).split())[:200]
+        return ArtifactError(
+            f"cannot continue from {self.path}: it belongs to another training run: {reason}; "
+            "delete it to start over"
+        )
+
+    def _without(self, fault: str, ending: str) -> None:
+        aside = set_aside(self.path, ending)
+        log.warning(
+            "%s %s and was set aside as %s; training starts anew",
+            *(os.path.relpath(self.path), fault, aside.name),
+        )

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from prunekit.console import track
 from prunekit.data import Batches, Data
 from prunekit.errors import TrainingError
 from prunekit.solvers.base import Solver
-from prunekit.training.checkpoint import load_checkpoint, mismatched, save_checkpoint
+from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.evaluate import evaluate, placed
 from prunekit.training.precision import HALVES, LAYOUT, about_precision
 from prunekit.training.schedule import Schedule
@@ -44,7 +43,7 @@ def fit(
     loss: Loss | None = None,
     seed: int = 0,
     device: torch.device | str = "cpu",
-    checkpoint: Path | None = None,
+    checkpoint: Checkpoint | None = None,
     label: str = "train",
     watch: Watch | None = None,
     on_epoch: Callable[[list[Row]], None] | None = None,
@@ -56,8 +55,8 @@ def fit(
     `loss(model, x, y)` returns the loss and the logits. A `solver` comes bound, on `device`;
     calling its `finish` is left to the caller. `watch` is asked after every epoch for further
     numbers, and whether to stop; `on_epoch` gets all rows so far. With a `checkpoint`, written
-    after every epoch, a repeated call continues where the last one stopped and ends with the same
-    weights; a finished one returns at once.
+    after every epoch, a repeated call continues where the last one of the same identity stopped and
+    ends with the same weights; a finished one returns at once.
     Phases that share a `seed` see the same batches. Raises TrainingError when the loss is no
     longer finite, ArtifactError when the checkpoint is of no use.
     """
@@ -203,15 +202,15 @@ class _Run:
             self._diverged(epoch, "validation", found["loss"])
         return {"val_loss": found["loss"], "val_top1": found["top1"]}
 
-    def resume(self, checkpoint: Path | None) -> tuple[list[Row], bool]:
+    def resume(self, checkpoint: Checkpoint | None) -> tuple[list[Row], bool]:
         """The rows of the epochs that need no repetition, and whether the solver had stopped."""
-        if checkpoint is None or not checkpoint.exists():
+        state = checkpoint.load(self.device) if checkpoint else None
+        if checkpoint is None or state is None:
             return [], False
-        state = load_checkpoint(checkpoint, self.device)
         held = len(state["history"])
         if held > self.schedule.epochs:
             reason = f"it holds {held} epochs, this schedule has {self.schedule.epochs}"
-            raise mismatched(checkpoint, reason)
+            raise checkpoint.mismatched(reason)
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -219,10 +218,10 @@ class _Run:
                 self.solver.load_state_dict(state["solver"])
             self.scaler.load_state_dict(state["scaler"])
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise mismatched(checkpoint, error) from error
+            raise checkpoint.mismatched(error) from error
         return state["history"], state["done"]
 
-    def save(self, checkpoint: Path | None, history: list[Row], done: bool) -> None:
+    def save(self, checkpoint: Checkpoint | None, history: list[Row], done: bool) -> None:
         """Write the state after an epoch."""
         if checkpoint is None:
             return
@@ -230,7 +229,7 @@ class _Run:
         state["optimizer"] = self.optimizer.state_dict()
         state["solver"] = self.solver.state_dict() if self.solver else {}
         state["scaler"] = self.scaler.state_dict()
-        save_checkpoint(checkpoint, state)
+        checkpoint.save(state)
 
     def _diverged(self, epoch: int, place: str, loss: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]

@@ -57,7 +57,8 @@ def cli(tmp_path, monkeypatch, capfd):
 
     def run(command: str, *overrides: str, smoke: bool = True) -> Result:
         capfd.readouterr()
-        code = call(command, *(SMOKE if smoke and command != "report" else ()), *overrides)
+        tool = command in ("report", "clean")
+        code = call(command, *(SMOKE if smoke and not tool else ()), *overrides)
         return Result(code, *capfd.readouterr())
 
     return run

@@ -17,7 +17,7 @@ from prunekit.data import Synthetic
 from prunekit.models import LeNet5, resnet20
 from prunekit.runs.rundir import identity_of
 from prunekit.surgery import load_model, save_model
-from prunekit.training import Cosine, Distillation, Schedule, fit
+from prunekit.training import Checkpoint, Cosine, Distillation, Schedule, fit
 
 LENET = "prunekit.models.LeNet5"
 
@@ -119,20 +119,18 @@ def test_a_teacher_is_known_by_its_content(tune):
 
 
 def test_interrupted_it_ends_with_the_same_weights(tune, monkeypatch):
-    from prunekit.training import loop
-
     epochs = ("schedule.finetune.epochs=3",)
     assert tune("name=whole", *epochs).code == 0
-    save = loop.save_checkpoint
+    save = Checkpoint.save
 
-    def stop(place: Path, state: dict) -> None:
-        save(place, state)
+    def stop(kept: Checkpoint, state: dict) -> None:
+        save(kept, state)
         if len(state["history"]) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "save_checkpoint", stop)
+    monkeypatch.setattr(Checkpoint, "save", stop)
     assert tune("name=a", *epochs).code == 130
-    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(Checkpoint, "save", save)
     assert Path("outputs/a/finetune/last.pt").is_file()
     refused(tune("name=a", *epochs, teacher()), "teacher was pretrain/model.pt")
     assert tune("name=a", *epochs).code == 0

@@ -219,15 +219,41 @@ class TestFiles:
 
     @pytest.mark.parametrize("content", [b"{", b"[]", b"\xff\xfe", b'{"stage": "prune"}', b"{}"])
     def test_a_damaged_report(self, cli, tmp_path, finished, content):
+        """Without it the stage is not known to be finished: it is set aside and computed anew."""
         shutil.copytree(finished / "outputs", tmp_path / "outputs")
-        report = tmp_path / "outputs/whole/pretrain/report.json"
-        report.write_bytes(content)
-        refused(cli("run", "name=whole"), str(report), "delete it and run again")
+        stage = tmp_path / "outputs/whole/pretrain"
+        before = (stage / "model.pt").read_bytes()
+        (stage / "report.json").write_bytes(content)
+        found = cli("pretrain", "name=whole")
+        assert found.code == 0 and found.err.splitlines() == [
+            "outputs/whole/pretrain/report.json is damaged and was set aside as "
+            "report.json.damaged; pretrain is computed anew"
+        ]
+        assert (stage / "report.json.damaged").read_bytes() == content
+        assert (stage / "model.pt").read_bytes() == before
+        assert "finished before" in cli("run", "name=whole").out
 
     @pytest.mark.parametrize("content", [b"{", b"[]", None])
-    def test_damaged_settings(self, cli, tmp_path, finished, content):
+    def test_damaged_settings_of_a_finished_stage(self, cli, tmp_path, finished, content):
+        """Its report knows them too."""
         shutil.copytree(finished / "outputs", tmp_path / "outputs")
         recorded = tmp_path / "outputs/whole/pretrain/settings.json"
+        before = recorded.read_bytes()
+        recorded.unlink()
+        if content is not None:
+            recorded.write_bytes(content)
+        found = cli("pretrain", "name=whole")
+        assert found.code == 0 and "finished before" in found.out
+        (line,) = found.err.splitlines()
+        assert "settings.json" in line and "written anew" in line
+        assert recorded.read_bytes() == before
+        assert cli("pretrain", "name=whole").err == ""
+
+    @pytest.mark.parametrize("content", [b"{", b"[]", None])
+    def test_damaged_settings_of_unfinished_work(self, cli, tmp_path, finished, content):
+        shutil.copytree(finished / "outputs", tmp_path / "outputs")
+        recorded = tmp_path / "outputs/whole/pretrain/settings.json"
+        (recorded.parent / "report.json").unlink()
         recorded.unlink()
         if content is not None:
             recorded.write_bytes(content)
@@ -239,16 +265,24 @@ class TestFiles:
     def test_a_truncated_checkpoint_of_training(self, cli, tmp_path):
         assert cli("pretrain", "name=a").code == 0
         stage = tmp_path / "outputs/a/pretrain"
+        whole = (stage / "model.pt").read_bytes()
         (stage / "report.json").unlink()
-        (stage / "last.pt").write_bytes((stage / "model.pt").read_bytes()[:2000])
-        refused(cli("pretrain", "name=a"), str(stage / "last.pt"), "delete it to start over")
-        (stage / "last.pt").unlink()
-        assert cli("pretrain", "name=a").code == 0
+        (stage / "last.pt").write_bytes(whole[:2000])
+        found = cli("pretrain", "name=a")
+        line = "outputs/a/pretrain/last.pt is damaged and was set aside as last.pt.damaged; "
+        assert found.code == 0 and f"{line}training starts anew" in found.err + found.out
+        assert (stage / "last.pt.damaged").read_bytes() == whole[:2000]
+        assert (stage / "model.pt").read_bytes() == whole
 
     def test_a_stage_whose_model_is_gone(self, cli, tmp_path, finished):
         shutil.copytree(finished / "outputs", tmp_path / "outputs")
-        (tmp_path / "outputs/whole/pretrain/model.pt").unlink()
-        refused(cli("sparsify", "name=whole"), "pretrain/model.pt", "overwrite=true")
+        model = tmp_path / "outputs/whole/pretrain/model.pt"
+        before = model.read_bytes()
+        model.unlink()
+        refused(cli("sparsify", "name=whole"), "pretrain/model.pt", "run the stage that makes it")
+        found = cli("pretrain", "name=whole")
+        assert found.code == 0 and "model.pt is gone; pretrain is computed anew" in found.err
+        assert model.read_bytes() == before
 
 
 class Bomb:

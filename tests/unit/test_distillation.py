@@ -17,7 +17,7 @@ from prunekit.errors import ConfigError
 from prunekit.penalties import L1
 from prunekit.rows import Rows, Slice
 from prunekit.solvers import Hold
-from prunekit.training import CrossEntropy, Distillation, Schedule, fit
+from prunekit.training import Checkpoint, CrossEntropy, Distillation, Schedule, fit
 
 TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
 
@@ -261,11 +261,11 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path):
     whole, killed, again = network(), network(), network()
     loss = Distillation(network(1), smoothing=0.1)
     expected = fit(whole, TOY.load(), plan(3), loss=loss)
-    path = tmp_path / "last.pt"
+    kept = Checkpoint(tmp_path / "last.pt", "toy")
     with pytest.raises(Killed):
-        fit(killed, TOY.load(), plan(3), loss=loss, checkpoint=path, on_epoch=stop)
+        fit(killed, TOY.load(), plan(3), loss=loss, checkpoint=kept, on_epoch=stop)
     renewed = Distillation(network(1), smoothing=0.1)
-    assert fit(again, TOY.load(), plan(3), loss=renewed, checkpoint=path) == expected
+    assert fit(again, TOY.load(), plan(3), loss=renewed, checkpoint=kept) == expected
     assert same(whole, again) and not same(whole, killed)
 
 

@@ -13,7 +13,7 @@ from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import RunDir, identity_of
 
 
-def begin(stage, source, teacher=None, seed=0, **options):
+def begin(stage, source=None, teacher=None, seed=0, **options):
     identity = {"seed": seed, "source": identity_of(source)}
     identity |= {} if teacher is None else {"teacher": identity_of(teacher)}
     return stage.begin(identity, source=source, teacher=teacher, **options)

@@ -15,7 +15,7 @@ from prunekit.penalties import L0, L1
 from prunekit.problems import Joint, Layerwise, Regularizer, Training
 from prunekit.solvers import ADMM, AULM, Proximal, Subgradient
 from prunekit.targets import Filters, Scales
-from prunekit.training import Schedule
+from prunekit.training import Checkpoint, Schedule
 
 
 @pytest.fixture(autouse=True)
@@ -204,7 +204,7 @@ class TestLayerwise:
 
     def test_the_history_names_its_phases(self, tmp_path):
         seen = []
-        job = training(on_epoch=seen.append, checkpoint=tmp_path / "last.pt")
+        job = training(on_epoch=seen.append, checkpoint=Checkpoint(tmp_path / "last.pt", "toy"))
         Layerwise(sgd(1)).solve(regularizer(0.1, ADMM(inner=2)), job)
         phases = list(dict.fromkeys(row["phase"] for row in seen[-1]))
         assert phases == ["0-conv1", "1-tune", "1-conv2", "2-tune", "2-fc1", "3-tune"]
@@ -213,12 +213,17 @@ class TestLayerwise:
 
     def test_a_finished_phase_is_not_trained_again(self, tmp_path):
         """Same checkpoints, another network to start from: the answer is that of the first."""
-        job = training(checkpoint=tmp_path / "last.pt")
+        kept = Checkpoint(tmp_path / "last.pt", "toy")
+        job = training(checkpoint=kept)
         first = Layerwise().solve(regularizer(0.3), job)
         torch.manual_seed(5)
-        again = Training(Tiny(), job.graph, DATA, sgd(), checkpoint=tmp_path / "last.pt")
+        again = Training(
+            Tiny(), job.graph, DATA, sgd(), checkpoint=Checkpoint(tmp_path / "last.pt", "toy")
+        )
         graph = ChannelGraph.trace(again.model, DATA.example)
-        again = Training(again.model, graph, DATA, sgd(), checkpoint=tmp_path / "last.pt")
+        again = Training(
+            again.model, graph, DATA, sgd(), checkpoint=Checkpoint(tmp_path / "last.pt", "toy")
+        )
         second = Layerwise().solve(regularizer(0.3), again)
         assert all(torch.equal(first[name], second[name]) for name in first)
         assert moved(state(job.model), state(again.model)) == set()

@@ -9,7 +9,8 @@ import pytest
 from prunekit.atomic import replacing
 from prunekit.errors import ArtifactError
 from prunekit.runs.report import Outcome, Report
-from prunekit.runs.rundir import RunDir, Status, flat, identity_of, model_file
+from prunekit.runs.rundir import RunDir, Status, identity_of, model_file
+from prunekit.runs.stagedir import flat
 
 SETTINGS = {"seed": 0, "model": {"_target_": "x.Net", "widths": [1, 2]}}
 
@@ -19,13 +20,14 @@ def run(tmp_path):
     return RunDir(tmp_path / "run")
 
 
-def known(source, settings=SETTINGS):
-    return {**settings, "source": identity_of(source)}
+def begin(stage, settings=SETTINGS, source=None, **options):
+    identity = {**settings, "source": identity_of(source)}
+    return stage.begin(identity, source=source, **options)
 
 
 def finish(run, name, settings=SETTINGS, source=None):
     stage = run.stage(name)
-    assert stage.begin(known(source, settings), source=source) is Status.NEW
+    assert begin(stage, settings, source) is Status.NEW
     (stage.path / "model.pt").write_bytes(name.encode())
     stage.complete(Outcome({"top1": 1.0}, ("a note",)))
     return stage
@@ -33,13 +35,13 @@ def finish(run, name, settings=SETTINGS, source=None):
 
 def test_new_then_resumed_then_done(run):
     stage = run.stage("pretrain")
-    assert stage.begin(SETTINGS, source=None) is Status.NEW
-    stage.checkpoint.write_bytes(b"progress")
-    assert run.stage("pretrain").begin(SETTINGS, source=None) is Status.RESUME
+    assert begin(stage) is Status.NEW
+    stage.checkpoint.path.write_bytes(b"progress")
+    assert begin(run.stage("pretrain")) is Status.RESUME
     assert not stage.finished
     report = stage.complete(Outcome({"top1": 1.0}))
     again = run.stage("pretrain")
-    assert again.begin(SETTINGS, source=None) is Status.DONE
+    assert begin(again) is Status.DONE
     assert again.report() == Report.from_dict(report.to_dict())
     assert {file.name for file in stage.path.iterdir()} == {"settings.json", "report.json"}
 
@@ -48,22 +50,47 @@ def test_other_settings_are_refused_with_both_values(run):
     finish(run, "pretrain")
     other = {"seed": 1, "model": {"_target_": "x.Net", "widths": [1, 3]}}
     with pytest.raises(ArtifactError) as caught:
-        run.stage("pretrain").begin(other, source=None)
+        begin(run.stage("pretrain"), other)
     for part in ("seed was 0, now 1", "model.widths was [1, 2], now [1, 3]", "overwrite=true"):
         assert part in str(caught.value)
 
 
 def test_settings_count_only_once_there_is_work(run):
-    run.stage("pretrain").begin(SETTINGS, source=None)
+    begin(run.stage("pretrain"))
     other = {**SETTINGS, "seed": 1}
-    assert run.stage("pretrain").begin(other, source=None) is Status.NEW
+    assert begin(run.stage("pretrain"), other) is Status.NEW
     assert json.loads((run.path / "pretrain/settings.json").read_text())["seed"] == 1
 
 
-def test_overwrite_deletes_and_starts_anew(run):
+def contents(folder):
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+OTHER = {**SETTINGS, "seed": 1}
+
+
+def test_overwritten_work_is_back_where_nothing_new_was_done(run):
     stage = finish(run, "pretrain")
-    assert stage.begin({**SETTINGS, "seed": 1}, source=None, overwrite=True) is Status.NEW
-    assert {file.name for file in stage.path.iterdir()} == {"settings.json"}
+    before = contents(stage.path)
+    assert begin(stage, OTHER, overwrite=True) is Status.NEW
+    assert set(contents(stage.path)) == {"settings.json"}
+    stage.abandon()
+    assert contents(stage.path) == before and len(list(stage.path.iterdir())) == len(before)
+    assert begin(stage, OTHER, overwrite=True) is Status.NEW  # and then the process is killed
+    assert begin(run.stage("pretrain")) is Status.DONE
+    assert contents(stage.path) == before
+
+
+def test_overwritten_work_goes_when_the_new_is_done(run):
+    stage = finish(run, "pretrain")
+    assert begin(stage, OTHER, overwrite=True) is Status.NEW
+    stage.checkpoint.path.write_bytes(b"progress")
+    stage.abandon()
+    assert begin(stage, OTHER, overwrite=True) is Status.RESUME, "the same work is continued"
+    assert begin(stage, {**SETTINGS, "seed": 2}, overwrite=True) is Status.NEW
+    stage.complete(Outcome({"top1": 2.0}))
+    assert {path.name for path in stage.path.iterdir()} == {"settings.json", "report.json"}
+    assert begin(stage, {**SETTINGS, "seed": 2}, overwrite=True) is Status.DONE
 
 
 def test_a_source_is_known_by_its_content_not_by_its_place(run, tmp_path):
@@ -71,10 +98,10 @@ def test_a_source_is_known_by_its_content_not_by_its_place(run, tmp_path):
     finish(run, "sparsify", source=source)
     moved = RunDir(run.path.rename(tmp_path / "moved"))
     source = moved.find_source("sparsify")
-    assert moved.stage("sparsify").begin(known(source), source=source) is Status.DONE
+    assert begin(moved.stage("sparsify"), source=source) is Status.DONE
     source.write_bytes(b"changed")
     with pytest.raises(ArtifactError, match=r"source was pretrain/model\.pt"):
-        moved.stage("sparsify").begin(known(source), source=source)
+        begin(moved.stage("sparsify"), source=source)
 
 
 def test_the_nearest_finished_stage_is_the_source(run):
@@ -82,9 +109,9 @@ def test_the_nearest_finished_stage_is_the_source(run):
         run.find_source("prune")
     finish(run, "pretrain")
     assert run.find_source("prune") == run.path / "pretrain/model.pt"
-    run.stage("sparsify").begin(SETTINGS, source=None)  # asked for, but nothing was done
+    begin(run.stage("sparsify"))  # asked for, but nothing was done
     assert run.find_source("prune") == run.path / "pretrain/model.pt"
-    run.stage("sparsify").checkpoint.write_bytes(b"progress")
+    run.stage("sparsify").checkpoint.path.write_bytes(b"progress")
     with pytest.raises(ArtifactError, match="unfinished; run sparsify again"):
         run.find_source("prune")
 
@@ -93,7 +120,7 @@ def test_leftovers_of_killed_processes_go(run):
     stage = finish(run, "pretrain")
     for name in (".model.pt.part1", "last.pt", "last-0-conv1.pt", "seconds"):
         (stage.path / name).write_bytes(b"{}")
-    assert stage.begin(SETTINGS, source=None) is Status.DONE
+    assert begin(stage) is Status.DONE
     names = {file.name for file in stage.path.iterdir()}
     assert names == {"settings.json", "model.pt", "report.json"}
 
@@ -119,10 +146,27 @@ def test_model_file_of_a_file_a_stage_and_a_run(run, tmp_path):
 
 def test_time_adds_up_over_interruptions(run):
     stage = run.stage("pretrain")
-    stage.begin(SETTINGS, source=None)
+    begin(stage)
     (stage.path / "seconds").write_text('{"seconds": 100}')
     stage.note_time()
     assert 100 <= run.stage("pretrain").complete(Outcome({"top1": 1.0})).seconds < 110
+
+
+def test_a_table_to_go_on_with_is_that_which_was_written(run, capsys):
+    stage = run.stage("sensitivity")
+    begin(stage)
+    table = stage.path / "sensitivity.csv"
+    table.write_text("a,b\n1,2\n")
+    stage.note_time()
+    assert begin(run.stage("sensitivity")) is Status.RESUME and table.is_file()
+    assert capsys.readouterr().err == ""
+    table.write_text("a,b\n1,3\n")
+    assert begin(run.stage("sensitivity")) is Status.RESUME and not table.exists()
+    assert "sensitivity.csv has changed and was set aside" in capsys.readouterr().err
+    (stage.path / "seconds").write_bytes(b"\xff")
+    assert begin(run.stage("sensitivity")) is Status.RESUME
+    assert "seconds is damaged and was set aside" in capsys.readouterr().err
+    assert stage.complete(Outcome({"top1": 1.0})).seconds >= 0
 
 
 def test_flat_keeps_lists_and_empty_mappings():

@@ -15,6 +15,7 @@ from prunekit.penalties import L1
 from prunekit.rows import Rows, Slice
 from prunekit.solvers import AULM, PALM, Proximal, Solver, Subgradient
 from prunekit.training import (
+    Checkpoint,
     Constant,
     Cosine,
     Schedule,
@@ -241,7 +242,14 @@ def test_the_loss_scale_resumes_with_the_run(tmp_path):
     def run(model, path, loss):
         schedule = plan(4, partial(SGD, lr=1e-4, momentum=0.9), precision="float16")
         solver = penalised(PALM(beta=3.0), model)
-        return fit(model, TOY.load(), schedule, solver=solver, checkpoint=path, loss=loss), solver
+        return fit(
+            model,
+            TOY.load(),
+            schedule,
+            solver=solver,
+            checkpoint=Checkpoint(path, "toy"),
+            loss=loss,
+        ), solver
 
     def killed(model, x, y):
         killed.calls += 1
@@ -261,17 +269,11 @@ def test_the_loss_scale_resumes_with_the_run(tmp_path):
     assert left_out["scale"] < 65536
 
 
-def test_a_checkpoint_from_before_loss_scales_continues(tmp_path):
-    path, whole, again = tmp_path / "last.pt", network(), network()
-    fit(whole, TOY.load(), plan(2))
-    fit(network(), TOY.load(), plan(1), checkpoint=path)
-    held = torch.load(path, weights_only=True)
-    del held["scaler"]
-    torch.save(held, path)
-    fit(again, TOY.load(), plan(2), checkpoint=path)
-    assert same(whole, again)
+def test_a_checkpoint_of_another_precision_is_refused(tmp_path):
+    kept = Checkpoint(tmp_path / "last.pt", "toy")
+    fit(network(), TOY.load(), plan(1), checkpoint=kept)
     with pytest.raises(ArtifactError, match="belongs to another training run"):
-        fit(network(), TOY.load(), plan(2, precision="float16"), checkpoint=path)
+        fit(network(), TOY.load(), plan(2, precision="float16"), checkpoint=kept)
 
 
 def test_label_smoothing_reaches_the_loss():
@@ -407,18 +409,24 @@ def dies_at(call):
 def test_killed_in_any_step_and_repeated_ends_the_same(tmp_path, optimizer, call):
     data, schedule = TOY.load(), plan(3, optimizer, decay=Cosine(), clip=1.0)
     whole = network()
-    expected = fit(whole, data, schedule, solver=Recorder(), checkpoint=tmp_path / "whole.pt")
-    path = tmp_path / "last.pt"
+    expected = fit(
+        whole,
+        data,
+        schedule,
+        solver=Recorder(),
+        checkpoint=Checkpoint(tmp_path / "whole.pt", "toy"),
+    )
+    kept = Checkpoint(tmp_path / "last.pt", "toy")
     with pytest.raises(Killed):
-        fit(network(), data, schedule, solver=Recorder(), checkpoint=path, loss=dies_at(call))
+        fit(network(), data, schedule, solver=Recorder(), checkpoint=kept, loss=dies_at(call))
     again, solver = network(), Recorder()
-    assert fit(again, data, schedule, solver=solver, checkpoint=path) == expected
+    assert fit(again, data, schedule, solver=solver, checkpoint=kept) == expected
     assert same(whole, again)
     assert solver.count == 9
 
 
 def test_killed_between_epochs_and_repeated_ends_the_same(tmp_path):
-    whole, again, path = network(), network(), tmp_path / "last.pt"
+    whole, again, kept = network(), network(), Checkpoint(tmp_path / "last.pt", "toy")
     fit(whole, TOY.load(), plan(3))
 
     def die(history):
@@ -426,38 +434,38 @@ def test_killed_between_epochs_and_repeated_ends_the_same(tmp_path):
             raise Killed
 
     with pytest.raises(Killed):
-        fit(network(), TOY.load(), plan(3), checkpoint=path, on_epoch=die)
+        fit(network(), TOY.load(), plan(3), checkpoint=kept, on_epoch=die)
     seen = []
-    fit(again, TOY.load(), plan(3), checkpoint=path, on_epoch=lambda rows: seen.append(len(rows)))
+    fit(again, TOY.load(), plan(3), checkpoint=kept, on_epoch=lambda rows: seen.append(len(rows)))
     assert same(whole, again)
     assert seen == [2, 3]  # the row that was lost with the process is reported again
 
 
 def test_finished_phase_returns_at_once(tmp_path):
-    model, again, path = network(), network(), tmp_path / "last.pt"
-    rows = fit(model, TOY.load(), plan(2), checkpoint=path)
-    assert fit(again, TOY.load(), plan(2), checkpoint=path, loss=dies_at(1)) == rows
+    model, again, kept = network(), network(), Checkpoint(tmp_path / "last.pt", "toy")
+    rows = fit(model, TOY.load(), plan(2), checkpoint=kept)
+    assert fit(again, TOY.load(), plan(2), checkpoint=kept, loss=dies_at(1)) == rows
     assert same(model, again)
 
 
 def test_solver_that_is_done_ends_training_for_good(tmp_path):
-    path = tmp_path / "last.pt"
-    rows = fit(network(), TOY.load(), plan(5), solver=Recorder(stop_after=4), checkpoint=path)
+    kept = Checkpoint(tmp_path / "last.pt", "toy")
+    rows = fit(network(), TOY.load(), plan(5), solver=Recorder(stop_after=4), checkpoint=kept)
     assert [row["count"] for row in rows] == [3, 6]
-    again = fit(network(), TOY.load(), plan(5), solver=Recorder(), checkpoint=path)
+    again = fit(network(), TOY.load(), plan(5), solver=Recorder(), checkpoint=kept)
     assert again == rows
 
 
 def test_checkpoint_of_another_network_is_refused(tmp_path):
-    path = tmp_path / "last.pt"
-    fit(network(), TOY.load(), plan(1), checkpoint=path)
+    kept = Checkpoint(tmp_path / "last.pt", "toy")
+    fit(network(), TOY.load(), plan(1), checkpoint=kept)
     wider = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(ArtifactError, match=r"belongs to another training run.*; delete it"):
-        fit(wider, TOY.load(), plan(1), checkpoint=path)
+        fit(wider, TOY.load(), plan(1), checkpoint=kept)
     with pytest.raises(ArtifactError, match=r"belongs to another training run"):
-        fit(network(), TOY.load(), plan(1), checkpoint=path, solver=Recorder())
+        fit(network(), TOY.load(), plan(1), checkpoint=kept, solver=Recorder())
     with pytest.raises(ArtifactError, match=r"it holds 1 epochs, this schedule has 0"):
-        fit(network(), TOY.load(), plan(0), checkpoint=path)
+        fit(network(), TOY.load(), plan(0), checkpoint=kept)
 
 
 def test_infinite_loss_is_named_and_the_checkpoint_stays(tmp_path):
@@ -466,14 +474,14 @@ def test_infinite_loss_is_named_and_the_checkpoint_stays(tmp_path):
         breaks.calls += 1
         return logits.sum() * (float("nan") if breaks.calls == 5 else 0.0), logits
 
-    breaks.calls, path = 0, tmp_path / "last.pt"
+    breaks.calls, kept = 0, Checkpoint(tmp_path / "last.pt", "toy")
     with pytest.raises(TrainingError) as caught:
-        fit(network(), TOY.load(), plan(3), checkpoint=path, loss=breaks, label="sparsify")
+        fit(network(), TOY.load(), plan(3), checkpoint=kept, loss=breaks, label="sparsify")
     assert str(caught.value) == (
         "sparsify: the loss is nan in epoch 2, step 2, at learning rate 0.1; "
         "lower the rate or set clip"
     )
-    assert len(fit(network(), TOY.load(), plan(1), checkpoint=path)) == 1
+    assert len(fit(network(), TOY.load(), plan(1), checkpoint=kept)) == 1
 
 
 def test_infinite_weights_are_found_in_validation():

@@ -11,20 +11,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from torch import Tensor
 
+from prunekit.console import complain
 from prunekit.criteria import load_scores
-from prunekit.errors import ArtifactError
+from prunekit.errors import ArtifactError, DamageError
 from prunekit.runs.columns import number
 from prunekit.runs.embedding import Embedding
 from prunekit.runs.files import read_json
 from prunekit.runs.fronts import settings_of
 from prunekit.runs.report import Report
-from prunekit.runs.rundir import STAGES, flat
+from prunekit.runs.rundir import STAGES
+from prunekit.runs.stagedir import flat
 from prunekit.torchfile import read_torch
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 T = TypeVar("T")
+_MEND = "it is not drawn"
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class Run:
 
     def _first_filters(self, stages: tuple[str, ...]) -> Tensor | None:
         file = next((f for stage in stages if (f := self._file(stage, "model.pt"))), None)
-        weights = _known(lambda: read_torch(file)["weights"]) if file else None
+        weights = _known(lambda: read_torch(file, mend=_MEND)["weights"]) if file else None
         if not isinstance(weights, dict):
             return None
         tensors = (value for value in weights.values() if isinstance(value, Tensor))
@@ -159,8 +162,11 @@ def _report(place: Path) -> Report:
 
 
 def _known(read: Callable[[], T]) -> T | None:
-    """What is read, or None where it cannot be."""
+    """What is read, or None where it cannot be; damage is named."""
     try:
         return read()
+    except DamageError as error:
+        complain(str(error))
+        return None
     except (ArtifactError, OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
