@@ -1,0 +1,278 @@
+"""Which units every criterion and selection keeps on six networks, asked for at both doors.
+
+One file a network. An entry that a change of the weights by a millionth flips is listed as fragile:
+the last bits of another processor may flip it too.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from golden_cells import CRITERIA, QUIET, SELECTIONS, Place
+from golden_cli import call
+from golden_networks import NETWORKS
+from torch import nn
+
+import prunekit
+from prunekit.errors import PrunekitError
+from prunekit.measure import LatencyTest
+from prunekit.selection import LatencyTarget
+
+KEPT = Path(__file__).resolve().parents[1] / "tests" / "golden" / "kept"
+ON_THE_COMMAND_LINE = (  # one for every file of configs/selection
+    *("per_layer", "global", "macs_local", "params_global", "budgets", "slimming", "threshold"),
+    *("zeros", "widths", "lenet_2_8_77", "like_run", "sensitivity"),
+)
+TIMED = ("l1_norm", "lamp", "matrix", "taylor")  # a clock decides what is kept: that it runs
+ALIKE, RUNS, REFUSED = "as in python", "runs", "refused"
+DEFAULTS = "defaults"  # the part that is meant to change with the defaults
+EVERY = 3  # of the pairs a network is asked on the command line, so that each is on two networks
+_PLAINLY = {  # the command line's choices, and what is told in Python
+    "per_layer": {"keep": 0.5},
+    "macs": {"macs": 0.5},
+    "params": {"params": 0.5},
+    "global": {"keep": 0.5, "scope": "global"},
+}
+
+Cells = dict[str, dict[str, str]]  # criterion -> selection -> what is kept, or the refusal
+
+
+class Bench:
+    """A network and its images, and both doors to ask what is kept of it."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.network = name, NETWORKS[name]
+        self.place = Place(self.network, folder / name)
+        self._models: dict[str, nn.Module] = {}
+        self._judges: dict[tuple[str, bool], Any] = {}
+
+    @cached_property
+    def data(self) -> Any:
+        """The images."""
+        return self.network.data()
+
+    def python(self, criterion: str, selection: str, changed: nn.Module | None = None) -> str:
+        """What `prunekit.prune` keeps of the network, or of one whose weights were changed."""
+        model = self._model(CRITERIA[criterion].source) if changed is None else changed
+        judge = self._judge(criterion, changed is not None)
+        return self._kept(model, judge, SELECTIONS[selection].make(self.place))
+
+    def cli(self, criterion: str, selection: str) -> str:
+        """What `prunekit prune` keeps."""
+        chosen = (*CRITERIA[criterion].overrides, *SELECTIONS[selection].overrides(self.place))
+        return self._command(criterion, *chosen)
+
+    def timed(self, criterion: str) -> tuple[str, str]:
+        """Whether a budget of latency works at both doors; what it keeps is up to a clock."""
+        test = LatencyTest(threads=1, batch=4, runs=5, warmup=1, seconds=1)
+        wish = LatencyTarget(
+            0.8, scope="local", normalise=None, on_miss="nearest", timing=test, round_to=1
+        )
+        python = self._kept(self._model(CRITERIA[criterion].source), self._judge(criterion), wish)
+        told = ("runs=5", "batch=4", "warmup=1", "seconds=1", "threads=1")
+        rest = ("scope=local", "normalise=null", "on_miss=nearest", "keep=0.8")
+        cli = self._command(
+            criterion,
+            *("selection=latency", *(f"latency.{one}" for one in told)),
+            *(f"selection.{one}" for one in rest),
+        )
+        return tuple(one if one.startswith(REFUSED) else RUNS for one in (python, cli))
+
+    def changed(self, kind: str) -> nn.Module:
+        """The network with every weight moved by about three millionths of itself."""
+        model = self.place.model(kind)
+        source = torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn(parameter.shape, generator=source)
+                parameter.mul_(1 + 3e-6 * noise)
+        return model
+
+    def bare_python(self, criterion: str, shares: Mapping[str, Any]) -> str:
+        """What is kept by names, where nothing else is said."""
+        return self._kept(self._model("dense"), criterion, None, **shares)
+
+    def bare_cli(self, criterion: str, selection: str) -> str:
+        """What is kept by choices, where nothing else is said."""
+        return self._command(criterion, f"selection={selection}")
+
+    def _model(self, kind: str) -> nn.Module:
+        if kind not in self._models:
+            self._models[kind] = self.place.model(kind)
+        return self._models[kind]
+
+    def _judge(self, criterion: str, changed: bool = False) -> Any:
+        """The criterion, which scores each of the two networks once."""
+        if (criterion, changed) not in self._judges:
+            made = CRITERIA[criterion].make(self.place)
+            self._judges[criterion, changed] = _once(made)
+        return self._judges[criterion, changed]
+
+    def _kept(self, model: nn.Module, criterion: Any, selection: Any, **more: Any) -> str:
+        beside = {} if selection is None else {"selection": selection}
+        given = {"data": self.data, "check": False, "absorb": False, **beside, **more}
+        try:
+            found = prunekit.prune(model, self.data.example, criterion=criterion, **given)
+        except PrunekitError as error:
+            return self._refusal(f"{type(error).__name__}: {error}")
+        masks = {name: mask.tolist() for name, mask in found.masks.items()}
+        return "  ".join(f"{name} {runs(mask)}" for name, mask in masks.items())
+
+    def _command(self, criterion: str, *chosen: str) -> str:
+        source = self.place.source(CRITERIA[criterion].source)
+        run = self.place.path / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        told = (f"source={source}", f"criterion={criterion}", *chosen, "name=run")
+        ended = call(self.place.path, "prune", *QUIET, *self.network.overrides(), *told)
+        if ended.code:
+            return self._refusal(ended.refusal)
+        groups = json.loads((run / "prune" / "plan.json").read_text())["groups"]
+        return "  ".join(f"{name} {_planned(group)}" for name, group in groups.items())
+
+    def _refusal(self, text: str) -> str:
+        return f"{REFUSED} {text}".replace(str(self.place.path), "PLACE")
+
+
+def _once(judge: Any) -> Any:
+    """The same criterion; asked again, it gives the scores that it gave."""
+    score, found = judge.scores, []
+
+    def scores(*given: Any, **named: Any) -> Any:
+        if not found:
+            found.append(score(*given, **named))
+        return found[0]
+
+    object.__setattr__(judge, "scores", scores)
+    return judge
+
+
+def runs(mask: Iterable[bool]) -> str:
+    """The indices that are kept as runs, and of how many: "0-2,5/6"; "-" is none."""
+    kept = [index for index, stays in enumerate(mask) if stays]
+    parts: list[list[int]] = []
+    for index in kept:
+        if parts and parts[-1][-1] == index - 1:
+            parts[-1][1:] = [index]
+        else:
+            parts.append([index])
+    return f"{','.join('-'.join(map(str, part)) for part in parts) or '-'}/{len(list(mask))}"
+
+
+def _planned(group: Mapping[str, Any]) -> str:
+    kept = set(group["indices"])
+    return runs([index in kept for index in range(group["of"])])
+
+
+def selections(network: str) -> list[str]:
+    """The selections that a network is asked with: widths of LeNet are LeNet's."""
+    return [name for name in SELECTIONS if network == "lenet" or name != "lenet_2_8_77"]
+
+
+def on_the_command_line(network: str, criterion: str, selection: str) -> bool:
+    """Whether a pair is asked there of this network; a choice of widths for LeNet is always."""
+    if selection not in ON_THE_COMMAND_LINE:
+        return False
+    places = ([*NETWORKS], [*CRITERIA], ON_THE_COMMAND_LINE)
+    found = zip(places, (network, criterion, selection), strict=True)
+    return selection == "lenet_2_8_77" or sum(p.index(one) for p, one in found) % EVERY == 0
+
+
+def record(name: str, out: Path, say: Callable[[str], None]) -> None:
+    """Write the file of a network, criterion by criterion; what it has already stays."""
+    file = out / f"{name}.json"
+    known = read(file) if file.is_file() else {"python": {}, "cli": {}, "fragile": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(name, Path(folder))
+        for criterion in CRITERIA:
+            if criterion in known["cli"]:
+                continue
+            known["python"][criterion], known["cli"][criterion] = _row(bench, criterion)
+            fragile = _fragile(bench, criterion, known["python"][criterion])
+            if fragile:
+                known["fragile"][criterion] = fragile
+            write(file, known)
+            say(f"{name}: {criterion} {len(known['cli'])}/{len(CRITERIA)}")
+
+
+def _row(bench: Bench, criterion: str) -> tuple[dict[str, str], dict[str, str]]:
+    names = selections(bench.name)
+    python = {name: bench.python(criterion, name) for name in names}
+    cli = {
+        name: bench.cli(criterion, name)
+        for name in names
+        if on_the_command_line(bench.name, criterion, name)
+    }
+    if criterion in TIMED:
+        python["latency"], cli["latency"] = bench.timed(criterion)
+    alike = {name for name, one in cli.items() if _words(one) == _words(python[name])}
+    return python, {name: ALIKE if name in alike else one for name, one in cli.items()}
+
+
+def _words(kept: str) -> str:
+    """What is kept; of a refusal what is said, without the name of the error or the program."""
+    return kept.partition(": ")[2] if kept.startswith(REFUSED) else kept
+
+
+def _fragile(bench: Bench, criterion: str, kept: Mapping[str, str]) -> list[str]:
+    """The selections that keep other units once all weights have moved a little."""
+    changed = bench.changed(CRITERIA[criterion].source)
+    again = {name: bench.python(criterion, name, changed) for name in selections(bench.name)}
+    return [name for name, one in again.items() if _words(one) != _words(kept[name])]
+
+
+def record_defaults(out: Path, say: Callable[[str], None]) -> None:
+    """What each door keeps where only a criterion and a share are named."""
+    found: dict[str, Cells] = {"python": {}, "cli": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench("resnet", Path(folder))
+        for criterion in CRITERIA:
+            asked = _PLAINLY if criterion in ("l1_norm", "lamp", "bn_scale") else ("macs",)
+            for name in asked:
+                python = bench.bare_python(criterion, _PLAINLY[name])
+                found["python"].setdefault(criterion, {})[name] = python
+                found["cli"].setdefault(criterion, {})[name] = bench.bare_cli(criterion, name)
+            say(f"{DEFAULTS}: {criterion}")
+    write(out / f"{DEFAULTS}.json", found)
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A file that `record` wrote."""
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def write(file: Path, known: Mapping[str, Any]) -> None:
+    """One entry a line, so that changes are easy to read."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".part")
+    draft.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    draft.replace(file)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Entries that differ, and how: `kept`, `fragile` (in last bits only), or the `words`."""
+    for door in ("python", "cli"):
+        for criterion in {**old[door], **new[door]}:
+            rows = [one[door].get(criterion, {}) for one in (old, new)]
+            for name in {**rows[0], **rows[1]}:
+                before, after = (_meant(one, door, criterion, name) for one in (old, new))
+                if before == after:
+                    continue
+                kind = "kept"
+                if before.startswith(REFUSED) and before.split(":")[0] == after.split(":")[0]:
+                    kind = "words"
+                elif any(name in one.get("fragile", {}).get(criterion, ()) for one in (old, new)):
+                    kind = "fragile"
+                yield kind, f"{door} {criterion} {name}:\n  was {before}\n  now {after}"
+
+
+def _meant(known: Mapping[str, Any], door: str, criterion: str, name: str) -> str:
+    """What an entry says: the command line's may be that of Python."""
+    found = known[door].get(criterion, {}).get(name, "not asked")
+    return known["python"][criterion][name] if found == ALIKE else found
