@@ -10,19 +10,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from prunekit.errors import PrunekitError
+from prunekit.runs.layout import PIPELINE
 
 if TYPE_CHECKING:
     from prunekit.runs.board import Status
 
 STAGES = {
-    "pretrain": "train the dense network, or load weights into it",
-    "sparsify": "train it under a sparsity penalty",
-    "sensitivity": "accuracy and cost while one group of channels at a time is narrowed",
-    "prune": "remove the channels that score lowest",
-    "features": "draw test images as the network sees them: t-SNE, before fine-tuning",
-    "finetune": "train the narrow network",
-    "export": "write ONNX and torch.export files of a model, checked; int8 too",
-    "measure": "accuracy, parameters, MACs, latency, memory: dense beside narrow",
+    **{entry.name: entry.title for entry in PIPELINE},
     "run": "all stages in order; skips what is finished, resumes what was interrupted",
     "inspect": "channel groups, what is frozen and why, predicted cost; trains nothing",
 }

@@ -1,21 +1,62 @@
-"""The names of all stages, and of all files that they leave in their directories."""
+"""All stages, and all files that they leave in their directories."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-STAGES = (
-    *("pretrain", "sparsify", "sensitivity", "prune", "features", "finetune", "export"),
-    "measure",
+
+@dataclass(frozen=True)
+class Entry:
+    """A stage as the command line and run directories know it, without what it does.
+
+    `title` is what `prunekit --help` says of it, `files` are its own. A stage that `looks` leaves
+    no model: later ones start from what was there before.
+    """
+
+    name: str
+    title: str
+    files: tuple[str, ...] = ()
+    looks: bool = False
+
+
+PIPELINE = (
+    Entry("pretrain", "train the dense network, or load weights into it"),
+    Entry("sparsify", "train it under a sparsity penalty", ("scores.pt",)),
+    Entry(
+        "sensitivity",
+        "accuracy and cost while one group of channels at a time is narrowed",
+        ("sensitivity.csv", "sensitivity.png"),
+        looks=True,
+    ),
+    Entry("prune", "remove the channels that score lowest", ("plan.json",)),
+    Entry(
+        "features",
+        "draw test images as the network sees them: t-SNE, before fine-tuning",
+        ("features.csv", "features.png"),
+        looks=True,
+    ),
+    Entry("finetune", "train the narrow network"),
+    Entry(
+        "export",
+        "write ONNX and torch.export files of a model, checked; int8 too",
+        ("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2"),
+        looks=True,
+    ),
+    Entry(
+        "measure",
+        "accuracy, parameters, MACs, latency, memory: dense beside narrow",
+        ("comparison.csv", "layers.csv", "correct.pt"),
+        looks=True,
+    ),
 )
-LOOKING = frozenset({"sensitivity", "features", "export", "measure"})  # they leave no model
+STAGES = tuple(entry.name for entry in PIPELINE)
+LOOKING = frozenset(entry.name for entry in PIPELINE if entry.looks)
 RESULTS = (  # what a finished stage leaves
-    *("settings.json", "report.json", "metrics.csv", "model.pt", "scores.pt", "plan.json"),
-    *("sensitivity.csv", "sensitivity.png", "features.csv", "features.png"),
-    *("comparison.csv", "layers.csv", "correct.pt"),
-    *("model.onnx", "model.onnx.data", "model.int8.onnx", "model.pt2"),
+    *("settings.json", "report.json", "metrics.csv", "model.pt"),
+    *(file for entry in PIPELINE for file in entry.files),
 )
 PROGRESS = ("last*.pt", "seconds", ".warnings")  # what only an unfinished one needs
 CONTINUED = ("sensitivity.csv",)  # tables that an interrupted stage goes on with

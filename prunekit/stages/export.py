@@ -42,6 +42,10 @@ class ExportFiles(Stage):
                 "export=both or export=onnx"
             )
 
+    def show(self, place: StageDir) -> None:
+        """The exported files, one a row."""
+        show_files(place.report().metrics)
+
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
         """Write, and see that the files say what the network does."""
         model = load_source(place.source, runtime).model

@@ -27,6 +27,7 @@ from prunekit.measure import (
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
+from prunekit.runs.tables import comparison
 from prunekit.stages.parts import counts, load_source, outputs, quality
 from prunekit.stages.root import Source
 from prunekit.stages.runtime import Runtime
@@ -54,6 +55,10 @@ class Measure(Stage):
     compares = tuple(LABELS)
     latency: Annotated[LatencyTest, "how networks are timed"]
     source: Source
+
+    def show(self, place: StageDir) -> None:
+        """The networks side by side."""
+        comparison(place.path / "comparison.csv")
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
         """Measure all networks in the same way."""

@@ -11,7 +11,6 @@ from prunekit.errors import ConfigError, one_of
 from prunekit.runs.pool import Pool
 from prunekit.runs.report import Metrics, Report
 from prunekit.runs.rundir import LOOKING, RunDir
-from prunekit.runs.tables import comparison
 from prunekit.stages import STAGES, Made, Request, Settings, Stage, execute, stage_named
 
 DEFAULT = ("val_top1",)
@@ -57,7 +56,8 @@ def _go(
             tell(stage.name, report.metrics)
             _announce(place, report, made)
             source = source if stage.name in LOOKING else None  # later ones start from what it left
-    _show(place, names)
+    for stage in stages:
+        stage.show(place.stage(stage.name))
     return _reached(report, wanted)
 
 
@@ -90,16 +90,6 @@ def pipeline(settings: Settings) -> tuple[str, ...]:
             raise ConfigError(f"pipeline names {name!r}, which is no stage; {one_of(name, STAGES)}")
     skipped = {"sparsify"} if settings["regularizer"]["name"] == "none" else set()
     return tuple(name for name in STAGES if name in names and name not in skipped)
-
-
-def _show(place: RunDir, names: tuple[str, ...]) -> None:
-    """Print the tables of the stages that have one."""
-    from prunekit.stages.export import show_files
-
-    if "export" in names:
-        show_files(place.stage("export").report().metrics)
-    if "measure" in names:
-        comparison(place.path / "measure" / "comparison.csv")
 
 
 def _announce(place: RunDir, report: Report, made: Made) -> None:

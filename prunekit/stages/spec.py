@@ -103,6 +103,9 @@ class Stage(Parts, ABC):
         """The model file of the network that teaches, where one does."""
         return None
 
+    def show(self, place: StageDir) -> None:
+        """Print what a person wants to see in the end, besides the line that every stage gets."""
+
     @abstractmethod
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
         """Do the work, and leave its files in `place`."""
