@@ -21,6 +21,7 @@ from prunekit.runs.files import read_json
 from prunekit.selection.base import gone
 from prunekit.stages import network
 from prunekit.stages.pipeline import check
+from prunekit.stages.weights import Dense
 
 PUBLISHED = Path(__file__).parents[2] / "scripts" / "published"
 STRUCTURES = {"sglp": "prunekit.criteria.Graph", "stlp": "prunekit.criteria.Hierarchy"}
@@ -134,7 +135,7 @@ def cut(name):
     """The masks of an experiment on its own network, with scores drawn at random."""
     found = copy.deepcopy(settings(f"experiment={name}"))
     found["model"].pop("weights", None)
-    model = network.built(found, SimpleNamespace(device="cpu")).model
+    model = network.built(Dense.of(found), SimpleNamespace(device="cpu")).model
     shape = build(found["dataset"], "dataset").shape
     graph = ChannelGraph.trace(model, torch.zeros(1, *shape))
     cost = CostModel(model, graph)

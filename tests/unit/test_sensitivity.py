@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from toys import Brightest, Reader, made, toy_data
 
-from prunekit.engine import Traced
+from prunekit.engine import CutOptions, Traced
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
@@ -29,8 +29,9 @@ from prunekit.selection import (
     curves_of,
     read_curves,
 )
-from prunekit.stages import STAGES, Made, execute
+from prunekit.stages import Made, Request, execute
 from prunekit.stages import sensitivity as stage
+from prunekit.stages.root import Root
 from prunekit.stages.sensitivity import Probe
 
 
@@ -60,13 +61,15 @@ def asked(**changes):
         "placement": {"_target_": "prunekit.graph.Placement", "blocks": {}},
         "model": {"_target_": "toys.Reader"},
         "weights": None,
-        "runtime": {"_target_": "prunekit.stages.Runtime", "device": "cpu"},
-        "tracking": {"name": "none"},
     } | changes
 
 
 def swept(place, **changes):
-    return execute(STAGES["sensitivity"], asked(**changes), RunDir(place))
+    settings = asked(**changes)
+    root = Root(stage="sensitivity", pipeline=["sensitivity"], name="toy")
+    runtime = stage.Runtime(device="cpu", trust=("toys.Reader",))
+    wanted = stage.MeasureSensitivity.of(settings)
+    return execute(wanted, Request(settings, root, runtime, None, None), RunDir(place))
 
 
 def table(place):
@@ -106,8 +109,8 @@ def test_points_are_the_silenced_network_and_share_nought_the_dense_one(tmp_path
     data = toy_data(count=200)
     probe = Probe(shares=(0.3, 0.6), timing=None)
     scores = {g.name: torch.rand(len(g.units), dtype=torch.float64) for g in graph.groups}
-    settings = {"absorb": False, "statistics": "kept"}
-    trial = stage.Trial(Traced.of(model, data.example), scores, settings, data)
+    options = CutOptions(absorb=False, check=False)
+    trial = stage.Trial(Traced.of(model, data.example), scores, options, False, data)
     points = stage._points(probe, trial)
     assert [point.removed for point in points] == [0, 2, 4, 0, 3, 5]
     images, labels = next(data.val.epoch(200, None))
