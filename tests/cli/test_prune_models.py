@@ -388,7 +388,7 @@ class TestOverNorms:
             assert saved.model[0].out_features == width
         other = bare("prune", *settings, *half, "over_norms=false", "name=norms-true")
         refused(other, "over_norms", "overwrite=true")
-        refused(bare("prune", *settings, *half, "over_norms=3"), "over_norms=3", "True, False")
+        refused(bare("prune", *settings, *half, "over_norms=3"), "over_norms=3", "true, false")
 
 
 NORMED = """

@@ -406,7 +406,7 @@ class TestSettings:
             ({"keep": "x"}, ["keep='x'", "number"]),
             ({"keep": 0.5, "criterion": "l1norm"}, ["criterion='l1norm'", "did you mean l1_norm"]),
             ({"keep": 0.5, "scope": "x"}, ["scope='x'", "local, global"]),
-            ({"keep": 0.5, "absorb": "x"}, ["absorb='x'", "True, False, auto"]),
+            ({"keep": 0.5, "absorb": "x"}, ["absorb='x'", "true, false, auto"]),
             ({"keep": 0.5, "round_to": 0}, ["round_to=0"]),
             ({"keep": 0.5, "ignore": ["fcc*"]}, ["'fcc*'", "did you mean", "fc1"]),
             ({"macs": 0.5, "layers": {"fc1": 1}}, ["layers", "keep"]),

@@ -121,7 +121,7 @@ def test_a_compiled_model_is_a_wrapper():
         ({"ignore": "0"}, ["ignore='0'", "no list of patterns"]),
         ({"ignore": ["*"]}, ["['*']", "no group"]),
         ({"ignore": ["0", "2"]}, ["no group"]),
-        ({"over_norms": "yes"}, ["over_norms='yes'", "True, False"]),
+        ({"over_norms": "yes"}, ["over_norms='yes'", "true, false"]),
     ],
 )
 def test_settings(settings, parts):
