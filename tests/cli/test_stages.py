@@ -33,7 +33,7 @@ RESNET = (
     *("model=resnet20", "dataset.channels=3", "dataset.image_size=32"),
 )
 KEYS = {"stage", "settings", "source", "metrics", "notes", "environment", "seconds", "origin"}
-KEYS |= {"command"}
+KEYS |= {"command", "files", "digest"}
 MODELS = ("pretrain", "sparsify", "prune", "finetune")
 
 
@@ -110,7 +110,8 @@ class TestRun:
     def test_reports(self, whole, stage):
         found = report(whole / stage)
         assert set(found) == KEYS and found["stage"] == stage
-        assert found["settings"] == json.loads((whole / stage / "settings.json").read_text())
+        recorded = json.loads((whole / stage / "settings.json").read_text())
+        assert {**found["settings"], "format": 2} == recorded
         assert found["seconds"] > 0 and found["environment"]["torch"] == torch.__version__
         assert {"top1", "top5", "loss", "params", "nonzero", "macs"} <= set(found["metrics"])
         assert 0 <= found["metrics"]["top1"] <= found["metrics"]["top5"] <= 100
