@@ -5,6 +5,9 @@ Groups without scores stay whole. Settings say what is kept, but for the ratio o
 is the published share that goes.
 """
 
+import importlib
+import pkgutil
+
 from prunekit.selection.base import (
     SELECTIONS,
     Aim,
@@ -29,6 +32,9 @@ from prunekit.selection.shares import PerLayer, Zeros
 from prunekit.selection.slimming import Slimming
 from prunekit.selection.threshold import Threshold
 from prunekit.selection.widths import LikeRun, Widths, read_plan
+
+for _module in pkgutil.iter_modules(__path__):  # each gives its classes their names
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "SELECTIONS",
