@@ -84,9 +84,10 @@ def execute(
         for name in stage.compares
         if run.stage(name).finished
     }
+    read = _read(stage, start, teacher, *models.values())
+    edited = [note for file in read for note in verified(file)]
     begun = Start(start, teacher, run.path, models, runtime.trust, runtime.kind)
     known = identity(stage, described(request.settings, stage.reads(start is not None)), begun)
-    edited = [note for file in _read(stage, start, teacher) for note in verified(file)]
     status = place.begin(known, source=start, teacher=teacher, overwrite=request.root.overwrite)
     if status is Status.DONE:
         return place.report(), Made.BEFORE
