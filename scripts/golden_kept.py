@@ -35,7 +35,7 @@ ALIKE, RUNS, REFUSED = "as in python", "runs", "refused"
 DEFAULTS = "defaults"  # the part that is meant to change with the defaults
 TRIED = ("per_layer", "global", "macs_global", "slimming")
 EVERY = 3  # of the pairs a network is asked on the command line, so that each is on two networks
-_PLAINLY = {  # the command line's choices, and what is told in Python
+PLAINLY = {  # the command line's choices, and what is told in Python
     "per_layer": {"keep": 0.5},
     "macs": {"macs": 0.5},
     "params": {"params": 0.5},
@@ -238,9 +238,9 @@ def record_defaults(out: Path, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench("resnet", Path(folder))
         for criterion in CRITERIA:
-            asked = _PLAINLY if criterion in ("l1_norm", "lamp", "bn_scale") else ("macs",)
+            asked = PLAINLY if criterion in ("l1_norm", "lamp", "bn_scale") else ("macs",)
             for name in asked:
-                python = bench.bare_python(criterion, _PLAINLY[name])
+                python = bench.bare_python(criterion, PLAINLY[name])
                 found["python"].setdefault(criterion, {})[name] = python
                 found["cli"].setdefault(criterion, {})[name] = bench.bare_cli(criterion, name)
             say(f"{DEFAULTS}: {criterion}")

@@ -16,6 +16,7 @@ from golden_kept import (
     ALIKE,
     KEPT,
     ON_THE_COMMAND_LINE,
+    PLAINLY,
     REFUSED,
     Bench,
     on_the_command_line,
@@ -94,6 +95,17 @@ def test_the_command_line_keeps_what_it_kept(benches, network, criterion, select
     known = KNOWN[network]["cli"][criterion][selection]
     expected = KNOWN[network]["python"][criterion][selection] if known == ALIKE else known
     assert benches[network].cli(criterion, selection) == expected
+
+
+@pytest.mark.parametrize(
+    ("criterion", "asked"),
+    [*((criterion, "macs") for criterion in CRITERIA if criterion not in SLOW)]
+    + [(criterion, asked) for criterion in ("l1_norm", "lamp") for asked in PLAINLY],
+)
+def test_a_name_and_a_share_mean_the_same_at_both_doors(benches, criterion, asked):
+    """Where nothing else is said, too: in the past defaults stood in two places."""
+    bench = benches["resnet"]
+    assert bench.bare_python(criterion, PLAINLY[asked]) == bench.bare_cli(criterion, asked)
 
 
 def test_the_cross_section_has_everything():
