@@ -243,7 +243,6 @@ def prune(
     choice("over_norms", over_norms, (True, False))
     options = CutOptions(absorb, check)
     dense = Traced.of(model, example, data and data.inputs(CHECKED), over_norms)
-    _check_numbers(model, example)
     with _speaking_of(shares):
         return Pruned(engine.prune(dense, criterion, selection, options, data))
 
@@ -311,17 +310,6 @@ def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, criterion: Criter
     if data is None or isinstance(data, Data):
         return data
     return given_data(data, int(getattr(criterion, "samples", _SCORED)))
-
-
-def _check_numbers(model: nn.Module, example: Batch) -> None:
-    """Raise ConfigError for tensors on the meta device, which are shapes only."""
-    inputs = [example] if isinstance(example, Tensor) else [*example]
-    for name, tensors in (("model", [*model.parameters()]), ("example", inputs)):
-        if any(tensor.is_meta for tensor in tensors):
-            raise ConfigError(
-                f"the {name} is on the meta device, which holds shapes only; give it numbers "
-                "(ChannelGraph.trace needs none)"
-            )
 
 
 def _change(name: str, before: int, after: int) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from prunekit.checks import choice
 from prunekit.criteria import Criterion, Scores
 from prunekit.data import Data
+from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import Clock, FoldedCost
 from prunekit.measure.latency_table import Track
@@ -68,14 +69,15 @@ class Traced:
         batch: Batch | None = None,
         over_norms: bool = False,
     ) -> Traced:
-        """Trace a network, which stays as it is; raises TraceError.
+        """Trace a network, which stays as it is; raises TraceError, ConfigError.
 
         `batch` defaults to `example`; both are brought to where the network is.
         """
+        graph = ChannelGraph.trace(model, example, over_norms=over_norms)
+        _check_numbers(model, example)
         device = device_of(model)
         example = placed(example, device)
         batch = example if batch is None else placed(batch, device)
-        graph = ChannelGraph.trace(model, example, over_norms=over_norms)
         return cls(model, graph, example, batch, over_norms)
 
     @property
@@ -119,3 +121,14 @@ def device_of(model: nn.Module) -> str:
 def placed(batch: Batch, device: str) -> Batch:
     """Inputs on a device."""
     return batch.to(device) if isinstance(batch, Tensor) else tuple(x.to(device) for x in batch)
+
+
+def _check_numbers(model: nn.Module, example: Batch) -> None:
+    """Raise ConfigError for tensors on the meta device, which are shapes only."""
+    inputs = [example] if isinstance(example, Tensor) else [*example]
+    for name, tensors in (("model", [*model.parameters()]), ("example", inputs)):
+        if any(tensor.is_meta for tensor in tensors):
+            raise ConfigError(
+                f"the {name} is on the meta device, which holds shapes only; give it numbers "
+                "(ChannelGraph.trace needs none)"
+            )

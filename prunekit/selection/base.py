@@ -87,7 +87,7 @@ class Selection(Checked, ABC):
 
     _: KW_ONLY
     min_keep: Annotated[Whole, "units that every group keeps"] = 1
-    rounds: Annotated[Count, "of scoring, cutting and brief training (schedule.between)"] = 1
+    rounds: Annotated[Count, "rounds of scoring, cutting, brief training (schedule.between)"] = 1
 
     @abstractmethod
     def select(self, scored: Scored) -> Selected:

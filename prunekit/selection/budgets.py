@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Global(Ranked):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
-    keep: Annotated[SomeShare, "of all scored units"] = 0.5
+    keep: Annotated[SomeShare, "share of all scored units that stays"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         units = ranking.pool.units
@@ -52,7 +52,7 @@ class Budget(Ranked):
     ] = "local"
     normalise: Annotated[
         Normalise | Literal["auto"] | None,
-        "global scope: auto divides by the mean of a group, unless scores are made to compare",
+        "global scope: auto divides by a group's mean, unless scores compare; null: never",
     ] = "auto"
 
     def _scale(self, scored: Scored) -> Normalise | None:
@@ -92,7 +92,7 @@ class MacsTarget(Budget):
     `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
     """
 
-    keep: Annotated[Kept, "multiply-adds, of the full network's"] = 0.5
+    keep: Annotated[Kept, "multiply-adds that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("MACs", "keep", self.keep, cost.macs),)
@@ -103,7 +103,7 @@ class MacsTarget(Budget):
 class ParamsTarget(Budget):
     """The largest network within a budget of parameters; `keep` as for MacsTarget."""
 
-    keep: Annotated[Kept, "parameters, of the full network's"] = 0.5
+    keep: Annotated[Kept, "parameters that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("parameters", "keep", self.keep, cost.params),)
@@ -114,8 +114,8 @@ class ParamsTarget(Budget):
 class Budgets(Budget):
     """The largest network that is within both a budget of MACs and one of parameters."""
 
-    macs: Annotated[Kept, "multiply-adds"] = 0.5
-    params: Annotated[Kept, "parameters"] = 0.5
+    macs: Annotated[Kept, "multiply-adds that stay"] = 0.5
+    params: Annotated[Kept, "parameters that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (

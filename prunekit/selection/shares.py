@@ -39,7 +39,7 @@ class PerLayer(FindsWidths):
     counts: `{"layer1.*": 0.8}`.
     """
 
-    keep: Annotated[SomeShare, "of the units of every group"] = 0.5
+    keep: Annotated[SomeShare, "share of every group that stays"] = 0.5
     layers: Annotated[
         Mapping[str, SomeShare], "other shares by pattern of layers, e.g. {layer1.*: 0.8}"
     ] = field(default_factory=dict)

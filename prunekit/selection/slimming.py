@@ -44,7 +44,7 @@ class Slimming(FindsWidths):
     addition: the threshold is not moved for it.
     """
 
-    ratio: Annotated[PartShare, "that goes, as published: no other setting says what goes"] = 0.5
+    ratio: Annotated[PartShare, "share of all units that goes, as published"] = 0.5
     _: KW_ONLY
     rule: Annotated[
         Literal["exact", "published"], "published: as the released code, one unit more and ties"
@@ -52,7 +52,7 @@ class Slimming(FindsWidths):
     on_empty: Annotated[
         Literal["error", "keep_best", "skip_block"], "where nothing would be left of a layer"
     ] = "error"
-    most: Annotated[SomeShare, "goes of every group, whatever the threshold says"] = 1.0
+    most: Annotated[SomeShare, "share of a group that goes at most"] = 1.0
     min_keep: Annotated[Count, "units of every group that keeps any"] = 1
 
     def __post_init__(self) -> None:

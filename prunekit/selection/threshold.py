@@ -48,9 +48,9 @@ class Threshold(Selection):
     its largest ones, whatever T says.
     """
 
-    keep: Annotated[SomeShare, "multiply-adds, of the network's without matrices"] = 0.5
+    keep: Annotated[SomeShare, "share of the multiply-adds without matrices that stays"] = 0.5
     _: KW_ONLY
-    floor: Annotated[Share, "that every group keeps at least, rounded up"] = 0.2
+    floor: Annotated[Share, "share of every group that stays at least, rounded up"] = 0.2
     same_ratio: Annotated[bool, "the second matrix of a block keeps the share of the first"] = False
 
     def at(

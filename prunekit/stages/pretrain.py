@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from prunekit.runs.report import Outcome
@@ -24,6 +25,11 @@ class Pretrain(Stage):
     needs_source = False
     dense: Annotated[Dense, Read("model", "weights", make=Dense.of)]
     schedule: Annotated[Schedule, Read("schedule.pretrain")]
+
+    def check(self, run: Path) -> None:
+        """The network must be one that can be built, unless it is there already."""
+        if not (run / self.name / "report.json").is_file():
+            self.dense.check()
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
         """Leave the trained network."""

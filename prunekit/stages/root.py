@@ -52,4 +52,6 @@ class Root(Checked):
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Root:
         """Read it from all settings; raises ConfigError."""
-        return cls(**{one.name: settings[one.name] for one in settings_of(cls)})
+        told = {one.name: settings[one.name] for one in settings_of(cls)}
+        places = {k: str(told[k]) for k in ("root", "name", "source") if told[k] is not None}
+        return cls(**{**told, **places})  # a run may be called 0

@@ -151,5 +151,10 @@ def _built(settings: Settings, key: str, hint: Any) -> Any:
     classes = [c for c in (get_args(kind) or (kind,)) if isinstance(c, type) and c is not Any]
     if type(None) in classes and isinstance(node, Mapping) and "_target_" not in node:
         return None
-    only = next((one for one in classes if one is not type(None)), None)
-    return build(node, key, only if isinstance(node, Mapping) else None)
+    if type(None) in classes and node is None:
+        return None
+    only = next((one for one in classes if one not in _PLAIN), None)
+    return build(node, key, only)
+
+
+_PLAIN = (type(None), bool, int, float, str)  # what settings hold as they are

@@ -6,6 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import nn
+
+from prunekit.build import build
 from prunekit.errors import ConfigError
 
 
@@ -23,6 +27,14 @@ class Dense:
     def of(cls, settings: Mapping[str, Any]) -> Dense:
         """What `model`, `model.weights` and `weights` say; raises ConfigError."""
         return cls(architecture(settings), weights_of(settings))
+
+    def check(self) -> None:
+        """Refuse a network that cannot be built; one that can be takes no memory."""
+        try:
+            with torch.device("meta"):
+                build(self.arch, "model")
+        except ConfigError:  # it may need numbers
+            build(self.arch, "model", nn.Module)
 
 
 def architecture(settings: Mapping[str, Any]) -> dict[str, Any]:

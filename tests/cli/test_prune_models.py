@@ -425,16 +425,19 @@ class Net(nn.Sequential):
 
 
 def test_scores_that_need_no_scale_are_told_of_one(bare):
-    """A budget scales scores by layer, which the criterion has done in its own way."""
+    """One threshold over scaled scores undoes what the criterion has done in its own way."""
     settings = ("model=lenet5", "dataset=none", "dataset.shape=[1,28,28]", "criterion=lamp")
-    note = "LAMP compares between layers as it is"
+    note = "these scores compare between layers as they are"
+    scaled = "selection.normalise={_target_: prunekit.selection.MeanNorm}"
+    everywhere = ("selection=macs", "selection.scope=global")
     for index, (extra, told) in enumerate(
         [
-            (("selection=macs",), True),
-            (("selection=macs", "selection.normalise=null"), False),
-            (("selection=macs", "selection.scope=local"), False),
+            ((*everywhere, scaled), True),
+            ((*everywhere, "selection.normalise=null"), False),
+            (everywhere, False),
+            (("selection=macs", scaled), False),
             (("selection=per_layer",), False),
-            (("selection=macs", "criterion=l1_norm"), False),
+            ((*everywhere, scaled, "criterion=l1_norm"), False),
         ]
     ):
         found = bare("prune", *settings, *extra, f"name=n{index}")

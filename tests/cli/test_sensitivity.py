@@ -79,11 +79,6 @@ def test_other_curves_make_another_prune(go, finished):
         ("sensitivity", ("sensitivity.groups=[conv9]",), "'conv9' matches no layer; did you"),
         ("prune", ("selection=sensitivity",), "run prunekit sensitivity first"),
         ("prune", ("selection=sensitivity", "selection.path=absent"), "absent has no sensitivity"),
-        (
-            "prune",
-            ("selection=sensitivity", "selection.budget.scope=local"),
-            "budget.scope='local'",
-        ),
     ],
 )
 def test_bad_input_is_one_line(go, finished, command, overrides, words):

@@ -18,7 +18,6 @@ from prunekit.config import config_dir, groups, resolve
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.runs.files import read_json
-from prunekit.selection.base import gone
 from prunekit.stages import network
 from prunekit.stages.pipeline import check
 from prunekit.stages.weights import Dense
@@ -119,8 +118,8 @@ def test_names_of_runs_differ():
 )
 def test_what_goes_by_the_share_is_near_the_published_pair(name):
     """The same share of every layer that is not spared: widths do not depend on the scores."""
-    graph, cost, kept = cut(name)
-    drop = gone(graph, kept)
+    _, cost, kept = cut(name)
+    drop = kept.removed
     macs, params = (100 - 100 * of(drop) / of() for of in (cost.macs, cost.params))
     wanted, count = REMOVED[name]
     narrowed = [group for group, mask in kept.items() if not mask.all()]

@@ -118,7 +118,7 @@ def test_a_compiled_model_is_a_wrapper():
         ({"keep": "half"}, ["keep='half'", "number"]),
         ({"keep": float("nan")}, ["keep=nan", "number"]),
         ({"keep": -1}, ["keep=-1", "above 0"]),
-        ({"ignore": "0"}, ["ignore='0'", "no list of patterns"]),
+        ({"ignore": "0"}, ["ignore='0'", "is not a list; write [0] for one"]),
         ({"ignore": ["*"]}, ["['*']", "no group"]),
         ({"ignore": ["0", "2"]}, ["no group"]),
         ({"over_norms": "yes"}, ["over_norms='yes'", "true, false"]),

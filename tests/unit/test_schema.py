@@ -31,6 +31,7 @@ from prunekit.schema import (
     Whole,
     settings_of,
 )
+from prunekit.stages.spec import Parts
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ def everything() -> list[type[Checked]]:
             yield from (one, *below(one))
 
     ours = {kind for kind in below(Checked) if kind.__module__.startswith("prunekit.")}
+    ours -= {Parts, *below(Parts)}  # whose parts are built of settings
     concrete = [kind for kind in ours if not getattr(kind, "__abstractmethods__", None)]
     return sorted(concrete, key=lambda kind: f"{kind.__module__}.{kind.__qualname__}")
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria import (
     APIB,
+    CRITERIA,
     Above,
     Criterion,
     EntryOrder,
@@ -25,7 +26,7 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.models import ResNet, googlenet
 from prunekit.penalties import MCP
-from prunekit.pruning import criterion_named, prune
+from prunekit.pruning import prune
 from prunekit.similarity import Calibration, Grams, Statistics, tables_of
 from prunekit.similarity.maps import channel_maps
 from prunekit.solvers.regression import FISTA
@@ -180,7 +181,7 @@ def test_branches_of_inception_modules_are_scored_each_on_its_own() -> None:
 @pytest.mark.parametrize("name", ["sglp", "stlp", "apib", "max_cka", "representatives"])
 def test_named_criteria_prune_in_one_call(name: str, data: Data) -> None:
     model = small()
-    assert isinstance(criterion_named(name), Criterion)
+    assert isinstance(CRITERIA.named(name, Criterion), Criterion)
     batches = [next(iter(data.train.epoch(40, None)))]
     pruned = prune(model, batches[0][0][:2], keep=0.5, criterion=name, data=batches, scope="local")
     assert pruned.after.params < pruned.before.params

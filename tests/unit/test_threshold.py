@@ -259,12 +259,12 @@ def test_same_ratio_wants_blocks_of_two_matrices():
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"keep": 0}, r"selection\.keep=0 must be above 0"),
-        ({"keep": 1.01}, r"selection\.keep=1\.01 must be at most 1"),
-        ({"keep": 0.5, "floor": -0.1}, r"selection\.floor=-0\.1 must be at least 0"),
-        ({"keep": 0.5, "floor": 1.1}, r"selection\.floor=1\.1 must be at most 1"),
-        ({"keep": 0.5, "floor": "a"}, r"selection\.floor='a' is not a finite number"),
-        ({"keep": 0.5, "same_ratio": "yes"}, r"selection\.same_ratio='yes' is unknown"),
+        ({"keep": 0}, r"^keep=0 must be above 0"),
+        ({"keep": 1.01}, r"^keep=1\.01 must be at most 1"),
+        ({"keep": 0.5, "floor": -0.1}, r"^floor=-0\.1 must be at least 0"),
+        ({"keep": 0.5, "floor": 1.1}, r"^floor=1\.1 must be at most 1"),
+        ({"keep": 0.5, "floor": "a"}, r"^floor='a' is not a finite number"),
+        ({"keep": 0.5, "same_ratio": "yes"}, r"^same_ratio='yes' is unknown"),
     ],
 )
 def test_bad_settings_are_refused(given, message):
