@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from torch import nn
 
-from prunekit.checks import number
-from prunekit.errors import ConfigError
 from prunekit.runs.lineage import dense_file
 from prunekit.runs.rundir import model_file
+from prunekit.schema import Checked, Positive, Share
 from prunekit.training import Distillation
 
 
 @dataclass(frozen=True)
-class Distill:
+class Distill(Checked):
     """How much the tuned network follows the logits of a teacher, and which one that is.
 
     `teacher` is a model file, a stage or a run; None is the dense network that the tuned one came
     from, source by source.
     """
 
-    weight: float = 0.4
-    temperature: float = 4.0
-    teacher: str | None = None
-
-    def __post_init__(self) -> None:
-        number("weight", self.weight, at_least=0, at_most=1)
-        number("temperature", self.temperature, above=0)
-        if not isinstance(self.teacher, str | None):
-            raise ConfigError(f"teacher={self.teacher!r} is no path; give a model file or a run")
+    weight: Annotated[Share, "of the teacher in the loss"] = 0.4
+    temperature: Annotated[Positive, "that both logits are divided by"] = 4.0
+    teacher: Annotated[
+        str | None, "a model file, stage or run; null: the dense network this one came from"
+    ] = None
 
     def file(self, source: Path) -> Path:
         """The teacher's model file, for a network that starts from `source`; ArtifactError."""

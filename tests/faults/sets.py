@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+
+from prunekit.build import build
+from prunekit.stages.identity import identity
 
 TINY = (
     "model.widths=[4,6,12]",
@@ -36,3 +40,11 @@ def reports(root: Path) -> dict[str, bytes]:
     """All reports below a directory, as they are on the disk."""
     found = sorted(root.rglob("report.json"))
     return {str(file.relative_to(root)): file.read_bytes() for file in found}
+
+
+def identity_of(settings, start):
+    """What a stage is that reads just these settings."""
+    parts = {key: build(settings[key], key) for key in ("dataset", "selection") if key in settings}
+    if "selection" in parts:
+        parts["selection"] = parts["selection"].within(start.run)
+    return identity(SimpleNamespace(**parts), settings, start)

@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from faults.sets import MNIST, images, reports
+from faults.sets import MNIST, identity_of, images, reports
 from toys import Brightest
 
 from prunekit.data import CUB200, Digits, ImageFolder, ShapeOnly, Synthetic, TinyImageNet
@@ -18,7 +18,7 @@ from prunekit.data import identity as identity_module
 from prunekit.data.identity import IMAGES, identity_of_files
 from prunekit.errors import DataError
 from prunekit.runs.gather import collect
-from prunekit.stages.identity import Start, identity
+from prunekit.stages.identity import Start
 
 PRETRAIN = ("pretrain", "name=a", *MNIST)
 DAY = 24 * 3600
@@ -314,7 +314,7 @@ def test_a_place_counts_as_long_as_its_images_are_not_known(tmp_path):
         roots = [{"_target_": target, "root": str(tmp_path / name)} for name in ("one", "two")]
         start = Start(None, None, tmp_path)
         with patch("prunekit.build.locate", return_value=kind):
-            known[kind] = [identity({"dataset": root}, start) for root in roots]
+            known[kind] = [identity_of({"dataset": root}, start) for root in roots]
     assert [known[kind][0] == known[kind][1] for kind in known] == [False, False, True]
     images = [known[kind][0]["images"] for kind in known]
     assert images[:2] == ["not known", {"version": "2"}] and images[2]["files"] == 1
