@@ -14,7 +14,7 @@ import prunekit
 from prunekit.criteria import CRITERIA, LAMP, Criterion, L1Norm
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.selection import MacsTarget, MeanNorm
+from prunekit.selection import MacsTarget, MeanNorm, Ranking
 from prunekit.surgery import BiasMaps, load_model
 
 X = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -161,3 +161,15 @@ class TestComparable:
     def test_which_criteria_compare(self):
         compare = {name for name in CRITERIA if CRITERIA.named(name, Criterion).comparable}
         assert compare == {"lamp", "hessian", "taylor"}
+
+
+def test_a_selection_orders_the_units_once(monkeypatch):
+    """Once for the choice, its budget, its notes, and the layers that it would have emptied."""
+    made = []
+    start = Ranking.__init__
+    monkeypatch.setattr(Ranking, "__init__", lambda *given: made.append(1) or start(*given))
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
+    for scope in ("local", "global"):
+        found = prunekit.prune(net, torch.randn(2, 3, 8, 8), macs=0.5, scope=scope)
+        assert str(found) and found.aims and found.notes is not None and made == [1]
+        made.clear()
