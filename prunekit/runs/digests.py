@@ -83,11 +83,13 @@ def verified(file: Path) -> tuple[str, ...]:
     if file.name not in report.files:
         return ()
     found = compare(file.parent, {file.name: report.files[file.name]})
-    if found.useless:
+    if found.damaged:
         raise DamageError(
-            f"{file} is {'damaged' if found.damaged else 'gone'}: its bytes are not those that "
-            f"{report.stage} wrote; run that stage again, which sets it aside and computes it anew"
+            f"{file} is damaged: its bytes are not those that {report.stage} wrote; run that stage "
+            "again, which sets it aside and computes it anew"
         )
+    if found.gone:
+        raise DamageError(f"{file} is gone; run the stage that makes it again: {report.stage}")
     return tuple(f"{file.parent / name} was changed since it was written" for name in found.edited)
 
 

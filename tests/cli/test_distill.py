@@ -157,7 +157,7 @@ BAD = [
     ("distill.weight=x", "distill", "weight='x'", "number"),
     ("distill.temperature=0", "distill", "temperature=0", "above 0"),
     ("distill.teacher=nowhere.pt", "distill.teacher=nowhere.pt", "is not there"),
-    ("distill.teacher=3", "distill", "teacher=3", "model file"),
+    ("distill.teacher=3", "distill", "teacher=3", "is no text; quote it"),
     ("distill._target_=prunekit.training.Constant", "distill", "Constant"),
     ("distill.warmth=3", "distill.warmth", "distill.weight"),
 ]
