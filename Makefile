@@ -7,6 +7,7 @@ SCALE ?= short
 DATA ?= data
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 # the tests of arithmetic; their results differ in the last bits from processor to processor
+AGAIN := -m 'not slow' --hypothesis-profile=few
 NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
 	absorb channel_selection check criteria distillation graph_lasso heads hinge hinge_solver hrank \
 	low_rank patterns penalties placement pruning recalibrate regression similarity \
@@ -34,8 +35,8 @@ test: $(STAMP)  ## the tests, without the slow ones and the faults
 	$(PYTEST) -m 'not slow' --ignore=tests/faults
 
 numbers: $(STAMP)  ## the tests of numbers again, as two older processors compute
-	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) -m 'not slow' $(NUMBERS)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) -m 'not slow' $(NUMBERS)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(AGAIN) $(NUMBERS)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(AGAIN) $(NUMBERS)
 
 faults: $(STAMP)  ## runs that are killed, files that are damaged: what is left, and what is said
 	$(if $(wildcard tests/faults),$(PYTEST) -m 'not slow' tests/faults,@echo "no tests/faults yet")
