@@ -23,7 +23,7 @@ from prunekit.runs.layout import foreign
 from prunekit.runs.rundir import RunDir
 from prunekit.training import Checkpoint
 
-KILLING = Path(__file__).parents[1] / "cli" / "killing.py"
+KILLING = Path(__file__).with_name("killing.py")
 RUN = ("run", *SMALL, STAGES, "name=whole")
 
 
