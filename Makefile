@@ -9,10 +9,9 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 # the tests of arithmetic; their results differ in the last bits from processor to processor
 AGAIN := -m 'not slow' --hypothesis-profile=few
 NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
-	absorb channel_selection check criteria distillation graph_lasso heads hinge hinge_solver hrank \
-	low_rank patterns penalties placement pruning recalibrate regression similarity \
-	similarity_criteria skip_block slimming solvers surgery targets threshold torchvision training \
-	tree_lasso whole_groups)
+	absorb channel_selection check criteria distillation graph_lasso hinge hinge_solver hrank \
+	low_rank patterns penalties pruning recalibrate regression similarity skip_block slimming \
+	solvers surgery targets threshold training tree_lasso whole_groups)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test numbers faults test-all lint bench reproduce-tables head-to-head clean

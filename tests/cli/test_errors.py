@@ -368,7 +368,9 @@ def test_two_processes_on_one_run_directory(tmp_path):
     assert len(rows) == 13
 
 
-@pytest.mark.parametrize("size", [100, 200_000, 2_000_000])
+@pytest.mark.parametrize(
+    "size", [200_000, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 2_000_000))]
+)
 def test_a_full_disk_leaves_no_half_file(cli, tmp_path, size):
     """Settings, checkpoint and model are cut off in turn; then the same command continues."""
     script = (

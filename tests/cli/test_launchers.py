@@ -33,6 +33,7 @@ def job(place: Path, lam: str) -> Path:
     return next(place.glob(f"outputs/s/*regularizer.lam={lam},*"))
 
 
+@pytest.mark.slow
 def test_jobs_at_once_share_what_they_can(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     done = subprocess.run(line(*JOBS), cwd=tmp_path, capture_output=True, text=True)

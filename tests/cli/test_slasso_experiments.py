@@ -177,9 +177,9 @@ TINY = {
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        ("sglp", "resnet56_cifar10"),
-        *(pytest.param("stlp", n, marks=pytest.mark.slow) for n in TINY),
-        *(pytest.param("sglp", n, marks=pytest.mark.slow) for n in TINY if "resnet" not in n),
+        pytest.param(method, name, marks=pytest.mark.slow)
+        for method in ("sglp", "stlp")
+        for name in TINY
     ],
 )
 def test_each_kind_goes_through_all_stages(cli, tmp_path, method, name):

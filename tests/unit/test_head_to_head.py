@@ -96,8 +96,8 @@ def test_all_train_for_equal_epochs_at_one_rate(jobs, tmp_path):
 @pytest.mark.parametrize(
     "scale",
     [
-        *("smoke", "lenet smoke", "short", "lenet short"),
-        pytest.param("gpu", marks=pytest.mark.slow),
+        *("smoke", "lenet smoke"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("short", "lenet short", "gpu")),
     ],
 )
 def test_every_kind_of_job_composes_and_builds(jobs, tmp_path, scale):

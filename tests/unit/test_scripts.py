@@ -96,7 +96,8 @@ def kinds(reproduce, scale: str):
     return list(found.values())
 
 
-@pytest.mark.parametrize("scale", ["smoke", pytest.param("short", marks=pytest.mark.slow)])
+@pytest.mark.slow  # CI runs every experiment for itself
+@pytest.mark.parametrize("scale", ["smoke", "short"])
 def test_every_kind_of_job_composes_and_builds(reproduce, tmp_path, scale):
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):

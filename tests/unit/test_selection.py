@@ -387,3 +387,13 @@ def test_scores_that_do_not_fit_are_refused(scores, message):
 def test_settings_are_refused_at_construction(make):
     with pytest.raises(ConfigError, match=r"^[a-z_.]+(=| is )"):
         make()
+
+
+def test_in_the_local_scope_no_scale_decides_between_layers():
+    """Ranks of layers of other widths are equal, which a mean of them, rounded, must not undo."""
+    chain = Chain({"a": 6, "b": 10, "c": 14})
+    scores = {n: torch.rand(w, dtype=torch.float64) for n, w in chain.widths.items()}
+    for keep in torch.arange(0.2, 1, 0.04).tolist():
+        plain = choose(MacsTarget(keep, normalise=None), scores, chain)
+        for scale in ("auto", MeanNorm(), MaxNorm()):
+            assert choose(MacsTarget(keep, normalise=scale), scores, chain) == plain

@@ -134,6 +134,7 @@ def test_copies_of_a_filter_have_one_representative(data: Data) -> None:
     assert sorted((best % 4).tolist()) == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_another_penalty_may_stand_for_the_l1_part(data: Data) -> None:
     model = small()
     structure = Graph(entries=lambda lam: MCP(lam, gamma=3.0))
