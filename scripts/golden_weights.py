@@ -35,7 +35,7 @@ EXPECTED: tuple[Expected, ...] = (
     Expected(
         "stlp_vgg16_imagenet",
         "*",
-        "between layers of equal relative rank the rounding of a mean decided, now their order does",
+        "where ranks of layers were equal the rounding of a mean decided; now their order does",
     ),
     Expected(
         "head_to_head_resnet20",
