@@ -41,13 +41,18 @@ class Findings:
         return (*self.damaged, *self.edited, *self.gone)
 
 
-def digest_of(file: Path) -> str:
-    """Sixteen characters that say what a file holds; OSError where it cannot be read."""
+def sha256_of(file: Path) -> str:
+    """The SHA-256 of a file's bytes in hexadecimal; OSError where it cannot be read."""
     found = hashlib.sha256()
     with open(file, "rb") as stream:
         while chunk := stream.read(_CHUNK):
             found.update(chunk)
-    return found.hexdigest()[:16]
+    return found.hexdigest()
+
+
+def digest_of(file: Path) -> str:
+    """Sixteen characters that say what a file holds; OSError where it cannot be read."""
+    return sha256_of(file)[:16]
 
 
 def compare(folder: Path, digests: Mapping[str, str]) -> Findings:

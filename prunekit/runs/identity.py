@@ -18,6 +18,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from prunekit.build import build
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.graph import symbolic
+from prunekit.runs.digests import sha256_of
 
 Settings = Mapping[str, Any]
 UNKNOWN = "not known"
@@ -32,13 +33,9 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 def content_of(file: Path) -> str:
     """A digest of all that a file holds; ArtifactError where it cannot be read."""
     try:
-        with open(file, "rb") as opened:
-            digest = hashlib.sha256()
-            while block := opened.read(1 << 20):
-                digest.update(block)
+        return f"sha256:{sha256_of(file)[:32]}"
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {error.strerror}; make it again") from error
-    return f"sha256:{digest.hexdigest()[:32]}"
 
 
 def without(settings: Settings, places: frozenset[str], prefix: str = "") -> dict[str, Any]:
