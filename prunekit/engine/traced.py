@@ -14,7 +14,6 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import Clock, FoldedCost
 from prunekit.measure.latency_table import Track
-from prunekit.selection import Scored
 from prunekit.surgery.check import Batch
 from prunekit.surgery.cut import Cut, cut
 
@@ -100,11 +99,6 @@ class Traced:
     def scores(self, criterion: Criterion, data: Data | None) -> Scores:
         """A number per unit of every group that the criterion can judge, larger = keep."""
         return criterion.scores(self.model, self.graph, data, self.device)
-
-    def scored(self, criterion: Criterion, data: Data | None, track: Track | None = None) -> Scored:
-        """What a selection decides on."""
-        scores = self.scores(criterion, data)
-        return Scored(scores, self.graph, self.cost(track), criterion.comparable)
 
     def cut(
         self, keep: Mapping[str, Tensor], *, absorb: bool, check: bool = True, maps: bool = False
