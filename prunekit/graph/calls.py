@@ -1,68 +1,50 @@
-"""One step of the traced network: which operation, on which values, asked for where."""
+"""One step of a recorded run, played again on values: which operation, on what, asked for where."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor, fx, nn
-from torch.nn import functional
+from torch import Tensor, nn
 
-from prunekit.graph.symbolic import where
+from prunekit.graph.nests import mapped
+from prunekit.graph.steps import Kind, Step
 from prunekit.graph.values import Value, each, values_in
-
-_INPLACE = {f"i{name}": name for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")}
-NAMES: dict[Any, str] = {
-    found: name
-    for home in (operator, torch.special, torch, functional)
-    for name, found in vars(home).items()
-    if not name.startswith("__")
-    and callable(found)
-    and not isinstance(found, type)
-    and found.__hash__ is not None
-} | {getattr: "getattr"}
-_FOREIGN = {"torchvision.ops.stochastic_depth.stochastic_depth": "stochastic_depth"}
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """An operation with its arguments, in which values stand for tensors."""
+    """An operation with its arguments, in which values stand for tensors.
 
-    node: fx.Node
+    `recorded` says that the arguments have the shapes of the recorded run, whose result is known.
+    """
+
+    step: Step
     op: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     module: nn.Module | None = None
     weighs: str | None = None  # the layer whose weights a function is given
+    recorded: bool = False
 
     @property
     def layer(self) -> str:
         """The name of the layer that is called, or whose weights are used."""
-        return self.weighs or str(self.node.target)
+        return self.weighs or str(self.step.target)
 
     @property
     def name(self) -> str | None:
         """The name in torch, the same for functions, methods and operators; None: unknown."""
-        if self.module is not None and self.weighs is None:
-            return None
-        target = self.node.target
-        name = target if isinstance(target, str) else NAMES.get(target) or _foreign(target)
-        if name is None:
-            return None
-        return _INPLACE.get(name, name if name.startswith("_") else name.rstrip("_"))
+        return self.step.name
 
     @property
     def title(self) -> str:
         """What is called and where, for messages."""
-        if self.module is not None and self.weighs is None:
-            return f"{self.node.target} ({type(self.module).__name__})"
-        target = self.node.target
-        shown = self.name or getattr(target, "__name__", str(target))
-        return f"{shown} at {where(self.node)}"
+        if self.step.kind is Kind.LAYER:
+            return f"{self.step.target} ({type(self.module).__name__})"
+        return str(self.step)
 
     @cached_property
     def values(self) -> list[Value]:
@@ -80,6 +62,10 @@ class Call:
         return (op or self.op)(*args, **kwargs)
 
     def on_meta(self) -> Any:
+        """The result on shapes."""
+        return self.step.result if self.recorded else self.executed()
+
+    def executed(self) -> Any:
         """Execute the operation on shapes."""
         return self.on(lambda value: value.meta)
 
@@ -93,14 +79,23 @@ class Call:
         return next((self.kwargs[name] for name in names if name in self.kwargs), default)
 
     def written(self, position: int, *names: str) -> Any:
-        """An argument as it stands in the code: a literal, or a node where it was computed."""
+        """An argument as it came about: a literal, or a step where it was computed."""
         if self.module is not None:
             return self.argument(position, *names)
-        if len(self.node.args) > position:
-            return self.node.args[position]
-        return next((self.node.kwargs[name] for name in names if name in self.node.kwargs), None)
+        if len(self.step.args) > position:
+            return self.step.args[position]
+        return next((self.step.kwargs[name] for name in names if name in self.step.kwargs), None)
 
 
-def _foreign(target: Callable[..., Any]) -> str | None:
-    path = f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', '')}"
-    return _FOREIGN.get(path)
+def shapes_equal(a: Any, b: Any) -> bool:
+    """Whether two nests of values have the same shapes, and the same numbers elsewhere."""
+    plain = [mapped(nest, lambda leaf: _outline(leaf)) for nest in (a, b)]
+    return bool(plain[0] == plain[1])
+
+
+def _outline(leaf: Any) -> Any:
+    return tuple(leaf.meta.shape) if isinstance(leaf, Value) else _comparable(leaf)
+
+
+def _comparable(leaf: Any) -> Any:
+    return id(leaf) if isinstance(leaf, Tensor) else leaf

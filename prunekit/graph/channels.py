@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import TraceError, listed
-from prunekit.graph import symbolic
+from prunekit.errors import listed
+from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named
 from prunekit.graph.mask import flags
 from prunekit.graph.partition import FIXED, Partition
+from prunekit.graph.recordings import record
 from prunekit.graph.rehearsal import rehearse
-
-Example = Tensor | tuple[Tensor, ...]
+from prunekit.graph.twin import twin_of
 
 _INEXACT = (
     "normed over channels that can go on request (over_norms): where some go the statistics of the "
@@ -80,10 +80,9 @@ class ChannelGraph:
         removed, and the narrow network is then another function than the silenced one. Raises
         TraceError where torch.fx cannot follow the forward or the example does not fit.
         """
-        inputs = shapes_of(example)
-        twin = symbolic.shapes_only(model)
+        recordings = record(model, Arguments.of(example))
         with torch.no_grad():
-            first = Discovery(twin, symbolic.graphs(twin, inputs), inputs, over_norms)
+            first = Discovery(twin_of(model), recordings, over_norms)
             first.play()
             rehearse(first)
         return _finish(first)
@@ -149,22 +148,6 @@ class ChannelGraph:
             yield
 
 
-def shapes_of(example: Example) -> list[Tensor]:
-    """The tensors of an example as shapes, for one input each; TraceError for what is none."""
-    tensors = list(example) if isinstance(example, tuple | list) else [example]
-    if not tensors or not all(isinstance(tensor, Tensor) for tensor in tensors):
-        kinds = ", ".join(type(x).__name__ for x in tensors) or "nothing"
-        raise TraceError(f"the example is {kinds}; it must be a tensor or a tuple of tensors")
-    if not all(tensor.numel() for tensor in tensors):
-        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in tensors)
-        raise TraceError(f"the example is empty: {shapes}; give at least one input")
-    batch = tensors[0].shape[:1]
-    return [
-        torch.empty_like(tensor[:1] if tensor.shape[:1] == batch else tensor, device="meta")
-        for tensor in tensors
-    ]
-
-
 def _finish(first: Discovery) -> ChannelGraph:
     """Number the units by group and channel."""
     roots = first.parts.roots()
@@ -199,7 +182,7 @@ def _finish(first: Discovery) -> ChannelGraph:
         fixed_macs=first.fixed_macs,
         frozen=_frozen(first, final),
         inexact=inexact,
-        notes=first.notes,
+        notes=(*first.notes, *dict.fromkeys(n for run in first.recordings for n in run.notes)),
         count=count,
     )
 

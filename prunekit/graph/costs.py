@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph.calls import Call
 from prunekit.graph.layers import CONSUMERS, TRANSPOSED
+from prunekit.graph.steps import Kind
 
 _LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
 
@@ -24,14 +25,14 @@ def counted(call: Call) -> tuple[Any, int]:
         return call.on_meta(), 0
     counter = FlopCounterMode(display=False)
     with counter:
-        result = call.on_meta()
+        result = call.executed()
     counts = counter.get_flop_counts().get("Global", {})
     return result, sum(n for op, n in counts.items() if str(op) in _LINEAR_OPS) // 2
 
 
 def _weighs(call: Call) -> bool:
     named = call.name is not None and call.name.startswith(("conv", "linear"))
-    given = any(node.op == "get_attr" for node in call.node.all_input_nodes)
+    given = any(one.kind is Kind.TENSOR for one in call.step.sources)
     return call.module is None and (named or given)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from prunekit.errors import PrunekitError, TraceError, listed
 from prunekit.graph.calls import Call
@@ -24,7 +24,8 @@ from prunekit.graph.layers import (
     width_of,
 )
 from prunekit.graph.partition import FIXED, Partition
-from prunekit.graph.symbolic import describe
+from prunekit.graph.rules import asks
+from prunekit.graph.steps import Kind, Recording, Step
 from prunekit.graph.values import Value, each, fixed, spread, values_in
 from prunekit.graph.whole import goes_whole
 
@@ -40,11 +41,10 @@ class Discovery(Run):
     def __init__(
         self,
         twin: nn.Module,
-        graphs: Sequence[fx.Graph],
-        inputs: Sequence[Tensor],
+        recordings: Sequence[Recording],
         over_norms: bool = False,
     ) -> None:
-        super().__init__(twin, graphs, inputs, over_norms)
+        super().__init__(twin, recordings, over_norms)
         self.parts = Partition()
         self.ins: dict[str, Tensor] = {}
         self.outs: dict[str, Tensor] = {}
@@ -57,7 +57,8 @@ class Discovery(Run):
         self.fixed_macs = 0
         self.inexact: dict[str, None] = {}
         self.whole: dict[str, str] = {}  # layer or parameter -> why it keeps its size
-        self.calls: dict[fx.Node, Call] = {}
+        self.calls: dict[Step, Call] = {}
+        self._costed = set(recordings[0].steps)
         self.noted: dict[str, dict[str, None]] = {}  # why -> the layers it is about
         self.reasons: dict[int, str] = {}  # label -> why it stays
         self._starts: list[int] = []
@@ -67,38 +68,31 @@ class Discovery(Run):
         self._own = _user_tensors(twin)
 
     def play(self) -> None:
-        """Run the network; raises TraceError where it fails on shapes alone."""
-        for node in self.nodes:
+        """Play every step; raises TraceError where that cannot be."""
+        for step in self.steps:
             try:
-                self.results[node] = self.node(node)
+                self.results[step] = self.step(step)
             except PrunekitError:
                 raise
             except Exception as error:
                 reason = str(error).splitlines()[0] if str(error) else repr(error)
-                failed = f"fails on an example of {self._shapes()} at {self._place(node)}: {reason}"
-                if node.graph is self.graphs[0]:
-                    raise TraceError(f"{type(self.twin).__name__} {failed}") from error
-                self._leave(node, f"train mode, which {failed}")
-                break
-            self._remember(node)
+                raise TraceError(
+                    f"{type(self.twin).__name__} fails on the example at {self._place(step)}: "
+                    f"{reason}"
+                ) from error
+            self._remember(step)
         self._tie()
         self._name_uncalled()
 
-    def _leave(self, failed: fx.Node, why: str) -> None:
-        """Give up on the rest of train mode: what it would have used stays."""
-        at = self.nodes.index(failed)
-        used = [source for node in self.nodes[at:] for source in node.all_input_nodes]
-        values = values_in(*(self.results[node] for node in used if node in self.results))
-        self.nodes = self.nodes[:at]
-        for value in values:
-            lost = self.parts.freeze(value.labels)
-            if lost:
-                self.note(lost, why)
-
     def call(self, call: Call) -> Any:
         """Keep the call for the passes to come."""
-        self.calls[call.node] = call
+        call = replace(call, recorded=True)
+        self.calls[call.step] = call
         return super().call(call)
+
+    def executed(self, call: Call) -> Any:
+        """What was recorded."""
+        return call.step.result
 
     def outcome(self, call: Call) -> Any:
         """Run what is not followed on shapes, and count its costs."""
@@ -154,15 +148,15 @@ class Discovery(Run):
         for table in (self.ins, self.outs):
             self._pass(table, name, labels, call)
 
-    def attribute(self, node: fx.Node) -> Any:
+    def attribute(self, step: Step) -> Any:
         """Entries along the only long dimension of a parameter can go where channels go."""
-        path = str(node.target)
+        path = str(step.target)
         found = _attribute(self.twin, path)
         if not isinstance(found, Tensor):
             return found
         meta = found.to("meta")
         long = [dim for dim, size in enumerate(meta.shape) if size > 1]
-        if path not in self._own or any(weight_path(self.twin, u) == path for u in node.users):
+        if path not in self._own or any(weight_path(self.twin, u) == path for u in step.users):
             return fixed(meta)
         self.ranks[path] = meta.ndim
         if len(long) == 1 and path not in self.held:
@@ -181,8 +175,8 @@ class Discovery(Run):
             return adopted.get(id(value), value)
 
         args, kwargs = each((call.args, call.kwargs), swap, Value)
-        self.calls[call.node] = replace(call, args=args, kwargs=kwargs)
-        return self.calls[call.node]
+        self.calls[call.step] = replace(call, args=args, kwargs=kwargs)
+        return self.calls[call.step]
 
     def _adopted(self, value: Value, others: Sequence[Value]) -> Value:
         path = str(value.source)
@@ -196,17 +190,21 @@ class Discovery(Run):
                     self.held[path] = {own: labels}
                     self.adopted = True
                     grown = Value(value.meta, spread(labels, own, value.meta.ndim), source=path)
-                    for node in self.results:
-                        if node.op == "get_attr" and node.target == path:
-                            self.results[node] = grown
+                    for step in self.results:
+                        if step.kind is Kind.TENSOR and step.target == path:
+                            self.results[step] = grown
                     return grown
         return value
 
-    def output(self, result: Any) -> Any:
-        """Nothing that leaves the network can vanish."""
+    def output(self, step: Step, result: Any) -> Any:
+        """Nothing that leaves the network can vanish, nor what a run that failed read last."""
+        failed = next((one.failed for one in self.recordings if one.output is step), None)
         for value in values_in(result):
             lost = self.parts.freeze(value.labels)
-            self.reasons.update(dict.fromkeys(lost, "they leave the network"))
+            if failed is None:
+                self.reasons.update(dict.fromkeys(lost, "they leave the network"))
+            elif lost:
+                self.note(lost, f"train mode, which {failed}")
         return result
 
     def note(self, lost: Sequence[int], why: str) -> None:
@@ -230,7 +228,7 @@ class Discovery(Run):
         return [*found]
 
     def _counts(self, call: Call) -> bool:
-        return call.node.graph is self.graphs[0]
+        return call.step in self._costed
 
     def _made(self, name: str, groups: int, width: int) -> Tensor:
         made = self.parts.fresh(width)
@@ -246,22 +244,23 @@ class Discovery(Run):
         if known is not labels:
             self.unite(known, labels, call)
 
-    def _remember(self, node: fx.Node) -> None:
-        result = self.results[node]
-        if node.op == "get_attr" and not self._belongs(node):
-            self._exposed.add(id(_attribute(self.twin, node.target)))
-        if node.op == "call_module" and isinstance(result, Value):
-            self.shapes.setdefault(node.target, tuple(result.meta.shape))
-            if node.target not in self.outs and result.meta.ndim > 1:
+    def _remember(self, step: Step) -> None:
+        result = self.results[step]
+        if step.kind is Kind.TENSOR and not self._belongs(step):
+            self._exposed.add(id(_attribute(self.twin, step.target)))
+        if step.kind is Kind.LAYER and isinstance(result, Value):
+            self.shapes.setdefault(step.target, tuple(result.meta.shape))
+            if step.target not in self.outs and result.meta.ndim > 1:
                 dim = next(iter(result.varying), 1)
                 if set(result.varying) <= {dim}:
-                    self.outs[node.target] = result.along(dim)
+                    self.outs[step.target] = result.along(dim)
 
-    def _belongs(self, node: fx.Node) -> bool:
+    def _belongs(self, step: Step) -> bool:
         """Whether a parameter is only used as the weight or bias of a layer, by functions."""
         return all(
             (weight_path(self.twin, user) or norm_owner(self.twin, user)) is not None
-            for user in node.users
+            for user in step.users
+            if not asks(user)
         )
 
     def _tie(self) -> None:
@@ -293,11 +292,16 @@ class Discovery(Run):
             self.note(lost, f"a parameter of {', '.join(names)} that is also used elsewhere")
 
     def _name_uncalled(self) -> None:
-        weights = {str(n.target).rpartition(".")[0]: n for n in self.nodes if n.op == "get_attr"}
+        tensors = (step for step in self.steps if step.kind is Kind.TENSOR)
+        weights = {str(step.target).rpartition(".")[0]: step for step in tensors}
         for name, module in self.twin.named_modules():
             if isinstance(module, CONSUMERS) and name not in self.shapes:
-                user = next(iter(weights[name].users), None) if name in weights else None
-                why = f"its weights go into {describe(user)}, which is not followed" if user else ""
+                user = (
+                    next((u for u in weights[name].users if not asks(u)), None)
+                    if name in weights
+                    else None
+                )
+                why = f"its weights go into {user}, which is not followed" if user else ""
                 self._keep_whole(name, why or "not called in eval or train mode")
 
     def _name_unfollowed(self, call: Call) -> None:
@@ -314,13 +318,10 @@ class Discovery(Run):
         self.whole[name] = why
         self.noted.setdefault(f"{why}, keeps its size", {})[name] = None
 
-    def _shapes(self) -> str:
-        return f"shape {', '.join(str(tuple(x.shape)) for x in self.inputs)}"
-
-    def _place(self, node: fx.Node) -> str:
-        module = self.twin.get_submodule(node.target) if node.op == "call_module" else None
+    def _place(self, step: Step) -> str:
+        module = self.twin.get_submodule(step.target) if step.kind is Kind.LAYER else None
         small = module is not None and not [*module.children()]
-        return f"{describe(node)}, {module!r}" if small else describe(node)
+        return f"{step}, {module!r}" if small else str(step)
 
 
 def _user_tensors(twin: nn.Module) -> set[str]:

@@ -7,15 +7,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import moves, rules
-from prunekit.graph.calls import NAMES, Call
+from prunekit.graph.calls import Call
 from prunekit.graph.rules import Rule
 from prunekit.graph.select import ChannelSelection
+from prunekit.graph.steps import Kind, Step
 from prunekit.graph.values import Value, resize, spread
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def norm_by_function(run: Run, call: Call) -> Any:
     value, *others = call.values
     if value.meta.ndim < 2 or _elsewhere(run, call, 1):
         return rules.unknown(run, call, "its input holds channels in more than one place")
-    labels, owner = value.along(1), norm_owner(run.twin, call.node)
+    labels, owner = value.along(1), norm_owner(run.twin, call.step)
     if owner is not None:
         run.norm(replace(call, module=run.twin.get_submodule(owner), weighs=owner), labels)
         return Value(value.meta, value.labels)
@@ -114,11 +115,11 @@ def norm_by_function(run: Run, call: Call) -> Any:
     return Value(value.meta, value.labels)
 
 
-def norm_owner(twin: nn.Module, node: fx.Node) -> str | None:
+def norm_owner(twin: nn.Module, step: Step) -> str | None:
     """The layer whose statistics, scale and shift a function is given; None if they are others."""
-    if node.op != "call_function" or NAMES.get(node.target) not in _NORM_FUNCTIONS:
+    if step.name not in _NORM_FUNCTIONS:
         return None
-    given = [str(n.target) for n in node.all_input_nodes if n.op == "get_attr"]
+    given = [str(one.target) for one in step.sources if one.kind is Kind.TENSOR]
     owners = {path.rpartition(".")[0] for path in given}
     owner = owners.pop() if len(owners) == 1 else None
     found = owner is not None and isinstance(twin.get_submodule(owner), PER_CHANNEL)
@@ -127,7 +128,7 @@ def norm_owner(twin: nn.Module, node: fx.Node) -> str | None:
 
 def _weighing(twin: nn.Module, call: Call) -> Call | None:
     """The call with the layer that its weight belongs to; None where that is not clear."""
-    path = weight_path(twin, call.node)
+    path = weight_path(twin, call.step)
     if path is None:
         return None
     owner, _, _ = path.rpartition(".")
@@ -139,22 +140,22 @@ def _weighing(twin: nn.Module, call: Call) -> Call | None:
     return replace(call, module=found, weighs=path) if groups == 1 else None
 
 
-def weight_path(twin: nn.Module, node: fx.Node) -> str | None:
+def weight_path(twin: nn.Module, step: Step) -> str | None:
     """The path of the parameter that a functional convolution or linear map takes as its weight.
 
     None if it is computed, or if the layer that owns it also gets a bias of somebody else.
     """
-    if node.op != "call_function" or NAMES.get(node.target) not in FUNCTIONS:
+    if step.name not in FUNCTIONS:
         return None
-    given = dict(zip(("input", "weight", "bias"), node.args, strict=False)) | node.kwargs
+    given = dict(zip(("input", "weight", "bias"), step.args, strict=False)) | step.kwargs
     weight, bias = given.get("weight"), given.get("bias")
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr":
+    if not isinstance(weight, Step) or weight.kind is not Kind.TENSOR:
         return None
     owner, _, leaf = str(weight.target).rpartition(".")
     layer = twin.get_submodule(owner)
     if isinstance(layer, CONSUMERS):
         own = f"{owner}.bias" if layer.bias is not None else None
-        given_bias = str(bias.target) if isinstance(bias, fx.Node) else bias
+        given_bias = str(bias.target) if isinstance(bias, Step) else bias
         fits = leaf == "weight" and given_bias == own and type(layer) not in TRANSPOSED
         return str(weight.target) if fits and leaf in layer._parameters else None
     return str(weight.target) if isinstance(getattr(layer, leaf), nn.Parameter) else None

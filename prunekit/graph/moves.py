@@ -10,6 +10,7 @@ from torch import Tensor
 
 from prunekit.graph.calls import Call
 from prunekit.graph.rules import Rule, table, unknown
+from prunekit.graph.steps import Step
 from prunekit.graph.values import Value, compress, each, fixed
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def sized(first: int, *names: str) -> Rule:
 
     def rule(run: Run, call: Call) -> Any:
         sizes = call.written(first, *names)
-        if call.module is None and isinstance(sizes, int | torch.fx.Node):
-            sizes = call.node.args[first:]
+        if call.module is None and isinstance(sizes, int | Step):
+            sizes = call.step.args[first:]
         if not isinstance(sizes, tuple | list):
             sizes = ()
         lead = 0
@@ -126,7 +127,7 @@ def parts(run: Run, call: Call) -> Any:
 
 def _computed(written: Any) -> bool:
     sizes = written if isinstance(written, tuple | list) else [written]
-    return all(isinstance(size, torch.fx.Node) for size in sizes)
+    return all(isinstance(size, Step) for size in sizes)
 
 
 def _unite_parts(run: Run, call: Call, value: Value, dim: int, size: int) -> None:
@@ -151,7 +152,7 @@ def taken(run: Run, call: Call) -> Any:
     if others:
         return unknown(run, call, "it picks by tensor")
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
-    written = call.node.args[1] if isinstance(call.args[1], tuple) else (call.node.args[1],)
+    written = call.step.args[1] if isinstance(call.args[1], tuple) else (call.step.args[1],)
     for dim, position in _sources(index, value.meta.ndim):
         if dim not in value.varying or index[position] == slice(None):
             continue
@@ -176,7 +177,7 @@ def _part(item: Any, written: Any, whole: int) -> int | None:
     if not isinstance(item, slice) or not isinstance(written, slice) or item.step not in (None, 1):
         return None
     bounds = [bound for bound in (written.start, written.stop) if bound not in (None, 0)]
-    if not bounds or not all(isinstance(bound, torch.fx.Node) for bound in bounds):
+    if not bounds or not all(isinstance(bound, Step) for bound in bounds):
         return None
     start, stop, _ = item.indices(whole)
     size = stop - start

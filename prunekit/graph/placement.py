@@ -9,8 +9,8 @@ from typing import Annotated
 from torch import nn
 
 from prunekit.errors import ConfigError, one_of
+from prunekit.graph.arguments import Example
 from prunekit.graph.blocks import KINDS
-from prunekit.graph.channels import Example
 from prunekit.graph.hinged import STARTS
 from prunekit.graph.places import MARKED, Places, Sites
 from prunekit.schema import Checked, OneOf

@@ -11,8 +11,9 @@ from functools import cached_property
 from torch import nn
 
 from prunekit.errors import ConfigError, one_of
+from prunekit.graph.arguments import Example
 from prunekit.graph.blocks import Block, Layout
-from prunekit.graph.channels import ChannelGraph, Example
+from prunekit.graph.channels import ChannelGraph
 from prunekit.graph.hinged import SIDES, Hinged, Site
 from prunekit.graph.layers import CONVOLUTIONS, TRANSPOSED
 from prunekit.graph.whole import goes_whole

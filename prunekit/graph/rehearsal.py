@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from prunekit.errors import TraceError
-from prunekit.graph.calls import Call
+from prunekit.graph.calls import Call, shapes_equal
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.labels import Run
 from prunekit.graph.layers import SIZED
 from prunekit.graph.moves import MOVING, STEADY
 from prunekit.graph.partition import FIXED
 from prunekit.graph.rules import QUESTIONS
-from prunekit.graph.symbolic import describe
+from prunekit.graph.steps import Step
 from prunekit.graph.values import Value, compress, each, resize, values_in
 
 
@@ -27,7 +28,7 @@ def rehearse(first: Discovery) -> None:
     Where no operation depends on sizes, labels alone are exact. Raises TraceError where nothing
     more can be frozen and a rehearsal still fails.
     """
-    if not first.adopted and all(_follows_labels(node, first) for node in first.nodes):
+    if not first.adopted and all(_follows_labels(step, first) for step in first.steps):
         return
     clean = 0
     for seed in count():
@@ -43,26 +44,26 @@ def rehearse(first: Discovery) -> None:
         if not _freeze_around(first, run.failed):
             raise TraceError(
                 f"{type(first.twin).__name__} cannot be narrowed: "
-                f"{describe(run.failed[0])} depends on channel numbers in a way that "
+                f"{run.failed[0]} depends on channel numbers in a way that "
                 "is not understood; take sizes from the shapes of the tensors at hand"
             )
 
 
-def _follows_labels(node: fx.Node, first: Discovery) -> bool:
+def _follows_labels(step: Step, first: Discovery) -> bool:
     """Whether an operation does to any narrowed input what it did to the labels."""
-    if node.op in ("placeholder", "get_attr", "output"):
+    if step not in first.calls:
         return True
-    call = first.calls[node]
+    call = first.calls[step]
     if call.module is not None:
         return not isinstance(call.module, SIZED)
     return call.name in STEADY or (call.name not in MOVING and call.name not in QUESTIONS)
 
 
-def _freeze_around(first: Discovery, failed: list[fx.Node]) -> bool:
+def _freeze_around(first: Discovery, failed: list[Step]) -> bool:
     """Freeze what goes into the nodes and what comes out; whether that changed anything."""
     changed = False
     for node in failed:
-        why = f"{describe(node)}, which works for these sizes only"
+        why = f"{node}, which works for these sizes only"
         for value in culprits([node], first.results):
             lost = first.parts.freeze(value.labels)
             if lost:
@@ -98,19 +99,18 @@ class Rehearsal(Run):
     """
 
     def __init__(self, first: Discovery, roots: Tensor, drop: Tensor) -> None:
-        super().__init__(first.twin, first.graphs, first.inputs, first.over_norms)
+        super().__init__(first.twin, first.recordings, first.over_norms)
         self.first = first
-        self.nodes = first.nodes
         self.roots = roots
         self.drop = drop
-        self.failed: list[fx.Node] = []
+        self.failed: list[Step] = []
 
     def play(self) -> None:
         """Run the network, and note every node whose result is not what it should be."""
-        for node in self.nodes:
+        for node in self.steps:
             promised = each(self.first.results[node], self.shrink, Value)
             try:
-                result = self.node(node)
+                result = self.step(node)
                 right = _same(result, promised) and _steers_alike(node, result, promised)
             except Exception:  # whatever a narrowed network stumbles over is a constant in its way
                 right = False
@@ -120,9 +120,15 @@ class Rehearsal(Run):
 
     def call(self, call: Call) -> Any:
         """Only operations that move entries may depend on sizes that change."""
-        if call.values and call.name not in MOVING and _differ(call, self.first.calls[call.node]):
+        if call.values and call.name not in MOVING and _differ(call, self.first.calls[call.step]):
             raise _Mismatch
-        return super().call(call)
+        before = self.first.calls[call.step]
+        alike = shapes_equal((call.args, call.kwargs), (before.args, before.kwargs))
+        return super().call(replace(call, recorded=alike))
+
+    def executed(self, call: Call) -> Any:
+        """What comes of other sizes."""
+        return call.on_meta()
 
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
         """Labels that meet must be the same by now."""
@@ -138,23 +144,23 @@ class Rehearsal(Run):
         """The layer will have been narrowed to what is kept."""
         name = call.layer
         self._check(self.first.ins[name], incoming)
-        return self.first.results[call.node].meta, self._kept(self.first.outs[name])
+        return self.first.results[call.step].meta, self._kept(self.first.outs[name])
 
     def originals(self, call: Call) -> list[Value]:
         """The values of the same call in the first pass."""
-        return self.first.calls[call.node].values
+        return self.first.calls[call.step].values
 
     def outcome(self, call: Call) -> Any:
         """What is not followed is frozen, so it gives what it gave."""
-        return each(self.first.results[call.node], lambda value: value.meta, Value)
+        return each(self.first.results[call.step], lambda value: value.meta, Value)
 
     def norm(self, call: Call, labels: Tensor) -> None:
         """The layer will have been narrowed to what is kept."""
         self._check(self.first.ins[call.layer], labels)
 
-    def attribute(self, node: fx.Node) -> Any:
+    def attribute(self, step: Step) -> Any:
         """It will have been narrowed to what is kept."""
-        return each(self.first.results[node], self.shrink, Value)
+        return each(self.first.results[step], self.shrink, Value)
 
     def shrink(self, value: Value) -> Value:
         """The value that the narrowed network should compute."""
@@ -182,11 +188,11 @@ class _Mismatch(Exception):
     """The narrowed network would not compute what the labels promise."""
 
 
-def culprits(nodes: Iterable[fx.Node], results: dict[fx.Node, Any]) -> list[Value]:
+def culprits(nodes: Iterable[Step], results: dict[Step, Any]) -> list[Value]:
     """The values that nodes work on, also through numbers computed from their shapes."""
     found: list[Value] = []
-    queue = [source for node in nodes for source in node.all_input_nodes]
-    seen: set[fx.Node] = set()
+    queue = [source for node in nodes for source in node.sources]
+    seen: set[Step] = set()
     while queue:
         node = queue.pop()
         if node in seen:
@@ -195,7 +201,7 @@ def culprits(nodes: Iterable[fx.Node], results: dict[fx.Node, Any]) -> list[Valu
         values = values_in(results[node])
         found.extend(values)
         if not values:
-            queue.extend(node.all_input_nodes)
+            queue.extend(node.sources)
     return found
 
 
@@ -203,9 +209,9 @@ def _differ(call: Call, before: Call) -> bool:
     return repr(call.constants) != repr(before.constants)
 
 
-def _steers_alike(node: fx.Node, result: Any, promised: Any) -> bool:
+def _steers_alike(node: Step, result: Any, promised: Any) -> bool:
     """Sizes that the forward branches on must be what they were."""
-    return "guard" not in node.meta or bool(values_in(promised)) or result == promised
+    return not node.guard or bool(values_in(promised)) or result == promised
 
 
 def _same(result: Any, promised: Any) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
+from prunekit.graph.steps import Kind, Step, tensors_among
 from prunekit.graph.values import Value, aligned, compress, each, fixed
 
 if TYPE_CHECKING:
@@ -173,6 +174,12 @@ _NORMS = (nn.LayerNorm, nn.Softmax, nn.LogSoftmax)
 QUESTIONS = frozenset(
     {"size", "dim", "numel", "nelement", "ndimension", "is_floating_point", "stride", "get_device"}
 )
+
+
+def asks(step: Step) -> bool:
+    """Whether a step asks for a size or a type: nothing of the channels goes on."""
+    return step.kind is Kind.CALL and not tensors_among((step.result,))
+
 
 STILL: dict[str, Rule] = {
     **table(

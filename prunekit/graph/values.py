@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.node import map_aggregate
+
+from prunekit.graph.nests import leaves_in, mapped
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,12 +18,13 @@ class Value:
 
     `meta` carries shape and type. `labels` has the same rank and, for every entry, the id of the
     unit it vanishes with; dimensions along which the labels do not change have size one. `source`
-    is the path of the parameter or buffer that it is.
+    is the path of the parameter or buffer that it is, `constant` the numbers, where they are known.
     """
 
     meta: Tensor
     labels: Tensor
     source: str | None = None
+    constant: Tensor | None = None
 
     @property
     def varying(self) -> tuple[int, ...]:
@@ -40,9 +42,9 @@ class Value:
         ).flatten()
 
 
-def fixed(meta: Tensor) -> Value:
+def fixed(meta: Tensor, constant: Tensor | None = None) -> Value:
     """A value of which no part can vanish."""
-    return Value(meta, torch.zeros([1] * meta.ndim, dtype=torch.long))
+    return Value(meta, torch.zeros([1] * meta.ndim, dtype=torch.long), constant=constant)
 
 
 def compress(labels: Tensor) -> Tensor:
@@ -73,15 +75,12 @@ def resize(meta: Tensor, dim: int, size: int) -> Tensor:
 
 def each(result: Any, wrap: Any, *kinds: type) -> Any:
     """Apply `wrap` to every object of these kinds in a nest of tuples, lists and dicts."""
-    return map_aggregate(result, lambda leaf: wrap(leaf) if isinstance(leaf, kinds) else leaf)
+    return mapped(result, lambda leaf: wrap(leaf) if isinstance(leaf, kinds) else leaf)
 
 
 def values_in(*nests: Any) -> list[Value]:
     """All values in nests of tuples, lists, dicts and slices."""
-    found: list[Value] = []
-    for nest in nests:
-        each(nest, found.append, Value)
-    return found
+    return leaves_in(nests, Value)
 
 
 def aligned(values: Sequence[Value], rank: int) -> list[tuple[list[int], Tensor]]:

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from prunekit.build import build
 from prunekit.errors import ArtifactError, PrunekitError
-from prunekit.graph import symbolic
+from prunekit.graph.arguments import Arguments
+from prunekit.graph.recordings import record
 from prunekit.runs.digests import sha256_of
 
 Settings = Mapping[str, Any]
@@ -114,13 +115,7 @@ def _kind(value: Any) -> str:
 
 def _steps(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
     """What the forward calls on what, in eval and train mode; nothing where it cannot be traced."""
-    with suppress(PrunekitError), torch.no_grad():
-        example = torch.empty(1, *shape, device="meta")
-        graphs = symbolic.graphs(symbolic.shapes_only(model), [example])
-        return [_step(node) for graph in graphs for node in graph.nodes]
+    with suppress(PrunekitError):
+        runs = record(model, Arguments.of(torch.empty(1, *shape, device="meta")))
+        return [line for run in runs for line in run.lines()]
     return []
-
-
-def _step(node: fx.Node) -> str:
-    called = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-    return f"{node.op} {called} {node.name} {node.args} {node.kwargs}"

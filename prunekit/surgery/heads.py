@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 from torch import nn
 
 from prunekit.errors import ArtifactError, SurgeryError
-from prunekit.graph.channels import Example
+from prunekit.graph.arguments import Example
 from prunekit.graph.ending import ending, last_layer
 from prunekit.graph.layers import CONVOLUTIONS, layer_named, widths
 from prunekit.schema import Checked, Positive

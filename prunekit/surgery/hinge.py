@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import Hinged, Site
-from prunekit.graph.channels import Example
+from prunekit.graph.arguments import Example
 from prunekit.graph.layers import CONVOLUTIONS, layer_named
 from prunekit.graph.placement import Placement
 from prunekit.graph.whole import WholeGroups, plain_groups, whole_groups

@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from prunekit.errors import SurgeryError
-from prunekit.graph import ChannelGraph, symbolic
-from prunekit.graph.calls import Call
-from prunekit.graph.channels import Example, shapes_of
-from prunekit.graph.shared import asks
+from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.recordings import record_eval
+from prunekit.graph.rules import asks
+from prunekit.graph.steps import HELD, Kind, Recording, Step
 from prunekit.surgery.skip import ADDED, FUNCTIONS, SkipBlock
 
 
@@ -50,9 +51,7 @@ def empty_blocks(
     emptied = graph.emptied(drop)
     if not emptied:
         return ()
-    twin = symbolic.shapes_only(model)
-    with torch.no_grad():
-        traced = symbolic.graphs(twin, shapes_of(example))[0]
+    traced = record_eval(model, Arguments.of(example))
     found: dict[str, EmptyBlock] = {}
     for name in emptied:
         if not any(block.loses(name) for block in found.values()):
@@ -76,7 +75,7 @@ def _refusal(graph: ChannelGraph, name: str) -> str:
     )
 
 
-def _around(traced: fx.Graph, name: str, emptied: Collection[str]) -> EmptyBlock | None:
+def _around(traced: Recording, name: str, emptied: Collection[str]) -> EmptyBlock | None:
     """The smallest block that loses this layer."""
     outer = name.rpartition(".")[0]
     while outer:
@@ -90,126 +89,117 @@ def _around(traced: fx.Graph, name: str, emptied: Collection[str]) -> EmptyBlock
 class _Called:
     """The one call of a module in a traced network."""
 
-    def __init__(self, traced: fx.Graph, name: str) -> None:
+    def __init__(self, traced: Recording, name: str) -> None:
         self.traced, self.name = traced, name
-        self.nodes = {n: None for n in traced.nodes if n.op != "get_attr" and name in _paths(n)}
+        self.steps = {n: None for n in traced.steps if n.kind not in HELD and name in _paths(n)}
 
     def without(self, emptied: Collection[str]) -> EmptyBlock | None:
         """The block without its one dead summand; None where it is not of that kind."""
-        entries, exits = self._sources(self.nodes), self._exits()
-        if len(_calls(self.nodes, self.name)) != 1 or len(entries) != 1 or len(exits) != 1:
+        entries, exits = self._sources(self.steps), self._exits()
+        if len(_calls(self.steps, self.name)) != 1 or len(entries) != 1 or len(exits) != 1:
             return None
-        (entry,), (node,) = entries, exits
+        (entry,), (step,) = entries, exits
         alive, steps, dead = self._alive(entry, emptied), [], None
-        while node is not entry:
-            summands = self._summands(node)
+        while step is not entry:
+            summands = self._summands(step)
             if summands:
                 gone = [one for one in summands if one not in alive]
                 if len(gone) != 1 or dead is not None:
                     return None
                 dead = gone[0]
-                step, node = ADDED, next(one for one in summands if one is not dead)
+                step, step = ADDED, next(one for one in summands if one is not dead)
             else:
-                step, node = self._step(node)
-            if step is None or node is None:
+                step, step = self._step(step)
+            if step is None or step is None:
                 return None
             steps.append(step)
         return self._block(dead, tuple(reversed(steps))) if dead is not None else None
 
-    def _block(self, dead: fx.Node, steps: tuple[str, ...]) -> EmptyBlock | None:
-        while self._child(dead) is None and _operation(dead) in _PASSING:
+    def _block(self, dead: Step, steps: tuple[str, ...]) -> EmptyBlock | None:
+        while self._child(dead) is None and dead.name in _PASSING:
             (dead,) = self._sources({dead: None})
         child, maker = self._child(dead), _maker(dead)
-        alone = [len(_calls(self.traced.nodes, one or "")) == 1 for one in (child, maker)]
+        alone = [len(_calls(self.traced.steps, one or "")) == 1 for one in (child, maker)]
         if child is None or maker is None or not all(alone):
             return None
         block = EmptyBlock(self.name, steps, child, maker)
-        others = (n for n in self.traced.nodes if n not in self.nodes)
-        used = any(block.loses(layer) for node in others for layer in _layers(node))
+        others = (n for n in self.traced.steps if n not in self.steps)
+        used = any(block.loses(layer) for step in others for layer in _layers(step))
         return None if used else block
 
-    def _alive(self, entry: fx.Node, emptied: Collection[str]) -> set[fx.Node]:
+    def _alive(self, entry: Step, emptied: Collection[str]) -> set[Step]:
         """What still depends on the input."""
         alive = {entry}
-        for node in self.nodes:
-            empty = any(layer in emptied for layer in _layers(node))
-            if not empty and not asks(node) and any(n in alive for n in node.all_input_nodes):
-                alive.add(node)
+        for step in self.steps:
+            empty = any(layer in emptied for layer in _layers(step))
+            if not empty and not asks(step) and any(n in alive for n in step.sources):
+                alive.add(step)
         return alive
 
-    def _step(self, node: fx.Node) -> tuple[str | None, fx.Node | None]:
+    def _step(self, step: Step) -> tuple[str | None, Step | None]:
         """A module directly in the block or an activation, and what goes into it."""
-        child = self._child(node)
-        whole = {node: None}
+        child = self._child(step)
+        whole = {step: None}
         if child is not None:
-            key = next(key for key, path in _stack(node) if path == child)
-            whole = {n: None for n in self.nodes if any(key == other for other, _ in _stack(n))}
+            key = next(key for key, path in step.calls if path == child)
+            whole = {n: None for n in self.steps if any(key == other for other, _ in n.calls)}
         sources = self._sources(whole)
         if len(sources) != 1:
             return None, None
-        step = child.removeprefix(f"{self.name}.") if child is not None else _function(node)
+        step = child.removeprefix(f"{self.name}.") if child is not None else _function(step)
         return (None if step is None or "." in step else step), sources[0]
 
-    def _summands(self, node: fx.Node) -> tuple[fx.Node, ...]:
+    def _summands(self, step: Step) -> tuple[Step, ...]:
         """The two tensors that are added, by the block itself."""
-        nodes = tuple(arg for arg in node.args if isinstance(arg, fx.Node))
-        plain = self._child(node) is None and not node.kwargs and len(nodes) == len(node.args) == 2
-        return nodes if plain and _operation(node) == "add" else ()
+        steps = tuple(arg for arg in step.args if isinstance(arg, Step))
+        plain = self._child(step) is None and not step.kwargs and len(steps) == len(step.args) == 2
+        return steps if plain and step.name == "add" else ()
 
-    def _child(self, node: fx.Node) -> str | None:
+    def _child(self, step: Step) -> str | None:
         """The module that the block called to get there; None if it was the block itself."""
-        paths = [*_paths(node)]
+        paths = [*_paths(step)]
         if self.name not in paths:
             return None
         at = paths.index(self.name) + 1
         return paths[at] if at < len(paths) else None
 
-    def _sources(self, nodes: Collection[fx.Node]) -> list[fx.Node]:
+    def _sources(self, steps: Collection[Step]) -> list[Step]:
         """The tensors from elsewhere that these steps read, without parameters."""
-        read = dict.fromkeys(source for node in nodes for source in node.all_input_nodes)
-        return [n for n in read if n not in nodes and n.op != "get_attr" and not asks(n)]
+        read = dict.fromkeys(source for step in steps for source in step.sources)
+        return [n for n in read if n not in steps and n.kind not in HELD and not asks(n)]
 
-    def _exits(self) -> list[fx.Node]:
-        return [n for n in self.nodes if any(user not in self.nodes for user in n.users)]
+    def _exits(self) -> list[Step]:
+        return [n for n in self.steps if any(user not in self.steps for user in n.users)]
 
 
 _PASSING = frozenset({"dropout", "stochastic_depth"})  # zeros and constants stay what they are
 
 
-def _stack(node: fx.Node) -> list[tuple[str, str]]:
-    """The calls in whose forward a step is made, outermost first: a key each, and the module."""
-    return [(key, path) for key, (path, _) in node.meta.get("nn_module_stack", {}).items()]
+def _paths(step: Step) -> Iterator[str]:
+    return (path for _, path in step.calls)
 
 
-def _paths(node: fx.Node) -> Iterator[str]:
-    return (path for _, path in _stack(node))
+def _calls(steps: Collection[Step], name: str) -> set[int]:
+    return {key for step in steps for key, path in step.calls if path == name}
 
 
-def _calls(nodes: Collection[fx.Node], name: str) -> set[str]:
-    return {key for node in nodes for key, path in _stack(node) if path == name}
-
-
-def _operation(node: fx.Node) -> str | None:
-    return Call(node, node.target, (), {}).name if node.op.startswith("call_") else None
-
-
-def _function(node: fx.Node) -> str | None:
+def _function(step: Step) -> str | None:
     """An activation with nothing but defaults, as a step."""
-    name = f"{_operation(node)}()"
-    plain = len(node.args) == 1 and set(node.kwargs) <= {"inplace"}
-    return name if plain and node.op != "call_module" and name in FUNCTIONS else None
+    name = f"{step.name}()"
+    plain = len(step.args) == 1 and set(step.kwargs) <= {"inplace"}
+    return name if plain and step.kind is not Kind.LAYER and name in FUNCTIONS else None
 
 
-def _layers(node: fx.Node) -> list[str]:
+def _layers(step: Step) -> list[str]:
     """The layer that a step calls, or those whose parameters it reads, and these parameters."""
-    if node.op == "call_module":
-        return [str(node.target)]
-    read = [str(source.target) for source in node.all_input_nodes if source.op == "get_attr"]
+    if step.kind is Kind.LAYER:
+        return [str(step.target)]
+    read = [str(source.target) for source in step.sources if source.kind is Kind.TENSOR]
     return [*read, *(path.rpartition(".")[0] for path in read)]
 
 
-def _maker(node: fx.Node) -> str | None:
+def _maker(step: Step) -> str | None:
     """The convolution, norm, ... that made a tensor, through what changes no channels."""
-    while node.op == "call_function" and _operation(node) in _PASSING:
-        node = node.all_input_nodes[0]
-    return str(node.target) if node.op == "call_module" else next(iter(_layers(node)[1:]), None)
+    while step.kind is Kind.CALL and step.name in _PASSING:
+        step = step.sources[0]
+    return str(step.target) if step.kind is Kind.LAYER else next(iter(_layers(step)[1:]), None)

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelSelection, shared_norms
-from prunekit.graph.channels import Example
+from prunekit.graph.arguments import Example
 from prunekit.graph.layers import BATCH_NORMS, layer_named
 from prunekit.surgery.edits import register
 

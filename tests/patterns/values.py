@@ -200,7 +200,7 @@ ARITHMETIC = {
     "without gradient": body(lambda net, x: _without_gradient(net, x), layer=lambda: nn.ReLU()),
     "in place": body(lambda net, x: (-x).mul_(2).add_(1).relu_()),
     "in place, added": body(lambda net, x: _added(x, net.a(x)), a=lambda: nn.Conv2d(8, 8, 1)),
-    "in place, by index": body(lambda net, x: _zeroed(x), refused=r"values\.py:\d+"),
+    "in place, by index": body(lambda net, x: _zeroed(x), cut="last"),
     "mean of channels": body(lambda net, x: x - x.mean(1, keepdim=True), cut="last", note="mean"),
     "maximum of channels": body(lambda net, x: x * x.amax(1, keepdim=True), cut="last"),
     "spatial attention": body(
@@ -230,7 +230,7 @@ ARITHMETIC = {
     "where": body(lambda net, x: torch.where(x > 0.5, x, -x)),
     "constant map": body(lambda net, x: x + torch.ones(1, 1, 8, 8)),
     "data-dependent branch": body(
-        lambda net, x: x if x.sum() > 0 else -x, cut="", refused=r"values\.py:\d+"
+        lambda net, x: x if x.sum() > 0 else -x, cut="last", note="reads values"
     ),
 }
 

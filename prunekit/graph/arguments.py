@@ -1,0 +1,81 @@
+"""What a network is called with: an example, as arguments by position and by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import TraceError
+from prunekit.graph.nests import leaves_in, mapped
+
+Example = Any  # a tensor; a tuple of arguments; a mapping of arguments by name
+
+
+@dataclass(frozen=True, eq=False)
+class Arguments:
+    """The arguments of one call, in which tensors may lie in lists, tuples and dicts."""
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, example: Example) -> Arguments:
+        """A tensor is the one argument, a tuple or list are several, a mapping has them by name.
+
+        TraceError for what holds no tensor, or an empty one.
+        """
+        if isinstance(example, Arguments):
+            return example
+        if isinstance(example, Mapping):
+            found = cls((), dict(example))
+        elif isinstance(example, tuple | list):
+            found = cls(tuple(example), {})
+        else:
+            found = cls((example,), {})
+        return found.checked()
+
+    def checked(self) -> Arguments:
+        """The same; TraceError for what cannot be an example."""
+        if not self.tensors:
+            kinds = ", ".join(type(x).__name__ for x in (*self.args, *self.kwargs.values()))
+            raise TraceError(
+                f"the example is {kinds or 'nothing'}; it must be a tensor or a tuple of arguments "
+                "with tensors, or a dict of arguments by name"
+            )
+        if not all(tensor.numel() for tensor in self.tensors):
+            raise TraceError(f"the example is empty: {self}; give at least one input")
+        return self
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among them, in order."""
+        return leaves_in((self.args, dict(self.kwargs)), Tensor)
+
+    def changed(self, change: Callable[[Tensor], Any]) -> Arguments:
+        """The same with every tensor changed."""
+
+        def one(leaf: Any) -> Any:
+            return change(leaf) if isinstance(leaf, Tensor) else leaf
+
+        return Arguments(mapped(self.args, one), mapped(dict(self.kwargs), one))
+
+    def one(self) -> Arguments:
+        """Those of a single example, where all that is batched stands in the arguments directly."""
+        batch = self.tensors[0].shape[:1]
+        direct = {id(leaf) for leaf in (*self.args, *self.kwargs.values())}
+
+        def first(tensor: Tensor) -> Tensor:
+            return tensor[:1] if id(tensor) in direct and tensor.shape[:1] == batch else tensor
+
+        return self.changed(first)
+
+    def shapes(self) -> Arguments:
+        """The same on the meta device."""
+        return self.changed(lambda tensor: torch.empty_like(tensor, device="meta"))
+
+    def __str__(self) -> str:
+        return ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors)

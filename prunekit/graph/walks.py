@@ -1,0 +1,101 @@
+"""Walks over a recorded run: where paths part and meet again, what comes before and behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from heapq import heappop, heappush
+
+from prunekit.graph.rules import asks
+from prunekit.graph.steps import HELD, Recording, Step
+
+Sides = tuple[list[Step], list[Step]]
+
+_LEFT, _RIGHT, _BOTH = 1, 2, 3
+
+
+def sources(step: Step) -> list[Step]:
+    """The tensors that a step computes from, without parameters, constants, sizes and types."""
+    return [one for one in step.sources if one.kind not in HELD and not asks(one)]
+
+
+def back(step: Step) -> Iterator[Step]:
+    """The steps before, as long as each computes from one alone; late to early."""
+    while len(before := sources(step)) == 1:
+        step = before[0]
+        yield step
+
+
+def meets(step: Step, name: str) -> bool:
+    """Whether a step is the operation of this name on two tensors that were computed."""
+    return step.name == name and len(sources(step)) == 2
+
+
+def sides(step: Step, place: Mapping[Step, int]) -> Sides:
+    """What lies between the two operands of a step and their latest common origins, late to early.
+
+    `place` is the position of every step. What both operands come from is on neither side, nor is
+    anything before it: the latest step is looked at first, until all paths have met.
+    """
+    marks: dict[Step, int] = {}
+    heap: list[tuple[int, Step]] = []
+    found: Sides = ([], [])
+    apart = 0  # steps ahead that only one operand comes from
+    for mark, operand in zip((_LEFT, _RIGHT), sources(step), strict=True):
+        apart += _reach(operand, mark, marks, heap, place)
+    while apart:
+        one = heappop(heap)[1]
+        mark = marks[one]
+        if mark != _BOTH:
+            apart -= 1
+            found[mark - 1].append(one)
+        for source in sources(one):
+            apart += _reach(source, mark, marks, heap, place)
+    return found
+
+
+def _reach(
+    step: Step,
+    mark: int,
+    marks: dict[Step, int],
+    heap: list[tuple[int, Step]],
+    place: Mapping[Step, int],
+) -> int:
+    """Mark a step; returns by how much the number of steps of one operand alone grows."""
+    before = marks.get(step, 0)
+    marks[step] = before | mark
+    if not before:
+        heappush(heap, (-place[step], step))
+    return (marks[step] in (_LEFT, _RIGHT)) - (before in (_LEFT, _RIGHT))
+
+
+def reaching(
+    recording: Recording, goal: Callable[[Step], bool], passes: Callable[[Step], bool]
+) -> set[Step]:
+    """The steps whose result gets to a step of that kind, at once or through what lets it pass."""
+    found: set[Step] = set()
+    for step in reversed(recording.steps):
+        if any(goal(user) or (user in found and passes(user)) for user in step.users):
+            found.add(step)
+    return found
+
+
+def makers(step: Step, within: Collection[Step], layers: Collection[Step]) -> set[Step]:
+    """The nearest of the `layers` before a step whose results get there inside `within`."""
+    found, seen, queue = set(), set(), sources(step)
+    while queue:
+        one = queue.pop()
+        if one in layers and one in within:
+            found.add(one)
+        elif one in within and one not in seen:
+            seen.add(one)
+            queue.extend(sources(one))
+    return found
+
+
+def alone(end: Step, side: Sequence[Step]) -> set[Step]:
+    """The steps of a side, given late to early, that nothing but `end` needs."""
+    found: set[Step] = set()
+    for step in side:
+        if all(user is end or user in found or asks(user) for user in step.users):
+            found.add(step)
+    return found
