@@ -30,7 +30,7 @@ class Kind(Enum):
 HELD = (Kind.TENSOR, Kind.CONSTANT)  # what was there before the run
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Step:
     """One step of a run. In `args` and `kwargs` steps stand for the tensors and sizes they made.
 

@@ -107,12 +107,12 @@ class _Called:
                 if len(gone) != 1 or dead is not None:
                     return None
                 dead = gone[0]
-                step, step = ADDED, next(one for one in summands if one is not dead)
+                part, step = ADDED, next(one for one in summands if one is not dead)
             else:
-                step, step = self._step(step)
-            if step is None or step is None:
+                part, step = self._part(step)
+            if part is None or step is None:
                 return None
-            steps.append(step)
+            steps.append(part)
         return self._block(dead, tuple(reversed(steps))) if dead is not None else None
 
     def _block(self, dead: Step, steps: tuple[str, ...]) -> EmptyBlock | None:
@@ -136,7 +136,7 @@ class _Called:
                 alive.add(step)
         return alive
 
-    def _step(self, step: Step) -> tuple[str | None, Step | None]:
+    def _part(self, step: Step) -> tuple[str | None, Step | None]:
         """A module directly in the block or an activation, and what goes into it."""
         child = self._child(step)
         whole = {step: None}
@@ -146,8 +146,8 @@ class _Called:
         sources = self._sources(whole)
         if len(sources) != 1:
             return None, None
-        step = child.removeprefix(f"{self.name}.") if child is not None else _function(step)
-        return (None if step is None or "." in step else step), sources[0]
+        part = child.removeprefix(f"{self.name}.") if child is not None else _function(step)
+        return (None if part is None or "." in part else part), sources[0]
 
     def _summands(self, step: Step) -> tuple[Step, ...]:
         """The two tensors that are added, by the block itself."""
@@ -186,8 +186,11 @@ def _calls(steps: Collection[Step], name: str) -> set[int]:
 def _function(step: Step) -> str | None:
     """An activation with nothing but defaults, as a step."""
     name = f"{step.name}()"
-    plain = len(step.args) == 1 and set(step.kwargs) <= {"inplace"}
-    return name if plain and step.kind is not Kind.LAYER and name in FUNCTIONS else None
+    if step.kind is Kind.LAYER or name not in FUNCTIONS or len(step.args) != 1:
+        return None
+    usual = FUNCTIONS[name]()
+    given = {key: value for key, value in step.kwargs.items() if key != "inplace"}
+    return name if all(getattr(usual, key, None) == value for key, value in given.items()) else None
 
 
 def _layers(step: Step) -> list[str]:

@@ -204,7 +204,9 @@ def test_files_repeat_it_and_leave_random_numbers_alone(tmp_path, head):
 
 
 def test_an_example_that_does_not_fit_is_named():
-    with pytest.raises(TraceError, match=r"^LeNet5 fails on an example of \(1, 3, 64, 64\): .+$"):
+    with pytest.raises(
+        TraceError, match=r"^LeNet5 fails on an example of shape \(1, 3, 64, 64\) at .+$"
+    ):
         LastLayer().edit(LeNet5(), X.float(), 3)
 
 
