@@ -10,18 +10,10 @@ from functools import cached_property
 from torch import nn
 
 from prunekit.graph.arguments import Arguments, Example
-from prunekit.graph.layers import (
-    BATCH_NORMS,
-    CONSUMERS,
-    CONVOLUTIONS,
-    FUNCTIONS,
-    INSTANCE_NORMS,
-    NORMS_OF_GROUPS,
-)
-from prunekit.graph.moves import MOVING
+from prunekit.graph.layers import CONVOLUTIONS
 from prunekit.graph.recordings import record_eval
-from prunekit.graph.rules import asks
 from prunekit.graph.steps import Kind, Recording, Step
+from prunekit.graph.table import of_step
 from prunekit.graph.twin import twin_of
 from prunekit.graph.walks import alone, makers, meets, reaching, sides, sources
 from prunekit.graph.whole import goes_whole
@@ -147,7 +139,7 @@ class Layout:
         return found, taken
 
     def _alone(self) -> Iterator[Block]:
-        joined = reaching(self.recording, lambda step: step.name in _JOINING, self._passes)
+        joined = reaching(self.recording, lambda step: self._knows(step, "joins"), self._passes)
         dense, out = self._names(joined), self._names(self._stems | self._gates)
         out |= self._branches[1]
         for name in self.called:
@@ -192,7 +184,7 @@ class Layout:
         """Whether each layer is called once and reads the one before it alone."""
         before = [set(), *({step} for step in chain)]
         return len({step.target for step in chain}) == len(chain) and all(
-            makers(step, side, self._main) == expected
+            makers(step, self._main, side) == expected
             for step, expected in zip([*chain, end], before, strict=True)
         )
 
@@ -215,16 +207,15 @@ class Layout:
 
     def _moves(self, step: Step) -> bool:
         """Whether channels may come out in another order; gates may do so before they scale."""
-        if step.kind is Kind.LAYER:
-            moving = isinstance(self.twin.get_submodule(str(step.target)), _MOVERS)
-        else:
-            moving = step.name in MOVING
-        return moving and step not in self._gates
+        return self._knows(step, "moves") and step not in self._gates
 
     def _is_norm(self, step: Step) -> bool:
-        if step.kind is Kind.LAYER:
-            return isinstance(self.twin.get_submodule(str(step.target)), _NORMS)
-        return (step.name or "").endswith("_norm")
+        return self._knows(step, "norm")
+
+    def _knows(self, step: Step, fact: str) -> bool:
+        """Whether the table of operations says so of what a step calls."""
+        entry = of_step(step, self.twin) if step.kind in (Kind.LAYER, Kind.CALL) else None
+        return entry is not None and bool(getattr(entry, fact))
 
     def _has_matrix(self, name: str) -> bool:
         """Whether one matrix can stand for a layer's weight."""
@@ -235,7 +226,7 @@ class Layout:
         return step.kind is Kind.LAYER and goes_whole(self.twin.get_submodule(str(step.target)))
 
     def _passes(self, step: Step) -> bool:
-        return step not in self.layers and not asks(step)
+        return step not in self.layers and not step.asks
 
     def _names(self, steps: set[Step]) -> frozenset[str]:
         return frozenset(str(step.target) for step in self.layers & steps)
@@ -247,16 +238,10 @@ class Layout:
 
     def _weighs(self, step: Step) -> bool:
         """Whether a step is a convolution or a linear layer, as a module or a function."""
-        if step.kind is Kind.LAYER:
-            return isinstance(self.twin.get_submodule(str(step.target)), CONSUMERS)
-        name = step.name or ""
-        return name in FUNCTIONS or name.startswith("conv_transpose")
+        return self._knows(step, "weighs")
 
 
 _SHAPES = {"kk": "basic", "1k1": "bottleneck", "1g1": "grouped"}
-_JOINING = frozenset({"cat", "concat", "concatenate"})
-_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, *NORMS_OF_GROUPS, nn.LayerNorm)
-_MOVERS = (nn.ChannelShuffle, nn.PixelShuffle, nn.PixelUnshuffle, nn.Flatten, nn.Unflatten)
 
 
 def _named(found: Sequence[Block]) -> Iterator[Block]:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from prunekit.graph.nests import mapped
 from prunekit.graph.steps import Kind, Step
+from prunekit.graph.table import Operation
 from prunekit.graph.values import Value, each, values_in
 
 
 @dataclass(frozen=True, eq=False)
 class Call:
-    """An operation with its arguments, in which values stand for tensors.
+    """An operation with its arguments, in which values stand for tensors, and its table entry.
 
     `recorded` says that the arguments have the shapes of the recorded run, whose result is known.
     """
@@ -25,14 +26,15 @@ class Call:
     op: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    entry: Operation | None = None
     module: nn.Module | None = None
-    weighs: str | None = None  # the layer whose weights a function is given
+    owner: str | None = None  # the layer whose weights a function is given
     recorded: bool = False
 
     @property
     def layer(self) -> str:
         """The name of the layer that is called, or whose weights are used."""
-        return self.weighs or str(self.step.target)
+        return self.owner or str(self.step.target)
 
     @property
     def name(self) -> str | None:

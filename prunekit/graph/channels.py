@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import listed
+from prunekit.graph import ops  # noqa: F401  (fills the table of operations)
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named

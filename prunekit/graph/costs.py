@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph.calls import Call
@@ -16,8 +16,8 @@ _LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
 
 def counted(call: Call) -> tuple[Any, int]:
     """The result of a call on shapes, and its multiply-adds; recurrent layers count nothing."""
-    if isinstance(call.module, nn.MultiheadAttention):
-        return call.on_meta(), _attention(call)
+    if call.entry is not None and call.entry.macs is not None:
+        return call.on_meta(), call.entry.macs(call)
     if isinstance(call.module, CONSUMERS):
         result = call.on_meta()
         return result, _layer(call, result)
@@ -41,12 +41,3 @@ def _layer(call: Call, result: Tensor) -> int:
     counted = call.values[0].meta if isinstance(call.module, TRANSPOSED) else result
     dim = counted.ndim - (call.module.weight.ndim - 1)
     return call.module.weight.numel() * counted.numel() // counted.shape[dim]
-
-
-def _attention(call: Call) -> int:
-    """The projections of nn.MultiheadAttention; torch's fused kernel hides them from counters."""
-    module, (query, key, value, *_) = call.module, call.values
-    sides = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
-    tokens = query.meta.numel() // module.embed_dim
-    projected = sum(side.meta.numel() // width * width for side, width in sides)
-    return projected * module.embed_dim + tokens * module.embed_dim**2

@@ -12,20 +12,13 @@ from torch import Tensor, nn
 from prunekit.errors import PrunekitError, TraceError, listed
 from prunekit.graph.calls import Call
 from prunekit.graph.costs import counted
-from prunekit.graph.labels import Run
-from prunekit.graph.layers import (
-    CONSUMERS,
-    PER_CHANNEL,
-    TRANSPOSED,
-    channel_dim,
-    has_rule,
-    norm_owner,
-    weight_path,
-    width_of,
-)
+from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, widths
+from prunekit.graph.ops.norms import norm_owner
+from prunekit.graph.ops.weights import weight_path
 from prunekit.graph.partition import FIXED, Partition
-from prunekit.graph.rules import asks
+from prunekit.graph.run import Run
 from prunekit.graph.steps import Kind, Recording, Step
+from prunekit.graph.table import of_layer
 from prunekit.graph.values import Value, each, fixed, spread, values_in
 from prunekit.graph.whole import goes_whole
 
@@ -94,6 +87,10 @@ class Discovery(Run):
         """What was recorded."""
         return call.step.result
 
+    def blank(self, call: Call, meta: Tensor, dim: int) -> Tensor | None:
+        """Labels that nothing has, until something is written there."""
+        return self.parts.fresh(meta.shape[dim])
+
     def outcome(self, call: Call) -> Any:
         """Run what is not followed on shapes, and count its costs."""
         result, macs = counted(call)
@@ -125,7 +122,7 @@ class Discovery(Run):
         if name not in self.outs:
             passed = rows[:, 0].repeat_interleave(width // groups)
             self.outs[name] = passed if whole else self._made(name, groups, width)
-        if call.weighs:
+        if call.owner:
             self.functional[name] = None
             self.shapes.setdefault(name, tuple(meta.shape))
         if self._counts(call) and isinstance(module, CONSUMERS):
@@ -136,14 +133,14 @@ class Discovery(Run):
 
     def norm(self, call: Call, labels: Tensor) -> None:
         """Record the same labels on both sides."""
-        width = width_of(call.module)
+        width = widths(call.module)[0]
         if len(labels) != width:
             raise ValueError(f"it has {width} channels and gets {len(labels)}")
         name = call.layer
-        if call.weighs:
+        if call.owner:
             self.functional[name] = None
             self.shapes.setdefault(name, tuple(call.values[0].meta.shape))
-        if isinstance(call.module, nn.LayerNorm) and bool((labels != FIXED).any()):
+        if not call.entry.shifts and call.entry.norm and bool((labels != FIXED).any()):
             self.inexact[name] = None
         for table in (self.ins, self.outs):
             self._pass(table, name, labels, call)
@@ -260,7 +257,7 @@ class Discovery(Run):
         return all(
             (weight_path(self.twin, user) or norm_owner(self.twin, user)) is not None
             for user in step.users
-            if not asks(user)
+            if not user.asks
         )
 
     def _tie(self) -> None:
@@ -281,7 +278,7 @@ class Discovery(Run):
         ]
         alike = len({tuple(len(side) for side in pair) for pair in sides}) == 1 and sides[0]
         modules = [self.twin.get_submodule(name) for name in names]
-        known = all(isinstance(module, (*CONSUMERS, *PER_CHANNEL)) for module in modules)
+        known = all(_holds_channels(module) for module in modules)
         if alike and known and not exposed:
             for pair in sides[1:]:
                 for one, other in zip(sides[0], pair, strict=True):
@@ -296,21 +293,18 @@ class Discovery(Run):
         weights = {str(step.target).rpartition(".")[0]: step for step in tensors}
         for name, module in self.twin.named_modules():
             if isinstance(module, CONSUMERS) and name not in self.shapes:
-                user = (
-                    next((u for u in weights[name].users if not asks(u)), None)
-                    if name in weights
-                    else None
-                )
+                users = weights[name].users if name in weights else ()
+                user = next((one for one in users if not one.asks), None)
                 why = f"its weights go into {user}, which is not followed" if user else ""
                 self._keep_whole(name, why or "not called in eval or train mode")
 
     def _name_unfollowed(self, call: Call) -> None:
         """Weights that no rule follows stay, and are named even where no channel meets them."""
-        if call.module is None or call.weighs:
+        if call.module is None or call.owner:
             for value in call.values:
                 if value.source and sum(size > 1 for size in value.meta.shape) > 1:
                     self._keep_whole(value.source, f"goes into {call.title}, which is not followed")
-        elif not has_rule(call.module) and any(True for _ in call.module.parameters()):
+        elif call.entry is None and any(True for _ in call.module.parameters()):
             kind = type(call.module).__name__
             self._keep_whole(call.layer, f"{kind} is not a layer that is followed")
 
@@ -326,14 +320,21 @@ class Discovery(Run):
 
 def _user_tensors(twin: nn.Module) -> set[str]:
     """Parameters and buffers of modules that are no layers: the forward uses them by itself."""
-    layers = (*CONSUMERS, *PER_CHANNEL)
     return {
         f"{name}.{leaf}" if name else leaf
         for name, module in twin.named_modules()
-        if not isinstance(module, layers)
+        if not _holds_channels(module)
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
+
+
+def _holds_channels(module: nn.Module) -> bool:
+    """Whether a layer of this class has numbers for every channel."""
+    entry = of_layer(module)
+    return (
+        entry is not None and (entry.weighs or entry.shifts or entry.alike) and bool(entry.narrow)
+    )
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

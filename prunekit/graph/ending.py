@@ -14,14 +14,9 @@ from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import CONSUMERS
 from prunekit.graph.recordings import record_eval
 from prunekit.graph.steps import Kind, Step
+from prunekit.graph.table import of_layer
 from prunekit.graph.twin import twin_of
 from prunekit.graph.walks import back, sources
-
-_POOLS = (
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.LPPool2d, nn.FractionalMaxPool2d),
-    *(nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d),
-)
-_BETWEEN = (nn.Identity, nn.Dropout, nn.Dropout2d)
 
 
 @dataclass(frozen=True)
@@ -88,7 +83,7 @@ class _End:
             str(self.last.target),
             self._modules(hidden),
             _shape(flat)[1],
-            tuple(name for name in self._modules(pools) if isinstance(self._at(name), _POOLS)),
+            tuple(name for name in self._modules(pools) if _pools(self._at(name))),
             _shape(maps)[1],
         )
 
@@ -96,7 +91,12 @@ class _End:
         return tuple(str(one.target) for one in reversed(steps) if self._once(one))
 
     def _pools(self, step: Step) -> bool:
-        return self._once(step) and self._is(step, (*_POOLS, *_BETWEEN))
+        if not self._once(step):
+            return False
+        module = self._at(str(step.target))
+        entry = of_layer(module)
+        between = isinstance(module, nn.Identity) or (entry is not None and entry.drops)
+        return between or _pools(module)
 
     def _once(self, step: Step) -> bool:
         """Whether it calls a module that has no other part in the network."""
@@ -107,6 +107,11 @@ class _End:
 
     def _at(self, name: str) -> nn.Module:
         return self.twin.get_submodule(name)
+
+
+def _pools(module: nn.Module) -> bool:
+    entry = of_layer(module)
+    return entry is not None and entry.pools
 
 
 def _behind_flattening(step: Step) -> bool:

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from prunekit.graph.nests import leaves_in, mapped, tensors_within
 from prunekit.graph.shapes import quick_call, quick_layer
 from prunekit.graph.sizes import Ratio, Size, plain, tracked
-from prunekit.graph.steps import Kind, Recording, Step, operation, tensors_among
+from prunekit.graph.steps import Kind, Recording, Step, operation_name, tensors_among
 from prunekit.graph.twin import is_layer
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
@@ -132,7 +132,7 @@ class Recorder(TorchFunctionMode):
         return torch.Size(items)
 
     def _called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-        self.trying = f"{operation(func) or name} at {place_of(_line())}"
+        self.trying = f"{operation_name(func) or name} at {place_of(_line())}"
         self._given = self._known((args, kwargs))
         if name in _VALUES and any(step.kind is not Kind.CONSTANT for step in self._known(args)):
             told = place_of(_line())
@@ -145,7 +145,7 @@ class Recorder(TorchFunctionMode):
             return result
         if not _in_place(name, args, kwargs):
             result = _of_its_own(result, args)
-        return self._finish(func, operation(func), args, kwargs, result)
+        return self._finish(func, operation_name(func), args, kwargs, result)
 
     def _execute(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         args, kwargs = mapped(args, plain), mapped(kwargs, plain)
@@ -158,7 +158,8 @@ class Recorder(TorchFunctionMode):
                 return _moved(func, name, args, kwargs)
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": torch.device("meta")}
-            quick = quick_call(operation(func), name, args, kwargs)
+            inplace = _in_place(name, args, kwargs)
+            quick = quick_call(operation_name(func), name, args, kwargs, inplace)
             if quick is not None:
                 return quick
         elif name in _MADE and self._shapes_only:
@@ -213,7 +214,7 @@ class Recorder(TorchFunctionMode):
         """Mark what the forward went on with."""
         if self._follows:
             with torch._C.DisableTorchFunction():
-                self._add(Kind.CALL, op, args, {}, value, operation(op)).guard = True
+                self._add(Kind.CALL, op, args, {}, value, operation_name(op)).guard = True
 
     def _followed(self, value: int, step: Step) -> Any:
         size = tracked(value, self, operator.getitem, ())
@@ -281,7 +282,7 @@ class Recorder(TorchFunctionMode):
                 return plain(leaf)
             if getattr(leaf, "step", None) is None:
                 op, args = leaf.origin
-                leaf.step = self._add(Kind.CALL, op, args, {}, plain(leaf), operation(op))
+                leaf.step = self._add(Kind.CALL, op, args, {}, plain(leaf), operation_name(op))
             return leaf.step
         if not isinstance(leaf, Tensor):
             return leaf

@@ -13,11 +13,8 @@ from torch import Tensor
 from prunekit.errors import TraceError
 from prunekit.graph.calls import Call, shapes_equal
 from prunekit.graph.discovery import Discovery
-from prunekit.graph.labels import Run
-from prunekit.graph.layers import SIZED
-from prunekit.graph.moves import MOVING, STEADY
 from prunekit.graph.partition import FIXED
-from prunekit.graph.rules import QUESTIONS
+from prunekit.graph.run import Run
 from prunekit.graph.steps import Step
 from prunekit.graph.values import Value, compress, each, resize, values_in
 
@@ -54,9 +51,9 @@ def _follows_labels(step: Step, first: Discovery) -> bool:
     if step not in first.calls:
         return True
     call = first.calls[step]
-    if call.module is not None:
-        return not isinstance(call.module, SIZED)
-    return call.name in STEADY or (call.name not in MOVING and call.name not in QUESTIONS)
+    if step.asks or call.entry is None:
+        return not step.asks
+    return call.entry.steady or not call.entry.takes_sizes
 
 
 def _freeze_around(first: Discovery, failed: list[Step]) -> bool:
@@ -120,9 +117,10 @@ class Rehearsal(Run):
 
     def call(self, call: Call) -> Any:
         """Only operations that move entries may depend on sizes that change."""
-        if call.values and call.name not in MOVING and _differ(call, self.first.calls[call.step]):
-            raise _Mismatch
         before = self.first.calls[call.step]
+        sized = call.entry is not None and call.entry.takes_sizes
+        if call.values and not sized and _differ(call, before):
+            raise _Mismatch
         alike = shapes_equal((call.args, call.kwargs), (before.args, before.kwargs))
         return super().call(replace(call, recorded=alike))
 
@@ -145,6 +143,10 @@ class Rehearsal(Run):
         name = call.layer
         self._check(self.first.ins[name], incoming)
         return self.first.results[call.step].meta, self._kept(self.first.outs[name])
+
+    def blank(self, call: Call, meta: Tensor, dim: int) -> Tensor | None:
+        """The labels that these channels got in the first pass."""
+        return self.shrink(self.first.results[call.step]).along(dim)
 
     def originals(self, call: Call) -> list[Value]:
         """The values of the same call in the first pass."""

@@ -1,4 +1,4 @@
-"""Shapes of results that are known without running anything: what keeps the shape of its input."""
+"""Shapes of results that are known without running anything, as the table of operations says."""
 
 from __future__ import annotations
 
@@ -7,55 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_ARITHMETIC = frozenset({"add", "sub", "mul", "div", "maximum", "minimum"})
-_ALIKE = frozenset(
-    {"relu", "relu6", "leaky_relu", "elu", "selu", "celu", "gelu", "silu", "mish", "sigmoid"}
-    | {"tanh", "logsigmoid", "hardtanh", "hardsigmoid", "hardswish", "softplus", "batch_norm"}
-    | {"instance_norm", "layer_norm", "group_norm", "rms_norm", "softmax", "log_softmax", "neg"}
-    | {"exp", "sqrt", "rsqrt", "abs", "prelu"}
-)
-_LAYERS = (
-    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.SELU, nn.CELU, nn.GELU, nn.SiLU, nn.Mish),
-    *(nn.Sigmoid, nn.Tanh, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Softplus, nn.PReLU),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.GroupNorm),
-    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
-)
-_KEEPING = frozenset(_LAYERS)
+from prunekit.graph.table import of_layer, of_name
 
 
 def quick_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """The result of a layer on the meta device that keeps the shape of its one input, or None."""
-    if type(module) not in _KEEPING or kwargs or len(args) != 1:
+    entry = of_layer(module)
+    if entry is None or not entry.alike or kwargs or len(args) != 1:
         return None
-    x = args[0]
-    return x if getattr(module, "inplace", False) else x.new_empty(x.shape)
+    if [*module.children()] or not args[0].is_floating_point():
+        return None
+    return args[0] if getattr(module, "inplace", False) else args[0].new_empty(args[0].shape)
 
 
 def quick_call(
-    operation: str | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    operation: str | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool
 ) -> Tensor | None:
-    """The same for a function."""
-    first = args[0] if args else None
-    if not isinstance(first, Tensor) or not first.is_floating_point() or "out" in kwargs:
+    """The same for a function; `name` is that of the function itself."""
+    entry, first = of_name(operation), args[0] if args else None
+    if entry is None or not isinstance(first, Tensor) or not first.is_floating_point():
         return None
-    if operation in _ALIKE and "dtype" not in kwargs:
-        inplace = name.endswith("_") or kwargs.get("inplace") or _third(operation, args)
+    if "out" in kwargs or "dtype" in kwargs or "memory_format" in kwargs:
+        return None
+    if entry.alike:
         return first if inplace else first.new_empty(first.shape)
-    if operation in _ARITHMETIC and len(args) == 2 and not kwargs:
-        return _joined(first, args[1], name.endswith("_") and not name.endswith("__"))
+    if entry.broadcasts and len(args) == 2 and not kwargs:
+        return _broadcast(first, args[1], inplace)
     return None
 
 
-def _third(operation: str, args: tuple[Any, ...]) -> bool:
-    return any(item is True for item in args[1:]) and operation not in (
-        "batch_norm",
-        "instance_norm",
-    )
-
-
-def _joined(first: Tensor, other: Any, inplace: bool) -> Tensor | None:
+def _broadcast(first: Tensor, other: Any, inplace: bool) -> Tensor | None:
     if isinstance(other, Tensor):
-        if other.dtype != first.dtype or not other.is_meta:
+        if other.dtype != first.dtype:
             return None
         shape = torch.broadcast_shapes(first.shape, other.shape)
     elif isinstance(other, int | float) and not isinstance(other, bool):

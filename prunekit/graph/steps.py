@@ -56,6 +56,11 @@ class Step:
         """Where it stands in the user's code, for messages."""
         return f"{Path(self.line[0]).name}:{self.line[1]}" if self.line else "forward"
 
+    @property
+    def asks(self) -> bool:
+        """Whether it asks for a size or a type: nothing of the channels goes on."""
+        return self.kind is Kind.CALL and not leaves_in(self.result, Tensor)
+
     def __str__(self) -> str:
         if self.kind is not Kind.CALL:
             return str(self.target)
@@ -139,7 +144,7 @@ _AUGMENTED = ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "
 _SPELLINGS = {f"i{name}": name for name in _AUGMENTED} | {f"r{name}": name for name in _AUGMENTED}
 
 
-def operation(func: Callable[..., Any]) -> str | None:
+def operation_name(func: Callable[..., Any]) -> str | None:
     """The name of a function in torch, the same for functions, methods and operators.
 
     None for what is not torch's.

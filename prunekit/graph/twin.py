@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import TraceError
-from prunekit.graph.select import ChannelSelection
+from prunekit.graph.table import of_layer
 
 _CONTAINERS = (
     *(nn.Sequential, nn.ModuleList, nn.ModuleDict),
@@ -67,7 +67,8 @@ def is_layer(module: nn.Module) -> bool:
     """Whether a module is one step: its forward is inherited from torch.nn, under whatever name."""
     if isinstance(module, _CONTAINERS):
         return False
-    if isinstance(module, nn.LayerNorm | ChannelSelection | Scripted):  # norms that permute around
+    entry = of_layer(module)
+    if isinstance(module, Scripted) or (entry is not None and entry.whole):
         return True
     return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
 

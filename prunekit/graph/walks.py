@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 
-from prunekit.graph.rules import asks
 from prunekit.graph.steps import HELD, Recording, Step
 
 Sides = tuple[list[Step], list[Step]]
@@ -15,7 +14,7 @@ _LEFT, _RIGHT, _BOTH = 1, 2, 3
 
 def sources(step: Step) -> list[Step]:
     """The tensors that a step computes from, without parameters, constants, sizes and types."""
-    return [one for one in step.sources if one.kind not in HELD and not asks(one)]
+    return [one for one in step.sources if one.kind not in HELD and not one.asks]
 
 
 def back(step: Step) -> Iterator[Step]:
@@ -79,23 +78,40 @@ def reaching(
     return found
 
 
-def makers(step: Step, within: Collection[Step], layers: Collection[Step]) -> set[Step]:
-    """The nearest of the `layers` before a step whose results get there inside `within`."""
+def makers(
+    step: Step, layers: Collection[Step], within: Collection[Step] | None = None
+) -> set[Step]:
+    """The nearest of the `layers` before a step whose results get there, inside `within`."""
     found, seen, queue = set(), set(), sources(step)
     while queue:
         one = queue.pop()
-        if one in layers and one in within:
+        if within is not None and one not in within:
+            continue
+        if one in layers:
             found.add(one)
-        elif one in within and one not in seen:
+        elif one not in seen:
             seen.add(one)
             queue.extend(sources(one))
     return found
+
+
+def ahead(starts: Iterable[Step], passes: Callable[[Step], bool]) -> Iterator[Step]:
+    """The steps that results of these get to, behind one another as long as they pass."""
+    seen: set[Step] = set()
+    queue = [*starts]
+    while queue:
+        for user in queue.pop().users:
+            if user not in seen and not user.asks:
+                seen.add(user)
+                yield user
+                if passes(user):
+                    queue.append(user)
 
 
 def alone(end: Step, side: Sequence[Step]) -> set[Step]:
     """The steps of a side, given late to early, that nothing but `end` needs."""
     found: set[Step] = set()
     for step in side:
-        if all(user is end or user in found or asks(user) for user in step.users):
+        if all(user is end or user in found or user.asks for user in step.users):
             found.add(step)
     return found

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import SurgeryError, listed
 from prunekit.graph import ChannelGraph
+from prunekit.graph.table import of_function
 from prunekit.modes import duplicate, evaluating, muted
 
 Batch = Tensor | tuple[Tensor, ...]
@@ -342,29 +342,17 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-_DROPPING = {
-    *(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout),
-    *(torch.dropout, torch.dropout_, torch.feature_dropout, torch.feature_dropout_),
-    *(torch.alpha_dropout, torch.alpha_dropout_),
-    *(torch.feature_alpha_dropout, torch.feature_alpha_dropout_),
-}
-_WITH_RATE = {  # where attention takes the rate of its dropout
-    F.scaled_dot_product_attention: 4,
-    F.multi_head_attention_forward: 10,
-}
-
-
 class _NoDropout(TorchFunctionMode):
     """Functions that drop at random return their input, or are called with rate zero."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in _DROPPING:
+        kwargs, entry = dict(kwargs or {}), of_function(func)
+        if entry is not None and entry.drops:
             return args[0] if args else kwargs["input"]
-        if func in _WITH_RATE:
-            place = _WITH_RATE[func]
+        if entry is not None and entry.rate is not None:
+            place = entry.rate
             if len(args) > place:
                 args = (*args[:place], 0.0, *args[place + 1 :])
             else:

@@ -14,16 +14,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.graph import ChannelGraph, ChannelSelection
-from prunekit.graph.layers import BATCH_NORMS, CONSUMERS, INSTANCE_NORMS, channel_dim, layer_named
+from prunekit.graph.layers import CONSUMERS, channel_dim, is_batch_norm, layer_named
+from prunekit.graph.table import given, of_function, of_layer
 from prunekit.modes import evaluating
 from prunekit.surgery.check import floats_in, run_on, trained
-
-_NORMS = (*BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +95,7 @@ def hear_ends(
         kept = (~drop.cpu()[graph.outs[maker]]).nonzero().flatten()
 
         def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            dim, (usual, varies) = _out_dim(layer_named(model, maker), out.ndim), _usual(out)
+            dim, (usual, varies) = channel_dim(layer_named(model, maker), out.ndim), _usual(out)
             heard[end] = Heard(usual.index_select(dim, kept.to(out.device))[0], dim - 1, varies)
 
         return hook
@@ -123,7 +121,8 @@ def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[No
     with ExitStack() as stack:
         for name, units in graph.outs.items():
             module, gone = layer_named(model, name), drop[units]
-            shifts = isinstance(module, (*CONSUMERS, *_NORMS)) or name in graph.inexact
+            entry = of_layer(module)
+            shifts = (entry is not None and entry.shifts) or name in graph.inexact
             if not shifts or not bool(gone.any()):
                 continue
             if name in graph.functional:
@@ -156,23 +155,16 @@ class _Constants(TorchFunctionMode):
         return _shifted(out, gone, found.get("bias"), channel_dim(layer, out.ndim))
 
 
-_WEIGHED = (F.conv1d, F.conv2d, F.conv3d, F.linear)
-_SIGNATURES = {
-    **dict.fromkeys(_WEIGHED, ("input", "weight", "bias")),
-    F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias"),
-    F.instance_norm: ("input", "running_mean", "running_var", "weight", "bias"),
-}
-
-
 def _given(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
     """The arguments, by name, of a function that is given weights or statistics."""
-    names = _SIGNATURES.get(func, ())
-    return dict(zip(names, args, strict=False)) | (kwargs or {}) if names else {}
+    entry = of_function(func)
+    return given(entry, args, kwargs or {}) if entry is not None and entry.takes else {}
 
 
 def _weighed(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
     """The same of a convolution or linear map; empty for others."""
-    return _given(func, args, kwargs) if func in _WEIGHED else {}
+    entry = of_function(func)
+    return _given(func, args, kwargs) if entry is not None and entry.weighs else {}
 
 
 def _key(module: nn.Module) -> int:
@@ -295,7 +287,7 @@ class _Ear:
                 stack.callback(hook.remove)
                 stack.callback(module.register_forward_hook(self.followers.tag(name)).remove)
             for name, module in model.named_modules():
-                if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
+                if is_batch_norm(module) and module.running_mean is not None:
                     hook = module.register_forward_pre_hook(self.followers.norm(name))
                     stack.callback(hook.remove)
                 if isinstance(module, ChannelSelection):
@@ -347,7 +339,7 @@ def slack(dtype: torch.dtype) -> float:
 def _constant(gone: Tensor) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         bias = getattr(module, "bias", None)
-        return _shifted(out, gone, bias, _out_dim(module, out.ndim))
+        return _shifted(out, gone, bias, channel_dim(module, out.ndim))
 
     return hook
 
@@ -356,9 +348,3 @@ def _shifted(out: Tensor, gone: Tensor, bias: Tensor | None, dim: int) -> Tensor
     shape = [-1 if d == dim else 1 for d in range(out.ndim)]
     shift = out.new_zeros(()) if bias is None else bias.to(out).reshape(shape)
     return torch.where(gone.to(out.device).reshape(shape), shift, out)
-
-
-def _out_dim(module: nn.Module, rank: int) -> int:
-    if isinstance(module, nn.LayerNorm):  # or one that permutes around it
-        return rank - 1 if type(module).forward is nn.LayerNorm.forward else 1
-    return channel_dim(module, rank)

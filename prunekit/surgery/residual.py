@@ -12,8 +12,8 @@ from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.recordings import record_eval
-from prunekit.graph.rules import asks
 from prunekit.graph.steps import HELD, Kind, Recording, Step
+from prunekit.graph.table import of_name
 from prunekit.surgery.skip import ADDED, FUNCTIONS, SkipBlock
 
 
@@ -116,7 +116,7 @@ class _Called:
         return self._block(dead, tuple(reversed(steps))) if dead is not None else None
 
     def _block(self, dead: Step, steps: tuple[str, ...]) -> EmptyBlock | None:
-        while self._child(dead) is None and dead.name in _PASSING:
+        while self._child(dead) is None and _drops(dead):
             (dead,) = self._sources({dead: None})
         child, maker = self._child(dead), _maker(dead)
         alone = [len(_calls(self.traced.steps, one or "")) == 1 for one in (child, maker)]
@@ -132,7 +132,7 @@ class _Called:
         alive = {entry}
         for step in self.steps:
             empty = any(layer in emptied for layer in _layers(step))
-            if not empty and not asks(step) and any(n in alive for n in step.sources):
+            if not empty and not step.asks and any(n in alive for n in step.sources):
                 alive.add(step)
         return alive
 
@@ -166,13 +166,16 @@ class _Called:
     def _sources(self, steps: Collection[Step]) -> list[Step]:
         """The tensors from elsewhere that these steps read, without parameters."""
         read = dict.fromkeys(source for step in steps for source in step.sources)
-        return [n for n in read if n not in steps and n.kind not in HELD and not asks(n)]
+        return [n for n in read if n not in steps and n.kind not in HELD and not n.asks]
 
     def _exits(self) -> list[Step]:
         return [n for n in self.steps if any(user not in self.steps for user in n.users)]
 
 
-_PASSING = frozenset({"dropout", "stochastic_depth"})  # zeros and constants stay what they are
+def _drops(step: Step) -> bool:
+    """Whether a function does nothing while evaluating."""
+    entry = of_name(step.name)
+    return entry is not None and entry.drops
 
 
 def _paths(step: Step) -> Iterator[str]:
@@ -203,6 +206,6 @@ def _layers(step: Step) -> list[str]:
 
 def _maker(step: Step) -> str | None:
     """The convolution, norm, ... that made a tensor, through what changes no channels."""
-    while step.kind is Kind.CALL and step.name in _PASSING:
+    while step.kind is Kind.CALL and _drops(step):
         step = step.sources[0]
     return str(step.target) if step.kind is Kind.LAYER else next(iter(_layers(step)[1:]), None)

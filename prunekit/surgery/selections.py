@@ -12,7 +12,7 @@ from torch import nn
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelSelection, shared_norms
 from prunekit.graph.arguments import Example
-from prunekit.graph.layers import BATCH_NORMS, layer_named
+from prunekit.graph.layers import is_batch_norm, layer_named
 from prunekit.surgery.edits import register
 
 
@@ -64,7 +64,7 @@ def replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 def _norm(model: nn.Module, name: str) -> nn.Module:
     module = layer_named(model, name, "the edit was made for another network")
-    if not isinstance(module, BATCH_NORMS):
+    if not is_batch_norm(module):
         raise SurgeryError(
             f"{name} is a {type(module).__name__}; a channel selection belongs in front of a batch "
             "norm, the edit was made for another network"

@@ -12,20 +12,17 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph.layers import layer_named
+from prunekit.graph.table import entries
 from prunekit.surgery.biases import BiasMap
 from prunekit.surgery.edits import register
 from prunekit.surgery.selections import replace
 
 ADDED = "+"  # the step at which the branch was added
 FUNCTIONS: Mapping[str, type[nn.Module]] = {
-    "relu()": nn.ReLU,
-    "relu6()": nn.ReLU6,
-    "silu()": nn.SiLU,
-    "gelu()": nn.GELU,
-    "elu()": nn.ELU,
-    "hardswish()": nn.Hardswish,
-    "tanh()": nn.Tanh,
-    "sigmoid()": nn.Sigmoid,
+    f"{name}()": entry.stands_for
+    for entry in entries()
+    if entry.stands_for is not None
+    for name in entry.functions
 }
 
 

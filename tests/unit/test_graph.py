@@ -79,12 +79,45 @@ EXACT = {  # pattern -> groups that must be found
     "squeeze": (lambda net, x: x * x.mean((2, 3))[:, :, None, None], {"first": 8}),
     "cat along pixels": (lambda net, x: torch.cat([x, x.tanh()], dim=3), {"first": 8}),
     "unflatten": (lambda net, x: x.unflatten(1, (2, -1)).flatten(1, 2), {"first": 4}),
+    "channel roll": (lambda net, x: x.roll(3, 1), {"first": 5}),
+    "channel roll, back": (lambda net, x: x.roll(-2, 1), {"first": 6}),
+    "slices by numbers": (lambda net, x: torch.cat([x[:, 3:], x[:, :3]], 1), {"first": 5}),
+    "slices from the back": (lambda net, x: torch.cat([x[:, -2:], x[:, :-2]], 1), {"first": 6}),
+    "narrow": (lambda net, x: torch.cat([x[:, 4:], x.narrow(1, 0, 4)], 1), {"first": 4}),
+    "every other": (lambda net, x: torch.cat([x[:, ::2], x[:, 1::2]], 1), {"first": 4}),
+    "unequal split": (
+        lambda net, x: torch.cat(
+            x.split([x.shape[1] // 4, x.shape[1] - x.shape[1] // 4], 1)[::-1], 1
+        ),
+        {"first": 2},
+    ),
+    "maxout by a view": (
+        lambda net, x: x.view(x.shape[0], x.shape[1] // 2, 2, 8, 8).amax(2).repeat(1, 2, 1, 1),
+        {"first": 4},
+    ),
+    "items written": (lambda net, x: _written(x), {"first": 8}),
+    "pixels written": (lambda net, x: _blackened(x), {"first": 8}),
+    "zeros in sizes of the forward": (
+        lambda net, x: torch.cat([x, x.new_zeros(x.shape[0], x.shape[1], 8, 8)], 1)[
+            :, : x.shape[1]
+        ],
+        {"first": 8},
+    ),
+    "drop path": (lambda net, x: x * x.new_empty(x.shape[0], 1, 1, 1).fill_(0.5), {"first": 8}),
+    "noise": (lambda net, x: x * torch.ones_like(x) + torch.full_like(x, 0.5), {"first": 8}),
+    "dtype of a weight": (lambda net, x: x.to(net.last.weight.dtype), {"first": 8}),
+    "size of a weight": (
+        lambda net, x: x * float(net.first.weight.shape[2]),
+        {"first": 8},
+    ),
+    "group norm by function": (
+        lambda net, x: F.group_norm(x, x.shape[1] // 2),
+        {"first": 4},
+    ),
     "transpose of pixels": (lambda net, x: x.mT, {"first": 8}),
 }
 FROZEN = {  # pattern -> what the note names
-    "channel roll": (lambda net, x: x.roll(3, 1), "roll"),
     "constant split": (lambda net, x: torch.cat(x.split([3, 5], 1), 1), "split"),
-    "constant slice": (lambda net, x: torch.cat([x[:, :3], x[:, 3:]], 1), "getitem"),
     "one by one": (lambda net, x: torch.stack(x.unbind(1), 1), "unbind"),
     "selection": (lambda net, x: x.index_select(1, torch.arange(7, -1, -1)), "index_select"),
     "tensor index": (lambda net, x: x[:, torch.tensor([1, 0, 2, 3, 4, 5, 6, 7])], "getitem"),
@@ -153,6 +186,19 @@ def test_pattern_is_frozen_with_a_note(name):
     assert macs == counted_macs(net, EXAMPLE)
     assert any(note.startswith("first") and (culprit or "") in note for note in graph.notes)
     assert all("\n" not in note for note in graph.notes)
+
+
+def _written(x):
+    out = torch.zeros(x.shape[0], 2 * x.shape[1], 8, 8)
+    out[:, : x.shape[1]] = x
+    out[:, x.shape[1] :] = -x
+    return out[:, : x.shape[1]]
+
+
+def _blackened(x):
+    x = x.clone()
+    x[:, :, 0, 0] = 0
+    return x
 
 
 class Residual(nn.Module):

@@ -456,7 +456,7 @@ def test_what_the_network_lacks_is_refused():
     ):
         with pytest.raises(ConfigError, match=message):
             Placement(**settings).sites(ours("resnet20"), X)
-    for net in (nn.Sequential(nn.Flatten(), nn.Linear(768, 2)), nn.Sequential(conv(3, 8))):
+    for net in (nn.Sequential(nn.Flatten(), nn.Linear(3072, 2)), nn.Sequential(conv(3, 8))):
         for layers in ({}, {"*": "rows"}):
             with pytest.raises(ConfigError, match="finds no place for a matrix in Sequential"):
                 Placement(layers=layers).sites(net, X)

@@ -1,4 +1,4 @@
-"""Playing a recorded run on labels: what all passes over the graph have in common."""
+"""Playing recorded runs on labels: what all passes over them have in common."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
-from prunekit.graph.layers import rule_of
 from prunekit.graph.steps import Kind, Recording, Step, replayed
+from prunekit.graph.table import of_layer, of_name
 from prunekit.graph.values import Value, each, fixed
+
+UNKNOWN = "it is not known what it does to channels"
 
 
 class Run(ABC):
@@ -64,18 +66,31 @@ class Run(ABC):
         args, kwargs = replayed((step.args, step.kwargs), self.results)
         if step.kind is Kind.OUTPUT:
             return self.output(step, args[0])
-        module = self.twin.get_submodule(step.target) if step.kind is Kind.LAYER else None
-        return self.call(
-            Call(step, step.target if module is None else module, args, kwargs, module)
-        )
+        if step.kind is Kind.LAYER:
+            module = self.twin.get_submodule(step.target)
+            return self.call(Call(step, module, args, kwargs, of_layer(module), module))
+        return self.call(Call(step, step.target, args, kwargs, of_name(step.name)))
 
     def call(self, call: Call) -> Any:
         """The result of an operation; without values among its arguments it is simply executed."""
-        if call.values:
-            return rule_of(call)(self, call)
+        entry = call.entry
+        if call.values and (entry is None or not entry.makes):
+            return self.unknown(call) if entry is None else entry.rule(self, call)
+        if entry is not None and entry.makes:
+            return entry.rule(self, call)
         with torch.device("meta"):
             result = self.executed(call)
         return each(result, lambda tensor: fixed(tensor.to("meta")), Tensor)
+
+    @abstractmethod
+    def blank(self, call: Call, meta: Tensor, dim: int) -> Tensor | None:
+        """Labels for channels that nothing has been written to yet."""
+
+    def unknown(self, call: Call, why: str = UNKNOWN) -> Any:
+        """Freeze everything that goes in; nothing that comes out can vanish."""
+        for value in call.values:
+            self.freeze(value.labels, call, why)
+        return each(self.outcome(call), fixed, Tensor)
 
     def originals(self, call: Call) -> list[Value]:
         """The values of a call as they are in the full network."""

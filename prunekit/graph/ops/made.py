@@ -1,0 +1,64 @@
+"""Tensors that a forward makes by itself, in sizes that it read off others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.graph.calls import Call
+from prunekit.graph.run import Run
+from prunekit.graph.steps import Step
+from prunekit.graph.table import Rule, operation
+from prunekit.graph.values import Value, fixed, spread
+
+
+def made(first: int) -> Rule:
+    """A rule for factories whose sizes are the arguments from this one on.
+
+    A dimension as long as another tensor has channels, by its very size, has the same channels;
+    one whose length was computed from such sizes has blank ones, until something is written there.
+    """
+
+    def rule(run: Run, call: Call) -> Value:
+        with torch.device("meta"):
+            meta = call.on_meta().to("meta")
+        sizes = call.written(first, "size")
+        if not isinstance(sizes, tuple | list):
+            sizes = call.step.args[first:]
+        for dim, size in enumerate(sizes):
+            if isinstance(size, Step) and meta.shape[dim] > 1:
+                labels = _channels(run, size)
+                if labels is None and _counts_channels(run, size):
+                    labels = run.blank(call, meta, dim)
+                if labels is not None and len(labels) == meta.shape[dim]:
+                    return Value(meta, spread(labels, dim, meta.ndim))
+        return fixed(meta)
+
+    return rule
+
+
+def _channels(run: Run, size: Step) -> Tensor | None:
+    """The labels of the dimension that a size was read off, where channels lie along it."""
+    shape, at = size, None
+    if size.name == "getitem" and isinstance(size.args[0], Step):
+        shape, at = size.args
+    elif size.name == "size" and len(size.args) == 2:
+        at = size.args[1]
+    if shape.name not in ("getattr", "size") or not isinstance(at, int):
+        return None
+    source = run.results.get(shape.args[0])
+    if not isinstance(source, Value):
+        return None
+    dim = at % source.meta.ndim
+    return source.along(dim) if {*source.varying} == {dim} else None
+
+
+def _counts_channels(run: Run, size: Step) -> bool:
+    """Whether a number was computed from how many channels something has."""
+    return _channels(run, size) is not None or (
+        size.asks and any(_counts_channels(run, source) for source in size.sources)
+    )
+
+
+operation(made(0), "zeros ones empty full rand randn", makes=True)
+operation(made(1), "new_zeros new_ones new_empty new_full", makes=True)

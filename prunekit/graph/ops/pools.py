@@ -1,0 +1,54 @@
+"""Pooling, resizing and padding of maps, over the last dimensions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from prunekit.graph.calls import Call
+from prunekit.graph.ops.passing import spatial
+from prunekit.graph.run import Run
+from prunekit.graph.table import operation
+from prunekit.graph.values import Value, compress
+
+_POOLS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
+_FUNCTIONS = ("max_pool", "avg_pool", "lp_pool", "adaptive_max_pool", "adaptive_avg_pool")
+_PADS = ("ReflectionPad", "ReplicationPad", "CircularPad")
+_ZERO_PADS = ("ZeroPad", "ConstantPad")
+
+
+def padded(run: Run, call: Call) -> Any:
+    """Padding along channels adds entries that stay; elsewhere it belongs to its channel."""
+    value = call.values[0]
+    amounts = list(call.argument(1, "pad", "padding"))
+    mode = call.argument(2, "mode", default="constant")
+    labels = value.labels
+    for back in range(len(amounts) // 2):
+        dim = value.meta.ndim - 1 - back
+        channels = dim in value.varying or (dim == 1 and value.meta.shape[dim] == 1)
+        if channels and any(amounts[2 * back : 2 * back + 2]):
+            if mode != "constant":
+                return run.unknown(call, "it pads channels with copies of others")
+            sides = [0, 0] * back + amounts[2 * back : 2 * back + 2]
+            labels = torch.nn.functional.pad(labels, sides)
+    return Value(call.on_meta(), compress(labels))
+
+
+for _rank in (1, 2, 3):
+    operation(
+        spatial(_rank),
+        " ".join(f"{name}{_rank}d" for name in _FUNCTIONS),
+        *(getattr(nn, f"{name}{_rank}d") for name in _POOLS),
+        pools=True,
+    )
+    operation(spatial(_rank), "", *(getattr(nn, f"{name}{_rank}d") for name in _PADS))
+operation(spatial(2), "fractional_max_pool2d", nn.FractionalMaxPool2d, pools=True)
+operation(padded, "", *(getattr(nn, f"{name}{rank}d") for name in _ZERO_PADS for rank in (1, 2, 3)))
+operation(padded, "pad", moves=True)
+operation(
+    spatial(None),
+    "interpolate upsample upsample_nearest upsample_bilinear",
+    *(nn.Upsample, nn.UpsamplingBilinear2d, nn.UpsamplingNearest2d),
+)

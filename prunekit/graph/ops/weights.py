@@ -1,0 +1,233 @@
+"""Convolutions and linear maps: channels end here and others begin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.weight_norm import WeightNorm
+
+from prunekit.errors import SurgeryError
+from prunekit.graph.calls import Call
+from prunekit.graph.layers import CONSUMERS, CONVOLUTIONS, TRANSPOSED, layer_named, weight_norm
+from prunekit.graph.ops.passing import ELSEWHERE, elsewhere, not_followed
+from prunekit.graph.run import Run
+from prunekit.graph.slicing import indices, narrow_tensor, put, select
+from prunekit.graph.steps import Kind, Step
+from prunekit.graph.table import Indices, given, last, of_name, operation
+from prunekit.graph.values import Value, resize, spread
+from prunekit.graph.whole import WholeGroups
+
+
+def dense(run: Run, call: Call) -> Any:
+    """A layer: its weight is its own."""
+    value, *others = call.values
+    dim = call.entry.dim(call.module, value.meta.ndim)
+    if others or elsewhere(run, call, dim):
+        return run.unknown(call, ELSEWHERE)
+    if _computed_weight(call.module):
+        return run.unknown(call, "its weight is computed; remove the parametrisation first")
+    return _beyond(value, dim, *run.layer(call, value.along(dim)))
+
+
+def by_function(run: Run, call: Call) -> Any:
+    """A function with weights that are parameters: a layer all the same."""
+    weighing = _weighing(run.twin, call)
+    value, weight, *others = call.values
+    dim = value.meta.ndim - weight.meta.ndim + 1
+    if weighing is None or elsewhere(run, call, dim):
+        return run.unknown(call, "its weight is no parameter of a plain layer")
+    meta, labels = run.layer(weighing, value.along(dim))
+    for bias in [] if weighing.module.bias is not None else others:  # else the layer's own
+        run.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
+    return _beyond(value, dim, meta, labels)
+
+
+def _beyond(value: Value, dim: int, meta: Tensor, labels: Tensor) -> Value:
+    return Value(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
+
+
+def _weighing(twin: nn.Module, call: Call) -> Call | None:
+    """The call with the layer that its weight belongs to; None where that is not clear."""
+    path = weight_path(twin, call.step)
+    if path is None:
+        return None
+    owner, _, _ = path.rpartition(".")
+    layer = twin.get_submodule(owner)
+    if isinstance(layer, CONSUMERS):
+        return replace(call, module=layer, owner=owner)
+    groups = call.argument(6, "groups", default=1)
+    found = layer_named(twin, path)
+    return replace(call, module=found, owner=path) if groups == 1 else None
+
+
+def weight_path(twin: nn.Module, step: Step) -> str | None:
+    """The path of the parameter that a functional convolution or linear map takes as its weight.
+
+    None if it is computed, or if the layer that owns it also gets a bias of somebody else.
+    """
+    entry = of_name(step.name)
+    if entry is None or not entry.weighs or not entry.takes:
+        return None
+    found = given(entry, step.args, step.kwargs)
+    weight, bias = found.get("weight"), found.get("bias")
+    if not isinstance(weight, Step) or weight.kind is not Kind.TENSOR:
+        return None
+    owner, _, leaf = str(weight.target).rpartition(".")
+    layer = twin.get_submodule(owner)
+    if isinstance(layer, CONSUMERS):
+        own = f"{owner}.bias" if layer.bias is not None else None
+        given_bias = str(bias.target) if isinstance(bias, Step) else bias
+        fits = leaf == "weight" and given_bias == own and type(layer) not in TRANSPOSED
+        return str(weight.target) if fits and leaf in layer._parameters else None
+    return str(weight.target) if isinstance(getattr(layer, leaf), nn.Parameter) else None
+
+
+def _computed_weight(module: nn.Module) -> bool:
+    base = next(cls for cls in CONSUMERS if isinstance(module, cls))
+    own = getattr(type(module), "_conv_forward", None)
+    overridden = own is not getattr(base, "_conv_forward", None)
+    return overridden or ("weight" not in module._parameters and weight_norm(module) is None)
+
+
+def _in_front(module: Any, rank: int) -> int:
+    """Channels in front of the positions."""
+    return rank - len(module.kernel_size) - 1
+
+
+def narrow_convolution(module: Any, keep_in: Indices, keep_out: Indices) -> None:
+    """Narrow a weight (outer, inner / groups, ...): outer are outputs, or inputs if transposed."""
+    kept_in = indices(keep_in, module.in_channels)
+    kept_out = indices(keep_out, module.out_channels)
+    kept = (kept_in, kept_out) if module.transposed else (kept_out, kept_in)
+    widths = (module.in_channels, module.out_channels)
+    outer, inner = widths if module.transposed else widths[::-1]
+    whole = _whole_groups(module, kept_in, kept_out)
+    if whole is not None:
+        module.groups = len(whole)
+        sliced = select(weight_of(module), 0, kept[0])
+    elif 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
+        _same_number(kept_out, widths[1] // module.groups, module.groups, among=kept_in)
+        module.groups = len(kept_in)
+        sliced = weight_of(module)[kept[0].to(module.weight.device)]
+    else:
+        _same_number(kept[0], outer // module.groups, module.groups)
+        _same_number(kept[1], inner // module.groups, module.groups)
+        sliced = _grouped(weight_of(module), *kept, inner // module.groups, module.groups)
+    put_weight(module, sliced)
+    module.in_channels, module.out_channels = len(kept_in), len(kept_out)
+    narrow_tensor(module, "bias", 0, keep_out)
+
+
+def narrow_linear(module: nn.Linear, keep_in: Indices, keep_out: Indices) -> None:
+    """Keep rows and columns of the matrix."""
+    kept_in = indices(keep_in, module.in_features)
+    kept_out = indices(keep_out, module.out_features)
+    put_weight(module, select(select(weight_of(module), 0, kept_out), 1, kept_in))
+    narrow_tensor(module, "bias", 0, keep_out)
+    module.in_features, module.out_features = len(kept_in), len(kept_out)
+
+
+def put_weight(module: nn.Module, weight: Tensor) -> None:
+    """Replace a layer's weight; a normalised one gets the length and the direction that make it.
+
+    So the entries that stay keep their values: g v / |v| has a shorter v, and a g to match.
+    """
+    norm = weight_norm(module)
+    if norm is None:
+        put(module, "weight", weight)
+    elif norm is not module:
+        originals = module.parametrizations.weight
+        for name, part in zip(("original0", "original1"), norm.right_inverse(weight), strict=True):
+            put(originals, name, part)
+    else:
+        put(module, "weight_g", torch.norm_except_dim(weight, 2, _hook(module).dim))
+        put(module, "weight_v", weight)
+        module.weight = weight
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """A layer's weight, computed anew by the older hook: what that left may be outdated."""
+    computed = weight_norm(module) is module
+    return (_hook(module).compute_weight(module) if computed else module.weight).detach()
+
+
+def _hook(module: nn.Module) -> WeightNorm:
+    return next(h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm))
+
+
+def _whole_groups(module: Any, kept_in: Tensor, kept_out: Tensor) -> Tensor | None:
+    """The groups that are kept, where the others lose all inputs and outputs; else None."""
+    sizes = [width // module.groups for width in (module.in_channels, module.out_channels)]
+    chosen = (kept_in // sizes[0]).unique()
+    sides = [*zip((kept_in, kept_out), sizes, strict=True)]
+    if all(torch.equal(kept, _channels(chosen, size)) for kept, size in sides):
+        return chosen
+    if isinstance(module, WholeGroups):
+        ins, outs = (
+            torch.bincount(kept // size, minlength=module.groups).tolist() for kept, size in sides
+        )
+        raise SurgeryError(
+            f"its {module.groups} convolution groups would keep {ins} inputs and {outs} outputs; "
+            "keep all channels of a group or none"
+        )
+    return None
+
+
+def _channels(groups: Tensor, size: int) -> Tensor:
+    """All channels of these groups, in order."""
+    return (groups[:, None] * size + torch.arange(size)).flatten()
+
+
+def _grouped(weight: Tensor, outer: Tensor, inner: Tensor, width: int, groups: int) -> Tensor:
+    if groups == 1:
+        return select(select(weight, 0, outer), 1, inner)
+    rows = weight[outer.to(weight.device)].chunk(groups)
+    columns = (inner % width).to(weight.device).chunk(groups)
+    return torch.cat([row.index_select(1, c) for row, c in zip(rows, columns, strict=True)])
+
+
+def _same_number(kept: Tensor, width: int, groups: int, among: Tensor | None = None) -> None:
+    """Refuse when the groups (or those `among` all) keep different numbers of channels."""
+    counts = torch.bincount(kept // width, minlength=groups)
+    chosen = counts if among is None else counts[among]
+    if len(set(chosen.tolist())) != 1 or chosen.sum() != counts.sum():
+        raise SurgeryError(
+            f"its {groups} convolution groups would keep {counts.tolist()} channels; "
+            "keep the same number in each"
+        )
+
+
+def _attention(call: Call) -> int:
+    """The projections of nn.MultiheadAttention; torch's fused kernel hides them from counters."""
+    module, (query, key, value, *_) = call.module, call.values
+    sides = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
+    tokens = query.meta.numel() // module.embed_dim
+    projected = sum(side.meta.numel() // width * width for side, width in sides)
+    return projected * module.embed_dim + tokens * module.embed_dim**2
+
+
+_FACTS: dict[str, Any] = {"weighs": True, "shifts": True}
+operation(
+    dense,
+    "",
+    *(*CONVOLUTIONS, *TRANSPOSED),
+    narrow=narrow_convolution,
+    widths=lambda module: (module.in_channels, module.out_channels),
+    dim=_in_front,
+    **_FACTS,
+)
+operation(
+    dense,
+    "",
+    nn.Linear,
+    narrow=narrow_linear,
+    widths=lambda module: (module.in_features, module.out_features),
+    dim=last,
+    **_FACTS,
+)
+operation(by_function, "conv1d conv2d conv3d linear", takes=("input", "weight", "bias"), **_FACTS)
+operation(not_followed, "conv_transpose1d conv_transpose2d conv_transpose3d", weighs=True)
+operation(not_followed, "", nn.MultiheadAttention, macs=_attention)

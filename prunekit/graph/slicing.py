@@ -1,0 +1,51 @@
+"""Keeping some entries of parameters and buffers, in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import SurgeryError
+from prunekit.graph.table import Indices
+
+
+def narrow_tensor(module: nn.Module, name: str, dim: int, keep: Indices) -> None:
+    """Keep these entries of a parameter or buffer along a dimension (None: all)."""
+    old = getattr(module, name)
+    if old is None or keep is None:
+        return
+    kept = indices(keep, old.shape[dim]).to(old.device)
+    new = old.detach().index_select(dim, kept)
+    if isinstance(old, nn.Parameter):
+        new = nn.Parameter(new, requires_grad=old.requires_grad)
+    setattr(module, name, new)
+
+
+def indices(keep: Indices, width: int) -> Tensor:
+    """The indices that are kept, all of `width` for None; SurgeryError where they do not exist."""
+    if keep is None:
+        return torch.arange(width)
+    kept = torch.as_tensor(keep, dtype=torch.long).cpu()
+    if len(kept) == 0:
+        raise SurgeryError(f"none of {width} channels would be left; keep at least one")
+    if int(kept.min()) < 0 or int(kept.max()) >= width:
+        raise SurgeryError(f"channel {int(kept.max())} does not exist, there are {width}")
+    return kept
+
+
+def either(keep_in: Indices, keep_out: Indices) -> Indices:
+    """What a layer keeps that has the same channels on both sides."""
+    return keep_in if keep_out is None else keep_out
+
+
+def select(weight: Tensor, dim: int, kept: Tensor) -> Tensor:
+    """These entries of a weight along a dimension."""
+    if len(kept) == weight.shape[dim]:
+        return weight
+    return weight.index_select(dim, kept.to(weight.device))
+
+
+def put(module: nn.Module, name: str, values: Tensor) -> None:
+    """Give a layer another parameter, as frozen as the old one."""
+    trained = getattr(module, name).requires_grad
+    setattr(module, name, nn.Parameter(values, requires_grad=trained))
