@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Collection
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -92,6 +94,24 @@ def test_imports_point_down(file: Path) -> None:
             assert other == name or other in ONLY[name], f"{name} may not import {imported}"
         if other != name and LAYER[name] > 0:
             assert LAYER[other] < LAYER[name], f"{name} may not import {imported}"
+
+
+def test_the_channel_graph_has_no_circles() -> None:
+    """Neither at run time nor for types; the package itself only gathers what is public."""
+    files = {dotted(file): file for file in FILES if dotted(file).startswith("graph.")}
+    needs = {name: gathered(file, files) - {name} for name, file in files.items()}
+    assert len([*TopologicalSorter(needs).static_order()]) == len(files)
+
+
+def gathered(file: Path, known: Collection[str]) -> set[str]:
+    """The modules among the known ones that a file imports, or imports from."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("prunekit.graph"):
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = {name.removeprefix("prunekit.") for name in (node.module or "", *inside)}
+            found |= names & {*known}
+    return found
 
 
 @pytest.mark.parametrize("file", FILES, ids=dotted)

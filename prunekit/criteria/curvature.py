@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from prunekit.criteria.activations import OnExamples, examples, training_data
 from prunekit.criteria.base import CRITERIA, Scores, by_group, unit_sums
 from prunekit.criteria.weights import filter_rows
-from prunekit.graph.layers import CONSUMERS, layer_named
+from prunekit.graph.layers import layer_named, weighs
 from prunekit.modes import evaluating
 from prunekit.schema import Count, Whole
 
@@ -107,6 +107,6 @@ def _per_channel(
 
 def _rows(module: nn.Module, value: Tensor) -> Tensor:
     """One row per output channel, from numbers shaped like the weights, a bias or a scale."""
-    if isinstance(module, CONSUMERS) and value.shape == module.weight.shape:
+    if weighs(module) and value.shape == module.weight.shape:
         return filter_rows(module, value).double()
     return value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)

@@ -14,7 +14,7 @@ from prunekit.errors import listed
 from prunekit.graph import ops  # noqa: F401  (fills the table of operations)
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.discovery import Discovery
-from prunekit.graph.layers import CONSUMERS, channel_dim, layer_named
+from prunekit.graph.layers import channel_dim, layer_named, weighs
 from prunekit.graph.mask import flags
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.recordings import record
@@ -139,7 +139,7 @@ class ChannelGraph:
         with ExitStack() as stack:
             for name, units in self.ins.items():
                 layer, gone = layer_named(model, name), drop.cpu()[units]
-                if not bool(gone.any()) or not isinstance(layer, CONSUMERS):
+                if not bool(gone.any()) or not weighs(layer):
                     continue
                 if name in self.functional:
                     stack.enter_context(_without_inputs(layer, gone))

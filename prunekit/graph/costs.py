@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph.calls import Call
-from prunekit.graph.layers import CONSUMERS, TRANSPOSED
+from prunekit.graph.layers import TRANSPOSED, weighs
 from prunekit.graph.steps import Kind
 
 _LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
@@ -18,7 +18,7 @@ def counted(call: Call) -> tuple[Any, int]:
     """The result of a call on shapes, and its multiply-adds; recurrent layers count nothing."""
     if call.entry is not None and call.entry.macs is not None:
         return call.on_meta(), call.entry.macs(call)
-    if isinstance(call.module, CONSUMERS):
+    if weighs(call.module):
         result = call.on_meta()
         return result, _layer(call, result)
     if not _weighs(call):

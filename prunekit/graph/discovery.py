@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import PrunekitError, TraceError, listed
 from prunekit.graph.calls import Call
 from prunekit.graph.costs import counted
-from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, widths
+from prunekit.graph.layers import TRANSPOSED, channel_dim, weighs, widths
 from prunekit.graph.ops.norms import norm_owner
 from prunekit.graph.ops.weights import weight_path
 from prunekit.graph.partition import FIXED, Partition
@@ -125,7 +125,7 @@ class Discovery(Run):
         if call.owner:
             self.functional[name] = None
             self.shapes.setdefault(name, tuple(meta.shape))
-        if self._counts(call) and isinstance(module, CONSUMERS):
+        if self._counts(call) and weighs(module):
             counted = call.values[0].meta if isinstance(module, TRANSPOSED) else meta
             channels = counted.shape[channel_dim(module, counted.ndim)]
             self.uses[name] = self.uses.get(name, 0) + counted.numel() // channels
@@ -292,7 +292,7 @@ class Discovery(Run):
         tensors = (step for step in self.steps if step.kind is Kind.TENSOR)
         weights = {str(step.target).rpartition(".")[0]: step for step in tensors}
         for name, module in self.twin.named_modules():
-            if isinstance(module, CONSUMERS) and name not in self.shapes:
+            if weighs(module) and name not in self.shapes:
                 users = weights[name].users if name in weights else ()
                 user = next((one for one in users if not one.asks), None)
                 why = f"its weights go into {user}, which is not followed" if user else ""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph.arguments import Arguments, Example
-from prunekit.graph.layers import CONSUMERS
+from prunekit.graph.layers import weighs
 from prunekit.graph.recordings import record_eval
 from prunekit.graph.steps import Kind, Step
 from prunekit.graph.table import of_layer
@@ -56,7 +56,11 @@ class _End:
         self.name = type(model).__name__
         recording = record_eval(model, Arguments.of(example))
         self.twin = twin_of(model)
-        found = [one for one in back(recording.output) if self._is(one, CONSUMERS)]
+        found = [
+            one
+            for one in back(recording.output)
+            if one.kind is Kind.LAYER and weighs(self._at(str(one.target)))
+        ]
         if not found:
             raise SurgeryError(
                 f"the output of {self.name} is not made by one convolution or linear layer, but by "
@@ -102,8 +106,8 @@ class _End:
         """Whether it calls a module that has no other part in the network."""
         return step.kind is Kind.LAYER and self.calls[step.target] == 1
 
-    def _is(self, step: Step, kinds: tuple[type[nn.Module], ...]) -> bool:
-        return step.kind is Kind.LAYER and isinstance(self._at(str(step.target)), kinds)
+    def _weighs(self, step: Step) -> bool:
+        return step.kind is Kind.LAYER and weighs(self._at(str(step.target)))
 
     def _at(self, name: str) -> nn.Module:
         return self.twin.get_submodule(name)

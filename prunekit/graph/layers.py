@@ -58,6 +58,12 @@ def widths(module: nn.Module) -> tuple[int, int]:
     return entry.widths(module)
 
 
+def weighs(module: nn.Module | None) -> bool:
+    """Whether channels end at a layer and others begin: convolutions and linear maps."""
+    entry = None if module is None else of_layer(module)
+    return entry is not None and entry.weighs
+
+
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether a layer normalises over the batch."""
     entry = of_layer(module)

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from prunekit.errors import SurgeryError, one_of
 
-if TYPE_CHECKING:
-    from prunekit.graph.channels import ChannelGraph
+
+class Group(Protocol):
+    """Units with a name."""
+
+    @property
+    def name(self) -> str:
+        """The name of the first layer that makes them."""
+
+    @property
+    def units(self) -> Tensor:
+        """Their ids."""
 
 
-def flags(graph: ChannelGraph, masks: Mapping[str, Tensor | bool]) -> Tensor:
+class Grouped(Protocol):
+    """What has groups of units: a channel graph."""
+
+    @property
+    def groups(self) -> Sequence[Group]:
+        """All groups."""
+
+    @property
+    def count(self) -> int:
+        """Unit ids run from 1 to one below it."""
+
+
+def flags(graph: Grouped, masks: Mapping[str, Tensor | bool]) -> Tensor:
     """A bool vector over unit ids, True where the mask of a group is; one bool means all its units.
 
     Raises SurgeryError for an unknown group, and for a mask of another type or length.
@@ -48,7 +69,7 @@ class ChannelMask(Mapping[str, Tensor]):
     removed: Tensor
 
     @classmethod
-    def of(cls, graph: ChannelGraph, keep: Mapping[str, Tensor]) -> ChannelMask:
+    def of(cls, graph: Grouped, keep: Mapping[str, Tensor]) -> ChannelMask:
         """Make it of masks by group (True = kept); a group that is not named is kept whole.
 
         Raises SurgeryError for an unknown group, and for a mask of another type or length.
@@ -59,7 +80,7 @@ class ChannelMask(Mapping[str, Tensor]):
         return cls({group.name: group.units for group in graph.groups}, named & ~flags(graph, keep))
 
     @classmethod
-    def all(cls, graph: ChannelGraph) -> ChannelMask:
+    def all(cls, graph: Grouped) -> ChannelMask:
         """Make the mask that keeps every unit."""
         return cls.of(graph, {})
 

@@ -18,7 +18,7 @@ from torch.nn.utils import skip_init
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, layer_named
+from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, layer_named, weighs
 from prunekit.measure.cost import CostModel
 from prunekit.measure.latency import LatencyTest
 
@@ -217,7 +217,7 @@ def _inputs(model: nn.Module, x: Tensor, device: str) -> dict[str, Counter[tuple
         return hook
 
     for name, module in twin.named_modules():
-        if isinstance(module, CONSUMERS):
+        if weighs(module):
             module.register_forward_pre_hook(note(name))
     with torch.inference_mode():
         twin(x.to(device))

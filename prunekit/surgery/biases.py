@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError
-from prunekit.graph.layers import CONSUMERS, layer_named
+from prunekit.graph.layers import layer_named, weighs
 from prunekit.surgery.edits import register
 from prunekit.surgery.selections import replace
 
@@ -75,7 +75,7 @@ class BiasMaps:
         """Put them in place, everywhere a layer is registered; raises SurgeryError."""
         for name, shape in self.shapes.items():
             module = layer_named(model, name, "the edit was made for another network")
-            if not isinstance(module, CONSUMERS):
+            if not weighs(module):
                 raise SurgeryError(f"{name} is a {type(module).__name__}; it takes no bias map")
             both = nn.Sequential(module, BiasMap(_zeros(module, shape)))
             both.training = module.training
@@ -98,7 +98,7 @@ class BiasMaps:
 
 def _layer(model: nn.Module, name: str) -> nn.Module:
     module = layer_named(model, name, "the edit was made for another network")
-    if not isinstance(module, CONSUMERS) or module.bias is not None:
+    if not weighs(module) or module.bias is not None:
         raise SurgeryError(
             f"{name} ({type(module).__name__}) should be a convolution or linear layer without a "
             "bias; the edit was made for another network"

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.graph import ChannelGraph, ChannelSelection
-from prunekit.graph.layers import CONSUMERS, channel_dim, is_batch_norm, layer_named
+from prunekit.graph.layers import channel_dim, is_batch_norm, layer_named, weighs
 from prunekit.graph.table import given, of_function, of_layer
 from prunekit.modes import evaluating
 from prunekit.surgery.check import floats_in, run_on, trained
@@ -275,7 +275,7 @@ class _Ear:
             for name, units in self.graph.ins.items():
                 module = layer_named(model, name)
                 gone = self.drop.cpu()[units]
-                if not bool(gone.any()) or not isinstance(module, CONSUMERS):
+                if not bool(gone.any()) or not weighs(module):
                     continue
                 self.heard[name], listen = [], self._listen(name, module, gone)
                 if name in self.graph.functional:
