@@ -43,16 +43,16 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
     That is: modes, parameters, buffers, gradients, hooks and attributes, and the entries of lists,
     dicts and sets among these.
     """
-    held = [_Held(module) for model in models for module in model.modules()]
-    tensors = {id(one): one for module in held for one in module.tensors()}
-    contents = [_Content(one) for one in tensors.values()]
+    with torch._C.DisableTorchFunction():  # whoever listens to functions hears nothing of this
+        held = [_Held(module) for model in models for module in model.modules()]
+        tensors = {id(one): one for module in held for one in module.tensors()}
+        contents = [_Content(one) for one in tensors.values()]
     try:
         yield
     finally:
-        for module in held:
-            module.restore()
-        for content in contents:
-            content.restore()
+        with torch._C.DisableTorchFunction():
+            for one in (*held, *contents):
+                one.restore()
 
 
 @contextmanager
