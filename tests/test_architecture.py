@@ -18,9 +18,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 LAYERS = (
     {
         *("errors", "registry", "checks", "schema", "comments", "build", "console", "atomic"),
-        *("torchfile", "config"),
+        *("torchfile", "config", "modes"),
     },
-    {"rows", "modes", "penalties", "graph", "models", "data", "export"},
+    {"rows", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure", "similarity"},
     {"training", "criteria", "selection"},
     {"engine"},

@@ -63,13 +63,27 @@ class Arguments:
 
         return Arguments(mapped(self.args, one), mapped(dict(self.kwargs), one))
 
+    def call(self, network: Callable[..., Any]) -> Any:
+        """What a network, or any other function, returns for them."""
+        return network(*self.args, **self.kwargs)
+
+    def batched(self, tensor: Tensor) -> bool:
+        """Whether its first dimension is as long as that of the first tensor: one for examples."""
+        first = self.tensors[0].shape[:1]
+        return bool(first) and tensor.shape[:1] == first
+
+    def filled(self, batch: Example) -> Arguments:
+        """Those with a batch in place of the one tensor; a batch with a structure of its own."""
+        if isinstance(batch, Tensor) and len(self.tensors) == 1:
+            return self.changed(lambda _: batch)
+        return Arguments.of(batch)
+
     def one(self) -> Arguments:
         """Those of a single example, where all that is batched stands in the arguments directly."""
-        batch = self.tensors[0].shape[:1]
         direct = {id(leaf) for leaf in (*self.args, *self.kwargs.values())}
 
         def first(tensor: Tensor) -> Tensor:
-            return tensor[:1] if id(tensor) in direct and tensor.shape[:1] == batch else tensor
+            return tensor[:1] if id(tensor) in direct and self.batched(tensor) else tensor
 
         return self.changed(first)
 

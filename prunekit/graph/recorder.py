@@ -22,7 +22,7 @@ from prunekit.graph.nests import leaves_in, mapped, tensors_within
 from prunekit.graph.shapes import quick_call, quick_layer
 from prunekit.graph.sizes import Ratio, Size, plain, tracked
 from prunekit.graph.steps import Kind, Recording, Step, operation_name, tensors_among
-from prunekit.graph.twin import is_layer
+from prunekit.graph.twin import decided, is_layer
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
@@ -133,6 +133,7 @@ class Recorder(TorchFunctionMode):
 
     def _called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         self.trying = f"{operation_name(func) or name} at {place_of(_line())}"
+        args, kwargs = mapped((args, kwargs), decided)
         self._given = self._known((args, kwargs))
         if name in _VALUES and any(step.kind is not Kind.CONSTANT for step in self._known(args)):
             told = place_of(_line())

@@ -38,6 +38,11 @@ class Mode(int):
         return int(self) == 1
 
 
+def decided(value: Any) -> Any:
+    """A mode as the plain bool that functions of torch insist on; anything else as it is."""
+    return bool(value) if isinstance(value, Mode) else value
+
+
 class Opened(nn.Module):
     """Stands for a wrapper inside a network; `inner` is the name that it has for its module."""
 

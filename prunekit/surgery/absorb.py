@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import layer_named
 from prunekit.modes import evaluating
 from prunekit.surgery.biases import BiasMaps, NewBiases
-from prunekit.surgery.check import Batch, Gap, inputs_of, run_on
+from prunekit.surgery.check import Gap, inputs_of, run_on
 from prunekit.surgery.edits import Edit
 from prunekit.surgery.emission import Emission, Heard, hear_ends, listen, slack
 from prunekit.surgery.residual import EmptyBlock
@@ -136,7 +137,7 @@ def absorb(
     narrow: nn.Module,
     graph: ChannelGraph,
     drop: Tensor,
-    batch: Batch,
+    batch: Example,
     maps: bool = False,
     shifts: Mapping[str, Constant] | None = None,
 ) -> Absorbed:
@@ -149,9 +150,9 @@ def absorb(
     which binds the network to this size of input. `shifts` are constants for blocks that were
     removed whole (`branch_constants`), of which `narrow` has the places. Raises SurgeryError.
     """
-    args = inputs_of(batch)
-    emission = listen(model, graph, drop, args)
-    before = _outputs(narrow, args)
+    given = inputs_of(batch)
+    emission = listen(model, graph, drop, given)
+    before = _outputs(narrow, given)
     planned = [
         _plan(name, calls, emission, narrow, maps and name not in graph.functional)
         for name, calls in emission.heard.items()
@@ -163,7 +164,7 @@ def absorb(
     for edit in edits:
         edit.apply(narrow)
     _fill(narrow, plans)
-    after = _outputs(narrow, args)
+    after = _outputs(narrow, given)
     moved = Gap.between(after, before).relative
     distances = [Gap.between(outputs, emission.outputs).relative for outputs in (before, after)]
     return Absorbed(edits, tuple(plan.row for plan in plans), Change(moved, *distances), maps)
@@ -174,7 +175,7 @@ def branch_constants(
     graph: ChannelGraph,
     drop: Tensor,
     blocks: Sequence[EmptyBlock],
-    batch: Batch,
+    batch: Example,
     maps: bool = False,
 ) -> dict[str, Constant]:
     """What the branches of blocks that are removed whole still put out, shaped to be added.
@@ -279,9 +280,9 @@ def _owners(model: nn.Module, parameter: nn.Parameter) -> int:
     return sum(p is parameter for m in model.modules() for p in m._parameters.values())
 
 
-def _outputs(narrow: nn.Module, args: tuple[Tensor, ...]) -> object:
+def _outputs(narrow: nn.Module, given: Arguments) -> object:
     with evaluating(narrow):
-        return run_on(narrow, args, "the narrow network")
+        return run_on(narrow, given, "the narrow network")
 
 
 def _edits(plans: list[_Plan]) -> tuple[Edit, ...]:

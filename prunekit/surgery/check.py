@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 import re
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +15,10 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.errors import SurgeryError, listed
 from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.nests import tensors_within
 from prunekit.graph.table import of_function
-from prunekit.modes import duplicate, evaluating, muted
-
-Batch = Tensor | tuple[Tensor, ...]
+from prunekit.modes import duplicate, evaluating, muted, seeded, unchanged, uncompiled
 
 _EXACT = 1e-9  # what doubles must agree to
 _CLOSE = 1e-4  # and floats
@@ -80,7 +78,7 @@ def compare(
     narrow: nn.Module,
     graph: ChannelGraph,
     drop: Tensor,
-    batch: Batch,
+    batch: Example,
     tolerance: float | None = None,
     silent: Sequence[str] = (),
 ) -> Agreement:
@@ -133,48 +131,37 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return twin
 
 
-def inputs_of(batch: Batch) -> tuple[Tensor, ...]:
+def inputs_of(batch: Example) -> Arguments:
     """The arguments of a forward; an input of equal entries, a placeholder, becomes noise."""
-    return tuple(_lively(x) for x in ((batch,) if isinstance(batch, Tensor) else batch))
+    return Arguments.of(batch).changed(_lively)
 
 
-def run_on(model: nn.Module, args: tuple[Tensor, ...], who: str) -> Any:
+def run_on(model: nn.Module, given: Arguments, who: str) -> Any:
     """The outputs, without gradients, on a copy of the inputs; what is random comes from one seed.
 
-    Raises SurgeryError, with the first line of the error, where the forward fails.
+    The network is afterwards what it was before. Raises SurgeryError, with the first line of the
+    error, where the forward fails.
     """
-    with _seeded(), torch.no_grad():
+    with unchanged(model), seeded(), uncompiled(), torch.no_grad():
         try:
-            return model(*(x.clone() for x in args))  # some forwards write into them
+            return given.changed(Tensor.clone).call(model)  # some forwards write into them
         except Exception as error:
             first = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
             raise SurgeryError(f"{who} fails on the batch: {first}") from error
 
 
 def floats_in(output: Any) -> list[Tensor]:
-    """All floating-point tensors in tuples, lists, mappings and dataclasses, in order."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() else []
-    if isinstance(output, Mapping):
-        inner = [output[key] for key in sorted(output, key=str)]
-    elif isinstance(output, tuple | list):
-        inner = list(output)
-    elif dataclasses.is_dataclass(output) and not isinstance(output, type):
-        inner = [getattr(output, field.name) for field in dataclasses.fields(output)]
-    else:
-        inner = []
-    return [leaf for item in inner for leaf in floats_in(item)]
+    """All floating-point tensors in nests, dataclasses and objects that hold tensors, in order."""
+    return [tensor for tensor in tensors_within(output) if tensor.is_floating_point()]
 
 
-def trained(
-    model: nn.Module, args: tuple[Tensor, ...]
-) -> tuple[tuple[Tensor, ...] | None, Any, str]:
+def trained(model: nn.Module, given: Arguments) -> tuple[Arguments | None, Any, str]:
     """Inputs on which the network runs in train mode, and its outputs; or None twice and why not.
 
     Dropout is off, and the network is left as it was.
     """
-    trouble, doubled = "", _doubled(args)
-    for inputs in (args,) if doubled is args else (doubled, args):
+    trouble, doubled = "", _doubled(given)
+    for inputs in (given,) if doubled is given else (doubled, given):
         try:
             with rehearsing(model):
                 outputs = run_on(model, inputs, "the dense network")
@@ -189,23 +176,13 @@ def trained(
 
 @contextmanager
 def rehearsing(model: nn.Module) -> Iterator[None]:
-    """Inside it, a network may run in train mode, without dropout and without consequences.
-
-    Afterwards modes and buffers are as before; nothing random is left but what a seed decides.
-    """
-    kept = [(module, name, buffer, buffer.clone()) for module, name, buffer in _buffers(model)]
+    """Inside it, a network is in train mode without dropout; afterwards modes are as before."""
     with evaluating(model), _NoDropout():
-        try:
-            model.train()
-            for module in model.modules():
-                if _drops(module):
-                    module.eval()
-            yield
-        finally:
-            for module, name, buffer, content in kept:
-                module._buffers[name] = buffer
-                with torch.no_grad():
-                    buffer.copy_(content)
+        model.train()
+        for module in model.modules():
+            if _drops(module):
+                module.eval()
+        yield
 
 
 def _by_request(found: Agreement, norms: list[str]) -> Agreement:
@@ -221,19 +198,19 @@ class _Case:
     narrow: nn.Module
     graph: ChannelGraph
     drop: Tensor
-    args: tuple[Tensor, ...]
+    given: Arguments
     silent: tuple[str, ...] = ()
 
     def agreement(self, limit: float) -> Agreement:
         """The comparison in eval mode and, where that is within the limit, in train mode."""
         name = str(_precision(self.model)).removeprefix("torch.")
         with evaluating(self.model, self.narrow), self._silenced():
-            reference = run_on(self.model, self.args, "the dense network")
-            still = Gap.between(run_on(self.narrow, self.args, "the narrow network"), reference)
+            reference = run_on(self.model, self.given, "the dense network")
+            still = Gap.between(run_on(self.narrow, self.given, "the narrow network"), reference)
         if still.relative > limit:
             return Agreement(still, None, name, "train mode not compared, eval mode differs")
         with self._silenced():
-            inputs, reference, trouble = trained(self.model, self.args)
+            inputs, reference, trouble = trained(self.model, self.given)
         if inputs is None:
             return Agreement(still, None, name, f"train mode not compared: {trouble}")
         with rehearsing(self.narrow):
@@ -244,7 +221,7 @@ class _Case:
         """The same case in double precision; None where the networks cannot run so."""
         try:
             pair = [duplicate(net).double() for net in (self.model, self.narrow)]
-            wide = tuple(x.double() if x.is_floating_point() else x for x in self.args)
+            wide = self.given.changed(lambda x: x.double() if x.is_floating_point() else x)
             with evaluating(pair[0]):
                 run_on(pair[0], wide, "the dense network")
         except Exception:  # forwards that insist on a precision, devices without doubles
@@ -284,15 +261,6 @@ def _precision(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
-def _buffers(model: nn.Module) -> list[tuple[nn.Module, str, Tensor]]:
-    return [
-        (module, name, buffer)
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-
-
 def _noise(like: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.randn(like.shape, generator=generator).to(like)
@@ -305,11 +273,11 @@ def _lively(x: Tensor) -> Tensor:
     return x
 
 
-def _doubled(args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _doubled(given: Arguments) -> Arguments:
     """Two examples where there is one; the second has noise of the input's own size on it."""
-    if not args or not args[0].ndim or args[0].shape[0] != 1:
-        return args
-    return tuple(torch.cat([x, _neighbour(x)]) if x.shape[:1] == (1,) else x for x in args)
+    if given.tensors[0].shape[:1] != (1,):
+        return given
+    return given.changed(lambda x: torch.cat([x, _neighbour(x)]) if x.shape[:1] == (1,) else x)
 
 
 def _neighbour(x: Tensor) -> Tensor:
@@ -324,22 +292,6 @@ def _drops(module: nn.Module) -> bool:
         return True
     named = re.search("drop|stochasticdepth", type(module).__name__, re.IGNORECASE)
     return bool(named) and not [*module.children()] and not [*module.parameters()]
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    """Inside it, all random numbers start from one seed; afterwards they go on as if unused."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    numpy = sys.modules.get("numpy")
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=list(devices)))
-        stack.callback(random.setstate, random.getstate())
-        if numpy is not None:
-            stack.callback(numpy.random.set_state, numpy.random.get_state())
-            numpy.random.seed(0)
-        torch.manual_seed(0)
-        random.seed(0)
-        yield
 
 
 class _NoDropout(TorchFunctionMode):

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph import ChannelGraph, ChannelMask
+from prunekit.graph.arguments import Example
 from prunekit.modes import duplicate
 from prunekit.surgery.absorb import Absorbed, branch_constants
 from prunekit.surgery.absorb import absorb as absorb_constants
-from prunekit.surgery.check import Agreement, Batch, compare
+from prunekit.surgery.check import Agreement, compare
 from prunekit.surgery.edits import Edit, Narrow
 from prunekit.surgery.residual import empty_blocks
 
@@ -43,7 +44,7 @@ def cut(
     model: nn.Module,
     graph: ChannelGraph,
     keep: Mapping[str, Tensor],
-    batch: Batch | None,
+    batch: Example | None,
     *,
     absorb: bool = True,
     check: bool = True,

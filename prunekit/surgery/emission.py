@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.graph import ChannelGraph, ChannelSelection
+from prunekit.graph.arguments import Arguments
 from prunekit.graph.layers import channel_dim, is_batch_norm, layer_named, weighs
 from prunekit.graph.table import given, of_function, of_layer
 from prunekit.modes import evaluating
@@ -58,9 +59,7 @@ class Emission:
     given: dict[str, str]
 
 
-def listen(
-    model: nn.Module, graph: ChannelGraph, drop: Tensor, args: tuple[Tensor, ...]
-) -> Emission:
+def listen(model: nn.Module, graph: ChannelGraph, drop: Tensor, given: Arguments) -> Emission:
     """Run the dense network on a batch, in eval mode, with removed channels emitting constants.
 
     Layers that run in train mode only, of auxiliary heads, are heard there.
@@ -68,12 +67,12 @@ def listen(
     ear = _Ear(graph, drop)
     with ear.open(model), emitting(model, graph, drop), evaluating(model):
         with ear.followers:
-            outputs = run_on(model, args, "the dense network")
+            outputs = run_on(model, given, "the dense network")
         ear.followers.leaves(outputs)
         if ear.deaf():
             ear.only = ear.deaf()
             with ear.followers:
-                trained(model, args)
+                trained(model, given)
     paths = {id(parameter): path for path, parameter in model.named_parameters()}
     return Emission(ear.heard, outputs, ear.followers.sure(), ear.followers.biases(paths))
 
@@ -83,7 +82,7 @@ def hear_ends(
     graph: ChannelGraph,
     drop: Tensor,
     makers: Mapping[str, str],
-    args: tuple[Tensor, ...],
+    given: Arguments,
 ) -> dict[str, Heard]:
     """What modules of the dense network put out meanwhile, over the channels that stay.
 
@@ -106,7 +105,7 @@ def hear_ends(
             stack.callback(hook.remove)
         stack.enter_context(emitting(model, graph, drop))
         stack.enter_context(evaluating(model))
-        run_on(model, args, "the dense network")
+        run_on(model, given, "the dense network")
     return heard
 
 

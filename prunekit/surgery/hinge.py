@@ -18,7 +18,7 @@ from prunekit.graph.layers import CONVOLUTIONS, layer_named
 from prunekit.graph.placement import Placement
 from prunekit.graph.whole import WholeGroups, plain_groups, whole_groups
 from prunekit.modes import duplicate, evaluating
-from prunekit.surgery.check import Batch, Gap, inputs_of
+from prunekit.surgery.check import Gap, inputs_of, run_on
 from prunekit.surgery.edits import register
 from prunekit.surgery.selections import replace
 
@@ -147,7 +147,7 @@ class Folded:
         return f"matrices: {told}; outputs moved by {self.gap.relative:.1e} (float64)"
 
 
-def fold(model: nn.Module, batch: Batch) -> Folded:
+def fold(model: nn.Module, batch: Example) -> Folded:
     """Fold a copy, and prove by numbers that it is the same function.
 
     Compared in double precision, in eval mode. SurgeryError where it is another function.
@@ -155,9 +155,9 @@ def fold(model: nn.Module, batch: Batch) -> Folded:
     edit, narrow = Fold.of(model), duplicate(model)
     edit.apply(narrow)
     pair = [duplicate(net).double() for net in (narrow, model)]
-    inputs = [x.double() if x.is_floating_point() else x for x in inputs_of(batch)]
-    with torch.no_grad(), evaluating(*pair):
-        gap = Gap.between(*(net(*inputs) for net in pair))
+    inputs = inputs_of(batch).changed(lambda x: x.double() if x.is_floating_point() else x)
+    with evaluating(*pair):
+        gap = Gap.between(*(run_on(net, inputs, "the network in doubles") for net in pair))
     if gap.relative > MOVED:
         raise SurgeryError(
             f"folding moved the outputs by {gap.relative:.2e} of the largest one (at most "
