@@ -1,18 +1,19 @@
-"""What criteria read at ReLUs: units are followed from the layers that make them."""
+"""What criteria read at ReLUs; which units these are was found when the network was traced."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.criteria.base import Scores, seen_groups
-from prunekit.graph.select import ChannelSelection
+from prunekit.errors import ConfigError
+from prunekit.graph.ops.activations import is_relu6
+from prunekit.graph.steps import operation_name
+from prunekit.graph.table import of_name
 from prunekit.modes import evaluating
 
 if TYPE_CHECKING:
@@ -22,14 +23,6 @@ if TYPE_CHECKING:
 Count = Callable[[Tensor], tuple[Tensor, float]]
 
 _NO_RELU = "meets a ReLU on all of its channels; use for instance criterion=taylor or l1_norm"
-_RELUS = frozenset({"relu", "relu_", "relu6"})
-_KEEP_CHANNELS = _RELUS | {
-    "hardtanh",
-    *("add", "add_", "sub", "sub_", "mul", "mul_", "div", "div_"),
-    *("dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "clone", "contiguous"),
-    *(f"{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
-    *(f"adaptive_{kind}_pool{n}d" for kind in ("max", "avg") for n in (1, 2, 3)),
-}
 
 
 def relu_means(
@@ -39,92 +32,50 @@ def relu_means(
 
     ReLUs are caught whether they are modules, functions or methods; a unit that meets several has
     the mean over all. Groups with a unit that meets none have no score; ConfigError if no group
-    has one.
+    has one, or where a forward meets other ReLUs than when it was traced.
     """
-    met = _AtReLUs(graph.count, count)
-    with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(evaluating(model))
-        stack.enter_context(_labelled(model, graph, met.labels))
+    met = _AtReLUs(graph, count)
+    with evaluating(model), torch.no_grad():
         for x in batches:
             with met:
                 model(x)
+            met.finish(type(model).__name__)
     return seen_groups(graph, met.total / met.seen.clamp_min(1), met.seen, _NO_RELU)
 
 
 class _AtReLUs(TorchFunctionMode):
-    """Adds up what `count` says of ReLU outputs, per unit, while it follows channels.
+    """Adds up what `count` says of the output of each ReLU, per unit, in order of execution."""
 
-    `labels` says which units the channels of a tensor are: hooks set it on what layers return,
-    and this mode hands it on through functions that keep channels in place.
-    """
-
-    def __init__(self, units: int, count: Count) -> None:
+    def __init__(self, graph: ChannelGraph, count: Count) -> None:
         super().__init__()
-        self.labels: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.count = count
-        self.total = torch.zeros(units, dtype=torch.float64)
-        self.seen = torch.zeros(units, dtype=torch.float64)
+        self.rectified, self.count, self.met = graph.rectified, count, 0
+        self.total = torch.zeros(graph.count, dtype=torch.float64)
+        self.seen = torch.zeros(graph.count, dtype=torch.float64)
+
+    def finish(self, network: str) -> None:
+        """Begin again; ConfigError where a forward met more or fewer ReLUs than when traced."""
+        met, self.met = self.met, 0
+        if met != len(self.rectified):
+            raise ConfigError(
+                f"{network} ran through {met} ReLUs, and through {len(self.rectified)} when it was "
+                "traced: its forward depends on its input; use for instance criterion=taylor"
+            )
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name == "fn":  # pooling with optional indices hides behind a dispatcher of this name
-            name = "max_pool2d"
-        if name in _KEEP_CHANNELS and isinstance(out, Tensor):
-            units = self._units_of((*args, *kwargs.values()), out)
+        name = operation_name(func)
+        entry = of_name(name)
+        if entry is not None and (entry.rectifies or is_relu6(name, kwargs)):
+            units = self.rectified[self.met] if self.met < len(self.rectified) else None
+            self.met += 1
             if units is not None:
-                self.labels[out] = units
-                if name in _RELUS or _is_relu6(name, kwargs):
-                    self._add(out, units)
+                self._add(out, units)
         return out
-
-    def _units_of(self, inputs: tuple[Any, ...], out: Tensor) -> Tensor | None:
-        for value in inputs:
-            if isinstance(value, Tensor) and value in self.labels:
-                units = self.labels[value]
-                if out.dim() > 1 and out.shape[1] == len(units):
-                    return units
-        return None
 
     def _add(self, out: Tensor, units: Tensor) -> None:
         found, things = self.count(out)
         self.total.index_add_(0, units, found.double().cpu())
         self.seen.index_add_(0, units, torch.full((len(units),), things).double())
-
-
-def _is_relu6(name: str, kwargs: dict[str, Any]) -> bool:
-    """Whether a call is what nn.ReLU6 makes of itself, a hardtanh from 0 on."""
-    return name == "hardtanh" and kwargs.get("min_val") == 0
-
-
-@contextmanager
-def _labelled(
-    model: nn.Module, graph: ChannelGraph, labels: WeakTensorKeyDictionary
-) -> Iterator[None]:
-    """While inside, label what layers with parameters or buffers return.
-
-    Modules without any, ReLU above all, may be called twice with different channels.
-    """
-
-    def note(units: Tensor) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: object, out: Tensor) -> None:
-            labels[out] = units
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, units in graph.outs.items():
-            module = model.get_submodule(name)
-            if _makes(module):
-                handle = module.register_forward_hook(note(units.cpu()))
-                stack.callback(handle.remove)
-        yield
-
-
-def _makes(module: nn.Module) -> bool:
-    """Whether it makes a tensor of its own; a channel selection may hand on what it got."""
-    held = [*module.parameters(), *module.buffers()]
-    return bool(held) and not isinstance(module, ChannelSelection)

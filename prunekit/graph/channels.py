@@ -16,9 +16,11 @@ from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import channel_dim, layer_named, weighs
 from prunekit.graph.mask import flags
+from prunekit.graph.ops.activations import rectifies
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.recordings import record
 from prunekit.graph.rehearsal import rehearse
+from prunekit.graph.steps import Recording
 from prunekit.graph.twin import twin_of
 
 _INEXACT = (
@@ -57,6 +59,8 @@ class ChannelGraph:
     `frozen` says for every layer with channels that stay why they do, `notes` the same in
     sentences, without what leaves the network. `inexact` are norms over channels that were followed
     because `trace` was asked to; a note names them. Unit ids run from 1 to `count` - 1.
+    `recordings` are the runs that this was found in, evaluation mode first; `rectified` are the
+    units of the channels (dimension 1) at every ReLU of it in order, None where there are none.
     """
 
     groups: tuple[Group, ...]
@@ -71,6 +75,8 @@ class ChannelGraph:
     inexact: tuple[str, ...]
     notes: tuple[str, ...]
     count: int
+    recordings: tuple[Recording, ...] = ()
+    rectified: tuple[Tensor | None, ...] = ()
 
     @classmethod
     def trace(cls, model: nn.Module, example: Example, over_norms: bool = False) -> ChannelGraph:
@@ -185,7 +191,16 @@ def _finish(first: Discovery) -> ChannelGraph:
         inexact=inexact,
         notes=(*first.notes, *dict.fromkeys(n for run in first.recordings for n in run.notes)),
         count=count,
+        recordings=tuple(first.recordings),
+        rectified=tuple(_rectified(first, final)),
     )
+
+
+def _rectified(first: Discovery, final: Tensor) -> Iterator[Tensor | None]:
+    for step in first.recordings[0].steps:
+        if step in first.calls and rectifies(first.calls[step]):
+            value = first.results[step]
+            yield final[value.along(1)] if set(value.varying) == {1} else None
 
 
 def _frozen(first: Discovery, final: Tensor) -> dict[str, str]:

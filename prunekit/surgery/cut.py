@@ -60,7 +60,7 @@ def cut(
     """
     keep = ChannelMask.of(graph, keep)
     drop = keep.removed
-    blocks = empty_blocks(model, graph, drop, batch) if batch is not None else ()
+    blocks = empty_blocks(graph, drop) if batch is not None else ()
     shifts = branch_constants(model, graph, drop, blocks, batch, maps) if absorb else {}
     gone = {n for n in (*graph.ins, *graph.tensors) if any(block.loses(n) for block in blocks)}
     shapes = {name: tuple(shift.value.shape) for name, shift in shifts.items()}

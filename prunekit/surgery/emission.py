@@ -6,7 +6,6 @@ dense network is run with just that, and its layers are listened to.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
-from prunekit.graph import ChannelGraph, ChannelSelection
+from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.layers import channel_dim, is_batch_norm, layer_named, weighs
+from prunekit.graph.layers import channel_dim, layer_named, weighs
+from prunekit.graph.readers import followers, lent_biases
 from prunekit.graph.table import given, of_function, of_layer
 from prunekit.modes import evaluating
-from prunekit.surgery.check import floats_in, run_on, trained
+from prunekit.surgery.check import run_on, trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,15 +65,14 @@ def listen(model: nn.Module, graph: ChannelGraph, drop: Tensor, given: Arguments
     """
     ear = _Ear(graph, drop)
     with ear.open(model), emitting(model, graph, drop), evaluating(model):
-        with ear.followers:
+        with ear.functions:
             outputs = run_on(model, given, "the dense network")
-        ear.followers.leaves(outputs)
         if ear.deaf():
             ear.only = ear.deaf()
-            with ear.followers:
+            with ear.functions:
                 trained(model, given)
-    paths = {id(parameter): path for path, parameter in model.named_parameters()}
-    return Emission(ear.heard, outputs, ear.followers.sure(), ear.followers.biases(paths))
+    runs = graph.recordings
+    return Emission(ear.heard, outputs, followers(model, runs), lent_biases(model, runs))
 
 
 def hear_ends(
@@ -171,87 +169,21 @@ def _key(module: nn.Module) -> int:
     return id(module.running_mean if module.weight is None else module.weight)
 
 
-class _Followers(TorchFunctionMode):
-    """Finds layers whose output goes into one batch norm and nowhere else.
-
-    It sees every call of a function with tensors; a layer is sure of its follower when each of its
-    outputs was used once, by that norm, and the norm saw nothing else.
-    """
+class _Functions(TorchFunctionMode):
+    """Hears functions that are given the weights of layers; `heard` goes by the ids of weights."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._owner: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self._calls: Counter[str] = Counter()
-        self._used: Counter[str] = Counter()
-        self._norms: Counter[str] = Counter()
-        self._pairs: Counter[tuple[str, str]] = Counter()
-        self._parameters: Counter[int] = Counter()
-        self._given: dict[str, Tensor | None] = {}
-        self.functions: dict[int, tuple[str, Callable[..., None]]] = {}
-
-    def biases(self, paths: Mapping[int, str]) -> dict[str, str]:
-        """The paths of biases that functions were given, where they are used for nothing else."""
-        return {
-            name: paths[id(bias)]
-            for name, bias in self._given.items()
-            if id(bias) in paths and self._parameters[id(bias)] == self._calls[name]
-        }
-
-    def tag(self, name: str) -> Callable[..., None]:
-        """A forward hook that remembers who made the output."""
-
-        def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            self._owner[out] = name
-            self._calls[name] += 1
-
-        return hook
-
-    def norm(self, name: str) -> Callable[..., None]:
-        """A forward pre-hook of a batch norm."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            self._norms[name] += 1
-            if args[0] in self._owner:
-                self._pairs[self._owner[args[0]], name] += 1
-
-        return hook
-
-    def select(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """A forward pre-hook of a channel selection: no function may show that it reads."""
-        self.leaves(args[0])
-
-    def leaves(self, outputs: Any) -> None:
-        """What leaves the network is used there."""
-        for tensor in floats_in(outputs):
-            if tensor in self._owner:
-                self._used[self._owner[tensor]] += 1
-
-    def sure(self) -> dict[str, str]:
-        """Layer name -> the name of its only reader."""
-        return {
-            layer: norm
-            for (layer, norm), count in self._pairs.items()
-            if count == self._calls[layer] == self._used[layer] == self._norms[norm]
-        }
+        self.heard: dict[int, Callable[..., None]] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         found = _weighed(func, args, kwargs)
-        name, listen = self.functions.get(id(found["weight"]), ("", None)) if found else ("", None)
+        listen = self.heard.get(id(found["weight"])) if found else None
         if listen is not None:
             listen(lambda x: func(x, *args[1:], **(kwargs or {})), found["input"])
-        out = func(*args, **(kwargs or {}))
-        if floats_in(out):
-            for tensor in floats_in((args, kwargs or {})):
-                if tensor in self._owner:
-                    self._used[self._owner[tensor]] += 1
-                elif isinstance(tensor, nn.Parameter):
-                    self._parameters[id(tensor)] += 1
-        if listen is not None:
-            self._owner[out], self._given[name] = name, found.get("bias")
-            self._calls[name] += 1
-        return out
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(eq=False)
@@ -261,7 +193,7 @@ class _Ear:
     graph: ChannelGraph
     drop: Tensor
     heard: dict[str, list[Heard]] = field(default_factory=dict)
-    followers: _Followers = field(default_factory=_Followers)
+    functions: _Functions = field(default_factory=_Functions)
     only: frozenset[str] | None = None
 
     def deaf(self) -> frozenset[str]:
@@ -278,20 +210,12 @@ class _Ear:
                     continue
                 self.heard[name], listen = [], self._listen(name, module, gone)
                 if name in self.graph.functional:
-                    self.followers.functions[id(module.weight)] = (name, listen)
+                    self.functions.heard[id(module.weight)] = listen
                     continue
                 hook = module.register_forward_pre_hook(
                     lambda module, args, listen=listen: listen(module.forward, args[0])
                 )
                 stack.callback(hook.remove)
-                stack.callback(module.register_forward_hook(self.followers.tag(name)).remove)
-            for name, module in model.named_modules():
-                if is_batch_norm(module) and module.running_mean is not None:
-                    hook = module.register_forward_pre_hook(self.followers.norm(name))
-                    stack.callback(hook.remove)
-                if isinstance(module, ChannelSelection):
-                    hook = module.register_forward_pre_hook(self.followers.select)
-                    stack.callback(hook.remove)
             yield
 
     def _listen(self, name: str, layer: nn.Module, gone: Tensor) -> Callable[..., None]:

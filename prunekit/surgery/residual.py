@@ -6,12 +6,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.graph.arguments import Arguments, Example
-from prunekit.graph.recordings import record_eval
 from prunekit.graph.steps import HELD, Kind, Recording, Step
 from prunekit.graph.table import of_name
 from prunekit.surgery.skip import ADDED, FUNCTIONS, SkipBlock
@@ -40,9 +37,7 @@ class EmptyBlock:
         return SkipBlock(self.block, self.steps, shift)
 
 
-def empty_blocks(
-    model: nn.Module, graph: ChannelGraph, drop: torch.Tensor, example: Example
-) -> tuple[EmptyBlock, ...]:
+def empty_blocks(graph: ChannelGraph, drop: torch.Tensor) -> tuple[EmptyBlock, ...]:
     """The smallest residual blocks whose branches hold every layer that `drop` would empty.
 
     A block is a module with one tensor in and one out, that is a chain of modules and activations
@@ -51,7 +46,7 @@ def empty_blocks(
     emptied = graph.emptied(drop)
     if not emptied:
         return ()
-    traced = record_eval(model, Arguments.of(example))
+    traced = graph.recordings[0]
     found: dict[str, EmptyBlock] = {}
     for name in emptied:
         if not any(block.loses(name) for block in found.values()):

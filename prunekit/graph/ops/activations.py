@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
+from prunekit.graph.calls import Call
 from prunekit.graph.ops.passing import along, not_followed, pointwise
 from prunekit.graph.table import operation
+
+
+def rectifies(call: Call) -> bool:
+    """Whether a call is a ReLU, of whatever upper bound."""
+    return call.entry is not None and (call.entry.rectifies or is_relu6(call.name, call.kwargs))
+
+
+def is_relu6(name: str | None, kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a function is what nn.ReLU6 makes of itself: a hardtanh from 0 on."""
+    return name == "hardtanh" and kwargs.get("min_val") == 0
+
 
 operation(pointwise, "relu", nn.ReLU, alike=True, rectifies=True, stands_for=nn.ReLU)
 operation(pointwise, "relu6", nn.ReLU6, alike=True, rectifies=True, stands_for=nn.ReLU6)
