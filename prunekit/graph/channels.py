@@ -54,7 +54,8 @@ class ChannelGraph:
     convolution or linear layer are applied to one example, over all its calls; `fixed_macs` are the
     multiply-adds of all other weights.
     `tensors` are parameters and buffers that a forward uses by itself, with a vector of units, or
-    None, for each dimension. `functional` are layers whose weights are given to a function, so that
+    None, for each dimension; `picks` are those that hold indices, with the units that they pick
+    from. `functional` are layers whose weights are given to a function, so that
     no hook sees them; such a weight may be a parameter of the user's own, whose name it then has.
     `frozen` says for every layer with channels that stay why they do, `notes` the same in
     sentences, without what leaves the network. `inexact` are norms over channels that were followed
@@ -69,6 +70,7 @@ class ChannelGraph:
     shapes: Mapping[str, tuple[int, ...]]
     uses: Mapping[str, int]
     tensors: Mapping[str, tuple[Tensor | None, ...]]
+    picks: Mapping[str, Tensor]
     functional: Collection[str]
     fixed_macs: int
     frozen: Mapping[str, str]
@@ -185,6 +187,7 @@ def _finish(first: Discovery) -> ChannelGraph:
         shapes=first.shapes,
         uses=first.uses,
         tensors=_tensors(first, final),
+        picks={path: final[labels] for path, labels in first.picks.items()},
         functional=frozenset(first.functional),
         fixed_macs=first.fixed_macs,
         frozen=_frozen(first, final),

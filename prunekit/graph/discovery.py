@@ -58,6 +58,7 @@ class Discovery(Run):
         self._makers: list[str] = []
         self._exposed: set[int] = set()
         self.functional: dict[str, None] = {}
+        self.picks: dict[str, Tensor] = {}  # buffers of indices -> labels of what they pick from
         self._own = _user_tensors(twin)
 
     def play(self) -> None:
@@ -159,7 +160,21 @@ class Discovery(Run):
         if len(long) == 1 and path not in self.held:
             self.held[path] = {long[0]: self.parts.fresh(meta.shape[long[0]])}
         labels = [spread(own, dim, meta.ndim) for dim, own in self.held.get(path, {}).items()]
-        return Value(meta, labels[0] if labels else fixed(meta).labels, source=path)
+        numbers = None if found.is_meta else found
+        return Value(meta, labels[0] if labels else fixed(meta).labels, path, numbers)
+
+    def picked(self, call: Call, value: Value, dim: int, index: Value) -> Tensor | None:
+        """The entries of a buffer of indices vanish with the channels that they pick."""
+        path, numbers = str(index.source), index.constant
+        before = self.picks.setdefault(path, value.along(dim))
+        if index.source is None or numbers is None or len(before) != value.meta.shape[dim]:
+            return None
+        if bool((numbers < 0).any()) or path not in self.held:
+            return None
+        labels = value.along(dim)[numbers]
+        self.unite(labels, index.along(0), call)
+        self.unite(before, value.along(dim), call)
+        return labels
 
     def adopt(self, call: Call) -> Call:
         """A parameter with several long dimensions follows the channels it meets first."""

@@ -148,6 +148,10 @@ class Rehearsal(Run):
         """The labels that these channels got in the first pass."""
         return self.shrink(self.first.results[call.step]).along(dim)
 
+    def picked(self, call: Call, value: Value, dim: int, index: Value) -> Tensor | None:
+        """What is left of the buffer will have been numbered anew."""
+        return self.shrink(self.first.results[call.step]).along(dim)
+
     def originals(self, call: Call) -> list[Value]:
         """The values of the same call in the first pass."""
         return self.first.calls[call.step].values

@@ -86,6 +86,10 @@ class Run(ABC):
     def blank(self, call: Call, meta: Tensor, dim: int) -> Tensor | None:
         """Labels for channels that nothing has been written to yet."""
 
+    @abstractmethod
+    def picked(self, call: Call, value: Value, dim: int, index: Value) -> Tensor | None:
+        """Labels of what a buffer of indices picks along a dimension; None: it is not known."""
+
     def unknown(self, call: Call, why: str = UNKNOWN) -> Any:
         """Freeze everything that goes in; nothing that comes out can vanish."""
         for value in call.values:

@@ -61,11 +61,15 @@ class Keep:
 
 @dataclass(frozen=True)
 class KeepEntries:
-    """The entries that a parameter or buffer keeps along `dim`, out of `width`."""
+    """The entries that a parameter or buffer keeps along `dim`, out of `width`.
+
+    Entries that are indices are numbered anew where only those in `among` are left to pick from.
+    """
 
     dim: int
     kept: tuple[int, ...]
     width: int
+    among: tuple[int, ...] | None = None
 
 
 @register
@@ -120,7 +124,10 @@ class Narrow:
             _put_back(model, name, modules[name])
         for path, entries in self.tensors.items():
             owner, _, leaf = path.rpartition(".")
-            narrow_tensor(model.get_submodule(owner), leaf, entries.dim, entries.kept)
+            home = model.get_submodule(owner)
+            narrow_tensor(home, leaf, entries.dim, entries.kept)
+            if entries.among is not None:
+                _number_anew(getattr(home, leaf), entries.among)
         _tie_again(ties)
 
     def to_dict(self) -> dict[str, Any]:
@@ -132,6 +139,7 @@ class Narrow:
             layers[name]["widths"] = list(keep.widths)
         tensors = {
             path: {"dim": entries.dim, "kept": list(entries.kept), "width": entries.width}
+            | ({} if entries.among is None else {"among": list(entries.among)})
             for path, entries in self.tensors.items()
         }
         return {"edit": self.kind, "layers": layers, "tensors": tensors}
@@ -156,15 +164,27 @@ def _keep(layer: Mapping[str, Any]) -> Keep:
 
 def _keep_entries(plain: Mapping[str, Any]) -> KeepEntries:
     kept = tuple(map(int, plain["kept"]))
-    return KeepEntries(int(plain["dim"]), kept, int(plain["width"]))
+    among = tuple(map(int, plain["among"])) if "among" in plain else None
+    return KeepEntries(int(plain["dim"]), kept, int(plain["width"]), among)
 
 
 def _entries(graph: ChannelGraph, drop: Tensor) -> Iterator[tuple[str, KeepEntries]]:
     for path, sides in graph.tensors.items():
         for dim, units in enumerate(sides):
-            kept = None if units is None else _kept(units, drop)
+            if units is None:
+                continue
+            kept, among = _kept(units, drop), None
+            if path in graph.picks:
+                among = _kept(graph.picks[path], drop)
+                kept = tuple(range(len(units))) if kept is None and among is not None else kept
             if kept is not None:
-                yield path, KeepEntries(dim, kept, len(units))
+                yield path, KeepEntries(dim, kept, len(units), among)
+
+
+def _number_anew(indices: Tensor, among: tuple[int, ...]) -> None:
+    """Indices among all as indices among those that are left."""
+    left = torch.tensor(among, device=indices.device, dtype=indices.dtype)
+    indices.copy_(torch.searchsorted(left, indices))
 
 
 def _kept(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:

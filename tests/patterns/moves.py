@@ -44,7 +44,7 @@ def _shuffle_unit(net: Body, x: Tensor) -> Tensor:
 ORDER = {
     "flip": body(lambda net, x: x.flip(1)),
     "flip of pixels": body(lambda net, x: torch.flip(x, dims=(2, 3))),
-    "roll": body(lambda net, x: x.roll(3, 1), cut="last", note="roll"),
+    "roll": body(lambda net, x: x.roll(3, 1), note="roll"),
     "roll of pixels": body(lambda net, x: x.roll((1, 2), (2, 3))),
     "shuffle": body(lambda net, x: shuffle(x, 2)),
     "shuffle before groups": body(
@@ -78,19 +78,17 @@ ORDER = {
         32,
     ),
     "permutation in a buffer": body(
-        lambda net, x: x[:, net.order], order=lambda: torch.tensor(REVERSED), cut="last"
+        lambda net, x: x[:, net.order], order=lambda: torch.tensor(REVERSED)
     ),
     "permutation by index select": body(
         lambda net, x: x.index_select(1, net.order),
         order=lambda: torch.tensor(REVERSED),
-        cut="last",
     ),
     "permutation by a list": body(lambda net, x: x[:, [1, 0, 3, 2, 5, 4, 7, 6]], cut="last"),
     "gather": body(
         lambda net, x: torch.index_select(x, 1, net.order),
         order=lambda: torch.tensor([0, 0, 1, 7]),
         between=4,
-        cut="last",
     ),
 }
 
@@ -131,12 +129,10 @@ PARTS = {
         blocks=lambda: nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(2)),
         cut="first expand last",
     ),
-    "slice by literals": body(
-        lambda net, x: torch.cat([x[:, :3], x[:, 3:]], 1), cut="last", note="getitem"
-    ),
+    "slice by literals": body(lambda net, x: torch.cat([x[:, :3], x[:, 3:]], 1), note="getitem"),
     "slice by halves": body(_halves, a=lambda: nn.Conv2d(4, 4, 1)),
-    "every other channel": body(lambda net, x: x[:, ::2], 4, cut="last"),
-    "narrow": body(lambda net, x: x.narrow(1, 2, 4), 4, cut="last"),
+    "every other channel": body(lambda net, x: x[:, ::2], 4),
+    "narrow": body(lambda net, x: x.narrow(1, 2, 4), 4),
     "one channel": body(lambda net, x: x * torch.sigmoid(x[:, :1]), cut="last"),
     "one by one": body(lambda net, x: torch.stack(x.unbind(1)[::-1], 1), cut="last", note="unbind"),
     "tensor split": body(lambda net, x: torch.cat(x.tensor_split(2, 1)[::-1], 1), cut="last"),

@@ -13,7 +13,7 @@ from prunekit.graph.ops.moves import moved
 from prunekit.graph.run import Run
 from prunekit.graph.steps import Step
 from prunekit.graph.table import operation
-from prunekit.graph.values import Value
+from prunekit.graph.values import Value, resize, spread
 
 
 def parts(run: Run, call: Call) -> Any:
@@ -56,13 +56,36 @@ def taken(run: Run, call: Call) -> Any:
     if not isinstance(call.args[0], Value):
         return call.op(*call.args)  # an item of a tuple
     if others:
-        return run.unknown(call, "it picks by tensor")
+        return _by_tensor(run, call, others)
     for dim, item, written in indexed(call, value.meta.ndim):
         if dim in value.varying and item != slice(None):
             why = _sliced(run, call, value, dim, item, written)
             if why:
                 return run.unknown(call, why)
     return moved(run, call)
+
+
+def _by_tensor(run: Run, call: Call, others: list[Value]) -> Any:
+    """Index by one tensor of indices, all else being whole."""
+    found = [one for one in indexed(call, call.values[0].meta.ndim) if one[1] != slice(None)]
+    if len(found) != 1 or found[0][1] is not others[0] or others[0].meta.ndim != 1:
+        return run.unknown(call, "it picks by tensor")
+    if None in (call.args[1] if isinstance(call.args[1], tuple) else ()):
+        return run.unknown(call, "it picks by tensor")
+    return picked(run, call, found[0][0], others[0])
+
+
+def picked(run: Run, call: Call, dim: int, index: Value) -> Any:
+    """Pick along a dimension: channels only by a buffer, which can be numbered anew."""
+    value, varying = call.values[0], {*run.originals(call)[0].varying}
+    if dim not in varying:
+        run.freeze(index.labels, call, None)
+        return Value(call.on_meta(), value.labels)
+    labels = run.picked(call, value, dim, index) if varying == {dim} else None
+    if labels is None or index.meta.is_floating_point() or index.meta.dtype == torch.bool:
+        return run.unknown(call, "it picks channels by number")
+    meta = resize(value.meta, dim, len(labels))
+    return Value(meta, spread(labels, dim, meta.ndim))
 
 
 def narrowed(run: Run, call: Call) -> Any:
@@ -159,14 +182,11 @@ def _changing(target: Value, written: Any) -> set[int]:
 
 
 def selected(run: Run, call: Call) -> Any:
-    """Picks by a tensor of indices: along other dimensions than channels they are the same."""
+    """Pick by a vector of indices."""
     value, *others = call.values
-    dim = call.argument(1, "dim") % value.meta.ndim
-    if dim in value.varying or any(other.varying for other in others):
-        return run.unknown(call, "it picks channels by number")
-    for other in others:
-        run.freeze(other.labels, call, None)
-    return Value(call.on_meta(), value.labels)
+    if len(others) != 1 or others[0].meta.ndim != 1:
+        return run.unknown(call, "it picks by tensor")
+    return picked(run, call, call.argument(1, "dim") % value.meta.ndim, others[0])
 
 
 def unbound(run: Run, call: Call) -> Any:
