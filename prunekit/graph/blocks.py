@@ -1,4 +1,4 @@
-"""Kinds of blocks that convolutions stand in, told from the traced network alone."""
+"""Kinds of blocks that convolutions stand in, told from a recorded run alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def blocks(model: nn.Module, example: Example) -> tuple[Block, ...]:
 
 
 class Layout:
-    """Where the layers of a traced network stand to each other."""
+    """Where the layers of a recorded run stand to each other."""
 
     def __init__(self, twin: nn.Module, recording: Recording) -> None:
         self.twin, self.recording = twin, recording

@@ -87,7 +87,7 @@ class ChannelGraph:
         Of `example` only shapes and types are used; costs are those of eval mode. A layer norm over
         channels freezes them, since its statistics would change; with `over_norms` they can be
         removed, and the narrow network is then another function than the silenced one. Raises
-        TraceError where torch.fx cannot follow the forward or the example does not fit.
+        TraceError where the forward cannot be followed or the example does not fit.
         """
         recordings = record(model, Arguments.of(example))
         with torch.no_grad():

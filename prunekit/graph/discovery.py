@@ -1,4 +1,4 @@
-"""The first pass over a traced network: gives out labels and unites those that meet."""
+"""The first pass over recorded runs: gives out labels and unites those that meet."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def ending(model: nn.Module, example: Example) -> Ending:
 
 
 class _End:
-    """A traced network, the shapes of its steps, and the step of its last layer."""
+    """A recorded run, and the step of its last layer."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.name = type(model).__name__

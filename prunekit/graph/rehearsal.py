@@ -1,4 +1,4 @@
-"""Later passes over a traced network: make sure that narrowed versions of it work."""
+"""Later passes over recorded runs: make sure that narrowed versions of it work."""
 
 from __future__ import annotations
 

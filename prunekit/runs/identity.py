@@ -52,7 +52,7 @@ def network_of(arch: Settings, shape: tuple[int, ...]) -> dict[str, str]:
     """What settings leave open about the network that they build; `shape` is one example's.
 
     Nothing for those of prunekit; the version of the package for torchvision and timm. Of any other
-    class the state, the modules, and the graph where torch.fx can follow: code that is edited is
+    class the state, the modules, and the steps of a recorded run: code that is edited is
     another network, unless it is inside a function that stays one step of the graph. ConfigError
     where it cannot be built.
     """

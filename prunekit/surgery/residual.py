@@ -1,4 +1,4 @@
-"""Residual blocks whose branch a cut would empty, found in the traced network."""
+"""Residual blocks whose branch a cut would empty, found in the recorded run."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def _around(traced: Recording, name: str, emptied: Collection[str]) -> EmptyBloc
 
 
 class _Called:
-    """The one call of a module in a traced network."""
+    """The one call of a module in a recorded run."""
 
     def __init__(self, traced: Recording, name: str) -> None:
         self.traced, self.name = traced, name
