@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups, unit_sums
 from prunekit.graph.layers import TRANSPOSED, layer_named
+from prunekit.graph.table import of_layer
 from prunekit.schema import Whole
 
 if TYPE_CHECKING:
@@ -122,10 +123,14 @@ def filter_rows(module: nn.Module, weight: Tensor | None = None) -> Tensor:
 
 def _scales(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
     """The absolute scales of every norm layer that has them."""
-    norms = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
     modules = {name: module for name, module in model.named_modules() if name in graph.outs}
     return {
         name: module.weight.detach().double().abs()
         for name, module in modules.items()
-        if isinstance(module, norms) and module.weight is not None
+        if _scales_channels(module) and module.weight is not None
     }
+
+
+def _scales_channels(module: nn.Module) -> bool:
+    entry = of_layer(module)
+    return entry is not None and entry.norm and entry.shifts
