@@ -61,6 +61,7 @@ class Recorder(TorchFunctionMode):
         self._device = next((one.device for one in _devices(twin)), torch.device("cpu"))
         self._shapes_only = any(tensor.is_meta for tensor in twin.parameters())
         self._given: list[Step] = []
+        self._names: dict[int, str] = {}
         self._shadows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -166,6 +167,13 @@ class Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     # what modules tell
+
+    def width_read(self, layer: nn.Module) -> None:
+        """The forward read how many channels a layer of its own has."""
+        if not self._names:
+            self._names = {id(module): path for path, module in self.twin.named_modules()}
+        if id(layer) in self._names and self._stack:
+            self.recording.widths[self._names[id(layer)], self._stack[-1][1]] = None
 
     def module(
         self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any
