@@ -1,4 +1,4 @@
-"""Branches on sizes: which sides of them were seen, and at which sizes of the inputs the others are.
+"""Branches on sizes: which sides of them were seen, and at which input sizes the others are.
 
 What a forward compares is computed again for other sizes, so that few of them have to be tried.
 """

@@ -27,7 +27,7 @@ from prunekit.graph.twin import is_layer
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _MOVED = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
-_ASKED_SIZES = frozenset({"size", "numel", "nelement"})
+_ASKED_SIZES = frozenset({"size", "numel", "nelement", "stride"})
 _VALUES = frozenset(
     {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy"}
     | {"equal", "allclose", "is_nonzero", "__array__", "__complex__"}
