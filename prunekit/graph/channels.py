@@ -14,11 +14,12 @@ from prunekit.errors import listed
 from prunekit.graph import ops  # noqa: F401  (fills the table of operations)
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.discovery import Discovery
+from prunekit.graph.dress import rehearse_dressed
 from prunekit.graph.layers import channel_dim, layer_named, weighs
 from prunekit.graph.mask import flags
 from prunekit.graph.ops.activations import rectifies
 from prunekit.graph.partition import FIXED, Partition
-from prunekit.graph.recordings import record
+from prunekit.graph.recordings import take
 from prunekit.graph.rehearsal import rehearse
 from prunekit.graph.steps import Recording
 from prunekit.graph.twin import twin_of
@@ -89,11 +90,12 @@ class ChannelGraph:
         removed, and the narrow network is then another function than the silenced one. Raises
         TraceError where the forward cannot be followed or the example does not fit.
         """
-        recordings = record(model, Arguments.of(example))
+        runs = take(model, Arguments.of(example))
         with torch.no_grad():
-            first = Discovery(twin_of(model), recordings, over_norms)
+            first = Discovery(twin_of(model), [one.recording for one in runs], over_norms)
             first.play()
             rehearse(first)
+            rehearse_dressed(model, runs, first)
         return _finish(first)
 
     def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:

@@ -19,10 +19,13 @@ from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.run import Run
 from prunekit.graph.steps import Kind, Recording, Step
 from prunekit.graph.table import of_layer
+from prunekit.graph.uncalled import fits, within_reach
 from prunekit.graph.values import Value, each, fixed, spread, values_in
 from prunekit.graph.whole import goes_whole
 
 Tables = dict[str, dict[int, Tensor]]
+
+_MODES = ("", "train mode", "gradients")  # runs whose outputs need no words
 
 
 class Discovery(Run):
@@ -210,13 +213,15 @@ class Discovery(Run):
 
     def output(self, step: Step, result: Any) -> Any:
         """Nothing that leaves the network can vanish, nor what a run that failed read last."""
-        failed = next((one.failed for one in self.recordings if one.output is step), None)
+        run = next(one for one in self.recordings if one.output is step)
         for value in values_in(result):
             lost = self.parts.freeze(value.labels)
-            if failed is None:
+            if lost and run.failed is not None:
+                self.note(lost, f"{run.under}, which {run.failed}")
+            elif lost and run.under not in _MODES:
+                self.note(lost, f"leaving the network with {run.under}")
+            else:
                 self.reasons.update(dict.fromkeys(lost, "they leave the network"))
-            elif lost:
-                self.note(lost, f"train mode, which {failed}")
         return result
 
     def note(self, lost: Sequence[int], why: str) -> None:
@@ -312,6 +317,19 @@ class Discovery(Run):
                 user = next((one for one in users if not one.asks), None)
                 why = f"its weights go into {user}, which is not followed" if user else ""
                 self._keep_whole(name, why or "not called in eval or train mode")
+                if not why:
+                    self._keep_readable(name, module)
+
+    def _keep_readable(self, name: str, module: nn.Module) -> None:
+        """What a layer that no run called could read stays, so that it fits when it is called."""
+        lost = [
+            one
+            for value in within_reach(self.twin, name, self.recordings, self.results)
+            if fits(module, value)
+            for one in self.parts.freeze(value.labels)
+        ]
+        if lost:
+            self.note(lost, f"{name}, which reads as many channels and is not called in any run")
 
     def _name_unfollowed(self, call: Call) -> None:
         """Weights that no rule follows stay, and are named even where no channel meets them."""

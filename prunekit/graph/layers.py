@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
@@ -53,9 +54,16 @@ def channel_dim(module: nn.Module, rank: int) -> int:
 def widths(module: nn.Module) -> tuple[int, int]:
     """The input and output channels that a layer holds parameters for; AttributeError without."""
     entry = of_layer(module)
-    if entry is None or entry.widths is None:
+    if entry is None or not entry.counts:
         raise AttributeError(f"{type(module).__name__} holds no channels that are known")
-    return entry.widths(module)
+    return _count(getattr(module, entry.counts[0])), _count(getattr(module, entry.counts[-1]))
+
+
+def _count(found: int | Sequence[int] | Tensor) -> int:
+    """A number of channels: itself, the last of normalised sizes, or how many indices there are."""
+    if isinstance(found, Tensor):
+        return len(found)
+    return found if isinstance(found, int) else found[-1]
 
 
 def weighs(module: nn.Module | None) -> bool:

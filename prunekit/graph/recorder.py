@@ -27,7 +27,7 @@ from prunekit.graph.twin import decided, is_layer
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
 _HERE = f"{Path(__file__).parent}{os.sep}"
 _MOVED = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
-_ASKED_SIZES = frozenset({"size", "numel", "nelement"})
+_ASKED_SIZES = frozenset({"size", "numel", "nelement", "stride"})
 _VALUES = frozenset(
     {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy"}
     | {"equal", "allclose", "is_nonzero", "__array__", "__complex__"}
@@ -61,6 +61,7 @@ class Recorder(TorchFunctionMode):
         self._device = next((one.device for one in _devices(twin)), torch.device("cpu"))
         self._shapes_only = any(tensor.is_meta for tensor in twin.parameters())
         self._given: list[Step] = []
+        self._names: dict[int, str] = {}
         self._shadows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
@@ -168,6 +169,13 @@ class Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     # what modules tell
+
+    def width_read(self, layer: nn.Module) -> None:
+        """The forward read how many channels a layer of its own has."""
+        if not self._names:
+            self._names = {id(module): path for path, module in self.twin.named_modules()}
+        if id(layer) in self._names and self._stack:
+            self.recording.widths[self._names[id(layer)], self._stack[-1][1]] = None
 
     def module(
         self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any

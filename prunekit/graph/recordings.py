@@ -7,6 +7,8 @@ import linecache
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,9 +16,12 @@ from torch import nn
 
 from prunekit.errors import TraceError
 from prunekit.graph.arguments import Arguments
+from prunekit.graph.branches import Sides
+from prunekit.graph.circumstances import Circumstances, Taken, other_flags
 from prunekit.graph.recorder import Recorder, Unseen, in_torch
 from prunekit.graph.steps import Recording
 from prunekit.graph.twin import Mode, first_line, set_mode, twin_of
+from prunekit.graph.widths import widths_heard
 
 # shapes alone where that is enough, then numbers, then numbers with sizes that are not followed
 _WAYS = ((False, True), (True, True), (True, False))
@@ -25,62 +30,100 @@ _WAYS = ((False, True), (True, True), (True, False))
 def record(model: nn.Module, example: Arguments) -> list[Recording]:
     """The run of a network in eval mode, and those that differ from it in what is called on what.
 
-    The others are train mode and gradients, each where the forward asks for it. Raises TraceError
-    where eval mode fails; what fails elsewhere is recorded up to there.
+    Raises TraceError where eval mode fails.
     """
-    _check_signature(model, example)
-    example = example.one()
-    Mode.asked = False
-    first, way = _first(model, example)
-    found = [first.recording]
-    for training, grad in _others(first):
-        again = _run(model, example, way, training=training, grad=grad)
-        if not any(again.recording.alike(one) for one in found):
-            found.append(again.recording)
-    return found
+    return [one.recording for one in take(model, example)]
 
 
 def record_eval(model: nn.Module, example: Arguments) -> Recording:
     """The run in eval mode alone."""
     _check_signature(model, example)
-    return _first(model, example.one())[0].recording
+    return _first(model, example.one()).recording
 
 
-def _first(model: nn.Module, example: Arguments) -> tuple[Recorder, tuple[bool, bool]]:
-    for way in _WAYS:
-        recorder = _run(model, example, way)
-        if recorder.recording.failed is None:
-            return recorder, way
-    name, failed = type(model).__name__, recorder.recording.failed
-    raise TraceError(f"{name} {failed}") from recorder.error
+def take(model: nn.Module, example: Arguments) -> list[Taken]:
+    """All runs that differ in what is called on what, the one in eval mode first.
+
+    The others are train mode and gradients, flags and other sizes of the inputs, each where the
+    forward may depend on it. What fails in train mode is recorded up to there; where a flag or a
+    size makes the network fail, it does not take that.
+    """
+    _check_signature(model, example)
+    example = example.one()
+    Mode.asked = False
+    first = _first(model, example)
+    found = [first]
+    for other in _modes(first):
+        _include(found, run(model, other))
+    for under, changed in other_flags(model, example):
+        again = _tried(model, replace(first.at, example=changed, under=under))
+        if again.works:
+            _include(found, again)
+    for again in Sides(first, partial(_tried, model)).runs():
+        _include(found, again)
+    return found
 
 
-def _others(first: Recorder) -> Iterator[tuple[bool, bool]]:
-    if Mode.asked:
-        yield True, False
-    if "grad" in first.asked:
-        yield False, True
+def run(model: nn.Module, at: Circumstances) -> Taken:
+    """A run of a fresh copy of a network; where it fails, `failed` of the recording says how."""
+    return run_twin(twin_of(model, at.numbers), at)
 
 
-def _run(
-    model: nn.Module,
-    example: Arguments,
-    way: tuple[bool, bool],
-    training: bool = False,
-    grad: bool = False,
-) -> Recorder:
-    """A run of a fresh copy; where it fails, `failed` of the recording says how."""
-    numbers, sizes = way
-    twin = twin_of(model, numbers)
-    set_mode(twin, Mode(training))
-    given = example.changed(lambda x: x.detach().clone()) if numbers else example.shapes()
-    recorder = Recorder(twin, sizes)
-    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(grad):
+def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
+    """The same for a copy that was made before, which is used up."""
+    set_mode(twin, Mode(at.training))
+    given = at.example.changed(lambda x: x.detach().clone()) if at.numbers else at.example.shapes()
+    recorder = Recorder(twin, at.sizes)
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.set_grad_enabled(at.grad),
+        widths_heard(recorder.width_read),
+    ):
         try:
             recorder.run(given.args, dict(given.kwargs))
         except Exception as error:
-            recorder.fail(_told(error, recorder, example), error)
-    return recorder
+            recorder.fail(_told(error, recorder, at.example), error)
+    recorder.recording.under = at.under
+    return Taken(recorder.recording, at, recorder.asked, recorder.error)
+
+
+def _include(found: list[Taken], again: Taken) -> None:
+    if not any(again.recording.alike(one.recording) for one in found):
+        found.append(again)
+
+
+def _first(model: nn.Module, example: Arguments) -> Taken:
+    taken = next(
+        one
+        for numbers, sizes in _WAYS
+        if (one := run(model, Circumstances(example, numbers, sizes))).works or not sizes
+    )
+    if taken.works:
+        return taken
+    raise TraceError(f"{type(model).__name__} {taken.recording.failed}") from taken.error
+
+
+def _modes(first: Taken) -> Iterator[Circumstances]:
+    if Mode.asked:
+        yield replace(first.at, training=True, under="train mode")
+    if "grad" in first.asked:
+        yield replace(first.at, grad=True, under="gradients")
+
+
+def _tried(model: nn.Module, at: Circumstances) -> Taken:
+    """A run with numbers where shapes are not enough for it."""
+    taken = run(model, at)
+    for numbers, sizes in _WAYS[1:]:
+        if taken.works or not _needs_numbers(taken.error):
+            break
+        taken = run(model, replace(at, numbers=numbers, sizes=sizes))
+    return taken
+
+
+def _needs_numbers(error: Exception | None) -> bool:
+    """Whether a run failed for being recorded, not for what it was given."""
+    known = isinstance(error, Unseen | NotImplementedError | TypeError)
+    return known or "meta" in str(error).lower()
 
 
 def _told(error: Exception, recorder: Recorder, example: Arguments) -> str:

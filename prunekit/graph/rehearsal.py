@@ -27,18 +27,21 @@ def rehearse(first: Discovery) -> None:
     """
     if not first.adopted and all(_follows_labels(step, first) for step in first.steps):
         return
+    scenes = [half, ends]
+    if any(step.guard for step in first.steps):  # any threshold lies between all and two
+        scenes.append(but_two)
     clean = 0
     for seed in count():
         roots = first.parts.roots()
-        run = Rehearsal(first, roots, _units_to_drop(first, roots, seed, at_random=clean == 0))
+        run = Rehearsal(first, roots, scenes[clean](first, roots, seed))
         run.play()
         if not run.failed:
             clean += 1
-            if clean == 2:
+            if clean == len(scenes):
                 return
             continue
         clean = 0
-        if not _freeze_around(first, run.failed):
+        if not freeze_around(first, run.failed):
             raise TraceError(
                 f"{type(first.twin).__name__} cannot be narrowed: "
                 f"{run.failed[0]} depends on channel numbers in a way that "
@@ -56,7 +59,7 @@ def _follows_labels(step: Step, first: Discovery) -> bool:
     return call.entry.steady or not call.entry.takes_sizes
 
 
-def _freeze_around(first: Discovery, failed: list[Step]) -> bool:
+def freeze_around(first: Discovery, failed: list[Step]) -> bool:
     """Freeze what goes into the nodes and what comes out; whether that changed anything."""
     changed = False
     for node in failed:
@@ -71,19 +74,40 @@ def _freeze_around(first: Discovery, failed: list[Step]) -> bool:
     return changed
 
 
-def _units_to_drop(first: Discovery, roots: Tensor, seed: int, at_random: bool) -> Tensor:
-    """Units to leave out in a rehearsal: half of all, or the first and the last of every layer."""
+def half(first: Discovery, roots: Tensor, seed: int = 0) -> Tensor:
+    """Units to leave out in a rehearsal: half of all, at random."""
+    chance = torch.rand(len(roots), generator=torch.Generator().manual_seed(seed)) < 0.5
     drop = torch.zeros(len(roots), dtype=torch.bool)
-    generator = torch.Generator().manual_seed(seed)
-    chance = torch.rand(len(roots), generator=generator) < 0.5
     for labels in first.producers.values():
-        chosen = labels if at_random else labels[[0, -1]]
-        drop[roots[chosen]] = chance[roots[chosen]] | (not at_random)
+        drop[roots[labels]] = chance[roots[labels]]
+    return _without_all(first, roots, drop)
+
+
+def ends(first: Discovery, roots: Tensor, seed: int = 0) -> Tensor:
+    """The first and the last unit of every layer."""
+    drop = torch.zeros(len(roots), dtype=torch.bool)
+    for labels in first.producers.values():
+        drop[roots[labels[[0, -1]]]] = True
+    return _without_all(first, roots, drop)
+
+
+def but_two(first: Discovery, roots: Tensor, seed: int = 0) -> Tensor:
+    """All units but the first and the last of every layer."""
+    drop = torch.zeros(len(roots), dtype=torch.bool)
+    for labels in first.producers.values():
+        drop[roots[labels]] = True
+    for labels in first.producers.values():
+        drop[roots[labels[[0, -1]]]] = False
+    return _without_all(first, roots, drop)
+
+
+def _without_all(first: Discovery, roots: Tensor, drop: Tensor) -> Tensor:
+    """Units to leave out with which something is left of every value."""
     drop[FIXED] = False
     values = [value for result in first.results.values() for value in values_in(result)]
     for labels in {id(value.labels): value.labels for value in values}.values():
         labels = roots[labels].flatten()
-        if bool(drop[labels].all()):  # nothing would be left of it
+        if bool(drop[labels].all()):
             drop[labels[-1]] = False
     return drop
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,20 @@ def indices(keep: Indices, width: int) -> Tensor:
     if int(kept.min()) < 0 or int(kept.max()) >= width:
         raise SurgeryError(f"channel {int(kept.max())} does not exist, there are {width}")
     return kept
+
+
+def number_anew(found: Tensor, among: Sequence[int]) -> None:
+    """Make indices among all channels indices among those that are left, in place."""
+    left = torch.tensor(among, device=found.device, dtype=found.dtype)
+    found.copy_(torch.searchsorted(left, found))
+
+
+def put_back(model: nn.Module, name: str, layer: nn.Module) -> None:
+    """A layer made around a parameter is not part of the network: its new weight is."""
+    owner, _, leaf = name.rpartition(".")
+    home = model.get_submodule(owner)
+    if leaf in home._parameters:
+        setattr(home, leaf, layer.weight)
 
 
 def either(keep_in: Indices, keep_out: Indices) -> Indices:

@@ -69,11 +69,17 @@ class Step:
 
 @dataclass(eq=False)
 class Recording:
-    """All steps of one run; `failed` says, behind the name of the network, how it ended early."""
+    """All steps of one run; `failed` says, behind the name of the network, how it ended early.
+
+    `under` names what is unlike the usual run, for messages. `widths` are the layers whose channel
+    numbers the forward read off their attributes, each with the module in whose forward it did.
+    """
 
     steps: list[Step] = field(default_factory=list)
     failed: str | None = None
     notes: dict[str, None] = field(default_factory=dict)
+    under: str = ""
+    widths: dict[tuple[str, str], None] = field(default_factory=dict)
 
     def add(self, step: Step) -> Step:
         """Append a step, and tell those that it reads."""
@@ -114,10 +120,26 @@ class Recording:
     def _outline(self) -> list[tuple[Any, ...]]:
         places = {step: place for place, step in enumerate(self.steps)}
         return [
-            (step.kind, step.name or step.target, *(places[source] for source in step.sources))
+            (*called(step), literals(step), *(places[source] for source in step.sources))
             for step in self.steps
             if step.kind is not Kind.CONSTANT
         ]
+
+
+def called(step: Step) -> tuple[Any, ...]:
+    """What a step calls, the same in every run; functions made in a forward go by their name."""
+    name = None if step.kind is Kind.CONSTANT else step.name or step.target
+    return step.kind, getattr(name, "__qualname__", name)
+
+
+def literals(step: Step) -> Any:
+    """The arguments of a step with only plain numbers and words left in them."""
+    if not step.args and not step.kwargs:
+        return ()
+    return mapped((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in _LITERAL else None)
+
+
+_LITERAL = frozenset({int, float, bool, str})
 
 
 def steps_in(nest: Any) -> list[Step]:

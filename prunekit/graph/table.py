@@ -33,15 +33,16 @@ class Operation:
 
     `rule` says how labels pass. `functions` are its names in torch, `layers` the classes in
     torch.nn; a subclass follows its base. Layers that hold numbers for every channel have a
-    `narrow`, `widths` (input and output channels) and `dim`, which says where in a tensor of some
-    rank the channels are. Of functions that are given such numbers, `takes` names the arguments.
+    `narrow`, `counts`, which names the attributes that say how many channels go in and come out,
+    and `dim`, which says where in a tensor of some rank they are. Of functions that are given such
+    numbers, `takes` names the arguments.
     """
 
     rule: Rule
     functions: Sequence[str] = ()
     layers: Sequence[type[nn.Module]] = ()
     narrow: Callable[[Any, Indices, Indices], None] | None = None
-    widths: Callable[[Any], tuple[int, int]] | None = None
+    counts: Sequence[str] = ()
     dim: Callable[[Any, int], int] = second
     takes: Sequence[str] = ()
     weighs: bool = False  # channels end here and others begin: convolutions and linear maps

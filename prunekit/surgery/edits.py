@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import layer_named, widths
-from prunekit.surgery.narrow import narrow, narrow_tensor
+from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
+from prunekit.surgery.narrow import narrow
 
 _FOREIGN = "the edit was made for another network"
 
@@ -121,13 +122,13 @@ class Narrow:
                 narrow(modules[name], keep.ins, keep.outs)
             except SurgeryError as error:
                 raise SurgeryError(f"{name}: {error}") from error
-            _put_back(model, name, modules[name])
+            put_back(model, name, modules[name])
         for path, entries in self.tensors.items():
             owner, _, leaf = path.rpartition(".")
             home = model.get_submodule(owner)
             narrow_tensor(home, leaf, entries.dim, entries.kept)
             if entries.among is not None:
-                _number_anew(getattr(home, leaf), entries.among)
+                number_anew(getattr(home, leaf), entries.among)
         _tie_again(ties)
 
     def to_dict(self) -> dict[str, Any]:
@@ -181,12 +182,6 @@ def _entries(graph: ChannelGraph, drop: Tensor) -> Iterator[tuple[str, KeepEntri
                 yield path, KeepEntries(dim, kept, len(units), among)
 
 
-def _number_anew(indices: Tensor, among: tuple[int, ...]) -> None:
-    """Indices among all as indices among those that are left."""
-    left = torch.tensor(among, device=indices.device, dtype=indices.dtype)
-    indices.copy_(torch.searchsorted(left, indices))
-
-
 def _kept(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
     gone = drop[units]
     return tuple((~gone).nonzero().flatten().tolist()) if bool(gone.any()) else None
@@ -214,14 +209,6 @@ def _check(name: str, module: nn.Module, keep: Keep) -> None:
             f"{name} has {found[0]} input and {found[1]} output channels, the edit was "
             f"made for {keep.widths[0]} and {keep.widths[1]}"
         )
-
-
-def _put_back(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """A layer made around a parameter is not part of the network: its new weight is."""
-    owner, _, leaf = name.rpartition(".")
-    home = model.get_submodule(owner)
-    if leaf in home._parameters:
-        setattr(home, leaf, layer.weight)
 
 
 def _check_tensor(model: nn.Module, path: str, entries: KeepEntries) -> None:

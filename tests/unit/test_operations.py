@@ -14,6 +14,7 @@ from torch import nn
 
 import prunekit
 from prunekit.graph import ChannelGraph
+from prunekit.graph.layers import widths
 from prunekit.graph.table import entries, of_function, of_layer, of_name
 from prunekit.surgery import narrow
 
@@ -76,10 +77,10 @@ def test_layers_that_hold_channels_know_their_widths(entry):
     """What narrowing leaves has the widths that it was asked for."""
     for kind in entry.layers:
         layer = _made(kind)
-        before = entry.widths(layer)
+        before = widths(layer)
         keep = [0, 1] if entry.weighs else None
         narrow(layer, keep, [0, 1])
-        after = entry.widths(layer)
+        after = widths(layer)
         assert after[1] == 2 and before[1] == 4, (kind, before, after)
         assert all(2 in p.shape or p.numel() == 2 for p in layer.parameters())
 

@@ -177,18 +177,9 @@ def narrow_selection(module: ChannelSelection, keep_in: Indices, keep_out: Indic
     narrow_tensor(module, "kept", 0, keep_out)
 
 
-def _both(name: str) -> Callable[[Any], tuple[int, int]]:
-    def widths(module: Any) -> tuple[int, int]:
-        found = getattr(module, name)
-        width = found if isinstance(found, int) else found[-1]
-        return width, width
-
-    return widths
-
-
 _BATCH = ("input", "running_mean", "running_var", "weight", "bias")
 _SCALED: dict[str, Any] = {"norm": True, "shifts": True, "alike": True}
-_FEATURES: dict[str, Any] = {"narrow": narrow_norm, "widths": _both("num_features")}
+_FEATURES: dict[str, Any] = {"narrow": narrow_norm, "counts": ("num_features",)}
 operation(
     per_channel,
     "",
@@ -211,7 +202,7 @@ operation(
     "",
     nn.GroupNorm,
     narrow=narrow_group_norm,
-    widths=_both("num_channels"),
+    counts=("num_channels",),
     **_SCALED,
 )
 operation(
@@ -225,8 +216,9 @@ operation(
     over_channels,
     "layer_norm rms_norm",
     *(nn.LayerNorm, nn.RMSNorm),
+    takes=("input", "normalized_shape", "weight", "bias"),
     narrow=narrow_over_channels,
-    widths=_both("normalized_shape"),
+    counts=("normalized_shape",),
     dim=_normed_dim,
     norm=True,
     alike=True,
@@ -237,7 +229,7 @@ operation(
     "",
     nn.PReLU,
     narrow=narrow_prelu,
-    widths=_both("num_parameters"),
+    counts=("num_parameters",),
     alike=True,
 )
 operation(by_function, "prelu", takes=("input", "weight"), alike=True)
@@ -246,7 +238,7 @@ operation(
     "",
     ChannelSelection,
     narrow=narrow_selection,
-    widths=lambda module: (module.width, len(module.kept)),
+    counts=("width", "kept"),
     whole=True,
 )
 operation(

@@ -215,7 +215,7 @@ operation(
     "",
     *(*CONVOLUTIONS, *TRANSPOSED),
     narrow=narrow_convolution,
-    widths=lambda module: (module.in_channels, module.out_channels),
+    counts=("in_channels", "out_channels"),
     dim=_in_front,
     **_FACTS,
 )
@@ -224,7 +224,7 @@ operation(
     "",
     nn.Linear,
     narrow=narrow_linear,
-    widths=lambda module: (module.in_features, module.out_features),
+    counts=("in_features", "out_features"),
     dim=last,
     **_FACTS,
 )

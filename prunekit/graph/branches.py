@@ -1,0 +1,214 @@
+"""Branches on sizes: which sides of them were seen, and at which input sizes the others are.
+
+What a forward compares is computed again for other sizes, so that few of them have to be tried.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from prunekit.graph.circumstances import Circumstances, Inputs, Taken, in_words
+from prunekit.graph.nests import leaves_in
+from prunekit.graph.steps import Kind, Recording, Step, replayed, steps_in
+
+_MOST = 8  # runs beside those at half and at double size
+_ATTEMPTS = 3  # at the other side of one branch
+
+Sizes = tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Branch:
+    """A comparison in the code of one module, with all that was seen of it.
+
+    `reads` are the numbers it was made of, at every size of the inputs.
+    """
+
+    guard: Step
+    outcomes: set[bool] = field(default_factory=set)
+    reads: dict[Sizes, list[int]] = field(default_factory=dict)
+    attempts: int = 0
+
+    @property
+    def depends(self) -> bool:
+        """Whether what is compared changes with the size of the inputs."""
+        return len({tuple(numbers) for numbers in self.reads.values()}) > 1
+
+    @property
+    def open(self) -> bool:
+        """Whether it depends on the size, and only one side was seen."""
+        return self.depends and len(self.outcomes) == 1
+
+    def turns(self, usual: Sizes, size: Sizes) -> bool:
+        """Whether the other side is likely taken at a size, judged by two that were seen."""
+        here = self.reads[usual]
+        other = next(one for one in self.reads if self.reads[one] != here)
+        numbers = [
+            _between(usual[0], a, other[0], b, size[0])
+            for a, b in zip(here, self.reads[other], strict=False)
+        ]
+        with suppress(ArithmeticError, TypeError, ValueError, StopIteration):
+            return bool(_outcome(self.guard, iter(numbers), {})) not in self.outcomes
+        return False
+
+
+class Sides:
+    """Runs a network at other sizes of its inputs, where its forward goes by these."""
+
+    def __init__(self, first: Taken, tried: Callable[[Circumstances], Taken]) -> None:
+        self.first = first
+        self.tried = tried
+        self.branches: dict[Any, Branch] = {}
+        self._done: set[Sizes] = set()
+        self._far = not first.at.numbers  # where nothing is computed large inputs cost nothing
+
+    def runs(self) -> Iterator[Taken]:
+        """The runs that the network takes; what stays open becomes a note of the first recording.
+
+        Where a run fails, as by an assertion, the network does not take that size.
+        """
+        inputs = Inputs.of(self.first.at.example)
+        if inputs is None or not (self._guards or not self.first.at.sizes):
+            return
+        self._see(self.first.recording, inputs.size)
+        worked = False
+        for size in self._sizes(inputs):
+            self._done.add(size)
+            under = in_words(size)
+            found = self.tried(replace(self.first.at, example=inputs.resized(size), under=under))
+            self._see(found.recording, size)
+            worked |= found.works
+            if found.works:
+                yield found
+        if worked:
+            self._note(inputs)
+
+    @cached_property
+    def _guards(self) -> list[Step]:
+        """What the forward decided by sizes that may be those of the inputs."""
+        guards = [step for step in self.first.recording.steps if step.guard]
+        if not guards:
+            return []
+        made = _from_inputs(self.first.recording)
+        return [g for g in guards if any(_spatial(one, made) for one in _reads(g))]
+
+    def _sizes(self, inputs: Inputs) -> Iterator[Sizes]:
+        yield inputs.scaled(0.5)
+        compared = all(isinstance(guard.result, bool) for guard in self._guards)
+        tried = all(len(branch.reads) > 1 for branch in self.branches.values())
+        moved = any(branch.depends for branch in self.branches.values())
+        if moved or not compared or not tried or not self.first.at.sizes:
+            yield inputs.scaled(2)
+        for _ in range(_MOST):
+            size = next(self._aims(inputs), None)
+            if size is None:
+                return
+            yield size
+
+    def _aims(self, inputs: Inputs) -> Iterator[Sizes]:
+        """Sizes at which branches that are open take their other sides."""
+        for branch in self.branches.values():
+            if branch.open and branch.attempts < _ATTEMPTS:
+                branch.attempts += 1
+                yield from self._turning(inputs, branch)
+
+    def _turning(self, inputs: Inputs, branch: Branch) -> Iterator[Sizes]:
+        if inputs.size not in branch.reads:
+            return
+        near = (size for size in inputs.nearby(self._far) if size not in self._done)
+        size = next((size for size in near if branch.turns(inputs.size, size)), None)
+        if size is not None:
+            yield size
+        elif len(branch.reads[inputs.size]) > 1 and inputs.uneven() not in self._done:
+            yield inputs.uneven()  # the two sides of an image may be compared
+
+    def _see(self, recording: Recording, size: Sizes) -> None:
+        for step in recording.steps:
+            if step.guard and isinstance(step.result, bool):
+                path = step.calls[-1][1] if step.calls else ""
+                branch = self.branches.setdefault((step.line, path, _words(step)), Branch(step))
+                branch.outcomes.add(step.result)
+                branch.reads.setdefault(size, _numbers(step))
+
+    def _note(self, inputs: Inputs) -> None:
+        for branch in self.branches.values():
+            known = branch.open and inputs.size in branch.reads
+            if known and any(branch.turns(inputs.size, size) for size in inputs.nearby(self._far)):
+                note = (
+                    f"the forward branches on the size of its inputs at {branch.guard.where}, "
+                    "of which only one side was seen"
+                )
+                self.first.recording.notes[note] = None
+
+
+def _from_inputs(recording: Recording) -> set[Step]:
+    """The steps that compute from inputs."""
+    found: set[Step] = set()
+    for step in recording.steps:
+        if step.kind is Kind.INPUT or any(source in found for source in step.sources):
+            found.add(step)
+    return found
+
+
+def _reads(step: Step) -> list[Step]:
+    """The sizes that a number was computed from, each read off a tensor; in order."""
+    found: dict[Step, None] = {}
+    for source in steps_in((step.args, step.kwargs)):
+        if source.asks:
+            found.update(dict.fromkeys([source] if _is_read(source) else _reads(source)))
+    return [*found]
+
+
+def _is_read(step: Step) -> bool:
+    """Whether a step reads a single size; one of all sizes is read by taking an item of it."""
+    inner = [source for source in step.sources if source.asks]
+    taken = step.name == "getitem" and len(inner) == 1 and not _is_read(inner[0])
+    return (not inner and isinstance(step.result, int)) or (taken and not inner[0].guard)
+
+
+def _spatial(read: Step, made: set[Step]) -> bool:
+    """Whether what a step reads may change with the size of the inputs; the batch stays."""
+    if read not in made:
+        return False
+    index = next((arg for arg in read.args[1:] if isinstance(arg, int)), None)
+    source = next(one for one in read.sources)
+    tensor = source if not source.asks else source.sources[0]
+    return index != 0 and not (tensor.kind is Kind.INPUT and index == 1)
+
+
+def _numbers(guard: Step) -> list[int]:
+    return [read.result for read in _reads(guard)]
+
+
+def _words(step: Step) -> Any:
+    """How a number is computed, without the sizes it is computed from."""
+    if _is_read(step):
+        return (step.name, *leaves_in(step.args, int))
+    args = [_words(arg) if isinstance(arg, Step) else repr(arg) for arg in step.args]
+    return (step.name, *args) if step.asks else ()
+
+
+def _outcome(step: Step, numbers: Iterator[int], known: dict[Step, Any]) -> Any:
+    """A number, computed again from other sizes."""
+    if step not in known:
+        if _is_read(step):
+            known[step] = next(numbers)
+        else:
+            for source in steps_in((step.args, step.kwargs)):
+                _outcome(source, numbers, known)
+            args, kwargs = replayed((step.args, step.kwargs), known)
+            known[step] = step.target(*args, **kwargs)
+    return known[step]
+
+
+def _between(usual: int, here: int, other: int, there: int, size: int) -> int:
+    """A number at a size, from two sizes at which it was seen: proportional, squared or linear."""
+    for power in (1, 2):
+        if abs(there * usual**power - here * other**power) < max(usual, other) ** power:
+            return round(here * (size / usual) ** power)
+    slope = (there - here) / (other - usual) if other != usual else 0
+    return round(here + slope * (size - usual))

@@ -1,0 +1,211 @@
+"""The dress rehearsal: a narrowed copy of the network is run for real and must do the same.
+
+Python may read the widths of layers in ways that sizes do not see: a loop over `range(x.shape[1])`,
+`self.conv.out_channels`, numpy. What it then does shows in the recording of the narrowed copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.errors import SurgeryError, TraceError
+from prunekit.graph.circumstances import Taken
+from prunekit.graph.discovery import Discovery
+from prunekit.graph.layers import layer_named
+from prunekit.graph.partition import FIXED
+from prunekit.graph.recordings import run, run_twin
+from prunekit.graph.rehearsal import Rehearsal, but_two, freeze_around, half, rehearse
+from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
+from prunekit.graph.steps import Kind, Step, called, literals, tensors_among
+from prunekit.graph.table import of_layer, of_name
+from prunekit.graph.twin import twin_of
+from prunekit.graph.values import Value, values_in
+
+_ATTEMPTS = 8
+_SIZES = frozenset({"getattr", "size", "numel", "nelement", "stride"})
+
+Dropped = Callable[[Discovery, Tensor], Tensor]
+
+
+def rehearse_dressed(model: nn.Module, runs: Sequence[Taken], first: Discovery) -> None:
+    """Freeze what makes a narrowed copy do something else than its labels promise.
+
+    Only runs that read widths are repeated, with half of all units; with two units of every layer
+    too where widths are read off attributes, since nobody sees what those are compared with.
+    Raises TraceError where freezing does not help.
+    """
+    for taken in runs:
+        attributes = any(_removable(first, layer) for layer, _ in taken.recording.widths)
+        if taken.works and (attributes or any(True for _ in _asked(first, taken))):
+            for dropped in (half, but_two) if attributes else (half,):
+                _settle(model, taken, first, dropped)
+
+
+def _settle(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) -> None:
+    for _ in range(_ATTEMPTS):
+        differing = _differing(model, taken, first, dropped)
+        if not differing or _moody(model, taken):
+            return
+        if not _freeze(first, taken, differing):
+            break
+        rehearse(first)
+    raise TraceError(
+        f"{type(first.twin).__name__} cannot be narrowed: {differing[0]} depends on channel "
+        "numbers in a way that is not understood; take sizes from the shapes of the tensors at hand"
+    )
+
+
+def _differing(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) -> list[Step]:
+    """The steps of a run that a narrowed copy does otherwise, up to the first that leads astray."""
+    roots = first.parts.roots()
+    drop = dropped(first, roots)
+    twin = twin_of(model, taken.at.numbers)
+    try:
+        _narrow(twin, first, drop[roots])
+    except SurgeryError:
+        return []  # nor will it be narrowed in earnest
+    again = run_twin(twin, taken.at).recording
+    promised = Rehearsal(first, roots, drop)
+    return [*_compared(taken.recording.steps, again.steps, promised)]
+
+
+def _compared(
+    before: Sequence[Step], after: Sequence[Step], promised: Rehearsal | None
+) -> Iterator[Step]:
+    places: dict[Step, int] = {}
+    for place, (one, other) in enumerate(zip(before, after, strict=False)):
+        places[one] = places[other] = place
+        sources = [[places[source] for source in step.sources] for step in (one, other)]
+        if called(one) != called(other) or sources[0] != sources[1]:
+            yield one
+            return
+        if promised is not None and not _as_promised(one, other, promised):
+            yield one
+            return
+        if not _same_numbers(one, other):
+            yield one
+
+
+def _as_promised(one: Step, other: Step, promised: Rehearsal) -> bool:
+    if one.kind is Kind.TENSOR:  # weights are narrowed with their layers, which have no labels
+        return True
+    values, tensors = values_in(promised.first.results[one]), tensors_among((other.result,))
+    return len(values) != len(tensors) or all(
+        _shape(value, promised) == tensor.shape
+        for value, tensor in zip(values, tensors, strict=True)
+    )
+
+
+def _shape(value: Value, promised: Rehearsal) -> torch.Size:
+    return promised.shrink(value).meta.shape if value.varying else value.meta.shape
+
+
+def _same_numbers(one: Step, other: Step) -> bool:
+    """Whether the plain numbers among the arguments are equal, and constants that are small."""
+    if one.kind is Kind.CONSTANT:
+        a, b = one.target, other.target
+        known = not a.is_meta and not b.is_meta and a.shape == b.shape
+        return not known or bool(torch.equal(a, b))
+    entry = of_name(one.name)
+    lent = entry is not None and bool(entry.takes)  # its sizes are narrowed with the layer's
+    return lent or literals(one) == literals(other)
+
+
+def _moody(model: nn.Module, taken: Taken) -> bool:
+    """Whether the whole network does not do the same twice either."""
+    again = run(model, taken.at).recording
+    return any(True for _ in _compared(taken.recording.steps, again.steps, None))
+
+
+def _freeze(first: Discovery, taken: Taken, differing: Sequence[Step]) -> bool:
+    """Freeze the widths that may have led astray: those read nearby, those at hand, then all."""
+    lines = {(step.line, step.kind) for step in differing if step.line} | {*differing}
+    steps = [s for s in taken.recording.steps if (s.line, s.kind) in lines or s in lines]
+    title = str(differing[0])
+    at = "" if differing[0].kind is Kind.CALL else f" at {differing[0].where}"
+    why = f"{title}{at}, which goes by channel numbers in a way that is not followed"
+    near = {_within(step) for step in steps}
+    return (
+        _freeze_read(first, taken, why, near)
+        or freeze_around(first, steps)
+        or _freeze_read(first, taken, why, None)
+    )
+
+
+def _freeze_read(first: Discovery, taken: Taken, why: str, near: set[Any] | None) -> bool:
+    """Freeze the widths that the forwards of some modules read, or all forwards did."""
+    paths = None if near is None else {path for _, path in near}
+    read = [
+        value.labels
+        for step in _asked(first, taken)
+        if near is None or _within(step) in near
+        for source in step.sources
+        for value in values_in(first.results[source])
+    ]
+    for layer, path in taken.recording.widths:
+        if paths is None or path in paths:
+            read += [table[layer] for table in (first.ins, first.outs) if layer in table]
+    lost = [one for labels in read for one in first.parts.freeze(labels)]
+    if lost:
+        first.note(lost, why)
+    return bool(lost)
+
+
+def _within(step: Step) -> tuple[int, str]:
+    """The innermost call in whose forward a step happened."""
+    calls = step.calls[:-1] if step.kind is Kind.LAYER else step.calls
+    return calls[-1] if calls else (0, "")
+
+
+def _asked(first: Discovery, taken: Taken) -> Iterator[Step]:
+    """The steps that read sizes which can change when the network is narrowed."""
+    for step in taken.recording.steps:
+        if step.name in _SIZES and step.asks:
+            for source in step.sources:
+                if source.kind is Kind.TENSOR or _changes(first, step, source):
+                    yield step
+                    break
+
+
+def _changes(first: Discovery, step: Step, source: Step) -> bool:
+    dim = next((arg for arg in step.args[1:] if isinstance(arg, int)), None)
+    for value in values_in(first.results[source]):
+        one = dim is not None and dim % value.meta.ndim not in value.varying
+        if value.varying and not one:
+            return True
+    return False
+
+
+def _removable(first: Discovery, layer: str) -> bool:
+    tables = [table[layer] for table in (first.ins, first.outs) if layer in table]
+    return any(bool((labels != FIXED).any()) for labels in tables)
+
+
+def _narrow(twin: nn.Module, first: Discovery, gone: Tensor) -> None:
+    """Cut a copy, as surgery cuts the network."""
+    for name, labels in first.ins.items():
+        kept = _kept(labels, gone), _kept(first.outs[name], gone)
+        if kept != (None, None):
+            layer = layer_named(twin, name)
+            entry = of_layer(layer)
+            if entry is not None and entry.narrow is not None:
+                entry.narrow(layer, *kept)
+            put_back(twin, name, layer)
+    for path, sides in first.held.items():
+        owner, _, leaf = path.rpartition(".")
+        for dim, labels in sides.items():
+            narrow_tensor(twin.get_submodule(owner), leaf, dim, _kept(labels, gone))
+    for path, labels in first.picks.items():
+        owner, _, leaf = path.rpartition(".")
+        among = _kept(labels, gone)
+        if among is not None:
+            number_anew(getattr(twin.get_submodule(owner), leaf), among)
+
+
+def _kept(labels: Tensor, gone: Tensor) -> tuple[int, ...] | None:
+    dropped = gone[labels]
+    return tuple((~dropped).nonzero().flatten().tolist()) if bool(dropped.any()) else None
