@@ -12,6 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelSelection
 from prunekit.graph.layers import weight_norm
+from prunekit.graph.strides import arranged
 from prunekit.graph.whole import WholeGroups
 
 Indices = Sequence[int] | Tensor | None
@@ -21,8 +22,9 @@ Indices = Sequence[int] | Tensor | None
 def narrow(module: nn.Module, keep_in: Indices = None, keep_out: Indices = None) -> None:
     """Keep these input and output channels of a layer, given by index (None: all).
 
-    The layer is changed in place and gets new parameters of the old type, on the old device, as
-    frozen as before. Register a function for a class with `@narrow.register`.
+    The layer is changed in place and gets new parameters of the old type, on the old device, in
+    memory in the old order, as frozen as before. Register a function for a class with
+    `@narrow.register`.
     """
     raise SurgeryError(
         f"{type(module).__name__} cannot be narrowed; register a function for it with "
@@ -127,8 +129,8 @@ def _hook(module: nn.Module) -> WeightNorm:
 
 
 def _put(module: nn.Module, name: str, values: Tensor) -> None:
-    trained = getattr(module, name).requires_grad
-    setattr(module, name, nn.Parameter(values, requires_grad=trained))
+    old = getattr(module, name)
+    setattr(module, name, nn.Parameter(arranged(values, old), requires_grad=old.requires_grad))
 
 
 def _convolution(module: nn.Conv2d, keep_in: Indices, keep_out: Indices) -> None:
@@ -209,7 +211,7 @@ def narrow_tensor(module: nn.Module, name: str, dim: int, keep: Indices) -> None
     if old is None or keep is None:
         return
     kept = _indices(keep, old.shape[dim]).to(old.device)
-    new = old.detach().index_select(dim, kept)
+    new = arranged(old.detach().index_select(dim, kept), old)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, name, new)
