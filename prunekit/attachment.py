@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim import Optimizer
 
 from prunekit.engine import Traced
 from prunekit.errors import ConfigError
+from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.channels import ChannelGraph
+from prunekit.graph.wrappers import network_in, rewrapped
 from prunekit.penalties import PENALTIES, Penalty
 from prunekit.rows import Rows
 from prunekit.selection import SELECTIONS, Scored, Selection
@@ -63,7 +64,7 @@ class Attached:
 
 def attach(
     model: nn.Module,
-    example: Tensor | tuple[Tensor, ...],
+    example: Example,
     *,
     penalty: Penalty | str,
     solver: Solver | str,
@@ -73,11 +74,11 @@ def attach(
     """Put a penalty on a network, which should be on its device already.
 
     `example` is a batch the network accepts. `penalty`, `solver` and `target` are names or objects;
-    a penalty that is named has the strength `lam`. A network inside DistributedDataParallel, which
-    makes all processes start alike, is taken out of it. ConfigError when penalty, solver and target
-    do not fit, TraceError when the network cannot be traced.
+    a penalty that is named has the strength `lam`. A network is taken out of its wrappers, such as
+    DistributedDataParallel, which makes all processes start alike. ConfigError when penalty, solver
+    and target do not fit, TraceError when the network cannot be traced.
     """
-    model = _bare(model)
+    model = network_in(model)
     solver = SOLVERS.named(solver, Solver)
     penalty = PENALTIES.named(penalty, Penalty, **({} if lam is None else {"lam": lam}))
     if lam is not None and penalty.lam != lam:
@@ -97,19 +98,13 @@ def shrink(
 ) -> nn.Module:
     """A physically smaller copy of a network; by default the units that score zero go.
 
-    The model keeps its parameters; an optimizer for the copy must be made anew. Sparsity-inducing
-    matrices are folded. Nothing is checked or absorbed, so that what the solver zeroed goes
-    exactly; `prunekit.prune` does both.
+    The model keeps its parameters; an optimizer for the copy, which is put into the wrappers that
+    the model is in, must be made anew. Sparsity-inducing matrices are folded. Nothing is checked or
+    absorbed, so that what the solver zeroed goes exactly; `prunekit.prune` does both.
     """
-    dense = Traced(_bare(model), graph, example=(), batch=None)
+    dense = Traced(network_in(model), graph, example=Arguments((), {}), batch=None)
     scored = Scored(scores, graph, dense.cost())
     keep = SELECTIONS.named(selection, Selection).select(scored).keep
     narrow = dense.cut(keep, absorb=False, check=False).model
     Fold.of(narrow).apply(narrow)
-    return narrow
-
-
-def _bare(model: nn.Module) -> nn.Module:
-    """The network itself, where it is wrapped for several devices or processes."""
-    wrapped = isinstance(model, DataParallel | DistributedDataParallel)
-    return model.module if wrapped else model
+    return rewrapped(model, narrow)

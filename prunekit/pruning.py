@@ -21,7 +21,10 @@ from prunekit.data import Data, given_data
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
+from prunekit.graph.arguments import Example
+from prunekit.graph.wrappers import network_in, rewrapped
 from prunekit.measure import CostModel
+from prunekit.modes import same_chance
 from prunekit.selection import (
     SELECTIONS,
     Aim,
@@ -34,7 +37,7 @@ from prunekit.selection import (
 )
 from prunekit.surgery import Edit, narrow_optimizer, save_model
 from prunekit.surgery.absorb import Absorbed
-from prunekit.surgery.check import Agreement, Batch
+from prunekit.surgery.check import Agreement
 from prunekit.surgery.cut import Cut
 
 _LISTED = 20  # groups that are printed
@@ -53,20 +56,13 @@ class Size:
 class Pruned:
     """A narrow copy of a network, and everything about how it came about.
 
-    `agreement` and `absorbed` are None where they were not asked for.
+    `dense` is the network that was given, `model` the narrow one, in the same wrappers. `agreement`
+    and `absorbed` are None where they were not asked for.
     """
 
     pruning: Pruning
-
-    @property
-    def model(self) -> nn.Module:
-        """The narrow network."""
-        return self.pruning.model
-
-    @property
-    def dense(self) -> nn.Module:
-        """The network that was given."""
-        return self.pruning.dense.model
+    dense: nn.Module
+    model: nn.Module
 
     @property
     def graph(self) -> ChannelGraph:
@@ -124,13 +120,13 @@ class Pruned:
         """Layer -> its output channels before and after, 0 where a block was removed whole."""
         removed = self.masks.removed
         left = {n: int((~removed[ids]).sum()) for n, ids in self.graph.outs.items()}
-        before, now = ({n for n, _ in net.named_modules()} for net in (self.dense, self.model))
+        before, now = ({n for n, _ in net.named_modules()} for net in self._networks)
         left |= dict.fromkeys(left.keys() & (before - now), 0)
         return {n: (len(ids), left[n]) for n, ids in self.graph.outs.items()}
 
     def save(self, path: str | Path, arch: Mapping[str, Any] | None = None, **facts: Any) -> None:
         """Write a model file that `load_model` reads, with the cut to repeat; see `save_model`."""
-        save_model(path, self.model, arch, self.edits, **facts)
+        save_model(path, self.pruning.model, arch, self.edits, **facts)
 
     def narrow_optimizer(self, optimizer: Optimizer) -> Optimizer:
         """Move an optimizer of the dense network over to the narrow one, with its narrowed state.
@@ -138,7 +134,7 @@ class Pruned:
         The same object comes back, so that schedules of its rates go on. SurgeryError when it is
         another network's, or keeps state that cannot be narrowed.
         """
-        return narrow_optimizer(optimizer, self.dense, self.model, self.edits)
+        return narrow_optimizer(optimizer, *self._networks, self.edits)
 
     def narrow_copy(self, model: nn.Module) -> nn.Module:
         """The same cut of another copy of the dense network, such as a moving average of it.
@@ -146,11 +142,18 @@ class Pruned:
         Wrappers (`AveragedModel`, `DataParallel`) are copied with what they keep. Constants are
         absorbed if they were here: those that the copy's own channels emit.
         """
-        if not isinstance(getattr(model, "module", None), nn.Module) or hasattr(
-            self.dense, "module"
-        ):
-            return self._again(model)
-        return copy.deepcopy(model, {id(model.module): self._again(model.module)})
+        network = network_in(model)
+        inner = getattr(network, "module", None)
+        if isinstance(inner, nn.Module) and not hasattr(self.pruning.dense.model, "module"):
+            narrow = copy.deepcopy(network, {id(inner): self.narrow_copy(inner)})
+        else:
+            narrow = self._again(network)
+        return rewrapped(model, narrow)
+
+    @property
+    def _networks(self) -> tuple[nn.Module, nn.Module]:
+        """The dense network and the narrow one, out of their wrappers."""
+        return self.pruning.dense.model, self.pruning.model
 
     @property
     def _cut(self) -> Cut:
@@ -159,12 +162,13 @@ class Pruned:
     @cached_property
     def _sizes(self) -> tuple[Size, Size]:
         """Parameters are counted; multiply-adds are the cost model's."""
-        cost = CostModel(self.dense, self.graph)
+        dense, narrow = self._networks
+        cost = CostModel(dense, self.graph)
         after = cost.macs(self.masks.removed)
         if self._cut.skipped:  # whole layers are gone, which no choice of units says
-            graph = ChannelGraph.trace(self.model, self.pruning.dense.example)
-            after = CostModel(self.model, graph).macs()
-        params = [sum(p.numel() for p in net.parameters()) for net in (self.dense, self.model)]
+            graph = ChannelGraph.trace(narrow, self.pruning.dense.example)
+            after = CostModel(narrow, graph).macs()
+        params = [sum(p.numel() for p in net.parameters()) for net in (dense, narrow)]
         return Size(params[0], cost.macs()), Size(params[1], after)
 
     def _again(self, model: nn.Module) -> nn.Module:
@@ -177,7 +181,7 @@ class Pruned:
         old, new = self.before, self.after
         sizes = _change("parameters", old.params, new.params), _change("MACs", old.macs, new.macs)
         lines = [
-            f"{type(self.model).__name__}: {', '.join(sizes)}",
+            f"{type(self.pruning.model).__name__}: {', '.join(sizes)}",
             *(str(part) for part in (self.agreement, self.absorbed) if part is not None),
             *(f"note: {note}" for note in self.notes),
         ]
@@ -192,7 +196,7 @@ class Pruned:
 
 def prune(
     model: nn.Module,
-    example: Batch,
+    example: Example,
     *,
     keep: float | None = None,
     macs: float | None = None,
@@ -210,7 +214,7 @@ def prune(
     over_norms: bool = False,
     on_miss: str = "refuse",
 ) -> Pruned:
-    """A narrowed copy of a network, whose own parameters and mode stay as they are.
+    """A narrowed copy of a network, which itself stays as it is to the last bit.
 
     Exactly one of four shares in (0, 1] says what is kept: `keep` of the channels of every group
     (in the scope `global`: of all of them together), or `macs`, `params` or `latency` of that
@@ -221,12 +225,14 @@ def prune(
     Any other rule is a `selection` in place of the share, such as `Slimming(0.7)`, with settings of
     its own for these.
     `criterion` is a name or an object; some need `data`, a prunekit Data or batches of (inputs,
-    labels). `example` is an input, or a tuple of them. The cut is checked against the silenced
-    network unless `check` is off. What removed channels emit is absorbed by the next layer; "auto"
-    leaves that out where only units that score exactly zero went, and "maps" is exact at padded
-    borders too, by a bias for every position: for inputs of this size only. With `over_norms`
-    channels that a layer norm runs over can go too; that is not exact, and the difference is
-    reported.
+    labels). `example` is an input, a tuple of arguments or a dict of them by name; tensors may lie
+    in lists, tuples and dicts among these. A network in wrappers (DataParallel,
+    DistributedDataParallel, torch.compile) is taken out of them, and the copy put into the same.
+    The cut is checked against the silenced network unless `check` is off. What removed channels
+    emit is absorbed by the next layer; "auto" leaves that out where only units that score exactly
+    zero went, and "maps" is exact at padded borders too, by a bias for every position: for inputs
+    of this size only. With `over_norms` channels that a layer norm runs over can go too; that is
+    not exact, and the difference is reported.
 
     Raises ConfigError for settings, TraceError, SurgeryError.
     """
@@ -239,12 +245,14 @@ def prune(
         selection = SELECTIONS.named(selection, Selection)
         rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(selection, shares | rules)
-    data = _data(data, criterion)
+    with same_chance():  # a loader that shuffles draws from the global numbers
+        data = _data(data, criterion)
     choice("over_norms", over_norms, (True, False))
     options = CutOptions(absorb, check)
     dense = Traced.of(model, example, data and data.inputs(CHECKED), over_norms)
     with _speaking_of(shares):
-        return Pruned(engine.prune(dense, criterion, selection, options, data))
+        pruning = engine.prune(dense, criterion, selection, options, data)
+    return Pruned(pruning, model, rewrapped(model, pruning.model))
 
 
 def _check_alone(selection: Selection, settings: Mapping[str, Any]) -> None:

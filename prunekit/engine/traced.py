@@ -12,9 +12,11 @@ from prunekit.criteria import Criterion, Scores
 from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.wrappers import network_in
 from prunekit.measure import Clock, FoldedCost
 from prunekit.measure.latency_table import Track
-from prunekit.surgery.check import Batch
+from prunekit.modes import same_chance, unchanged, uncompiled
 from prunekit.surgery.cut import Cut, cut
 
 ABSORB = (True, False, "auto", "maps")
@@ -52,32 +54,38 @@ class CutOptions:
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """A network, its channel graph, and inputs: `example` for shapes, `batch` to check cuts on."""
+    """A network, its channel graph, and inputs: `example` for shapes, `batch` to check cuts on.
+
+    The network is out of any wrapper.
+    """
 
     model: nn.Module
     graph: ChannelGraph
-    example: Batch
-    batch: Batch | None
+    example: Arguments
+    batch: Arguments | None
     over_norms: bool = False
 
     @classmethod
     def of(
         cls,
         model: nn.Module,
-        example: Batch,
-        batch: Batch | None = None,
+        example: Example,
+        batch: Example | None = None,
         over_norms: bool = False,
     ) -> Traced:
         """Trace a network, which stays as it is; raises TraceError, ConfigError.
 
-        `batch` defaults to `example`; both are brought to where the network is.
+        `batch` defaults to `example`; a tensor takes the place of its one tensor. Both are brought
+        to where the network is.
         """
+        model, example = network_in(model), Arguments.of(example)
         graph = ChannelGraph.trace(model, example, over_norms=over_norms)
         _check_numbers(model, example)
+        if batch is None:
+            batch = example
+        batch = example.filled(batch) if isinstance(batch, Tensor) else Arguments.of(batch)
         device = device_of(model)
-        example = placed(example, device)
-        batch = example if batch is None else placed(batch, device)
-        return cls(model, graph, example, batch, over_norms)
+        return cls(model, graph, placed(example, device), placed(batch, device), over_norms)
 
     @property
     def device(self) -> str:
@@ -98,7 +106,8 @@ class Traced:
 
     def scores(self, criterion: Criterion, data: Data | None) -> Scores:
         """A number per unit of every group that the criterion can judge, larger = keep."""
-        return criterion.scores(self.model, self.graph, data, self.device)
+        with unchanged(self.model), uncompiled(), same_chance():
+            return criterion.scores(self.model, self.graph, data, self.device)
 
     def cut(
         self, keep: Mapping[str, Tensor], *, absorb: bool, check: bool = True, maps: bool = False
@@ -112,15 +121,14 @@ def device_of(model: nn.Module) -> str:
     return next((str(parameter.device) for parameter in model.parameters()), "cpu")
 
 
-def placed(batch: Batch, device: str) -> Batch:
+def placed(given: Arguments, device: str) -> Arguments:
     """Inputs on a device."""
-    return batch.to(device) if isinstance(batch, Tensor) else tuple(x.to(device) for x in batch)
+    return given.changed(lambda tensor: tensor.to(device))
 
 
-def _check_numbers(model: nn.Module, example: Batch) -> None:
+def _check_numbers(model: nn.Module, example: Arguments) -> None:
     """Raise ConfigError for tensors on the meta device, which are shapes only."""
-    inputs = [example] if isinstance(example, Tensor) else [*example]
-    for name, tensors in (("model", [*model.parameters()]), ("example", inputs)):
+    for name, tensors in (("model", [*model.parameters()]), ("example", example.tensors)):
         if any(tensor.is_meta for tensor in tensors):
             raise ConfigError(
                 f"the {name} is on the meta device, which holds shapes only; give it numbers "

@@ -72,11 +72,9 @@ class Arguments:
         first = self.tensors[0].shape[:1]
         return bool(first) and tensor.shape[:1] == first
 
-    def filled(self, batch: Example) -> Arguments:
-        """Those with a batch in place of the one tensor; a batch with a structure of its own."""
-        if isinstance(batch, Tensor) and len(self.tensors) == 1:
-            return self.changed(lambda _: batch)
-        return Arguments.of(batch)
+    def filled(self, batch: Tensor) -> Arguments:
+        """Those with a batch in place of their one tensor; themselves where there are several."""
+        return self.changed(lambda _: batch) if len(self.tensors) == 1 else self
 
     def one(self) -> Arguments:
         """Those of a single example, where all that is batched stands in the arguments directly."""

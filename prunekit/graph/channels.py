@@ -23,6 +23,8 @@ from prunekit.graph.recordings import take
 from prunekit.graph.rehearsal import rehearse
 from prunekit.graph.steps import Recording
 from prunekit.graph.twin import twin_of
+from prunekit.graph.wrappers import network_in
+from prunekit.modes import same_chance
 
 _INEXACT = (
     "normed over channels that can go on request (over_norms): where some go the statistics of the "
@@ -85,13 +87,16 @@ class ChannelGraph:
     def trace(cls, model: nn.Module, example: Example, over_norms: bool = False) -> ChannelGraph:
         """Run `model` on labels, as in eval and in train mode; the model itself is not touched.
 
+        Names are those inside its wrappers (DataParallel, torch.compile), where it is in some.
+
         Of `example` only shapes and types are used; costs are those of eval mode. A layer norm over
         channels freezes them, since its statistics would change; with `over_norms` they can be
         removed, and the narrow network is then another function than the silenced one. Raises
         TraceError where the forward cannot be followed or the example does not fit.
         """
-        runs = take(model, Arguments.of(example))
-        with torch.no_grad():
+        model = network_in(model)
+        with same_chance(), torch.no_grad():
+            runs = take(model, Arguments.of(example))
             first = Discovery(twin_of(model), [one.recording for one in runs], over_norms)
             first.play()
             rehearse(first)

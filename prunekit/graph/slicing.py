@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
+from prunekit.graph.strides import arranged
 from prunekit.graph.table import Indices
 
 
@@ -17,7 +18,7 @@ def narrow_tensor(module: nn.Module, name: str, dim: int, keep: Indices) -> None
     if old is None or keep is None:
         return
     kept = indices(keep, old.shape[dim]).to(old.device)
-    new = old.detach().index_select(dim, kept)
+    new = arranged(old.detach().index_select(dim, kept), old)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, name, new)
@@ -62,6 +63,6 @@ def select(weight: Tensor, dim: int, kept: Tensor) -> Tensor:
 
 
 def put(module: nn.Module, name: str, values: Tensor) -> None:
-    """Give a layer another parameter, as frozen as the old one."""
-    trained = getattr(module, name).requires_grad
-    setattr(module, name, nn.Parameter(values, requires_grad=trained))
+    """Give a layer another parameter, as frozen as the old one, in memory in its order."""
+    old = getattr(module, name)
+    setattr(module, name, nn.Parameter(arranged(values, old), requires_grad=old.requires_grad))

@@ -87,8 +87,9 @@ def compare(
     In eval mode, then in train mode without dropout; both networks are left as they were, batch
     norm statistics and random states included. `tolerance` bounds the relative difference, by
     default 1e-4, and 1e-9 for doubles. Where that is missed in less than double precision, copies
-    in double precision decide, so that rounding is not taken for an error. An input without
-    contents, all entries equal, is replaced by noise; a single example becomes two in train mode.
+    in double precision decide, so that rounding is not taken for an error; networks that insist on
+    less than single precision are given the rounding of that. An input without contents, all
+    entries equal, is replaced by noise; a single example becomes two in train mode.
     `silent` are modules that end the branches of blocks removed whole: in the dense network they
     put out zeros.
     Raises SurgeryError where the networks differ, or the dense one cannot run in eval mode.
@@ -102,7 +103,11 @@ def compare(
     found = case.agreement(limit)
     if found.worst > limit and dtype != torch.float64:
         wide = case.in_double()
-        found = wide.agreement(limit) if wide is not None else found
+        if wide is not None:
+            found = wide.agreement(limit)
+        elif tolerance is None and _rounding(model) > limit:
+            limit = _rounding(model)
+            found = case.agreement(limit)
     for mode, gap in (("eval", found.eval), ("train", found.train)):
         if gap is not None and gap.relative > limit:
             raise SurgeryError(
@@ -258,7 +263,14 @@ def _shapes(tensors: list[Tensor]) -> str:
 
 
 def _precision(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+    """The type of its least precise parameters."""
+    types = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max(types, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+
+def _rounding(model: nn.Module) -> float:
+    """The relative difference that rounding may make in the least precise parameters."""
+    return torch.finfo(_precision(model)).eps ** 0.7
 
 
 def _noise(like: Tensor) -> Tensor:

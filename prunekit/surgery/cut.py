@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Example
-from prunekit.modes import duplicate
+from prunekit.graph.wrappers import renew
+from prunekit.modes import duplicate, same_chance
 from prunekit.surgery.absorb import Absorbed, branch_constants
 from prunekit.surgery.absorb import absorb as absorb_constants
 from prunekit.surgery.check import Agreement, compare
@@ -55,9 +56,24 @@ def cut(
     Where that would empty layers, the residual blocks in whose branches they are go whole. With
     `check` the copy is compared with the silenced network on `batch`, before constants are
     absorbed, which `absorb` asks for; with `maps` by position at padded borders (`BiasMaps`).
-    Without a `batch` nothing of that can be done: an empty layer is refused.
+    Without a `batch` nothing of that can be done: an empty layer is refused. The network itself,
+    and all random states, stay as they are.
     Raises SurgeryError, for an empty layer in no residual branch too.
     """
+    with same_chance():
+        return _cut(model, graph, keep, batch, absorb=absorb, check=check, maps=maps)
+
+
+def _cut(
+    model: nn.Module,
+    graph: ChannelGraph,
+    keep: Mapping[str, Tensor],
+    batch: Example | None,
+    *,
+    absorb: bool,
+    check: bool,
+    maps: bool,
+) -> Cut:
     keep = ChannelMask.of(graph, keep)
     drop = keep.removed
     blocks = empty_blocks(graph, drop) if batch is not None else ()
@@ -71,6 +87,7 @@ def cut(
     narrow = duplicate(model)
     for edit in edits:
         edit.apply(narrow)
+    renew(narrow)
     silent = [block.end for block in blocks]
     agreement = compare(model, narrow, graph, drop, batch, silent=silent) if check else None
     absorbed = None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from prunekit.build import Settings, build, locate
 from prunekit.errors import ArtifactError, ConfigError, PrunekitError
+from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
 from prunekit.surgery.edits import Edit, edit_from_dict
 from prunekit.surgery.weights import contents, fit
@@ -52,8 +53,9 @@ def save_model(
     a class or function, and its arguments. Without them, a class that can be imported and makes
     the same network without arguments is noted; for any other one the file has to be loaded with
     `module=`. `edits` are all changes since, in order, `facts` plain values or tensors to keep
-    beside. Raises ArtifactError.
+    beside. A network in wrappers is taken out of them. Raises ArtifactError.
     """
+    model = network_in(model)
     content = {
         "format": FORMAT,
         "arch": _plain(_arch_of(model, edits) if arch is None else arch, "arch"),
@@ -87,11 +89,12 @@ def load_model(
     if module is None:
         model = _rebuild(path, arch, trust, str(content.get("class") or "network"))
     else:
-        model = duplicate(module)
+        model = duplicate(network_in(module))
     _repeat(path, edits, model)
+    renew(model)
     _cast(model, weights)
     fit(model, weights, str(path))
-    return SavedModel(model, arch, edits, facts)
+    return SavedModel(model if module is None else rewrapped(module, model), arch, edits, facts)
 
 
 def _rebuild(path: Path, arch: Settings | None, trust: Collection[str], kind: str) -> nn.Module:

@@ -16,6 +16,7 @@ from prunekit.graph import Hinged, Site
 from prunekit.graph.arguments import Example
 from prunekit.graph.layers import CONVOLUTIONS, layer_named
 from prunekit.graph.placement import Placement
+from prunekit.graph.strides import arranged
 from prunekit.graph.whole import WholeGroups, plain_groups, whole_groups
 from prunekit.modes import duplicate, evaluating
 from prunekit.surgery.check import Gap, inputs_of, run_on
@@ -223,7 +224,7 @@ def _filled(kind: type[nn.Module], weight: Tensor, like: nn.Module, **settings: 
     outputs, inputs, *kernel = weight.shape
     made = kind(inputs, outputs, tuple(kernel), bias=False, device="meta", **settings)
     trained = like.weight.requires_grad
-    made.weight = nn.Parameter(weight.to(like.weight.dtype).contiguous(), trained)
+    made.weight = nn.Parameter(arranged(weight.to(like.weight.dtype), like.weight), trained)
     return made.train(like.training)
 
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.errors import SurgeryError
+from prunekit.graph.strides import arranged
+from prunekit.graph.wrappers import network_in
 from prunekit.modes import duplicate
 from prunekit.surgery.edits import Edit
 
@@ -34,6 +36,7 @@ def narrow_optimizer(
     normalised weight, its state starts anew. Raises SurgeryError, and changes nothing, for
     parameters that are not the network's and state of any other shape.
     """
+    dense, narrow = network_in(dense), network_in(narrow)
     names = {id(parameter): name for name, parameter in dense.named_parameters()}
     mine, found = dict(narrow.named_parameters()), sources(dense, edits)
     groups = [[_name(p, names) for p in group["params"]] for group in optimizer.param_groups]
@@ -118,7 +121,8 @@ def _narrowed(name: str, state: Mapping[str, Any], old: Tensor, source: Source) 
         if not isinstance(value, Tensor) or (value.shape != old.shape and value.numel() == 1):
             found[key] = value
         elif value.shape == old.shape:
-            found[key] = value.detach().flatten()[source.places.to(value.device)]
+            kept = value.detach().flatten()[source.places.to(value.device)]
+            found[key] = arranged(kept, value)
         else:
             raise SurgeryError(
                 f"the optimizer keeps {key!r} of shape {tuple(value.shape)} for {name}, which has "

@@ -1,0 +1,64 @@
+"""Wrappers of torch around a network: for several devices or processes, or compiled."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import distributed, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from prunekit.graph.twin import wrapped
+from prunekit.modes import compiling
+
+
+def network_in(model: nn.Module) -> nn.Module:
+    """The network itself, however many wrappers it is in."""
+    while isinstance(model, nn.Module) and (inner := wrapped(model)) is not None:
+        model = getattr(model, inner)
+    return model
+
+
+def rewrapped(model: nn.Module, network: nn.Module) -> nn.Module:
+    """Another network in wrappers like those around `model`, with the same settings.
+
+    What is compiled is compiled again when it is first called. Without a process group, which
+    DistributedDataParallel needs, it is left out.
+    """
+    inner = wrapped(model)
+    return network if inner is None else _like(model, rewrapped(getattr(model, inner), network))
+
+
+def renew(model: nn.Module) -> None:
+    """Make anew what holds on to parameters that its module may no longer have, in place."""
+    for parent in [*model.modules()]:
+        for name, child in parent._modules.items():
+            if isinstance(child, DistributedDataParallel):
+                parent._modules[name] = _like(child, child.module)
+
+
+def _like(wrapper: Any, network: nn.Module) -> nn.Module:
+    if isinstance(wrapper, DataParallel):
+        made = copy.copy(wrapper)
+        vars(made)["_modules"] = {"module": network}
+    elif isinstance(wrapper, DistributedDataParallel):
+        made = _distributed(wrapper, network)
+    else:
+        made = compiling(wrapper)(network)
+    if made is not network and not isinstance(wrapper, DistributedDataParallel):
+        for key, value in vars(wrapper).items():
+            if key.endswith(("_hooks", "_with_kwargs", "_always_called")):
+                vars(made)[key] = copy.copy(value)
+    made.training = wrapper.training if made is not network else network.training
+    return made
+
+
+def _distributed(wrapper: Any, network: nn.Module) -> nn.Module:
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return network
+    names = ("device_ids", "output_device", "dim", "broadcast_buffers", "process_group")
+    names = (*names, "find_unused_parameters", "gradient_as_bucket_view", "static_graph")
+    given = {name: getattr(wrapper, name) for name in names}
+    if not getattr(wrapper, "bucket_bytes_cap_default", True):
+        given["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 2**20
+    return DistributedDataParallel(network, **given)
