@@ -33,6 +33,10 @@ _VALUES = frozenset(
     | {"equal", "allclose", "is_nonzero", "__array__", "__complex__"}
 )
 _MADE = frozenset({"zeros", "ones", "empty", "full", "rand", "randn", "randint", "normal"})
+_LENT = {
+    **{"new_empty": torch.empty, "new_zeros": torch.zeros},
+    **{"new_ones": torch.ones, "new_full": torch.full},
+}
 _PLACED = frozenset({"to", "cuda", "cpu", "type", "new_tensor"})
 
 
@@ -141,11 +145,23 @@ class Recorder(TorchFunctionMode):
         self.trying = ""
         if name == "__setitem__":
             return self._finish(func, "setitem", args, kwargs, args[0])
+        if name in _VALUES:  # whose entries the forward went on with
+            self._add(Kind.CALL, func, args, kwargs, None, operation(func))
+            return result
         if not isinstance(result, Tensor | tuple | list):
             return result
+        if name in _LENT:
+            return self._lent(name, args, kwargs, result)
         if not _in_place(name, args, kwargs):
             result = _of_its_own(result, args)
         return self._finish(func, operation(func), args, kwargs, result)
+
+    def _lent(self, name: str, args: Any, kwargs: Any, result: Tensor) -> Tensor:
+        """A tensor that borrows its type from another, with nothing of its channels."""
+        names = ("size", "fill_value", "dtype", "requires_grad")
+        kwargs = {key: one for key, one in kwargs.items() if key in names}
+        sizes, kwargs = args[1:], {**kwargs, "dtype": result.dtype}
+        return self._finish(_LENT[name], operation(_LENT[name]), sizes, kwargs, result)
 
     def _execute(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         args, kwargs = mapped(args, plain), mapped(kwargs, plain)

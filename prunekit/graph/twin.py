@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from prunekit.errors import TraceError
+from prunekit.graph.nests import leaves_in, mapped
 from prunekit.graph.select import ChannelSelection
 
 _CONTAINERS = (
@@ -57,10 +58,24 @@ class Scripted(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         vars(self)["compiled"] = module
+        held = (*module.parameters(), *module.buffers())
+        self.device = next((tensor.device for tensor in held), torch.device("cpu"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the compiled module returns."""
-        return self.compiled(*args, **kwargs)
+        """What the compiled module returns; for shapes, which it cannot read, what it makes of zeros."""
+
+        def filled(leaf: Any) -> Any:
+            shape = isinstance(leaf, Tensor) and leaf.is_meta
+            return torch.zeros_like(leaf, device=self.device) if shape else leaf
+
+        def emptied(leaf: Any) -> Any:
+            return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+
+        given = (args, kwargs)
+        meta = any(tensor.is_meta for tensor in leaves_in(given, Tensor))
+        args, kwargs = mapped(given, filled)
+        found = self.compiled(*args, **kwargs)
+        return mapped(found, emptied) if meta else found
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -69,7 +84,8 @@ def is_layer(module: nn.Module) -> bool:
         return False
     if isinstance(module, nn.LayerNorm | ChannelSelection | Scripted):  # norms that permute around
         return True
-    return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+    home = type(module).forward.__module__ or ""  # generated code has none
+    return home.startswith(("torch.nn.", "torch.ao.nn."))
 
 
 def twin_of(model: nn.Module, numbers: bool = False) -> nn.Module:
@@ -131,7 +147,7 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
         twin: nn.Module = _stand_in(module, inner, memo, numbers)
         memo[id(module)] = twin
         return twin
-    twin = memo[id(module)] = type(module).__new__(type(module))
+    twin = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
     state = dict(vars(module))
     for key, value in state.items():
         if key == "_modules":
@@ -146,6 +162,8 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
             state[key] = type(value)()
         elif key == "_compiled_call_impl":
             state[key] = None
+        elif key in ("_graph", "meta") and isinstance(module, fx.GraphModule):
+            continue
         elif type(value) not in _PLAIN:
             state[key] = copy.deepcopy(value, memo)
     vars(twin).update(state, training=False)
@@ -157,8 +175,7 @@ def _stand_in(
 ) -> nn.Module:
     if inner is not None:
         return Opened(inner, _twin(getattr(module, inner), memo, numbers)).eval()
-    compiled = copy.deepcopy(module).eval()
-    return Scripted(compiled if numbers else compiled.to("meta")).eval()
+    return Scripted(copy.deepcopy(module).eval()).eval()
 
 
 def wrapped(module: nn.Module) -> str | None:
