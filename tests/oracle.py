@@ -24,11 +24,15 @@ Given = tuple[tuple[Any, ...], Mapping[str, Any]]  # the arguments of one call
 
 @dataclass(frozen=True)
 class Gaps:
-    """Largest differences, relative to the largest entry; None where dense itself fails."""
+    """Largest differences, relative to the largest entry; None where dense itself fails.
+
+    `heard` is how much the dense network changed when it was silenced: near zero says nothing.
+    """
 
     eval: float | None
     train: float | None
     resized: float | None
+    heard: float | None
 
     @property
     def worst(self) -> float:
@@ -75,13 +79,14 @@ def gaps(
     Also, with `resize`, in eval mode on inputs of another size. `weights` are paths of bare
     parameters that a function takes as the weight of a convolution or linear map.
     """
+    given, whole = arguments(example), dense
     dense = silenced(dense, narrow, weights)
-    given = arguments(example)
     other = changed(given, resize) if resize else None
     return Gaps(
         eval=_gap(dense, narrow, given, False),
         train=_gap(dense, narrow, given, True),
         resized=_gap(dense, narrow, other, False) if other else None,
+        heard=_gap(whole, dense, given, False),
     )
 
 
