@@ -14,7 +14,9 @@ from torch import nn
 
 from prunekit.errors import TraceError
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.recorder import Recorder, Unseen, in_torch
+from prunekit.graph.lines import in_torch
+from prunekit.graph.origins import Unseen
+from prunekit.graph.recorder import Recorder
 from prunekit.graph.steps import Recording
 from prunekit.graph.twin import Mode, first_line, set_mode, twin_of
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
@@ -62,7 +64,7 @@ class Scripted(nn.Module):
         self.device = next((tensor.device for tensor in held), torch.device("cpu"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the compiled module returns; for shapes, which it cannot read, what it makes of zeros."""
+        """What the compiled module returns; of shapes, which it cannot read, what zeros give."""
 
         def filled(leaf: Any) -> Any:
             shape = isinstance(leaf, Tensor) and leaf.is_meta
@@ -80,7 +82,7 @@ class Scripted(nn.Module):
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is one step: its forward is inherited from torch.nn, under whatever name."""
-    if isinstance(module, _CONTAINERS):
+    if isinstance(module, _CONTAINERS) or "forward" in vars(module):
         return False
     if isinstance(module, nn.LayerNorm | ChannelSelection | Scripted):  # norms that permute around
         return True
@@ -103,7 +105,10 @@ def twin_of(model: nn.Module, numbers: bool = False) -> nn.Module:
         id(leaf): _copied(leaf, numbers or _own(module, leaf)) for module, leaf in tensors
     }
     try:
-        return _twin(model, memo, numbers)
+        twin = _twin(model, memo, numbers)
+        for module in twin.modules():
+            _rebind(module, memo)
+        return twin
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied: {first_line(error)}; "
@@ -168,6 +173,50 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
             state[key] = copy.deepcopy(value, memo)
     vars(twin).update(state, training=False)
     return twin
+
+
+def _rebind(twin: nn.Module, memo: dict[int, Any]) -> None:
+    """Functions that a module keeps are closures over the copy, not over the network itself."""
+
+    def change(leaf: Any) -> Any:
+        return _rebound(leaf, memo) if isinstance(leaf, FunctionType) else leaf
+
+    state = vars(twin)
+    hooks = [state[key] for key in _FORWARD_HOOKS]
+    for held in (state, *hooks):
+        for key, value in held.items():
+            if type(value) in (FunctionType, list, tuple, dict) and leaves_in(value, FunctionType):
+                held[key] = mapped(value, change)
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    if not function.__closure__ or id(function) in memo:
+        return memo.get(id(function), function)
+    memo[id(function)] = function
+    cells = tuple(_cell(cell, memo) for cell in function.__closure__)
+    if any(new is not old for new, old in zip(cells, function.__closure__, strict=True)):
+        code, name = function.__code__, function.__name__
+        again = FunctionType(code, function.__globals__, name, function.__defaults__, cells)
+        again.__kwdefaults__ = function.__kwdefaults__
+        memo[id(function)] = again
+    return memo[id(function)]
+
+
+def _cell(cell: CellType, memo: dict[int, Any]) -> CellType:
+    """A cell with the copy of what is in it: of a module, a tensor, a list or another closure."""
+    try:
+        content = cell.cell_contents
+    except ValueError:  # nothing was put in
+        return cell
+    if isinstance(content, FunctionType):
+        found = _rebound(content, memo)
+    elif isinstance(content, list | dict | tuple):
+        with suppress(Exception):  # what cannot be copied is shared
+            return CellType(copy.deepcopy(content, memo))
+        return cell
+    else:
+        found = memo.get(id(content), content)
+    return cell if found is content else CellType(found)
 
 
 def _stand_in(

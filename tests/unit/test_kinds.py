@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from prunekit.errors import TraceError
 
+
 def test_any_number_of_arguments():
     class Two(Net):
         def forward(self, *args, **kwargs):

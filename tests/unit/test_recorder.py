@@ -32,7 +32,9 @@ class Middle(Net):
 # views and what is written into them
 
 
-@pytest.mark.parametrize("kind", ["item", "copy", "fill", "index", "masked", "narrow", "data", "set"])
+@pytest.mark.parametrize(
+    "kind", ["item", "copy", "fill", "index", "masked", "narrow", "data", "set"]
+)
 def test_what_is_written_into_a_view(kind):
     def middle(net, x):
         y = torch.tanh(x).flip(1)
@@ -274,6 +276,7 @@ def blank(size, kind):
 
 
 KEPT: dict[object, torch.Tensor] = {}
+SIZES: list[int] = []
 
 
 def test_caches_hold_no_shapes():
@@ -316,23 +319,24 @@ def test_attributes_that_a_forward_writes():
 
 
 def test_nothing_of_a_run_stays_in_memory():
-    net = Net().double()
-    graph = ChannelGraph.trace(net, IMAGES)
-    gc.collect()
-    count = sum(type(one).__name__ in ("Recorder", "Recording", "Step") for one in gc.get_objects())
-    assert graph.groups and count == 0
+    def living():
+        gc.collect()
+        names = ("Recorder", "Recording", "Step")
+        return sum(type(one).__name__ in names for one in gc.get_objects())
+
+    before = living()
+    graph = ChannelGraph.trace(Net().double(), IMAGES)
+    assert graph.groups and living() <= before
 
 
 def test_sizes_that_are_kept_are_plain_afterwards():
-    sizes = []
-
     def middle(net, x):
-        sizes.append(x.shape[1])
+        SIZES.append(x.shape[1])
         return x
 
-    net = Middle(8, middle).double()
-    ChannelGraph.trace(net, IMAGES)
-    assert {size: size * 2 for size in [int(sizes[0])]} == {8: 16} and sizes[0] + 1 == 9
+    SIZES.clear()
+    ChannelGraph.trace(Middle(8, middle).double(), IMAGES)
+    assert type(SIZES[0] + 1) is int and SIZES[0] == 8
 
 
 def test_where_a_tensor_is_asked_to_be():
