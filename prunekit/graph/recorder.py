@@ -7,37 +7,38 @@ Where the copy holds shapes only, nothing is computed but them.
 from __future__ import annotations
 
 import operator
-import os
-import sys
+import weakref
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from prunekit.graph.execution import Execution, in_place
+from prunekit.graph.leaks import forget
+from prunekit.graph.lines import current_line, place_of
+from prunekit.graph.listening import Heard, listening
 from prunekit.graph.nests import leaves_in, mapped, tensors_within
-from prunekit.graph.shapes import quick_call, quick_layer
+from prunekit.graph.origins import Origins, Unseen
 from prunekit.graph.sizes import Ratio, Size, plain, tracked
 from prunekit.graph.steps import Kind, Recording, Step, operation_name, tensors_among
-from prunekit.graph.twin import decided, is_layer
+from prunekit.graph.twin import decided
 
-_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
-_HERE = f"{Path(__file__).parent}{os.sep}"
 _MOVED = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 _ASKED_SIZES = frozenset({"size", "numel", "nelement", "stride"})
+_ACCESS = frozenset({"__get__", "__set__", "__delete__"})
+_PLACES = {"device": "", "is_meta": "meta", "is_cpu": "cpu", "is_cuda": "cuda", "is_mps": "mps"}
 _VALUES = frozenset(
     {"item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__contains__", "numpy"}
     | {"equal", "allclose", "is_nonzero", "__array__", "__complex__"}
+    | {"__reduce_ex__", "__dlpack__"}
 )
-_MADE = frozenset({"zeros", "ones", "empty", "full", "rand", "randn", "randint", "normal"})
-_PLACED = frozenset({"to", "cuda", "cpu", "type", "new_tensor"})
-
-
-class Unseen(Exception):
-    """A tensor turned up that no recorded operation made."""
+_LENT = {
+    **{"new_empty": torch.empty, "new_zeros": torch.zeros},
+    **{"new_ones": torch.ones, "new_full": torch.full},
+}
 
 
 class Recorder(TorchFunctionMode):
@@ -52,29 +53,45 @@ class Recorder(TorchFunctionMode):
         self.error: Exception | None = None
         self._follows = sizes
         self._inside = False  # a layer, which is not looked into
+        self._busy = False  # with a step that is written down
+        self._ended = False
+        self._origins = Origins(self._recorded, lambda: self._inside or self._busy)
+        self._shapes: list[weakref.ref[Tensor]] = []  # that the run has made
         self._stack: list[tuple[int, str]] = []
         self._calls = 0
         named = [*twin.named_parameters(), *twin.named_buffers()]
         self._paths = {id(tensor): path for path, tensor in named}
         self._tensors: dict[str, Step] = {}
-        self._constants: dict[int, tuple[Tensor, Step]] = {}
+        self._constants: dict[tuple[int, int], tuple[Tensor, Step]] = {}
         self._device = next((one.device for one in _devices(twin)), torch.device("cpu"))
-        self._shapes_only = any(tensor.is_meta for tensor in twin.parameters())
+        self._execution = Execution(any(tensor.is_meta for tensor in twin.parameters()))
         self._given: list[Step] = []
         self._names: dict[int, str] = {}
-        self._shadows: dict[int, tuple[Tensor, Tensor]] = {}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
         """The steps of one call of the network; whatever it raises is passed on."""
         for place, tensor in enumerate(tensors_among((args, kwargs))):
             self._register(tensor, self._add(Kind.INPUT, place, (), {}, shape_of(tensor)))
-        with ExitStack() as stack:
-            stack.enter_context(_listening(self))
-            stack.enter_context(self)
-            found = self.twin(*args, **kwargs)
-        returned = tuple(self._step_of(tensor) for tensor in tensors_within(found))
-        self._add(Kind.OUTPUT, "output", (returned,), {}, None)
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(listening(self, self.twin))
+                if not self._execution.shapes_only:
+                    stack.enter_context(self._origins)
+                stack.enter_context(self)
+                found = self.twin(*args, **kwargs)
+            returned = tuple(self._step_of(tensor) for tensor in tensors_within(found))
+            self._add(Kind.OUTPUT, "output", (returned,), {}, None)
+            del found
+        finally:
+            self._end()
         return self.recording
+
+    def _end(self) -> None:
+        """Sizes are plain from now on, and nobody keeps shapes of this run."""
+        self._ended = True
+        kept = [one for one in (known() for known in self._shapes) if one is not None]
+        if kept:
+            forget(kept)
 
     def fail(self, why: str, error: Exception) -> None:
         """End a run that failed: what nothing has read yet, or was being read, is its last step."""
@@ -89,22 +106,41 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name == "__get__":
-            return self._read(func, func.__self__.__name__, args)
-        if name in ("__set__", "__delete__"):
-            return func(*args, **kwargs)
-        known = [*self._known(args), *self._known(kwargs)]
-        if not known:
+        if name == "__iter__":
+            func, name = Tensor.unbind, "unbind"
+            return iter(self._seen(func, name, args, kwargs))
+        return self._seen(func, name, args, kwargs)
+
+    def _seen(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
+        if name not in _ACCESS and not self._known((args, kwargs)):
             self._check_seen(tensors_among((args, kwargs)))
             return func(*args, **kwargs)
-        if name in _ASKED_SIZES or name == "__len__":
-            return self._asked_size(func, name, args, kwargs)
-        return self._called(func, name, args, kwargs)
+        before, self._busy = self._busy, True
+        try:
+            if name == "__get__":
+                return self._read(func, func.__self__.__name__, args)
+            if name in _ACCESS:
+                return self._written(func, args, kwargs)
+            if name in _ASKED_SIZES or name == "__len__":
+                return self._asked_size(func, name, args, kwargs)
+            return self._called(func, name, args, kwargs)
+        finally:
+            self._busy = before
+
+    def _written(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """An attribute of a tensor that is set: its numbers may become those of another."""
+        if func.__self__.__name__ == "data" and self._known(args):
+            step = self._step_of(args[1])
+            func(args[0], plain(args[1]), **kwargs)
+            return self._register(args[0], step)
+        return func(*args, **kwargs)
 
     def _read(self, func: Callable[..., Any], attribute: str, args: Any) -> Any:
         """An attribute of a tensor: shapes are followed, types and devices are plain."""
-        if attribute == "device" and args[0].is_meta:
-            return self._device
+        if attribute in _PLACES and args[0].is_meta:
+            return (
+                self._device if attribute == "device" else _PLACES[attribute] == self._device.type
+            )
         if attribute == "requires_grad":
             self.asked.add("grad")
         if self._known(args) and attribute == "shape":
@@ -133,40 +169,34 @@ class Recorder(TorchFunctionMode):
         return torch.Size(items)
 
     def _called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-        self.trying = f"{operation_name(func) or name} at {place_of(_line())}"
+        self.trying = f"{operation_name(func) or name} at {place_of(current_line())}"
         args, kwargs = mapped((args, kwargs), decided)
         self._given = self._known((args, kwargs))
         if name in _VALUES and any(step.kind is not Kind.CONSTANT for step in self._known(args)):
-            told = place_of(_line())
+            told = place_of(current_line())
             self.recording.notes[f"the forward reads values of tensors at {told}"] = None
-        result = self._execute(func, name, args, kwargs)
+        result = self._execution.function(func, name, args, kwargs)
         self.trying = ""
         if name == "__setitem__":
-            return self._finish(func, "setitem", args, kwargs, args[0])
+            name = None if _shared(args[0]) else "setitem"
+            return self._finish(func, name, args, kwargs, args[0])
+        if name in _VALUES:  # whose entries the forward went on with
+            self._add(Kind.CALL, func, args, kwargs, None, operation_name(func))
+            return result
         if not isinstance(result, Tensor | tuple | list):
             return result
-        if not _in_place(name, args, kwargs):
+        if name in _LENT:
+            return self._lent(name, args, kwargs, result)
+        if not in_place(name, kwargs):
             result = _of_its_own(result, args)
         return self._finish(func, operation_name(func), args, kwargs, result)
 
-    def _execute(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-        args, kwargs = mapped(args, plain), mapped(kwargs, plain)
-        tensors = tensors_among((args, kwargs))
-        meta = any(tensor.is_meta for tensor in tensors)
-        if meta:
-            args, kwargs = mapped((args, kwargs), self._shadow)
-            if name in _PLACED:
-                args = (args[0], *mapped(args[1:], _off_device))
-                return _moved(func, name, args, kwargs)
-            if "device" in kwargs:
-                kwargs = {**kwargs, "device": torch.device("meta")}
-            inplace = _in_place(name, args, kwargs)
-            quick = quick_call(operation_name(func), name, args, kwargs, inplace)
-            if quick is not None:
-                return quick
-        elif name in _MADE and self._shapes_only:
-            kwargs = {**kwargs, "device": torch.device("meta")}
-        return func(*args, **kwargs)
+    def _lent(self, name: str, args: Any, kwargs: Any, result: Tensor) -> Tensor:
+        """A tensor that borrows its type from another, with nothing of its channels."""
+        names = ("size", "fill_value", "dtype", "requires_grad")
+        kwargs = {key: one for key, one in kwargs.items() if key in names}
+        sizes, kwargs = args[1:], {**kwargs, "dtype": result.dtype}
+        return self._finish(_LENT[name], operation_name(_LENT[name]), sizes, kwargs, result)
 
     # what modules tell
 
@@ -177,51 +207,43 @@ class Recorder(TorchFunctionMode):
         if id(layer) in self._names and self._stack:
             self.recording.widths[self._names[id(layer)], self._stack[-1][1]] = None
 
-    def module(
-        self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def module(self, call: Heard, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The call of a module's forward."""
         if self._inside:
             return forward(*args, **kwargs)
         self._calls += 1
-        self._stack.append((self._calls, path))
+        self._stack.append((self._calls, call.path))
         try:
-            if is_layer(module):
+            if call.layer:
                 self._inside = True
                 with torch._C.DisableTorchFunction():
-                    return self._layer(module, path, forward, args, kwargs)
+                    return self._layer(call, forward, args, kwargs)
             return forward(*args, **kwargs)
         finally:
             self._inside = False
             self._stack.pop()
 
-    def _layer(
-        self, module: nn.Module, path: str, forward: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    def _layer(self, call: Heard, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        module, path = call.module, call.path
         self.trying = f"{path}, {module!r}" if not [*module.children()] else path
         self._given = self._known((args, kwargs))
         self._check_seen(tensors_among((args, kwargs)))
-        given, named = mapped((args, kwargs), plain)
-        result = None
-        if any(tensor.is_meta for tensor in tensors_among((given, named))):
-            given, named = mapped((given, named), self._shadow)
-            result = quick_layer(module, given, named)
-        if result is None:
-            result = forward(*given, **named)
+        result = self._execution.layer(module, forward, args, kwargs)
         self.trying = ""
         if not getattr(module, "inplace", False):
             result = _of_its_own(result, args)
+        args = (*args, *(one for one in call.held() if self._recorded(one)), *call.strangers())
         return self._finish(path, None, args, kwargs, result, Kind.LAYER)
 
     # what sizes tell
 
     def computed(self, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """A number that was computed from sizes; it becomes a step when it is used."""
-        return tracked(value, self, op, args) if self._follows else value
+        return tracked(value, self, op, args) if self._follows and not self._ended else value
 
     def decided(self, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Mark what the forward went on with."""
-        if self._follows:
+        if self._follows and not self._ended:
             with torch._C.DisableTorchFunction():
                 self._add(Kind.CALL, op, args, {}, value, operation_name(op)).guard = True
 
@@ -264,11 +286,15 @@ class Recorder(TorchFunctionMode):
         self, kind: Kind, target: Any, args: Any, kwargs: Any, result: Any, name: str | None = None
     ) -> Step:
         args, kwargs = mapped((args, kwargs), self._step_of)
-        step = Step(kind, target, args, kwargs, result, name, tuple(self._stack), _line())
+        step = Step(kind, target, args, kwargs, result, name, tuple(self._stack), current_line())
         return self.recording.add(step)
 
     def _register(self, tensor: Tensor, step: Step) -> None:
         tensor._recorded = (self, step)
+        if tensor.is_meta and step.kind is not Kind.INPUT:
+            self._shapes.append(weakref.ref(tensor))
+        if tensor._base is not None:
+            tensor._base._viewed = True
 
     def _known(self, nest: Any) -> list[Step]:
         """The steps of tensors and sizes in a nest, as far as they have some."""
@@ -305,30 +331,23 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, tensor: Tensor) -> Step:
         self._check_seen([tensor])
-        known = self._constants.get(id(tensor))
-        if known is None:
-            step = self._add(Kind.CONSTANT, tensor.detach(), (), {}, shape_of(tensor))
-            known = self._constants[id(tensor)] = (tensor, step)
-        return known[1]
+        key = (id(tensor), tensor._version)  # it may be changed in place
+        if key not in self._constants:
+            step = self._add(Kind.CONSTANT, tensor.detach().clone(), (), {}, shape_of(tensor))
+            self._constants[key] = (tensor, step)
+        return self._constants[key][1]
 
     def _check_seen(self, tensors: list[Tensor]) -> None:
         """Raise Unseen for a tensor that was computed from inputs by what torch did not tell."""
         for tensor in tensors:
             known = self._recorded(tensor) is not None or id(tensor) in self._paths
-            if not known and (tensor.is_meta or tensor.grad_fn is not None):
+            if not known and (
+                tensor.is_meta or tensor.grad_fn is not None or self._origins.unseen(tensor)
+            ):
                 raise Unseen(
                     f"a tensor of shape {tuple(tensor.shape)} comes from an operation that is not "
                     "seen, such as compiled code"
                 )
-
-    def _shadow(self, leaf: Any) -> Any:
-        """A tensor of numbers as a shape, for what meets shapes."""
-        if not isinstance(leaf, Tensor) or leaf.is_meta:
-            return leaf
-        known = self._shadows.get(id(leaf))
-        if known is None:
-            known = self._shadows[id(leaf)] = (leaf, leaf.detach().to("meta"))
-        return known[1]
 
 
 def shape_of(leaf: Any) -> Any:
@@ -338,33 +357,14 @@ def shape_of(leaf: Any) -> Any:
     return leaf.detach() if leaf.is_meta else torch.empty_like(leaf, device="meta").detach()
 
 
-def _in_place(name: str, args: Any, kwargs: Any) -> bool:
-    """Whether a function changes its first argument."""
-    if name.endswith("_") and not name.endswith("__"):
-        return True
-    return name.startswith("__i") or bool(kwargs.get("inplace")) or any(a is True for a in args)
-
-
 def _of_its_own(result: Any, args: Any) -> Any:
     """What hands its argument on unchanged makes a tensor of its own all the same."""
     return result.view_as(result) if any(result is one for one in args) else result
 
 
-def place_of(line: tuple[str, int] | None) -> str:
-    """A line of the user's code, for messages."""
-    return f"{Path(line[0]).name}:{line[1]}" if line else "forward"
-
-
-def in_torch(file: str) -> bool:
-    """Whether a source file is torch's, or one of the recorder: no line to show a user."""
-    return file.startswith((_TORCH, _HERE, "<"))
-
-
-def _line() -> tuple[str, int] | None:
-    frame = sys._getframe(2)
-    while frame is not None and in_torch(frame.f_code.co_filename):
-        frame = frame.f_back
-    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
+def _shared(tensor: Tensor) -> bool:
+    """Whether others may see what is written into a tensor."""
+    return tensor._base is not None or getattr(tensor, "_viewed", False)
 
 
 _shape = Tensor.shape.__get__
@@ -372,57 +372,3 @@ _shape = Tensor.shape.__get__
 
 def _devices(twin: nn.Module) -> Iterator[Tensor]:
     yield from (t for t in (*twin.parameters(), *twin.buffers()) if not t.is_meta)
-
-
-def _off_device(leaf: Any) -> Any:
-    """Nothing in place of a device, the type of another tensor in place of it."""
-    if isinstance(leaf, torch.device) or leaf in ("cpu", "cuda", "meta", "mps", "xpu"):
-        return torch.device("meta")
-    return leaf
-
-
-def _moved(func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-    if name in ("cuda", "cpu"):
-        return args[0]
-    if "device" in kwargs:
-        kwargs = {**kwargs, "device": torch.device("meta")}
-    return func(*args, **kwargs)
-
-
-@contextmanager
-def _listening(recorder: Recorder) -> Iterator[None]:
-    """Inside it, every call of a forward in the network is told to the recorder."""
-    changed = []
-    for path, module in recorder.twin.named_modules():
-        state = vars(module)
-        changed.append((state, state.get("forward")))
-        state["forward"] = _heard(recorder, module, path, module.forward)
-    scripted, graded = torch._C.ScriptFunction.__call__, torch.is_grad_enabled
-
-    def call(function: Any, *args: Any, **kwargs: Any) -> Any:
-        original = getattr(function, "_torchdynamo_inline", None)
-        if original is None:
-            return scripted(function, *args, **kwargs)
-        return original(*args, **kwargs)
-
-    def is_grad_enabled() -> bool:
-        recorder.asked.add("grad")
-        return graded()
-
-    torch._C.ScriptFunction.__call__ = call
-    torch.is_grad_enabled = is_grad_enabled
-    try:
-        yield
-    finally:
-        torch._C.ScriptFunction.__call__, torch.is_grad_enabled = scripted, graded
-        for state, forward in changed:
-            state.pop("forward") if forward is None else state.update(forward=forward)
-
-
-def _heard(
-    recorder: Recorder, module: nn.Module, path: str, forward: Callable[..., Any]
-) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return recorder.module(module, path, forward, args, kwargs)
-
-    return call

@@ -18,7 +18,9 @@ from prunekit.errors import TraceError
 from prunekit.graph.arguments import Arguments
 from prunekit.graph.branches import Sides
 from prunekit.graph.circumstances import Circumstances, Taken, other_flags
-from prunekit.graph.recorder import Recorder, Unseen, in_torch
+from prunekit.graph.lines import in_torch
+from prunekit.graph.origins import Unseen
+from prunekit.graph.recorder import Recorder
 from prunekit.graph.steps import Recording
 from prunekit.graph.twin import Mode, first_line, set_mode, twin_of
 from prunekit.graph.widths import widths_heard

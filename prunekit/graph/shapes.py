@@ -21,9 +21,9 @@ def quick_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 
 
 def quick_call(
-    operation: str | None, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool
+    operation: str | None, args: tuple[Any, ...], kwargs: dict[str, Any], inplace: bool
 ) -> Tensor | None:
-    """The same for a function; `name` is that of the function itself."""
+    """The same for a function."""
     entry, first = of_name(operation), args[0] if args else None
     if entry is None or not isinstance(first, Tensor) or not first.is_floating_point():
         return None

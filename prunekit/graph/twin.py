@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import suppress
+from types import CellType, FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from prunekit.errors import TraceError
+from prunekit.graph.nests import leaves_in, mapped
 from prunekit.graph.table import of_layer
 
 _CONTAINERS = (
@@ -62,20 +65,35 @@ class Scripted(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         vars(self)["compiled"] = module
+        held = (*module.parameters(), *module.buffers())
+        self.device = next((tensor.device for tensor in held), torch.device("cpu"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the compiled module returns."""
-        return self.compiled(*args, **kwargs)
+        """What the compiled module returns; of shapes, which it cannot read, what zeros give."""
+
+        def filled(leaf: Any) -> Any:
+            shape = isinstance(leaf, Tensor) and leaf.is_meta
+            return torch.zeros_like(leaf, device=self.device) if shape else leaf
+
+        def emptied(leaf: Any) -> Any:
+            return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
+
+        given = (args, kwargs)
+        meta = any(tensor.is_meta for tensor in leaves_in(given, Tensor))
+        args, kwargs = mapped(given, filled)
+        found = self.compiled(*args, **kwargs)
+        return mapped(found, emptied) if meta else found
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is one step: its forward is inherited from torch.nn, under whatever name."""
-    if isinstance(module, _CONTAINERS):
+    if isinstance(module, _CONTAINERS) or "forward" in vars(module):
         return False
     entry = of_layer(module)
     if isinstance(module, Scripted) or (entry is not None and entry.whole):
         return True
-    return type(module).forward.__module__.startswith(("torch.nn.", "torch.ao.nn."))
+    home = type(module).forward.__module__ or ""  # generated code has none
+    return home.startswith(("torch.nn.", "torch.ao.nn."))
 
 
 def twin_of(model: nn.Module, numbers: bool = False) -> nn.Module:
@@ -93,7 +111,10 @@ def twin_of(model: nn.Module, numbers: bool = False) -> nn.Module:
         id(leaf): _copied(leaf, numbers or _own(module, leaf)) for module, leaf in tensors
     }
     try:
-        return _twin(model, memo, numbers)
+        twin = _twin(model, memo, numbers)
+        for module in twin.modules():
+            _rebind(module, memo)
+        return twin
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied: {first_line(error)}; "
@@ -137,7 +158,7 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
         twin: nn.Module = _stand_in(module, inner, memo, numbers)
         memo[id(module)] = twin
         return twin
-    twin = memo[id(module)] = type(module).__new__(type(module))
+    twin = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
     state = dict(vars(module))
     for key, value in state.items():
         if key == "_modules":
@@ -152,10 +173,56 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
             state[key] = type(value)()
         elif key == "_compiled_call_impl":
             state[key] = None
+        elif key in ("_graph", "meta") and isinstance(module, fx.GraphModule):
+            continue
         elif type(value) not in _PLAIN:
             state[key] = copy.deepcopy(value, memo)
     vars(twin).update(state, training=False)
     return twin
+
+
+def _rebind(twin: nn.Module, memo: dict[int, Any]) -> None:
+    """Functions that a module keeps are closures over the copy, not over the network itself."""
+
+    def change(leaf: Any) -> Any:
+        return _rebound(leaf, memo) if isinstance(leaf, FunctionType) else leaf
+
+    state = vars(twin)
+    hooks = [state[key] for key in _FORWARD_HOOKS]
+    for held in (state, *hooks):
+        for key, value in held.items():
+            if type(value) in (FunctionType, list, tuple, dict) and leaves_in(value, FunctionType):
+                held[key] = mapped(value, change)
+
+
+def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    if not function.__closure__ or id(function) in memo:
+        return memo.get(id(function), function)
+    memo[id(function)] = function
+    cells = tuple(_cell(cell, memo) for cell in function.__closure__)
+    if any(new is not old for new, old in zip(cells, function.__closure__, strict=True)):
+        code, name = function.__code__, function.__name__
+        again = FunctionType(code, function.__globals__, name, function.__defaults__, cells)
+        again.__kwdefaults__ = function.__kwdefaults__
+        memo[id(function)] = again
+    return memo[id(function)]
+
+
+def _cell(cell: CellType, memo: dict[int, Any]) -> CellType:
+    """A cell with the copy of what is in it: of a module, a tensor, a list or another closure."""
+    try:
+        content = cell.cell_contents
+    except ValueError:  # nothing was put in
+        return cell
+    if isinstance(content, FunctionType):
+        found = _rebound(content, memo)
+    elif isinstance(content, list | dict | tuple):
+        with suppress(Exception):  # what cannot be copied is shared
+            return CellType(copy.deepcopy(content, memo))
+        return cell
+    else:
+        found = memo.get(id(content), content)
+    return cell if found is content else CellType(found)
 
 
 def _stand_in(
@@ -163,8 +230,7 @@ def _stand_in(
 ) -> nn.Module:
     if inner is not None:
         return Opened(inner, _twin(getattr(module, inner), memo, numbers)).eval()
-    compiled = copy.deepcopy(module).eval()
-    return Scripted(compiled if numbers else compiled.to("meta")).eval()
+    return Scripted(copy.deepcopy(module).eval()).eval()
 
 
 def wrapped(module: nn.Module) -> str | None:

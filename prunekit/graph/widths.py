@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.graph.recorder import in_torch
+from prunekit.graph.lines import in_torch
 from prunekit.graph.table import entries
 
 

@@ -18,8 +18,8 @@ def narrow(module: nn.Module, keep_in: Indices = None, keep_out: Indices = None)
     """Keep these input and output channels of a layer, given by index (None: all).
 
     The layer is changed in place, as the table of operations says, and gets new parameters of the
-    old type, on the old device, in memory in the old order, as frozen as before. Register a function for a class of your own
-    with `@narrow.register`.
+    old type, on the old device, in memory in the old order, as frozen as before. Register a
+    function for a class of your own with `@narrow.register`.
     """
     entry = of_layer(module)
     if entry is None or entry.narrow is None:

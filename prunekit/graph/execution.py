@@ -1,0 +1,89 @@
+"""Runs operations of torch where tensors may be shapes only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prunekit.graph.nests import mapped
+from prunekit.graph.shapes import quick_call, quick_layer
+from prunekit.graph.sizes import plain
+from prunekit.graph.steps import operation_name, tensors_among
+from prunekit.graph.table import of_function
+
+_PLACED = frozenset({"to", "cuda", "cpu", "type", "new_tensor"})
+_DEVICES = ("cpu", "cuda", "meta", "mps", "xpu")
+_META = torch.device("meta")
+
+
+class Execution:
+    """Runs what a recorder is told of; `shapes_only`: what is made anew is a shape too."""
+
+    def __init__(self, shapes_only: bool) -> None:
+        self.shapes_only = shapes_only
+        self._shadows: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def function(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
+        """The result of a function; where one tensor is a shape, all are."""
+        args, kwargs = mapped(args, plain), mapped(kwargs, plain)
+        if any(tensor.is_meta for tensor in tensors_among((args, kwargs))):
+            args, kwargs = mapped((args, kwargs), self._shadow)
+            if name in _PLACED:
+                return _moved(func, name, args, kwargs)
+            if "device" in kwargs:
+                kwargs = {**kwargs, "device": _META}
+            quick = quick_call(
+                operation_name(func), name, args, kwargs, in_place(name, args, kwargs)
+            )
+            if quick is not None:
+                return quick
+        elif self.shapes_only and _makes(func):
+            kwargs = {**kwargs, "device": _META}
+        return func(*args, **kwargs)
+
+    def layer(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The result of a layer."""
+        args, kwargs = mapped((args, kwargs), plain)
+        if any(tensor.is_meta for tensor in tensors_among((args, kwargs))):
+            args, kwargs = mapped((args, kwargs), self._shadow)
+            quick = quick_layer(module, args, kwargs)
+            if quick is not None:
+                return quick
+        return forward(*args, **kwargs)
+
+    def _shadow(self, leaf: Any) -> Any:
+        """A tensor of numbers as a shape, for what meets shapes."""
+        if not isinstance(leaf, Tensor) or leaf.is_meta:
+            return leaf
+        known = self._shadows.get(id(leaf))
+        if known is None:
+            known = self._shadows[id(leaf)] = (leaf, leaf.detach().to("meta"))
+        return known[1]
+
+
+def in_place(name: str, kwargs: Any) -> bool:
+    """Whether a function changes its first argument."""
+    if name.endswith("_") and not name.endswith("__"):
+        return True
+    return name.startswith("__i") or bool(kwargs.get("inplace"))
+
+
+def _makes(func: Callable[..., Any]) -> bool:
+    entry = of_function(func)
+    return entry is not None and entry.makes
+
+
+def _moved(func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
+    """Move a shape: it stays one."""
+    if name in ("cuda", "cpu"):
+        return args[0]
+    if "device" in kwargs:
+        kwargs = {**kwargs, "device": _META}
+    return func(args[0], *mapped(args[1:], _off_device), **kwargs)
+
+
+def _off_device(leaf: Any) -> Any:
+    return _META if isinstance(leaf, torch.device) or leaf in _DEVICES else leaf
