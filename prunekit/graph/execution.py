@@ -35,9 +35,7 @@ class Execution:
                 return _moved(func, name, args, kwargs)
             if "device" in kwargs:
                 kwargs = {**kwargs, "device": _META}
-            quick = quick_call(
-                operation_name(func), name, args, kwargs, in_place(name, args, kwargs)
-            )
+            quick = quick_call(operation_name(func), args, kwargs, in_place(name, kwargs))
             if quick is not None:
                 return quick
         elif self.shapes_only and _makes(func):
