@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph.origins import Unseen
 from prunekit.graph.twin import is_layer
 
 
@@ -73,6 +74,11 @@ def listening(listener: Listener, network: nn.Module) -> Iterator[None]:
             listener.asked.add("grad")
             return graded()
 
+        def set_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            raise Unseen("Tensor.set_ puts other numbers in the place of those that are known")
+
+        stack.callback(delattr, Tensor, "set_")  # which is that of its base again
+        Tensor.set_ = set_
         stack.callback(setattr, torch._C.ScriptFunction, "__call__", scripted)
         stack.callback(setattr, torch, "is_grad_enabled", graded)
         torch._C.ScriptFunction.__call__ = call

@@ -60,16 +60,16 @@ def _follows_labels(step: Step, first: Discovery) -> bool:
 
 
 def freeze_around(first: Discovery, failed: list[Step]) -> bool:
-    """Freeze what goes into the nodes and what comes out; whether that changed anything."""
+    """Freeze what goes into the steps and what comes out; whether that changed anything."""
     changed = False
-    for node in failed:
-        why = f"{node}, which works for these sizes only"
-        for value in culprits([node], first.results):
+    for step in failed:
+        why = f"{step}, which works for these sizes only"
+        for value in culprits([step], first.results):
             lost = first.parts.freeze(value.labels)
             if lost:
                 changed = True
                 first.note(lost, why)
-        values = values_in(first.results[node])
+        values = values_in(first.results[step])
         changed |= any([bool(first.parts.freeze(value.labels)) for value in values])
     return changed
 
@@ -127,17 +127,23 @@ class Rehearsal(Run):
         self.failed: list[Step] = []
 
     def play(self) -> None:
-        """Run the network, and note every node whose result is not what it should be."""
-        for node in self.steps:
-            promised = each(self.first.results[node], self.shrink, Value)
+        """Run the network, and note every step whose result is not what it should be."""
+        for step in self.steps:
+            promised = each(self.first.results[step], self.shrink, Value)
             try:
-                result = self.step(node)
-                right = _same(result, promised) and _steers_alike(node, result, promised)
+                result = self.step(step)
+                right = _same(result, promised) and _steers_alike(step, result, promised)
             except Exception:  # whatever a narrowed network stumbles over is a constant in its way
                 right = False
-            self.results[node] = result if right else promised
-            if not right:
-                self.failed.append(node)
+            self.results[step] = result if right else promised
+            if not right and not self._idle(step):
+                self.failed.append(step)
+
+    def _idle(self, step: Step) -> bool:
+        """Whether a tensor was made that nothing reads."""
+        call = self.first.calls.get(step)
+        makes = call is not None and call.entry is not None and call.entry.makes
+        return makes and not step.users
 
     def call(self, call: Call) -> Any:
         """Only operations that move entries may depend on sizes that change."""
@@ -218,20 +224,20 @@ class _Mismatch(Exception):
     """The narrowed network would not compute what the labels promise."""
 
 
-def culprits(nodes: Iterable[Step], results: dict[Step, Any]) -> list[Value]:
-    """The values that nodes work on, also through numbers computed from their shapes."""
+def culprits(steps: Iterable[Step], results: dict[Step, Any]) -> list[Value]:
+    """The values that steps work on, also through numbers computed from their shapes."""
     found: list[Value] = []
-    queue = [source for node in nodes for source in node.sources]
+    queue = [source for step in steps for source in step.sources]
     seen: set[Step] = set()
     while queue:
-        node = queue.pop()
-        if node in seen:
+        step = queue.pop()
+        if step in seen:
             continue
-        seen.add(node)
-        values = values_in(results[node])
+        seen.add(step)
+        values = values_in(results[step])
         found.extend(values)
         if not values:
-            queue.extend(node.sources)
+            queue.extend(step.sources)
     return found
 
 
@@ -239,9 +245,9 @@ def _differ(call: Call, before: Call) -> bool:
     return repr(call.constants) != repr(before.constants)
 
 
-def _steers_alike(node: Step, result: Any, promised: Any) -> bool:
+def _steers_alike(step: Step, result: Any, promised: Any) -> bool:
     """Sizes that the forward branches on must be what they were."""
-    return not node.guard or bool(values_in(promised)) or result == promised
+    return not step.guard or bool(values_in(promised)) or result == promised
 
 
 def _same(result: Any, promised: Any) -> bool:
