@@ -13,7 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.criteria.base import Scores, seen_groups
 from prunekit.graph.select import ChannelSelection
-from prunekit.modes import evaluating
+from prunekit.modes import consulting
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -43,7 +43,7 @@ def relu_means(
     """
     met = _AtReLUs(graph.count, count)
     with ExitStack() as stack, torch.no_grad():
-        stack.enter_context(evaluating(model))
+        stack.enter_context(consulting(model))
         stack.enter_context(_labelled(model, graph, met.labels))
         for x in batches:
             with met:
