@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 from torch import distributed, nn
@@ -56,9 +57,11 @@ def _like(wrapper: Any, network: nn.Module) -> nn.Module:
 def _distributed(wrapper: Any, network: nn.Module) -> nn.Module:
     if not (distributed.is_available() and distributed.is_initialized()):
         return network
-    names = ("device_ids", "output_device", "dim", "broadcast_buffers", "process_group")
+    names = ("device_ids", "output_device", "dim", "process_group", "broadcast_buffers")
     names = (*names, "find_unused_parameters", "gradient_as_bucket_view", "static_graph")
     given = {name: getattr(wrapper, name) for name in names}
     if not getattr(wrapper, "bucket_bytes_cap_default", True):
         given["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 2**20
-    return DistributedDataParallel(network, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer names, which older versions lack
+        return DistributedDataParallel(network, **given)
