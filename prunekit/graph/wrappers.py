@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from prunekit.graph.twin import wrapped
-from prunekit.modes import compiling
+from prunekit.modes import compiling, hand_hooks
 
 
 def network_in(model: nn.Module) -> nn.Module:
@@ -47,9 +47,7 @@ def _like(wrapper: Any, network: nn.Module) -> nn.Module:
     else:
         made = compiling(wrapper)(network)
     if made is not network and not isinstance(wrapper, DistributedDataParallel):
-        for key, value in vars(wrapper).items():
-            if key.endswith(("_hooks", "_with_kwargs", "_always_called")):
-                vars(made)[key] = copy.copy(value)
+        hand_hooks(wrapper, made)
     made.training = wrapper.training if made is not network else network.training
     return made
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph.layers import layer_named
+from prunekit.modes import hand_hooks
 from prunekit.surgery.biases import BiasMap
 from prunekit.surgery.edits import register
 from prunekit.surgery.selections import replace
@@ -71,6 +72,7 @@ class SkipBlock:
                 parts[name if name not in parts else f"{name}_{len(parts)}"] = made
         left = nn.Sequential(parts) if parts else nn.Identity()
         left.training = block.training
+        hand_hooks(block, left)
         replace(model, block, left)
 
     def _part(self, block: nn.Module, step: str) -> nn.Module | None:

@@ -16,12 +16,12 @@ from torch.nn.utils import parametrizations
 from torch.optim import SGD
 
 import prunekit
-from prunekit.criteria import CRITERIA, Criterion
+from prunekit.criteria import Criterion
 from prunekit.errors import PrunekitError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import counted_macs, slimming_flops
-from prunekit.modes import unchanged
-from prunekit.surgery import absorb, compare
+from prunekit.modes import duplicate, unchanged
+from prunekit.surgery import SkipBlock, absorb, compare
 
 torch.set_num_threads(1)
 
@@ -118,7 +118,7 @@ def normalised() -> nn.Module:
         warnings.simplefilter("ignore")
         nn.utils.weight_norm(net.one)
         nn.utils.spectral_norm(net.head)
-    parametrizations.spectral_norm(net.two)
+    parametrizations.weight_norm(net.two)
     return net
 
 
@@ -155,13 +155,14 @@ def test_the_network_is_the_same_to_the_last_bit(name, criterion):
     net = NETWORKS[name]()
     before, chance = content(net), chances()
     data = torch.utils.data.DataLoader([*zip(X, Y, strict=True)], batch_size=2, shuffle=True)
-    refused = False
     try:
         prunekit.prune(net, X, keep=0.5, criterion=criterion, data=data, absorb=True)
+        refused = False
     except (PrunekitError, RuntimeError):
         refused = True
     assert content(net) == before and chances() == chance
-    assert refused is (name == "broken") or name in ("quantized", "restless", "normalised")
+    if name in ("plain", "in mixed modes, with gradients", "broken"):
+        assert refused is (name == "broken")
 
 
 def test_a_plain_run_changes_the_restless_one():
@@ -172,7 +173,7 @@ def test_a_plain_run_changes_the_restless_one():
         with torch.no_grad():
             net.eval()(X)
         assert content(net) != before
-    assert chances() != chance or True
+        assert (chances() == chance) is (make is NETWORKS["quantized"])
 
 
 def test_restless_networks_are_cut():
@@ -345,17 +346,13 @@ def test_hooks_of_blocks_that_go_whole_stay():
 
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 8, 3), Block(), nn.Conv2d(8, 4, 3))
-    net[1].one.weight.data.zero_()
-    net[1].one.bias.data.zero_()
     calls = []
     net[1].register_forward_hook(lambda *_: calls.append(1))
-    found = prunekit.prune(
-        net, X, selection=prunekit.selection.Zeros(on_empty="remove_block"), absorb=False
-    )
-    assert not isinstance(found.model[1], Block)
-    calls.clear()
-    found.model(X)
-    assert calls == [1]
+    narrow = duplicate(net)
+    SkipBlock("1", ("+",)).apply(narrow)
+    assert not isinstance(narrow[1], Block)
+    narrow(X)
+    assert calls == [1] and len(net[1]._forward_hooks) == 1
 
 
 def test_observers_of_the_copy_are_those_of_the_network():
@@ -370,7 +367,3 @@ def test_observers_of_the_copy_are_those_of_the_network():
     for name, value in found.model.named_buffers():
         if value.shape == old[name].shape:
             assert torch.equal(value, old[name]), name
-
-
-def test_criteria_are_all_there():
-    assert {"l1_norm", "taylor", "apoz", "hrank", "hessian"} <= set(CRITERIA)
