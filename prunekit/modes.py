@@ -29,8 +29,11 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def consulting(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without compiled code; whatever the runs inside change is changed back."""
-    with unchanged(*models), uncompiled():
+    """Evaluation mode, without compiled code; whatever the runs inside change is changed back.
+
+    Random states, too.
+    """
+    with unchanged(*models), same_chance(), uncompiled():
         for model in models:
             model.eval()
         yield
@@ -116,6 +119,11 @@ def duplicate(model: nn.Module) -> nn.Module:
         if vars(module).get("_compiled_call_impl") is not None:
             other._compiled_call_impl = compiling(module._compiled_call_impl)(other._call_impl)
     return twin
+
+
+def hand_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give a module that takes the place of another the hooks of that."""
+    vars(new).update({k: copy.copy(hooks) for k, hooks in vars(old).items() if "_hook" in k})
 
 
 def compiling(compiled: Callable[..., Any]) -> Callable[..., Any]:

@@ -85,7 +85,7 @@ class Traced:
             batch = example
         batch = example.filled(batch) if isinstance(batch, Tensor) else Arguments.of(batch)
         device = device_of(model)
-        return cls(model, graph, placed(example, device), placed(batch, device), over_norms)
+        return cls(model, graph, example.to(device), batch.to(device), over_norms)
 
     @property
     def device(self) -> str:
@@ -119,11 +119,6 @@ class Traced:
 def device_of(model: nn.Module) -> str:
     """The device of a network's first parameter."""
     return next((str(parameter.device) for parameter in model.parameters()), "cpu")
-
-
-def placed(given: Arguments, device: str) -> Arguments:
-    """Inputs on a device."""
-    return given.changed(lambda tensor: tensor.to(device))
 
 
 def _check_numbers(model: nn.Module, example: Arguments) -> None:

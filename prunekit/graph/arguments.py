@@ -63,6 +63,21 @@ class Arguments:
 
         return Arguments(mapped(self.args, one), mapped(dict(self.kwargs), one))
 
+    @property
+    def alone(self) -> Tensor | None:
+        """The one argument, where it is a tensor that is given by position."""
+        only = self.args[0] if len(self.args) == 1 and not self.kwargs else None
+        return only if isinstance(only, Tensor) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first tensor is."""
+        return self.tensors[0].device
+
+    def to(self, device: str | torch.device) -> Arguments:
+        """The same on a device."""
+        return self.changed(lambda tensor: tensor.to(device))
+
     def call(self, network: Callable[..., Any]) -> Any:
         """What a network, or any other function, returns for them."""
         return network(*self.args, **self.kwargs)

@@ -93,6 +93,8 @@ def _compared(
 def _as_promised(one: Step, other: Step, promised: Rehearsal) -> bool:
     if one.kind is Kind.TENSOR:  # weights are narrowed with their layers, which have no labels
         return True
+    if promised.idle(one):
+        return True
     values, tensors = values_in(promised.first.results[one]), tensors_among((other.result,))
     return len(values) != len(tensors) or all(
         _shape(value, promised) == tensor.shape

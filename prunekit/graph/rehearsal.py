@@ -136,10 +136,10 @@ class Rehearsal(Run):
             except Exception:  # whatever a narrowed network stumbles over is a constant in its way
                 right = False
             self.results[step] = result if right else promised
-            if not right and not self._idle(step):
+            if not right and not self.idle(step):
                 self.failed.append(step)
 
-    def _idle(self, step: Step) -> bool:
+    def idle(self, step: Step) -> bool:
         """Whether a tensor was made that nothing reads."""
         call = self.first.calls.get(step)
         makes = call is not None and call.entry is not None and call.entry.makes

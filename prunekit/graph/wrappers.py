@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from prunekit.graph.twin import wrapped
-from prunekit.modes import compiling
+from prunekit.modes import compiling, hand_hooks
 
 
 def network_in(model: nn.Module) -> nn.Module:
@@ -46,9 +47,7 @@ def _like(wrapper: Any, network: nn.Module) -> nn.Module:
     else:
         made = compiling(wrapper)(network)
     if made is not network and not isinstance(wrapper, DistributedDataParallel):
-        for key, value in vars(wrapper).items():
-            if key.endswith(("_hooks", "_with_kwargs", "_always_called")):
-                vars(made)[key] = copy.copy(value)
+        hand_hooks(wrapper, made)
     made.training = wrapper.training if made is not network else network.training
     return made
 
@@ -56,9 +55,11 @@ def _like(wrapper: Any, network: nn.Module) -> nn.Module:
 def _distributed(wrapper: Any, network: nn.Module) -> nn.Module:
     if not (distributed.is_available() and distributed.is_initialized()):
         return network
-    names = ("device_ids", "output_device", "dim", "broadcast_buffers", "process_group")
+    names = ("device_ids", "output_device", "dim", "process_group", "broadcast_buffers")
     names = (*names, "find_unused_parameters", "gradient_as_bucket_view", "static_graph")
     given = {name: getattr(wrapper, name) for name in names}
     if not getattr(wrapper, "bucket_bytes_cap_default", True):
         given["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 2**20
-    return DistributedDataParallel(network, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer names, which older versions lack
+        return DistributedDataParallel(network, **given)

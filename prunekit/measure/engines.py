@@ -6,30 +6,33 @@ import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ExportError
 from prunekit.export import OnnxModule, export_onnx, silent
+from prunekit.graph.arguments import Arguments
 
-Runner = Callable[[Tensor], object]
-Engine = Callable[[Mapping[str, nn.Module], Tensor], dict[str, Runner]]
+Runner = Callable[[Any], object]
+Engine = Callable[[Mapping[str, nn.Module], Arguments], dict[str, Runner]]
 
 
-def eager(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Runner]:
+def eager(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, Runner]:
     """Copies of the networks in evaluation mode, on the device of the batch."""
-    return {name: copy.deepcopy(model).to(x.device).eval() for name, model in models.items()}
+    return {name: _calling(network) for name, network in _copies(models, x).items()}
 
 
-def compiled(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Runner]:
+def compiled(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, Runner]:
     """The networks through torch.compile, for batches of this shape.
 
     They are compiled here, so that no timed pass includes it. Raises ExportError where that fails;
     on a CPU it takes a C++ compiler.
     """
     torch.compiler.reset()  # what was compiled before would count towards a limit of variants
-    runners = {name: torch.compile(one, dynamic=False) for name, one in eager(models, x).items()}
+    copies = _copies(models, x)
+    runners = {n: _calling(torch.compile(one, dynamic=False)) for n, one in copies.items()}
     try:
         with silent():
             for runner in runners.values():
@@ -39,21 +42,31 @@ def compiled(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Runner]:
     return runners
 
 
-def onnxruntime(models: Mapping[str, nn.Module], x: Tensor) -> dict[str, Runner]:
+def onnxruntime(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, Runner]:
     """The networks as ONNX files on onnxruntime, with as many threads as torch has.
 
     Raises ExportError where one cannot be exported or `x` is on a GPU, ConfigError without the
     extra.
     """
-    if x.is_cuda:
+    if x.device.type == "cuda":
         raise ExportError("prunekit times onnxruntime on the CPU only")
-    return {name: _session(model, x) for name, model in models.items()}
+    if x.kwargs or not all(isinstance(one, Tensor) for one in x.args):
+        raise ExportError("prunekit exports networks that take tensors by position only")
+    return {name: _calling(_session(model, x)) for name, model in models.items()}
 
 
-def _session(model: nn.Module, x: Tensor) -> OnnxModule:
+def _copies(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, nn.Module]:
+    return {name: copy.deepcopy(model).to(x.device).eval() for name, model in models.items()}
+
+
+def _calling(network: Callable[..., object]) -> Runner:
+    return lambda given: given.call(network)
+
+
+def _session(model: nn.Module, x: Arguments) -> OnnxModule:
     with TemporaryDirectory(prefix="prunekit-") as folder:
         path = Path(folder) / "model.onnx"
-        export_onnx(model, x[:1], path)
+        export_onnx(model, [one[:1] for one in x.args], path)
         return OnnxModule(path, torch.get_num_threads())
 
 

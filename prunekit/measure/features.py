@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.console import track
 from prunekit.data.base import balanced
 from prunekit.errors import ConfigError, one_of
-from prunekit.modes import evaluating
+from prunekit.modes import consulting
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -45,7 +45,7 @@ def features_of(
     probe, values, labels = _Probe(model, layer), [], []
     chosen = balanced(data.test.labels, count, seed=0)
     batches, total = data.test.pick(chosen, _BATCH), -(-len(chosen) // _BATCH)
-    with evaluating(model), torch.no_grad(), probe.listening():
+    with consulting(model), torch.no_grad(), probe.listening():
         for x, y in track(batches, "features", total):
             model(x.to(device))
             values.append(probe.read(len(x)))

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph import ChannelSelection, shared_norms
-from prunekit.modes import evaluating
+from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.nests import tensors_within
+from prunekit.modes import consulting
 
 _COUNTED = ("conv", "linear", "addmm")
 
 
-def counted_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> int:
+def counted_macs(model: nn.Module, example: Example) -> int:
     """Multiply-adds of convolutions and linear layers in one forward pass of `example`.
 
     fvcore counts normalisation and pooling too; those are left out, and biases are never counted.
@@ -27,7 +29,7 @@ def counted_macs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> int:
     return int(sum(counts[name] for name in _COUNTED if name in counts))
 
 
-def slimming_flops(model: nn.Module, example: Tensor) -> int:
+def slimming_flops(model: nn.Module, example: Example) -> int:
     """Operations of one forward pass as the code released with network slimming counts them.
 
     Two for each multiply-add of convolutions and linear layers, one for each of their biased
@@ -40,15 +42,15 @@ def slimming_flops(model: nn.Module, example: Tensor) -> int:
         module.register_forward_hook(partial(_note_operations, found)) for module in model.modules()
     ]
     try:
-        with evaluating(model), torch.no_grad():
-            model(example)
+        with consulting(model), torch.no_grad():
+            Arguments.of(example).call(model)
     finally:
         for hook in hooks:
             hook.remove()
     return sum(found)
 
 
-def slimming_params(model: nn.Module, example: Tensor) -> int:
+def slimming_params(model: nn.Module, example: Example) -> int:
     """Parameters as the code released with network slimming counts them.
 
     There a channel selection is a mask of full width among the parameters, and the batch norm
@@ -91,15 +93,29 @@ _SLIMMING: dict[tuple[type[nn.Module], ...], Callable[[Any, Tensor, Tensor], int
 }
 
 
-def _analysis(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> dict[str, float]:
+class _OnTensors(nn.Module):
+    """A network that is called with tensors alone and returns nothing else, as tracing needs it."""
+
+    def __init__(self, network: nn.Module, given: Arguments) -> None:
+        super().__init__()
+        self.network, self._given = network, given
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The tensors take the places of those that were given."""
+        rest = iter(tensors)
+        return tuple(tensors_within(self._given.changed(lambda _: next(rest)).call(self.network)))
+
+
+def _analysis(model: nn.Module, example: Example) -> dict[str, float]:
     """Operations by kind, without the log lines of fvcore and the warnings of tracing."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fvcore.nn import FlopCountAnalysis
 
         logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
-        with evaluating(model), torch.no_grad():
-            analysis = FlopCountAnalysis(model, example)
+        given = Arguments.of(example)
+        with consulting(model), torch.no_grad():
+            analysis = FlopCountAnalysis(_OnTensors(model, given), tuple(given.tensors))
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             analysis.tracer_warnings("none")
             return dict(analysis.by_operator())

@@ -7,13 +7,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.checks import choice
 from prunekit.export import require_onnx
+from prunekit.graph.arguments import Arguments, Example
 from prunekit.measure.engines import ENGINES, Runner
 from prunekit.schema import Checked, Count, Filled, OneOf, Positive, Range, Whole
 
@@ -76,28 +77,40 @@ class LatencyTest(Checked):
     def run(
         self,
         models: Mapping[str, nn.Module],
-        example: Tensor,
+        example: Example,
         device: str | torch.device = "cpu",
         engine: str = "eager",
     ) -> dict[str, Latency]:
         """Time one forward pass of every model on the same random batch, in turns A B A B.
 
-        `example` gives the shape, batch dimension first; its own batch size does not count.
+        `example` gives shapes and types, batch dimension first; its own batch size does not count.
         Copies of the models run in evaluation and inference mode on `device`. Raises ExportError
         where the engine cannot run one of them.
         """
         choice("engine", engine, tuple(ENGINES))
-        x = self.inputs(example).to(device)
+        x = Arguments.of(self.inputs(example)).to(device)
         with _threads(self.threads), torch.inference_mode():
             runners = ENGINES[engine](models, x)
         return self.race(runners, x)
 
-    def inputs(self, example: Tensor) -> Tensor:
-        """The random batch that is timed, always the same."""
-        source = torch.Generator().manual_seed(0)
-        return torch.rand(self.batch, *example.shape[1:], generator=source)
+    def inputs(self, example: Example) -> Example:
+        """The random batch that is timed, always the same; a tensor for one tensor.
 
-    def race(self, runners: Mapping[str, Runner], x: Tensor) -> dict[str, Latency]:
+        Whole numbers are those of the example, over and over; what is not batched stays as it is.
+        """
+        given, source = Arguments.of(example), torch.Generator().manual_seed(0)
+
+        def drawn(x: Tensor) -> Tensor:
+            if not given.batched(x):
+                return x
+            if not x.is_floating_point():
+                return x[torch.arange(self.batch, device=x.device) % len(x)]
+            return torch.rand(self.batch, *x.shape[1:], generator=source).to(x.dtype)
+
+        found = given.changed(drawn)
+        return found if found.alone is None else found.alone
+
+    def race(self, runners: Mapping[str, Runner], x: Tensor | Arguments) -> dict[str, Latency]:
         """Time anything that takes the batch `x`, in turns A B A B; nothing is copied."""
         with _threads(self.threads), _flushing(), torch.inference_mode():
             _rounds(runners, x, rounds=self.warmup, at_least=1, seconds=self.seconds / 4)
@@ -106,10 +119,10 @@ class LatencyTest(Checked):
 
 
 def _rounds(
-    runners: Mapping[str, Runner], x: Tensor, *, rounds: int, at_least: int, seconds: float
+    runners: Mapping[str, Runner], x: Any, *, rounds: int, at_least: int, seconds: float
 ) -> dict[str, list[float]]:
     """Milliseconds per runner over `rounds` rounds, fewer once the time is used up."""
-    clock = _gpu_ms if x.is_cuda else _cpu_ms
+    clock = _gpu_ms if x.device.type == "cuda" else _cpu_ms
     times: dict[str, list[float]] = {name: [] for name in runners}
     start = time.monotonic()
     for index in range(rounds):
@@ -120,13 +133,13 @@ def _rounds(
     return times
 
 
-def _cpu_ms(runner: Runner, x: Tensor) -> float:
+def _cpu_ms(runner: Runner, x: Any) -> float:
     start = time.perf_counter()
     runner(x)
     return (time.perf_counter() - start) * 1e3
 
 
-def _gpu_ms(runner: Runner, x: Tensor) -> float:
+def _gpu_ms(runner: Runner, x: Any) -> float:
     with torch.cuda.device(x.device):  # events belong to the current device
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize()

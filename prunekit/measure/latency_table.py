@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, layer_named, weighs
 from prunekit.measure.cost import CostModel
 from prunekit.measure.latency import LatencyTest
@@ -55,7 +55,7 @@ class TimedCost(CostModel):
         self,
         model: nn.Module,
         graph: ChannelGraph,
-        example: Tensor,
+        example: Example,
         timing: LatencyTest,
         device: str = "cpu",
         track: Track | None = None,
@@ -145,22 +145,13 @@ class TimedCost(CostModel):
 class Clock:
     """What a network is timed on: inputs like `example`, a device, and who shows progress."""
 
-    example: Tensor | tuple[Tensor, ...]
+    example: Example
     device: str = "cpu"
     track: Track | None = None
 
     def cost(self, model: nn.Module, graph: ChannelGraph, timing: LatencyTest) -> TimedCost:
-        """A cost model that measures the table of layers when it is first asked for milliseconds.
-
-        ConfigError for a network of several inputs, which is not timed.
-        """
-        inputs = [self.example] if isinstance(self.example, Tensor) else self.example
-        if len(inputs) != 1:
-            raise ConfigError(
-                f"a budget of latency times networks of one input, this one has {len(inputs)}; "
-                "ask for a share of macs"
-            )
-        return TimedCost(model, graph, inputs[0], timing, self.device, self.track)
+        """A cost model that measures its table of layers when first asked for milliseconds."""
+        return TimedCost(model, graph, self.example, timing, self.device, self.track)
 
 
 @dataclass(frozen=True)
@@ -205,7 +196,7 @@ def _between(grid: tuple[int, ...], value: int) -> tuple[int, float]:
     return at, (value - grid[at]) / (grid[at + 1] - grid[at])
 
 
-def _inputs(model: nn.Module, x: Tensor, device: str) -> dict[str, Counter[tuple[int, ...]]]:
+def _inputs(model: nn.Module, x: Example, device: str) -> dict[str, Counter[tuple[int, ...]]]:
     """Layer -> the shapes of its inputs in one forward, and how often each."""
     twin = copy.deepcopy(model).to(device).eval()
     met: dict[str, Counter[tuple[int, ...]]] = {}
@@ -220,7 +211,7 @@ def _inputs(model: nn.Module, x: Tensor, device: str) -> dict[str, Counter[tuple
         if weighs(module):
             module.register_forward_pre_hook(note(name))
     with torch.inference_mode():
-        twin(x.to(device))
+        Arguments.of(x).to(device).call(twin)
     return met
 
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import Arguments, Example
 from prunekit.measure.cost import CostModel
 from prunekit.measure.latency import LatencyTest
 
@@ -19,7 +20,7 @@ _RUNS, _WARMUP, _SECONDS = 9, 2, 5.0  # a picture of shares needs no more
 
 
 def layer_rows(
-    models: Mapping[str, nn.Module], example: Tensor, timing: LatencyTest
+    models: Mapping[str, nn.Module], example: Example, timing: LatencyTest
 ) -> list[dict[str, Any]]:
     """One row a network and layer: network, layer, kind, in, out, macs, params, cpu_ms.
 
@@ -35,7 +36,8 @@ def layer_rows(
         warmup=min(timing.warmup, _WARMUP),
         seconds=min(timing.seconds, _SECONDS),
     )
-    brief.race({name: clock.run for name, clock in clocks.items()}, timing.inputs(example))
+    x = Arguments.of(timing.inputs(example))
+    brief.race({name: clock.run for name, clock in clocks.items()}, x)
     return [
         {"network": name, **tables[name].get(layer, {"layer": layer, "kind": kind}), "cpu_ms": ms}
         for name, clock in clocks.items()
@@ -43,9 +45,10 @@ def layer_rows(
     ]
 
 
-def _counted(model: nn.Module, example: Tensor) -> dict[str, dict[str, Any]]:
+def _counted(model: nn.Module, example: Example) -> dict[str, dict[str, Any]]:
     """Rows of counts by the name of the layer."""
-    graph = ChannelGraph.trace(model, example.to(next(model.parameters()).device))
+    given = Arguments.of(example).to(next(model.parameters()).device)
+    graph = ChannelGraph.trace(model, given)
     table = CostModel(model, graph).layer_table()
     return {row["name"]: {"layer": row.pop("name"), **row} for row in map(dict, table)}
 
@@ -63,10 +66,10 @@ class _Clocks:
                 self._kinds[name] = type(module).__name__
                 self._watch(name, module)
 
-    def run(self, x: Tensor) -> None:
+    def run(self, x: Arguments) -> None:
         """One pass, noted."""
         self._passes.append(defaultdict(float))
-        self._model(x)
+        x.call(self._model)
 
     def fastest(self) -> list[tuple[str, str, float]]:
         """Layers that were called, with their kind and milliseconds: others only add to them."""

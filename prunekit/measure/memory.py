@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from prunekit.errors import ArtifactError
+from prunekit.graph.arguments import Arguments, Example
 
 
-def peak_memory(model: nn.Module, example: Tensor) -> int:
+def peak_memory(model: nn.Module, example: Example) -> int:
     """The largest number of bytes that input and activations hold at once in a forward pass.
 
     A copy of the model runs on a batch shaped like `example`, on its device, in evaluation mode
@@ -25,12 +26,13 @@ def peak_memory(model: nn.Module, example: Tensor) -> int:
     followed from op to op, which repeats exactly; on a GPU it is the allocator's peak, workspaces
     of the kernels included.
     """
-    network = copy.deepcopy(model).to(example.device).eval()
+    given = Arguments.of(example)
+    network = copy.deepcopy(model).to(given.device).eval()
     with torch.no_grad():
-        if example.is_cuda:
-            return _allocator_peak(network, example)
+        if given.device.type == "cuda":
+            return _allocator_peak(network, given)
         with _Live() as live:
-            network(torch.zeros_like(example))
+            given.changed(torch.zeros_like).call(network)
     return live.peak
 
 
@@ -92,11 +94,12 @@ def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _allocator_peak(network: nn.Module, example: Tensor) -> int:
-    network(torch.zeros_like(example))  # the first pass also allocates lasting workspaces
-    torch.cuda.synchronize(example.device)
-    before = torch.cuda.memory_allocated(example.device)
-    torch.cuda.reset_peak_memory_stats(example.device)
-    network(torch.zeros_like(example))
-    torch.cuda.synchronize(example.device)
-    return torch.cuda.max_memory_allocated(example.device) - before
+def _allocator_peak(network: nn.Module, given: Arguments) -> int:
+    device = given.device
+    given.changed(torch.zeros_like).call(network)  # it also allocates lasting workspaces
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    given.changed(torch.zeros_like).call(network)
+    torch.cuda.synchronize(device)
+    return torch.cuda.max_memory_allocated(device) - before

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from prunekit.console import track
 from prunekit.data import Batches
 from prunekit.errors import ConfigError
-from prunekit.modes import evaluating
+from prunekit.modes import consulting
 from prunekit.schema import Checked, Count
 from prunekit.similarity.calibration import Calibration, listening
 from prunekit.similarity.maps import channel_maps
@@ -50,7 +50,7 @@ class ClassProfiles(Checked):
                 "other data, or leave similarity out"
             )
         sums = _Sums()
-        with evaluating(model):
+        with consulting(model):
             picked = batches.pick(indices, self.batch)
             parts = zip(picked, classes.split(self.batch), strict=True)
             for (inputs, _), labels in track(

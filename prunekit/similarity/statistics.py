@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.console import track
 from prunekit.errors import ConfigError, listed
-from prunekit.modes import evaluating
+from prunekit.modes import consulting
 from prunekit.schema import Checked, Range
 from prunekit.similarity.calibration import Calibration, listening
 from prunekit.similarity.columns import Columns, Grams
@@ -64,7 +64,7 @@ class Statistics(Checked):
         inputs, labels = self.calibration.batch(data.train, self.columns.least)
         with closing(_ticks(len(layers))) as ticks:
             pass_ = _Pass(self, graph, labels.cpu(), ticks)
-            with evaluating(model), listening(model, layers, pass_) as calls:
+            with consulting(model), listening(model, layers, pass_) as calls:
                 model(inputs.to(device))
         again = [name for name, count in calls.items() if count > 1]
         if again:

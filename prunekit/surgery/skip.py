@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph.layers import layer_named
 from prunekit.graph.table import entries
+from prunekit.modes import hand_hooks
 from prunekit.surgery.biases import BiasMap
 from prunekit.surgery.edits import register
 from prunekit.surgery.selections import replace
@@ -68,6 +69,7 @@ class SkipBlock:
                 parts[name if name not in parts else f"{name}_{len(parts)}"] = made
         left = nn.Sequential(parts) if parts else nn.Identity()
         left.training = block.training
+        hand_hooks(block, left)
         replace(model, block, left)
 
     def _part(self, block: nn.Module, step: str) -> nn.Module | None:

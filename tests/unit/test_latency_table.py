@@ -205,8 +205,6 @@ def test_a_cost_model_with_a_clock_measures_once_for_every_timing():
     timed = cost.timed(Counting())
     assert timed is cost.timed(Counting()) and timed is timed.timed(Counting(batch=2))
     assert timed is not cost.timed(Counting(batch=2))
-    with pytest.raises(ConfigError, match="networks of one input, this one has 2"):
-        FoldedCost(model, graph, Clock((EXAMPLE, EXAMPLE))).timed(Counting())
     with pytest.raises(ConfigError, match="needs a cost model that measures"):
         selection.choose(L1Norm().scores(model, graph, None), graph, CostModel(model, graph))
 
