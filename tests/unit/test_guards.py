@@ -297,11 +297,11 @@ def viewed(net, x, y):
 
 
 def branch_on_attribute(net, x, y):
-    return net.a(y) if net.first.out_channels > 3 else net.a(y) * 2
+    return net.a(y) if net.first.out_channels > 1 else net.a(y) * 2
 
 
 def branch_on_channels(net, x, y):
-    return net.a(y) if y.shape[1] > 3 else net.a(y).tanh()
+    return net.a(y) if y.shape[1] > 1 else net.a(y).tanh()
 
 
 def chosen_by_number(net, x, y):
