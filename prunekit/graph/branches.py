@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from prunekit.graph.circumstances import Circumstances, Inputs, Taken, in_words
+from prunekit.graph.circumstances import Circumstances, Inputs, Taken, in_words, twice
 from prunekit.graph.nests import leaves_in
 from prunekit.graph.rules import asks
 from prunekit.graph.steps import Kind, Recording, Step, replayed, steps_in
@@ -84,6 +84,7 @@ class Sides:
 
         Where a run fails, as by an assertion, the network does not take that size.
         """
+        yield from self._pair()
         inputs = Inputs.of(self.first.at.example)
         if inputs is None or not (self._guards or not self.first.at.sizes):
             return
@@ -100,14 +101,25 @@ class Sides:
         if worked:
             self._note(inputs)
 
+    def _pair(self) -> Iterator[Taken]:
+        """A run on two examples, where the forward goes by how many there are."""
+        if any(_index(one) == 0 for guard in self._deciding for one in guard[1]):
+            example = twice(self.first.at.example)
+            found = self.tried(replace(self.first.at, example=example, under="two examples"))
+            if found.works:
+                yield found
+
+    @cached_property
+    def _deciding(self) -> list[tuple[Step, list[Step]]]:
+        """What the forward decided by sizes, with those that it read off what was computed."""
+        guards = [step for step in self.first.recording.steps if step.guard]
+        made = _from_inputs(self.first.recording) if guards else set()
+        return [(guard, [one for one in _reads(guard) if one in made]) for guard in guards]
+
     @cached_property
     def _guards(self) -> list[Step]:
         """What the forward decided by sizes that may be those of the inputs."""
-        guards = [step for step in self.first.recording.steps if step.guard]
-        if not guards:
-            return []
-        made = _from_inputs(self.first.recording)
-        return [g for g in guards if any(_spatial(one, made) for one in _reads(g))]
+        return [guard for guard, reads in self._deciding if any(map(_spatial, reads))]
 
     def _sizes(self, inputs: Inputs) -> Iterator[Sizes]:
         yield inputs.scaled(0.5)
@@ -218,14 +230,17 @@ def _is_read(step: Step) -> bool:
     return (not inner and isinstance(step.result, int)) or (taken and not inner[0].guard)
 
 
-def _spatial(read: Step, made: set[Step]) -> bool:
+def _spatial(read: Step) -> bool:
     """Whether what a step reads may change with the size of the inputs; the batch stays."""
-    if read not in made:
-        return False
-    index = next((arg for arg in read.args[1:] if isinstance(arg, int)), None)
-    source = next(one for one in read.sources)
-    tensor = source if not asks(source) else source.sources[0]
+    (source,) = read.sources[:1]
+    tensor = source.sources[0] if asks(source) else source
+    index = _index(read)
     return index != 0 and not (tensor.kind is Kind.INPUT and index == 1)
+
+
+def _index(read: Step) -> int | None:
+    """The dimension whose size a step reads; None for the number of all entries."""
+    return next((arg for arg in read.args[1:] if isinstance(arg, int)), None)
 
 
 def _numbers(guard: Step) -> list[int]:
