@@ -11,12 +11,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from prunekit.graph.circumstances import Circumstances, Inputs, Taken, in_words
+from prunekit.graph.circumstances import Circumstances, Inputs, Taken, in_words, twice
 from prunekit.graph.nests import leaves_in
 from prunekit.graph.steps import Kind, Recording, Step, replayed, steps_in
 
 _MOST = 8  # runs beside those at half and at double size
 _ATTEMPTS = 3  # at the other side of one branch
+
+_DEEPEST = 9  # numbers that are computed in more steps are told apart no further
+_NEIGHBOURS = 3  # lines
 
 Sizes = tuple[int, ...]
 
@@ -32,6 +35,13 @@ class Branch:
     outcomes: set[bool] = field(default_factory=set)
     reads: dict[Sizes, list[int]] = field(default_factory=dict)
     attempts: int = 0
+
+    @property
+    def sides(self) -> int:
+        """How many dimensions of an image are compared."""
+        changing = [len(set(numbers)) > 1 for numbers in zip(*self.reads.values(), strict=False)]
+        reads = zip(_reads(self.guard), changing, strict=False)
+        return len({tuple(leaves_in(read.args, int)) for read, moves in reads if moves})
 
     @property
     def depends(self) -> bool:
@@ -64,6 +74,8 @@ class Sides:
         self.tried = tried
         self.branches: dict[Any, Branch] = {}
         self._done: set[Sizes] = set()
+        self._refused: set[Any] = set()  # comparisons and outcomes at which runs ended
+        self._flat: set[Any] = set()  # those that no size turns
         self._far = not first.at.numbers  # where nothing is computed large inputs cost nothing
 
     def runs(self) -> Iterator[Taken]:
@@ -71,6 +83,7 @@ class Sides:
 
         Where a run fails, as by an assertion, the network does not take that size.
         """
+        yield from self._pair()
         inputs = Inputs.of(self.first.at.example)
         if inputs is None or not (self._guards or not self.first.at.sizes):
             return
@@ -87,14 +100,25 @@ class Sides:
         if worked:
             self._note(inputs)
 
+    def _pair(self) -> Iterator[Taken]:
+        """A run on two examples, where the forward goes by how many there are."""
+        if any(_index(one) == 0 for guard in self._deciding for one in guard[1]):
+            example = twice(self.first.at.example)
+            found = self.tried(replace(self.first.at, example=example, under="two examples"))
+            if found.works:
+                yield found
+
+    @cached_property
+    def _deciding(self) -> list[tuple[Step, list[Step]]]:
+        """What the forward decided by sizes, with those that it read off what was computed."""
+        guards = [step for step in self.first.recording.steps if step.guard]
+        made = _from_inputs(self.first.recording) if guards else set()
+        return [(guard, [one for one in _reads(guard) if one in made]) for guard in guards]
+
     @cached_property
     def _guards(self) -> list[Step]:
         """What the forward decided by sizes that may be those of the inputs."""
-        guards = [step for step in self.first.recording.steps if step.guard]
-        if not guards:
-            return []
-        made = _from_inputs(self.first.recording)
-        return [g for g in guards if any(_spatial(one, made) for one in _reads(g))]
+        return [guard for guard, reads in self._deciding if any(map(_spatial, reads))]
 
     def _sizes(self, inputs: Inputs) -> Iterator[Sizes]:
         yield inputs.scaled(0.5)
@@ -112,19 +136,47 @@ class Sides:
     def _aims(self, inputs: Inputs) -> Iterator[Sizes]:
         """Sizes at which branches that are open take their other sides."""
         for branch in self.branches.values():
-            if branch.open and branch.attempts < _ATTEMPTS:
+            if self._open(branch) and branch.attempts < _ATTEMPTS:
                 branch.attempts += 1
                 yield from self._turning(inputs, branch)
 
+    def _open(self, branch: Branch) -> bool:
+        """Whether one side was not seen, and the forward does not end there, as by an assertion.
+
+        Height and width are mostly asserted in neighbouring lines, and by every module alike.
+        """
+        (file, line), words = branch.guard.line or ("", 0), _words(branch.guard)
+        ends = (
+            (other or ("", 0))
+            for other, compared, outcome in self._refused
+            if compared == words and outcome not in branch.outcomes
+        )
+        return branch.open and not any(
+            name == file and abs(number - line) <= _NEIGHBOURS for name, number in ends
+        )
+
     def _turning(self, inputs: Inputs, branch: Branch) -> Iterator[Sizes]:
-        if inputs.size not in branch.reads:
-            return
-        near = (size for size in inputs.nearby(self._far) if size not in self._done)
-        size = next((size for size in near if branch.turns(inputs.size, size)), None)
+        near = (size for size in self._turns(inputs, branch) if size not in self._done)
+        size = next(near, None)
         if size is not None:
             yield size
-        elif len(branch.reads[inputs.size]) > 1 and inputs.uneven() not in self._done:
-            yield inputs.uneven()  # the two sides of an image may be compared
+        elif branch.sides > 1 and inputs.uneven() not in self._done:
+            yield inputs.uneven()
+
+    def _turns(self, inputs: Inputs, branch: Branch) -> Iterator[Sizes]:
+        """Sizes at which a branch likely takes the side that was not seen, the nearest first."""
+        if inputs.size not in branch.reads:
+            return
+        alike = (_words(branch.guard), str(branch.reads), *branch.outcomes)
+        if alike in self._flat:
+            return
+        found = False
+        for size in inputs.nearby(self._far):
+            if branch.turns(inputs.size, size):
+                found = True
+                yield size
+        if not found:
+            self._flat.add(alike)
 
     def _see(self, recording: Recording, size: Sizes) -> None:
         for step in recording.steps:
@@ -133,11 +185,12 @@ class Sides:
                 branch = self.branches.setdefault((step.line, path, _words(step)), Branch(step))
                 branch.outcomes.add(step.result)
                 branch.reads.setdefault(size, _numbers(step))
+        last = recording.steps[-2:-1] if recording.failed is not None else []
+        self._refused.update((s.line, _words(s), s.result) for s in last if s.guard)
 
     def _note(self, inputs: Inputs) -> None:
         for branch in self.branches.values():
-            known = branch.open and inputs.size in branch.reads
-            if known and any(branch.turns(inputs.size, size) for size in inputs.nearby(self._far)):
+            if self._open(branch) and any(True for _ in self._turns(inputs, branch)):
                 note = (
                     f"the forward branches on the size of its inputs at {branch.guard.where}, "
                     "of which only one side was seen"
@@ -157,9 +210,15 @@ def _from_inputs(recording: Recording) -> set[Step]:
 def _reads(step: Step) -> list[Step]:
     """The sizes that a number was computed from, each read off a tensor; in order."""
     found: dict[Step, None] = {}
-    for source in steps_in((step.args, step.kwargs)):
-        if source.asks:
-            found.update(dict.fromkeys([source] if _is_read(source) else _reads(source)))
+
+    def visit(one: Step) -> None:
+        for source in steps_in((one.args, one.kwargs)):
+            if source not in seen and source.asks:
+                seen.add(source)
+                found.update({source: None}) if _is_read(source) else visit(source)
+
+    seen: set[Step] = set()
+    visit(step)
     return [*found]
 
 
@@ -170,26 +229,29 @@ def _is_read(step: Step) -> bool:
     return (not inner and isinstance(step.result, int)) or (taken and not inner[0].guard)
 
 
-def _spatial(read: Step, made: set[Step]) -> bool:
+def _spatial(read: Step) -> bool:
     """Whether what a step reads may change with the size of the inputs; the batch stays."""
-    if read not in made:
-        return False
-    index = next((arg for arg in read.args[1:] if isinstance(arg, int)), None)
-    source = next(one for one in read.sources)
-    tensor = source if not source.asks else source.sources[0]
+    (source,) = read.sources[:1]
+    tensor = source.sources[0] if source.asks else source
+    index = _index(read)
     return index != 0 and not (tensor.kind is Kind.INPUT and index == 1)
+
+
+def _index(read: Step) -> int | None:
+    """The dimension whose size a step reads; None for the number of all entries."""
+    return next((arg for arg in read.args[1:] if isinstance(arg, int)), None)
 
 
 def _numbers(guard: Step) -> list[int]:
     return [read.result for read in _reads(guard)]
 
 
-def _words(step: Step) -> Any:
-    """How a number is computed, without the sizes it is computed from."""
-    if _is_read(step):
-        return (step.name, *leaves_in(step.args, int))
-    args = [_words(arg) if isinstance(arg, Step) else repr(arg) for arg in step.args]
-    return (step.name, *args) if step.asks else ()
+def _words(step: Step, depth: int = 0) -> Any:
+    """How a number is computed, from whichever side of an image."""
+    if _is_read(step) or not step.asks or depth > _DEEPEST:
+        return "read"
+    args = [_words(arg, depth + 1) if isinstance(arg, Step) else repr(arg) for arg in step.args]
+    return (step.name, *args)
 
 
 def _outcome(step: Step, numbers: Iterator[int], known: dict[Step, Any]) -> Any:

@@ -64,6 +64,17 @@ def other_flags(model: nn.Module, example: Arguments) -> Iterator[tuple[str, Arg
                 yield under, Arguments(example.args, {**example.kwargs, **flag})
 
 
+def twice(example: Arguments) -> Arguments:
+    """An example that holds two in place of one."""
+    direct = {id(leaf) for leaf in (*example.args, *example.kwargs.values())}
+
+    def both(tensor: Tensor) -> Tensor:
+        batched = id(tensor) in direct and tensor.shape[:1] == (1,)
+        return torch.cat([tensor, tensor]) if batched else tensor
+
+    return example.changed(both)
+
+
 @dataclass(frozen=True, eq=False)
 class Inputs:
     """The spatial dimensions of an example, by which it can be made larger or smaller."""

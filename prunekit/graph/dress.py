@@ -18,7 +18,7 @@ from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import layer_named
 from prunekit.graph.partition import FIXED
 from prunekit.graph.recordings import run, run_twin
-from prunekit.graph.rehearsal import Rehearsal, but_two, freeze_around, half, rehearse
+from prunekit.graph.rehearsal import Rehearsal, but_one, freeze_around, half, rehearse
 from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
 from prunekit.graph.steps import Kind, Step, called, literals, tensors_among
 from prunekit.graph.table import of_layer, of_name
@@ -34,14 +34,14 @@ Dropped = Callable[[Discovery, Tensor], Tensor]
 def rehearse_dressed(model: nn.Module, runs: Sequence[Taken], first: Discovery) -> None:
     """Freeze what makes a narrowed copy do something else than its labels promise.
 
-    Only runs that read widths are repeated, with half of all units; with two units of every layer
+    Only runs that read widths are repeated, with half of all units; with one unit of every layer
     too where widths are read off attributes, since nobody sees what those are compared with.
     Raises TraceError where freezing does not help.
     """
     for taken in runs:
         attributes = any(_removable(first, layer) for layer, _ in taken.recording.widths)
         if taken.works and (attributes or any(True for _ in _asked(first, taken))):
-            for dropped in (half, but_two) if attributes else (half,):
+            for dropped in (half, but_one) if attributes else (half,):
                 _settle(model, taken, first, dropped)
 
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import random
 import traceback
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -77,7 +79,7 @@ def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
     given = at.example.changed(lambda x: x.detach().clone()) if at.numbers else at.example.shapes()
     recorder = Recorder(twin, at.sizes)
     with (
-        torch.random.fork_rng(devices=[]),
+        _dice_kept(),
         torch.set_grad_enabled(at.grad),
         widths_heard(recorder.width_read),
     ):
@@ -87,6 +89,18 @@ def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
             recorder.fail(_told(error, recorder, at.example), error)
     recorder.recording.under = at.under
     return Taken(recorder.recording, at, recorder.asked, recorder.error)
+
+
+@contextmanager
+def _dice_kept() -> Iterator[None]:
+    """Inside it random numbers may be drawn; behind it those drawn next are what they were."""
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 def _include(found: list[Taken], again: Taken) -> None:

@@ -28,8 +28,8 @@ def rehearse(first: Discovery) -> None:
     if not first.adopted and all(_follows_labels(step, first) for step in first.steps):
         return
     scenes = [half, ends]
-    if any(step.guard for step in first.steps):  # any threshold lies between all and two
-        scenes.append(but_two)
+    if any(step.guard for step in first.steps):  # any threshold lies between all and one
+        scenes.append(but_one)
     clean = 0
     for seed in count():
         roots = first.parts.roots()
@@ -91,13 +91,13 @@ def ends(first: Discovery, roots: Tensor, seed: int = 0) -> Tensor:
     return _without_all(first, roots, drop)
 
 
-def but_two(first: Discovery, roots: Tensor, seed: int = 0) -> Tensor:
-    """All units but the first and the last of every layer."""
+def but_one(first: Discovery, roots: Tensor, seed: int = 0) -> Tensor:
+    """All units but the first of every layer."""
     drop = torch.zeros(len(roots), dtype=torch.bool)
     for labels in first.producers.values():
         drop[roots[labels]] = True
     for labels in first.producers.values():
-        drop[roots[labels[[0, -1]]]] = False
+        drop[roots[labels[0]]] = False
     return _without_all(first, roots, drop)
 
 

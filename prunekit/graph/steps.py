@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -120,7 +120,7 @@ class Recording:
     def _outline(self) -> list[tuple[Any, ...]]:
         places = {step: place for place, step in enumerate(self.steps)}
         return [
-            (*called(step), literals(step), *(places[source] for source in step.sources))
+            (*called(step), literals(step, _PLACES), *(places[source] for source in step.sources))
             for step in self.steps
             if step.kind is not Kind.CONSTANT
         ]
@@ -132,14 +132,14 @@ def called(step: Step) -> tuple[Any, ...]:
     return step.kind, getattr(name, "__qualname__", name)
 
 
-def literals(step: Step) -> Any:
-    """The arguments of a step with only plain numbers and words left in them."""
+def literals(step: Step, kinds: Collection[type] = (int, float, bool, str)) -> Any:
+    """The arguments of a step with only literals of these types left in them."""
     if not step.args and not step.kwargs:
         return ()
-    return mapped((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in _LITERAL else None)
+    return mapped((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in kinds else None)
 
 
-_LITERAL = frozenset({int, float, bool, str})
+_PLACES = frozenset({int, str})  # dimensions, channels and modes: what they touch depends on these
 
 
 def steps_in(nest: Any) -> list[Step]:

@@ -7,6 +7,7 @@ channels that the narrow one lost.
 from __future__ import annotations
 
 import math
+import random
 from contextlib import ExitStack, contextmanager
 
 import laws
@@ -181,6 +182,65 @@ def test_both_sides_of_a_branch_on_sizes_are_followed(middle):
     assert found.graph.notes == ()
 
 
+def test_a_size_that_is_looked_up_is_a_branch_too():
+    def looked_up(net, x, y):
+        return {32: net.a}.get(x.shape[-1], net.b)(y)
+
+    found = cut(ready(Net(looked_up)), inputs(32))
+    assert found.edit.keeps["first"].outs
+    check(found, *sized(16, 32, 64))
+
+
+def test_a_branch_on_the_number_of_examples():
+    def alone(net, x, y):
+        return net.a(y) if len(x) == 1 else net.b(y) + y
+
+    found = cut(ready(Net(alone)), inputs(16))
+    assert found.edit.keeps["first"].outs
+    check(found, *sized(16), ((inputs(16)[:1],), {}))
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_sequences_and_volumes_have_sizes_too(rank):
+    conv = (None, nn.Conv1d, None, nn.Conv3d)[rank]
+
+    class Other(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.a, self.b = conv(3, 8, 1), conv(8, 8, 1), conv(8, 8, 1)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x):
+            y = self.first(x)
+            y = self.a(y) if x.shape[-1] > 6 else self.b(y)
+            return self.head(y.flatten(2).mean(2))
+
+    source = torch.Generator().manual_seed(0)
+    small, large = (
+        torch.rand(2, 3, *[side] * rank, generator=source, dtype=torch.float64) for side in (4, 8)
+    )
+    found = cut(ready(Other()), small)
+    assert found.edit.keeps["first"].outs
+    check(found, ((small,), {}), ((large,), {}))
+
+
+def test_what_goes_with_an_image_is_resized_with_it():
+    class Masked(Net):
+        def forward(self, x, mask):
+            y = self.first(x) * mask[:, None]
+            y = self.a(y) if x.shape[-1] > 20 else self.b(y)
+            return self.head(self.last(y).mean((2, 3)))
+
+    def call(side):
+        return inputs(side), (inputs(side)[:, 0] > 0.5).long()
+
+    net = ready(Masked(None))
+    graph = ChannelGraph.trace(net, call(32))
+    assert graph.outs["a"].tolist() == graph.outs["b"].tolist() and graph.outs["a"].all()
+    found = laws.Cut.random(net, call(32), 0, 0.5)
+    check(found, *((call(side), {}) for side in (16, 32)))
+
+
 def test_ties_of_the_other_side_hold():
     """Beyond a size the maps of two layers are added, which ties them."""
 
@@ -297,11 +357,11 @@ def viewed(net, x, y):
 
 
 def branch_on_attribute(net, x, y):
-    return net.a(y) if net.first.out_channels > 3 else net.a(y) * 2
+    return net.a(y) if net.first.out_channels > 1 else net.a(y) * 2
 
 
 def branch_on_channels(net, x, y):
-    return net.a(y) if y.shape[1] > 3 else net.a(y).tanh()
+    return net.a(y) if y.shape[1] > 1 else net.a(y).tanh()
 
 
 def chosen_by_number(net, x, y):
@@ -390,6 +450,17 @@ def test_layers_of_a_list_that_is_not_called_are_read_by_the_module_around_it():
     assert found.graph.outs["body.0"].all() and found.graph.outs["stem"].all()
     found.dense.which = found.narrow.which = 1
     check(found, *sized(8))
+
+
+def test_random_numbers_that_come_next_are_what_they_were():
+    def dicing(net, x, y):
+        return net.a(y) * float(np.random.rand() + random.random())
+
+    net = ready(Net(dicing))
+    states = str(np.random.get_state()), random.getstate(), torch.get_rng_state()
+    ChannelGraph.trace(net, inputs(16))
+    assert (str(np.random.get_state()), random.getstate()) == states[:2]
+    assert torch.equal(torch.get_rng_state(), states[2])
 
 
 def test_values_that_are_read_are_noted():
