@@ -12,6 +12,7 @@ from prunekit.graph.nests import mapped
 from prunekit.graph.shapes import quick_call, quick_layer
 from prunekit.graph.sizes import plain
 from prunekit.graph.steps import operation, tensors_among
+from prunekit.graph.twin import Mode
 
 _MADE = frozenset({"zeros", "ones", "empty", "full", "rand", "randn", "randint", "normal"})
 _PLACED = frozenset({"to", "cuda", "cpu", "type", "new_tensor"})
@@ -28,7 +29,7 @@ class Execution:
 
     def function(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         """The result of a function; where one tensor is a shape, all are."""
-        args, kwargs = mapped(args, plain), mapped(kwargs, plain)
+        args, kwargs = mapped((args, kwargs), _settled)
         if any(tensor.is_meta for tensor in tensors_among((args, kwargs))):
             args, kwargs = mapped((args, kwargs), self._shadow)
             if name in _PLACED:
@@ -44,7 +45,7 @@ class Execution:
 
     def layer(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result of a layer."""
-        args, kwargs = mapped((args, kwargs), plain)
+        args, kwargs = mapped((args, kwargs), _settled)
         if any(tensor.is_meta for tensor in tensors_among((args, kwargs))):
             args, kwargs = mapped((args, kwargs), self._shadow)
             quick = quick_layer(module, args, kwargs)
@@ -60,6 +61,11 @@ class Execution:
         if known is None:
             known = self._shadows[id(leaf)] = (leaf, leaf.detach().to("meta"))
         return known[1]
+
+
+def _settled(leaf: Any) -> Any:
+    """A plain number in place of a size, a truth value in place of a mode: torch is strict."""
+    return bool(leaf) if isinstance(leaf, Mode) else plain(leaf)
 
 
 def _moved(func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
