@@ -28,7 +28,7 @@ class Execution:
 
     def function(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         """The result of a function; where one tensor is a shape, all are."""
-        args, kwargs = mapped(args, plain), mapped(kwargs, plain)
+        args, kwargs = mapped((args, kwargs), plain)
         if any(tensor.is_meta for tensor in tensors_among((args, kwargs))):
             args, kwargs = mapped((args, kwargs), self._shadow)
             if name in _PLACED:

@@ -32,21 +32,21 @@ def _like(kind: type, items: list[Any]) -> tuple[Any, ...]:
 def leaves_in(nest: Any, kind: type | tuple[type, ...]) -> list[Any]:
     """All leaves of a kind, in order."""
     found: list[Any] = []
-
-    def visit(item: Any) -> None:
-        if isinstance(item, tuple | list):
-            for one in item:
-                visit(one)
-        elif isinstance(item, dict):
-            for one in item.values():
-                visit(one)
-        elif isinstance(item, slice):
-            visit((item.start, item.stop, item.step))
-        elif isinstance(item, kind):
-            found.append(item)
-
-    visit(nest)
+    _gather(nest, kind, found)
     return found
+
+
+def _gather(item: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
+    if isinstance(item, kind):
+        found.append(item)
+    elif isinstance(item, tuple | list):
+        for one in item:
+            _gather(one, kind, found)
+    elif isinstance(item, dict):
+        for one in item.values():
+            _gather(one, kind, found)
+    elif isinstance(item, slice):
+        _gather((item.start, item.stop, item.step), kind, found)
 
 
 def tensors_within(found: Any, depth: int = 6) -> list[torch.Tensor]:

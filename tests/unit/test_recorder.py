@@ -341,6 +341,15 @@ def test_sizes_that_are_kept_are_plain_afterwards():
     assert type(SIZES[0] + 1) is int and SIZES[0] == 8
 
 
+def test_a_mode_that_is_passed_on():
+    def middle(net, x):
+        x = F.dropout(x, 0.0, net.training)
+        x = torch.dropout(x, 0.0, net.training)
+        return F.dropout2d(x, p=0.5 if net.training else 0.0, training=False)
+
+    followed(Middle(8, middle))
+
+
 def test_where_a_tensor_is_asked_to_be():
     def middle(net, x):
         assert not x.is_meta and not x.is_cuda and x.is_cpu
