@@ -60,8 +60,7 @@ def listening(listener: Listener, network: nn.Module) -> Iterator[None]:
     Functions that torch.compile or torch.jit made run as the Python they were made of.
     """
     with ExitStack() as stack:
-        for path, module in network.named_modules():
-            stack.callback(_hear(listener, Heard(path, module)))
+        stack.callback(_stop, [_hear(listener, Heard(*one)) for one in network.named_modules()])
         scripted, graded = torch._C.ScriptFunction.__call__, torch.is_grad_enabled
 
         def call(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -88,16 +87,19 @@ def listening(listener: Listener, network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _hear(listener: Listener, heard: Heard) -> Callable[[], Any]:
-    """Start to listen to a module; returns what stops it."""
+def _hear(listener: Listener, heard: Heard) -> tuple[dict[str, Any], Any]:
+    """Start to listen to a module; returns its variables, and the forward that was among them."""
     state, forward = vars(heard.module), heard.module.forward
     before = state.get("forward")
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return listener.module(heard, forward, args, kwargs)
 
-    def stop() -> None:
-        state.pop("forward") if before is None else state.update(forward=before)
-
     state["forward"] = call
-    return stop
+    return state, before
+
+
+def _stop(changed: list[tuple[dict[str, Any], Any]]) -> None:
+    """Give modules their forward back."""
+    for state, before in changed:
+        state.pop("forward") if before is None else state.update(forward=before)

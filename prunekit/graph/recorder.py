@@ -24,7 +24,6 @@ from prunekit.graph.nests import leaves_in, mapped, tensors_within
 from prunekit.graph.origins import Origins, Unseen
 from prunekit.graph.sizes import Ratio, Size, plain, tracked
 from prunekit.graph.steps import Kind, Recording, Step, operation_name, tensors_among
-from prunekit.graph.twin import decided
 
 _MOVED = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 _ASKED_SIZES = frozenset({"size", "numel", "nelement", "stride"})
@@ -49,7 +48,7 @@ class Recorder(TorchFunctionMode):
         self.twin = twin
         self.recording = Recording()
         self.asked: set[str] = set()  # what else the forward depends on: "training", "grad"
-        self.trying = ""  # what is being called, for messages
+        self._trying: tuple[Any, str] | None = None  # what is being called, and its name or path
         self.error: Exception | None = None
         self._follows = sizes
         self._inside = False  # a layer, which is not looked into
@@ -92,6 +91,15 @@ class Recorder(TorchFunctionMode):
         kept = [one for one in (known() for known in self._shapes) if one is not None]
         if kept:
             forget(kept)
+
+    def trying(self, place: str) -> str:
+        """What failed, with its place in the user's code."""
+        if self._trying is None:
+            return place
+        called, name = self._trying
+        if isinstance(called, nn.Module):
+            return f" at {name}" if [*called.children()] else f" at {name}, {called!r}"
+        return f" at {operation_name(called) or name}{place.partition(' (')[0]}"
 
     def fail(self, why: str, error: Exception) -> None:
         """End a run that failed: what nothing has read yet, or was being read, is its last step."""
@@ -169,14 +177,13 @@ class Recorder(TorchFunctionMode):
         return torch.Size(items)
 
     def _called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-        self.trying = f"{operation_name(func) or name} at {place_of(current_line())}"
-        args, kwargs = mapped((args, kwargs), decided)
+        self._trying = (func, name)
         self._given = self._known((args, kwargs))
         if name in _VALUES and any(step.kind is not Kind.CONSTANT for step in self._known(args)):
             told = place_of(current_line())
             self.recording.notes[f"the forward reads values of tensors at {told}"] = None
         result = self._execution.function(func, name, args, kwargs)
-        self.trying = ""
+        self._trying = None
         if name == "__setitem__":
             name = None if _shared(args[0]) else "setitem"
             return self._finish(func, name, args, kwargs, args[0])
@@ -199,6 +206,10 @@ class Recorder(TorchFunctionMode):
         return self._finish(_LENT[name], operation_name(_LENT[name]), sizes, kwargs, result)
 
     # what modules tell
+
+    def mode_read(self, module: nn.Module) -> None:
+        """The forward went by its mode."""
+        self.asked.add("training")
 
     def width_read(self, layer: nn.Module) -> None:
         """The forward read how many channels a layer of its own has."""
@@ -225,11 +236,11 @@ class Recorder(TorchFunctionMode):
 
     def _layer(self, call: Heard, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         module, path = call.module, call.path
-        self.trying = f"{path}, {module!r}" if not [*module.children()] else path
+        self._trying = (module, path)
         self._given = self._known((args, kwargs))
         self._check_seen(tensors_among((args, kwargs)))
         result = self._execution.layer(module, forward, args, kwargs)
-        self.trying = ""
+        self._trying = None
         if not getattr(module, "inplace", False):
             result = _of_its_own(result, args)
         args = (*args, *(one for one in call.held() if self._recorded(one)), *call.strangers())

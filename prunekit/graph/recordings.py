@@ -18,14 +18,14 @@ from torch import nn
 
 from prunekit.errors import TraceError
 from prunekit.graph.arguments import Arguments
+from prunekit.graph.attributes import attributes_heard
 from prunekit.graph.branches import Sides
 from prunekit.graph.circumstances import Circumstances, Taken, other_flags
 from prunekit.graph.lines import in_torch
 from prunekit.graph.origins import Unseen
 from prunekit.graph.recorder import Recorder
 from prunekit.graph.steps import Recording
-from prunekit.graph.twin import Mode, first_line, set_mode, twin_of
-from prunekit.graph.widths import widths_heard
+from prunekit.graph.twin import first_line, set_mode, twin_of
 
 # shapes alone where that is enough, then numbers, then numbers with sizes that are not followed
 _WAYS = ((False, True), (True, True), (True, False))
@@ -54,7 +54,6 @@ def take(model: nn.Module, example: Arguments) -> list[Taken]:
     """
     _check_signature(model, example)
     example = example.one()
-    Mode.asked = False
     first = _first(model, example)
     found = [first]
     for other in _modes(first):
@@ -75,13 +74,13 @@ def run(model: nn.Module, at: Circumstances) -> Taken:
 
 def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
     """The same for a copy that was made before, which is used up."""
-    set_mode(twin, Mode(at.training))
+    set_mode(twin, at.training)
     given = at.example.changed(lambda x: x.detach().clone()) if at.numbers else at.example.shapes()
     recorder = Recorder(twin, at.sizes)
     with (
         _dice_kept(),
         torch.set_grad_enabled(at.grad),
-        widths_heard(recorder.width_read),
+        attributes_heard(recorder.width_read, recorder.mode_read),
     ):
         try:
             recorder.run(given.args, dict(given.kwargs))
@@ -120,7 +119,7 @@ def _first(model: nn.Module, example: Arguments) -> Taken:
 
 
 def _modes(first: Taken) -> Iterator[Circumstances]:
-    if Mode.asked:
+    if "training" in first.asked:
         yield replace(first.at, training=True, under="train mode")
     if "grad" in first.asked:
         yield replace(first.at, grad=True, under="gradients")
@@ -146,7 +145,7 @@ def _told(error: Exception, recorder: Recorder, example: Arguments) -> str:
     """What failed and where, behind the name of the network."""
     if isinstance(error, Unseen):
         return f"cannot be traced{_place(error)}: {first_line(error)}"
-    at = f" at {recorder.trying}" if recorder.trying else _place(error)
+    at = recorder.trying(_place(error))
     return f"fails on an example of shape {example}{at}: {first_line(error)}"
 
 

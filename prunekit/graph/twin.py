@@ -28,22 +28,8 @@ _HOOKS = frozenset(key for key in vars(nn.Module()) if key.endswith("_hooks")) |
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
 }
+_STANDARD = frozenset(vars(nn.Module()))
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.Size, type})
-
-
-class Mode(int):
-    """Stands for `module.training` while a network is run, and notes when that is asked for."""
-
-    asked = False
-
-    def __bool__(self) -> bool:
-        Mode.asked = True
-        return int(self) == 1
-
-
-def decided(value: Any) -> Any:
-    """A mode as the plain bool that functions of torch insist on; anything else as it is."""
-    return bool(value) if isinstance(value, Mode) else value
 
 
 class Opened(nn.Module):
@@ -122,7 +108,7 @@ def twin_of(model: nn.Module, numbers: bool = False) -> nn.Module:
         ) from error
 
 
-def set_mode(network: nn.Module, training: Any) -> None:
+def set_mode(network: nn.Module, training: bool) -> None:
     """Set the mode of a network but for its layers, which have none of their own here."""
     for module in network.modules():
         vars(module)["training"] = False if is_layer(module) else training
@@ -175,7 +161,7 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
             state[key] = None
         elif key in ("_graph", "meta") and isinstance(module, fx.GraphModule):
             continue
-        elif type(value) not in _PLAIN:
+        elif not _is_plain(value):
             state[key] = copy.deepcopy(value, memo)
     vars(twin).update(state, training=False)
     return twin
@@ -188,9 +174,9 @@ def _rebind(twin: nn.Module, memo: dict[int, Any]) -> None:
         return _rebound(leaf, memo) if isinstance(leaf, FunctionType) else leaf
 
     state = vars(twin)
-    hooks = [state[key] for key in _FORWARD_HOOKS]
-    for held in (state, *hooks):
-        for key, value in held.items():
+    own = {key: value for key, value in state.items() if key not in _STANDARD}
+    for held, found in ((state, own), *((state[key], state[key]) for key in _FORWARD_HOOKS)):
+        for key, value in found.items():
             if type(value) in (FunctionType, list, tuple, dict) and leaves_in(value, FunctionType):
                 held[key] = mapped(value, change)
 
@@ -223,6 +209,12 @@ def _cell(cell: CellType, memo: dict[int, Any]) -> CellType:
     else:
         found = memo.get(id(content), content)
     return cell if found is content else CellType(found)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether nothing of a value needs to be copied."""
+    kind = type(value)
+    return kind in _PLAIN or (kind is tuple and all(type(one) in _PLAIN for one in value))
 
 
 def _stand_in(

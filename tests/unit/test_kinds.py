@@ -79,7 +79,7 @@ def test_code_about_shapes(kind):
                 return torch.cat([x, torch.zeros(b, c, h, w, dtype=x.dtype)], 1)
             if kind == "view":
                 return x.flatten(2).transpose(1, 2).reshape(b, h, w, c).permute(0, 3, 1, 2)
-            return x.view(*(int(n) if n == b else n for n in (b, c, h, w)))
+            return x.view(*(int(n) if at == 0 else n for at, n in enumerate((b, c, h, w))))
 
     followed(Shaped(16 if kind == "zeros" else 8), layers="last" if kind == "zeros" else "first")
 
