@@ -19,7 +19,7 @@ from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.run import Run
 from prunekit.graph.steps import Kind, Recording, Step
 from prunekit.graph.table import of_layer
-from prunekit.graph.uncalled import fits, within_reach
+from prunekit.graph.uncalled import Reach, fits
 from prunekit.graph.values import Value, each, fixed, spread, values_in
 from prunekit.graph.whole import goes_whole
 
@@ -311,6 +311,7 @@ class Discovery(Run):
     def _name_uncalled(self) -> None:
         tensors = (step for step in self.steps if step.kind is Kind.TENSOR)
         weights = {str(step.target).rpartition(".")[0]: step for step in tensors}
+        reach = Reach(self.recordings, self.results)
         for name, module in self.twin.named_modules():
             if weighs(module) and name not in self.shapes:
                 users = weights[name].users if name in weights else ()
@@ -318,13 +319,13 @@ class Discovery(Run):
                 why = f"its weights go into {user}, which is not followed" if user else ""
                 self._keep_whole(name, why or "not called in eval or train mode")
                 if not why:
-                    self._keep_readable(name, module)
+                    self._keep_readable(name, module, reach)
 
-    def _keep_readable(self, name: str, module: nn.Module) -> None:
+    def _keep_readable(self, name: str, module: nn.Module, reach: Reach) -> None:
         """What a layer that no run called could read stays, so that it fits when it is called."""
         lost = [
             one
-            for value in within_reach(self.twin, name, self.recordings, self.results)
+            for value in reach.of(name)
             if fits(module, value)
             for one in self.parts.freeze(value.labels)
         ]

@@ -17,7 +17,7 @@ from prunekit.graph.circumstances import Taken
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import layer_named
 from prunekit.graph.partition import FIXED
-from prunekit.graph.recordings import run, run_twin
+from prunekit.graph.recordings import run_twin
 from prunekit.graph.rehearsal import Rehearsal, but_one, freeze_around, half, rehearse
 from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
 from prunekit.graph.steps import Kind, Step, called, literals, tensors_among
@@ -29,6 +29,7 @@ _ATTEMPTS = 8
 _SIZES = frozenset({"getattr", "size", "numel", "nelement", "stride"})
 
 Dropped = Callable[[Discovery, Tensor], Tensor]
+Fits = Callable[[Step, Step], bool]
 
 
 def rehearse_dressed(model: nn.Module, runs: Sequence[Taken], first: Discovery) -> None:
@@ -53,6 +54,8 @@ def _settle(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) 
         if not _freeze(first, taken, differing):
             break
         rehearse(first)
+    if taken.at.numbers:
+        return  # what is computed decides there, as notes say
     raise TraceError(
         f"{type(first.twin).__name__} cannot be narrowed: {differing[0]} depends on channel "
         "numbers in a way that is not understood; take sizes from the shapes of the tensors at hand"
@@ -69,41 +72,43 @@ def _differing(model: nn.Module, taken: Taken, first: Discovery, dropped: Droppe
     except SurgeryError:
         return []  # nor will it be narrowed in earnest
     again = run_twin(twin, taken.at).recording
-    promised = Rehearsal(first, roots, drop)
+    promised = _promised(first, roots, drop, taken.at.numbers)
     return [*_compared(taken.recording.steps, again.steps, promised)]
 
 
-def _compared(
-    before: Sequence[Step], after: Sequence[Step], promised: Rehearsal | None
-) -> Iterator[Step]:
+def _compared(before: Sequence[Step], after: Sequence[Step], fits: Fits) -> Iterator[Step]:
     places: dict[Step, int] = {}
     for place, (one, other) in enumerate(zip(before, after, strict=False)):
         places[one] = places[other] = place
         sources = [[places[source] for source in step.sources] for step in (one, other)]
-        if called(one) != called(other) or sources[0] != sources[1]:
-            yield one
-            return
-        if promised is not None and not _as_promised(one, other, promised):
+        if called(one) != called(other) or sources[0] != sources[1] or not fits(one, other):
             yield one
             return
         if not _same_numbers(one, other):
             yield one
 
 
-def _as_promised(one: Step, other: Step, promised: Rehearsal) -> bool:
-    if one.kind is Kind.TENSOR:  # weights are narrowed with their layers, which have no labels
-        return True
-    if promised.idle(one):
-        return True
-    values, tensors = values_in(promised.first.results[one]), tensors_among((other.result,))
-    return len(values) != len(tensors) or all(
-        _shape(value, promised) == tensor.shape
-        for value, tensor in zip(values, tensors, strict=True)
-    )
+def _promised(first: Discovery, roots: Tensor, drop: Tensor, numbers: bool) -> Fits:
+    """Whether results have the shapes that the labels promise.
 
+    Where numbers are computed only channels count, since how many entries are picked may depend on
+    them. Parameters of layers are judged by what the layers make of them.
+    """
+    rehearsal = Rehearsal(first, roots, drop)
 
-def _shape(value: Value, promised: Rehearsal) -> torch.Size:
-    return promised.shrink(value).meta.shape if value.varying else value.meta.shape
+    def fits(value: Value, tensor: Tensor) -> bool:
+        shape = rehearsal.shrink(value).meta.shape if value.varying else value.meta.shape
+        if numbers and len(shape) == tensor.ndim:
+            return all(shape[dim] == tensor.shape[dim] for dim in value.varying)
+        return shape == tensor.shape
+
+    def all_fit(one: Step, other: Step) -> bool:
+        values, tensors = values_in(first.results[one]), tensors_among((other.result,))
+        known = one.kind is not Kind.TENSOR and not rehearsal.idle(one)
+        known = known and len(values) == len(tensors)
+        return not known or all(map(fits, values, tensors))
+
+    return all_fit
 
 
 def _same_numbers(one: Step, other: Step) -> bool:
@@ -118,9 +123,12 @@ def _same_numbers(one: Step, other: Step) -> bool:
 
 
 def _moody(model: nn.Module, taken: Taken) -> bool:
-    """Whether the whole network does not do the same twice either."""
-    again = run(model, taken.at).recording
-    return any(True for _ in _compared(taken.recording.steps, again.steps, None))
+    """Whether the whole network does not do the same twice either, nor with other numbers."""
+    twin = twin_of(model, taken.at.numbers)
+    for parameter in twin.parameters() if taken.at.numbers else ():
+        parameter.data = parameter.data.flip(0)
+    again = run_twin(twin, taken.at).recording
+    return any(True for _ in _compared(taken.recording.steps, again.steps, lambda *_: True))
 
 
 def _freeze(first: Discovery, taken: Taken, differing: Sequence[Step]) -> bool:

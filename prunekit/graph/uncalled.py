@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -14,21 +14,31 @@ from prunekit.graph.values import Value, values_in
 _OUTSIDE = -1
 
 
-def within_reach(
-    twin: nn.Module, name: str, recordings: Iterable[Recording], results: Mapping[Step, Any]
-) -> Iterator[Value]:
-    """The values in the forward that could call a layer: that of the nearest module around it.
+class Reach:
+    """The values in the forwards of the modules of a network."""
 
-    Modules that were never called themselves, such as lists of layers, are passed over.
-    """
-    for recording in recordings:
-        called = {path for step in recording.steps for _, path in step.calls}
+    def __init__(self, recordings: Sequence[Recording], results: Mapping[Step, Any]) -> None:
+        self.steps = [step for recording in recordings for step in recording.steps]
+        self.results = results
+        self._called = {path for step in self.steps for _, path in step.calls}
+        self._values: dict[str, list[Value]] = {}
+
+    def of(self, name: str) -> list[Value]:
+        """What could be given to a layer: the values in the nearest module around it.
+
+        Modules that were never called themselves, such as lists of layers, are passed over.
+        """
         holder = name.rpartition(".")[0]
-        while holder and holder not in called:
+        while holder and holder not in self._called:
             holder = holder.rpartition(".")[0]
-        for step in recording.steps:
-            if step.kind not in (*HELD, Kind.OUTPUT) and _flows(step, holder):
-                yield from values_in(results[step])
+        if holder not in self._values:
+            self._values[holder] = [
+                value
+                for step in self.steps
+                if step.kind not in (*HELD, Kind.OUTPUT) and _flows(step, holder)
+                for value in values_in(self.results[step])
+            ]
+        return self._values[holder]
 
 
 def fits(layer: nn.Module, value: Value) -> bool:

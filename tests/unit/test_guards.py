@@ -420,6 +420,29 @@ def test_a_forward_that_throws_dice_is_no_difference():
     assert graph.outs["first"].all()
 
 
+def test_how_many_entries_are_picked_by_value_is_no_difference():
+    class Picking(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last, self.head = (
+                nn.Conv2d(3, 8, 1),
+                nn.Conv2d(8, 8, 1),
+                nn.Linear(8, 3),
+            )
+
+        def forward(self, x):
+            y = self.last(self.first(x))
+            scores = self.head(y.permute(0, 2, 3, 1).reshape(-1, y.shape[1]))
+            picked = scores[scores[:, 0] > 0]
+            for _ in range(len(picked) // 10):
+                picked = picked + 1
+            return picked
+
+    for seed in range(4):
+        graph = ChannelGraph.trace(ready(Picking(), seed), inputs(16))
+        assert graph.outs["first"].all() and graph.outs["last"].all()
+
+
 def test_what_a_layer_that_no_run_called_could_read_stays():
     def kept(net, x, y):
         return net.aux(y) if net.special else net.a(y)
