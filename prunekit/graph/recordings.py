@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import random
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -26,6 +24,7 @@ from prunekit.graph.origins import Unseen
 from prunekit.graph.recorder import Recorder
 from prunekit.graph.steps import Recording
 from prunekit.graph.twin import first_line, set_mode, twin_of
+from prunekit.modes import same_chance
 
 # shapes alone where that is enough, then numbers, then numbers with sizes that are not followed
 _WAYS = ((False, True), (True, True), (True, False))
@@ -78,7 +77,7 @@ def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
     given = at.example.changed(lambda x: x.detach().clone()) if at.numbers else at.example.shapes()
     recorder = Recorder(twin, at.sizes)
     with (
-        _dice_kept(),
+        same_chance(),
         torch.set_grad_enabled(at.grad),
         attributes_heard(recorder.width_read, recorder.mode_read),
     ):
@@ -88,18 +87,6 @@ def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
             recorder.fail(_told(error, recorder, at.example), error)
     recorder.recording.under = at.under
     return Taken(recorder.recording, at, recorder.asked, recorder.error)
-
-
-@contextmanager
-def _dice_kept() -> Iterator[None]:
-    """Inside it random numbers may be drawn; behind it those drawn next are what they were."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
 
 
 def _include(found: list[Taken], again: Taken) -> None:

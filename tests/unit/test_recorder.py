@@ -130,19 +130,27 @@ def test_tensors_that_leave_torch_and_come_back(kind):
     honest(Middle(8, middle))
 
 
+class Reading(Middle):
+    """Reads numbers of its input, so that it cannot be run on shapes."""
+
+    def forward(self, x):
+        return super().forward(x * (1 if x.sum().item() < 1e9 else 2))
+
+
 @torch.jit.script
 def scripted(x: torch.Tensor) -> torch.Tensor:
     return x.flip(1) * 2
 
 
-def test_compiled_code_that_only_runs_on_numbers():
-    def middle(net, x):
-        hidden = torch._C.ScriptFunction.__call__
-        y = scripted.graph_for and scripted(x)
-        assert hidden is not None
-        return y * float(x.detach().abs().max() < 1e9)
+traced = torch.jit.trace(
+    lambda x: x.flip(1).transpose(1, 2).transpose(1, 2) * 2, torch.rand(1, 2, 2, 2)
+)
 
-    honest(Middle(8, middle))
+
+@pytest.mark.parametrize("network", [Middle, Reading])
+@pytest.mark.parametrize("function", [scripted, traced, torch.vmap(lambda x: x.flip(0) * 2)])
+def test_compiled_code_on_shapes_and_on_numbers(network, function):
+    honest(network(8, lambda net, x: function(x)))
 
 
 def test_functions_compiled_inside_a_forward():
