@@ -8,10 +8,13 @@ import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+_KEPT: ContextVar[frozenset[int]] = ContextVar("parameters that are put back", default=frozenset())
 
 
 @contextmanager
@@ -44,15 +47,19 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
     """Networks may be run inside; afterwards all that their modules hold is as it was before.
 
     That is: modes, parameters, buffers, gradients, hooks and attributes, and the entries of lists,
-    dicts and sets among these.
+    dicts and sets among these. Of several such contexts in each other, the outer one alone puts
+    back parameters, which runs seldom change and which are large.
     """
     with torch._C.DisableTorchFunction():  # whoever listens to functions hears nothing of this
         held = [_Held(module) for model in models for module in model.modules()]
         tensors = {id(one): one for module in held for one in module.tensors()}
-        contents = [_Content(one) for one in tensors.values()]
+        contents = [_Content(one) for key, one in tensors.items() if key not in _KEPT.get()]
+    own = {key for key, one in tensors.items() if isinstance(one, nn.Parameter)}
+    kept = _KEPT.set(_KEPT.get() | own)
     try:
         yield
     finally:
+        _KEPT.reset(kept)
         with torch._C.DisableTorchFunction():
             for one in (*held, *contents):
                 one.restore()

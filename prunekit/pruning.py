@@ -24,7 +24,7 @@ from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Example
 from prunekit.graph.wrappers import network_in, rewrapped
 from prunekit.measure import CostModel
-from prunekit.modes import same_chance
+from prunekit.modes import same_chance, unchanged
 from prunekit.selection import (
     SELECTIONS,
     Aim,
@@ -245,13 +245,13 @@ def prune(
         selection = SELECTIONS.named(selection, Selection)
         rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(selection, shares | rules)
-    with same_chance():  # a loader that shuffles draws from the global numbers
-        data = _data(data, criterion)
     choice("over_norms", over_norms, (True, False))
     options = CutOptions(absorb, check)
-    dense = Traced.of(model, example, data and data.inputs(CHECKED), over_norms)
-    with _speaking_of(shares):
-        pruning = engine.prune(dense, criterion, selection, options, data)
+    with same_chance():  # a loader that shuffles draws from the global numbers, too
+        data = _data(data, criterion)
+        dense = Traced.of(model, example, data and data.inputs(CHECKED), over_norms)
+        with unchanged(dense.model), _speaking_of(shares):
+            pruning = engine.prune(dense, criterion, selection, options, data)
     return Pruned(pruning, model, rewrapped(model, pruning.model))
 
 

@@ -95,6 +95,12 @@ def compare(
     Raises SurgeryError where the networks differ, or the dense one cannot run in eval mode.
     """
     case = _Case(model, narrow, graph, drop, inputs_of(batch), tuple(silent))
+    with unchanged(model, narrow):
+        return _compared(case, tolerance)
+
+
+def _compared(case: _Case, tolerance: float | None) -> Agreement:
+    model, graph, drop = case.model, case.graph, case.drop
     dtype = _precision(model)
     limit = (_EXACT if dtype == torch.float64 else _CLOSE) if tolerance is None else tolerance
     norms = [name for name in graph.inexact if bool(drop.cpu()[graph.ins[name]].any())]
@@ -115,7 +121,7 @@ def compare(
                 f"largest output in {mode} mode (at most {limit:g}, {found.precision}); please "
                 "report the network"
             )
-    note = f"with zeros from {listed(case.silent)}" if silent else ""
+    note = f"with zeros from {listed(case.silent)}" if case.silent else ""
     return dataclasses.replace(found, note="; ".join(filter(None, (note, found.note))))
 
 
