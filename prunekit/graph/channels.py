@@ -87,6 +87,7 @@ class ChannelGraph:
     def trace(cls, model: nn.Module, example: Example, over_norms: bool = False) -> ChannelGraph:
         """Run `model` on labels, as in eval and in train mode; the model itself is not touched.
 
+        Where its forward goes by flags or by the size of its inputs, the other sides are run too.
         Names are those inside its wrappers (DataParallel, torch.compile), where it is in some.
 
         Of `example` only shapes and types are used; costs are those of eval mode. A layer norm over
