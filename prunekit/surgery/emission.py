@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from prunekit.graph import ChannelGraph, ChannelSelection
-from prunekit.graph.arguments import Arguments
+from prunekit.graph.arguments import Arguments, input_of
 from prunekit.graph.layers import BATCH_NORMS, CONSUMERS, INSTANCE_NORMS, channel_dim, layer_named
 from prunekit.modes import evaluating
 from prunekit.surgery.check import floats_in, run_on, trained
@@ -217,16 +217,17 @@ class _Followers(TorchFunctionMode):
     def norm(self, name: str) -> Callable[..., None]:
         """A forward pre-hook of a batch norm."""
 
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
             self._norms[name] += 1
-            if args[0] in self._owner:
-                self._pairs[self._owner[args[0]], name] += 1
+            given = input_of(args, kwargs)
+            if given in self._owner:
+                self._pairs[self._owner[given], name] += 1
 
         return hook
 
-    def select(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+    def select(self, module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
         """A forward pre-hook of a channel selection: no function may show that it reads."""
-        self.leaves(args[0])
+        self.leaves(input_of(args, kwargs))
 
     def leaves(self, outputs: Any) -> None:
         """What leaves the network is used there."""
@@ -289,16 +290,21 @@ class _Ear:
                     self.followers.functions[id(module.weight)] = (name, listen)
                     continue
                 hook = module.register_forward_pre_hook(
-                    lambda module, args, listen=listen: listen(module.forward, args[0])
+                    lambda module, args, kwargs, listen=listen: listen(
+                        module.forward, input_of(args, kwargs)
+                    ),
+                    with_kwargs=True,
                 )
                 stack.callback(hook.remove)
                 stack.callback(module.register_forward_hook(self.followers.tag(name)).remove)
             for name, module in model.named_modules():
                 if isinstance(module, BATCH_NORMS) and module.running_mean is not None:
-                    hook = module.register_forward_pre_hook(self.followers.norm(name))
+                    hook = module.register_forward_pre_hook(
+                        self.followers.norm(name), with_kwargs=True
+                    )
                     stack.callback(hook.remove)
                 if isinstance(module, ChannelSelection):
-                    hook = module.register_forward_pre_hook(self.followers.select)
+                    hook = module.register_forward_pre_hook(self.followers.select, with_kwargs=True)
                     stack.callback(hook.remove)
             yield
 
