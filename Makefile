@@ -11,7 +11,7 @@ AGAIN := -m 'not slow' --hypothesis-profile=few
 NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
 	absorb channel_selection check criteria distillation graph_lasso hinge hinge_solver hrank \
 	low_rank patterns penalties pruning recalibrate regression similarity skip_block slimming \
-	solvers surgery targets threshold training tree_lasso whole_groups)
+	solvers surgery targets threshold training tree_lasso whole_groups inputs preserved)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test numbers faults test-all lint bench reproduce-tables head-to-head clean

@@ -106,3 +106,20 @@ class Arguments:
 
     def __str__(self) -> str:
         return ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors)
+
+
+def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """What a layer is called on: its first argument, or the one named `input`."""
+    if args:
+        return args[0]
+    return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()), None)
+
+
+def with_input(
+    args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The same call on something else."""
+    if args:
+        return (value, *args[1:]), dict(kwargs)
+    name = "input" if "input" in kwargs else next(iter(kwargs))
+    return args, {**kwargs, name: value}

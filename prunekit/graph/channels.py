@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import listed
 from prunekit.graph import ops  # noqa: F401  (fills the table of operations)
-from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.arguments import Arguments, Example, input_of, with_input
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.dress import rehearse_dressed
 from prunekit.graph.layers import channel_dim, layer_named, weighs
@@ -160,7 +160,7 @@ class ChannelGraph:
                 if name in self.functional:
                     stack.enter_context(_without_inputs(layer, gone))
                 else:
-                    hook = layer.register_forward_pre_hook(_silence(gone))
+                    hook = layer.register_forward_pre_hook(_silence(gone), with_kwargs=True)
                     stack.callback(hook.remove)
             yield
 
@@ -286,10 +286,10 @@ def _without_inputs(layer: nn.Module, gone: Tensor) -> Iterator[None]:
 
 
 def _silence(dropped: Tensor) -> Any:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x, *others = args
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
+        x = input_of(args, kwargs)
         dim = channel_dim(module, x.ndim)
         kept = (~dropped).to(x).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
-        return (x * kept, *others)
+        return with_input(args, kwargs, x * kept)
 
     return hook

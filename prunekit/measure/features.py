@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from prunekit.console import track
 from prunekit.data.base import balanced
 from prunekit.errors import ConfigError, one_of
+from prunekit.graph.arguments import input_of
 from prunekit.modes import consulting
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class _Probe:
     def listening(self) -> Iterator[None]:
         """Inside it, what passes is remembered."""
         handles = [
-            module.register_forward_pre_hook(self._before(name))
+            module.register_forward_pre_hook(self._before(name), with_kwargs=True)
             if self.layer is None
             else module.register_forward_hook(self._after(name))
             for name, module in self._watched.items()
@@ -110,8 +111,8 @@ class _Probe:
         return value.flatten(1).float().cpu()
 
     def _before(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[object, ...]) -> None:
-            self._met = (name, inputs[0] if inputs else None)
+        def hook(module: nn.Module, args: tuple[object, ...], kwargs: Any) -> None:
+            self._met = (name, input_of(args, kwargs))
 
         return hook
 

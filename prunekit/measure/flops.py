@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph import ChannelSelection, shared_norms
-from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.arguments import Arguments, Example, input_of
 from prunekit.graph.nests import tensors_within
 from prunekit.modes import consulting
 
@@ -39,7 +39,8 @@ def slimming_flops(model: nn.Module, example: Example) -> int:
     """
     found: list[int] = []
     hooks = [
-        module.register_forward_hook(partial(_note_operations, found)) for module in model.modules()
+        module.register_forward_hook(partial(_note_operations, found), with_kwargs=True)
+        for module in model.modules()
     ]
     try:
         with consulting(model), torch.no_grad():
@@ -65,11 +66,11 @@ def slimming_params(model: nn.Module, example: Example) -> int:
 
 
 def _note_operations(
-    found: list[int], module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor
+    found: list[int], module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor
 ) -> None:
     for kinds, operations in _SLIMMING.items():
         if isinstance(module, kinds):
-            found.append(operations(module, inputs[0], output))
+            found.append(operations(module, input_of(args, kwargs), output))
 
 
 def _weighted(module: nn.Module, _: Tensor, output: Tensor) -> int:

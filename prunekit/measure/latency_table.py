@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from prunekit.graph import ChannelGraph
-from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.arguments import Arguments, Example, input_of
 from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, layer_named, weighs
 from prunekit.measure.cost import CostModel
 from prunekit.measure.latency import LatencyTest
@@ -202,14 +202,14 @@ def _inputs(model: nn.Module, x: Example, device: str) -> dict[str, Counter[tupl
     met: dict[str, Counter[tuple[int, ...]]] = {}
 
     def note(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            met.setdefault(name, Counter())[tuple(args[0].shape)] += 1
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> None:
+            met.setdefault(name, Counter())[tuple(input_of(args, kwargs).shape)] += 1
 
         return hook
 
     for name, module in twin.named_modules():
         if weighs(module):
-            module.register_forward_pre_hook(note(name))
+            module.register_forward_pre_hook(note(name), with_kwargs=True)
     with torch.inference_mode():
         Arguments.of(x).to(device).call(twin)
     return met

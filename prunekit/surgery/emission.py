@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunekit.graph import ChannelGraph
-from prunekit.graph.arguments import Arguments
+from prunekit.graph.arguments import Arguments, input_of
 from prunekit.graph.layers import channel_dim, layer_named, weighs
 from prunekit.graph.readers import followers, lent_biases
 from prunekit.graph.table import given, of_function, of_layer
@@ -213,7 +213,10 @@ class _Ear:
                     self.functions.heard[id(module.weight)] = listen
                     continue
                 hook = module.register_forward_pre_hook(
-                    lambda module, args, listen=listen: listen(module.forward, args[0])
+                    lambda module, args, kwargs, listen=listen: listen(
+                        module.forward, input_of(args, kwargs)
+                    ),
+                    with_kwargs=True,
                 )
                 stack.callback(hook.remove)
             yield

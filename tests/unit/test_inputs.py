@@ -204,6 +204,33 @@ def test_the_batch_of_given_data_takes_the_place_of_the_one_input():
     assert torch.equal(given, data[0][0])
 
 
+class Named(Two):
+    """Calls its layers by position, or all of them by name."""
+
+    names = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        def on(layer: nn.Module, x: Tensor) -> Tensor:
+            return layer(input=x) if self.names else layer(x)
+
+        x = F.relu(on(self.norm, on(self.left, x)))
+        return on(self.head, on(nn.ReLU(), on(self.mix, x)).mean((2, 3)))
+
+
+def test_layers_that_are_called_by_name():
+    x, told = inputs(3)[0], []
+    for names in (False, True):
+        net = Named()
+        net.names = names
+        nn.init.uniform_(net.norm.bias, 0.5, 1.5)
+        found = prunekit.prune(net, x, keep=0.5, absorb=True)
+        assert found.agreement.worst < 1e-5 and found.widths["left"] == (8, 4)
+        told.append([*map(str, found.absorbed.rows), slimming_flops(net, x), counted_macs(net, x)])
+        kept_alike(net, prunekit.prune(net, x, keep=0.5, absorb=False), (x,))
+        assert prunekit.prune(net, x, latency=0.9, on_miss="nearest").aims
+    assert told[0] == told[1] and told[0][0] == "mix -> bias: exact"
+
+
 def test_types_of_inputs_stay():
     """Doubles, halves, integers and masks arrive as what they are, also where noise is put in."""
     seen = []
