@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from prunekit.criteria.base import Scores, seen_groups
 from prunekit.errors import ConfigError
 from prunekit.graph.ops.activations import is_relu6
-from prunekit.graph.steps import operation_name
+from prunekit.graph.recording.steps import operation_name
 from prunekit.graph.table import of_name
 from prunekit.modes import consulting
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import TraceError
-from prunekit.graph.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, mapped
 
 Example = Any  # a tensor; a tuple of arguments; a mapping of arguments by name
 

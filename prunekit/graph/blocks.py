@@ -11,10 +11,10 @@ from torch import nn
 
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import CONVOLUTIONS
-from prunekit.graph.recordings import record_eval
-from prunekit.graph.steps import Kind, Recording, Step
+from prunekit.graph.recording.runs import record_eval
+from prunekit.graph.recording.steps import Kind, Recording, Step
+from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.table import of_step
-from prunekit.graph.twin import twin_of
 from prunekit.graph.walks import alone, makers, meets, reaching, sides, sources
 from prunekit.graph.whole import goes_whole
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.graph.nests import mapped
-from prunekit.graph.steps import Kind, Step
+from prunekit.graph.recording.nests import mapped
+from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.table import Operation
 from prunekit.graph.values import Value, each, values_in
 

@@ -19,10 +19,10 @@ from prunekit.graph.layers import channel_dim, layer_named, weighs
 from prunekit.graph.mask import flags
 from prunekit.graph.ops.activations import rectifies
 from prunekit.graph.partition import FIXED, Partition
-from prunekit.graph.recordings import take
+from prunekit.graph.recording.runs import take
+from prunekit.graph.recording.steps import Recording
+from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.rehearsal import rehearse
-from prunekit.graph.steps import Recording
-from prunekit.graph.twin import twin_of
 from prunekit.graph.wrappers import network_in
 from prunekit.modes import same_chance
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph.calls import Call
 from prunekit.graph.layers import TRANSPOSED, weighs
-from prunekit.graph.steps import Kind
+from prunekit.graph.recording.steps import Kind
 
 _LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
 

@@ -16,8 +16,8 @@ from prunekit.graph.layers import TRANSPOSED, channel_dim, weighs, widths
 from prunekit.graph.ops.norms import norm_owner
 from prunekit.graph.ops.weights import weight_path
 from prunekit.graph.partition import FIXED, Partition
+from prunekit.graph.recording.steps import Kind, Recording, Step
 from prunekit.graph.run import Run
-from prunekit.graph.steps import Kind, Recording, Step
 from prunekit.graph.table import of_layer
 from prunekit.graph.uncalled import Reach, fits
 from prunekit.graph.values import Value, each, fixed, spread, values_in

@@ -13,16 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError, TraceError
-from prunekit.graph.circumstances import Taken
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.layers import layer_named
 from prunekit.graph.partition import FIXED
-from prunekit.graph.recordings import run_twin
+from prunekit.graph.recording.circumstances import Taken
+from prunekit.graph.recording.runs import run_twin
+from prunekit.graph.recording.steps import Kind, Step, called, literals, tensors_among
+from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.rehearsal import Rehearsal, but_one, freeze_around, half, rehearse
 from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
-from prunekit.graph.steps import Kind, Step, called, literals, tensors_among
 from prunekit.graph.table import of_layer, of_name
-from prunekit.graph.twin import twin_of
 from prunekit.graph.values import Value, values_in
 
 _ATTEMPTS = 8

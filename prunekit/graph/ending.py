@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from prunekit.errors import SurgeryError
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import weighs
-from prunekit.graph.recordings import record_eval
-from prunekit.graph.steps import Kind, Step
+from prunekit.graph.recording.runs import record_eval
+from prunekit.graph.recording.steps import Kind, Step
+from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.table import of_layer
-from prunekit.graph.twin import twin_of
 from prunekit.graph.walks import back, sources
 
 

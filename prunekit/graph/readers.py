@@ -9,7 +9,7 @@ from torch import nn
 from prunekit.graph.layers import is_batch_norm, weighs
 from prunekit.graph.ops.norms import norm_owner
 from prunekit.graph.ops.weights import weight_path
-from prunekit.graph.steps import Kind, Recording, Step
+from prunekit.graph.recording.steps import Kind, Recording, Step
 from prunekit.graph.table import given, of_name
 
 Calls = Mapping[str, Sequence[Step]]

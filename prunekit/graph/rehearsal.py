@@ -14,8 +14,8 @@ from prunekit.errors import TraceError
 from prunekit.graph.calls import Call, shapes_equal
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.partition import FIXED
+from prunekit.graph.recording.steps import Step
 from prunekit.graph.run import Run
-from prunekit.graph.steps import Step
 from prunekit.graph.values import Value, compress, each, resize, values_in
 
 

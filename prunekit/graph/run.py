@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
-from prunekit.graph.steps import Kind, Recording, Step, replayed
+from prunekit.graph.recording.steps import Kind, Recording, Step, replayed
 from prunekit.graph.table import of_layer, of_name
 from prunekit.graph.values import Value, each, fixed
 

@@ -9,10 +9,10 @@ from torch import nn
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import is_batch_norm
 from prunekit.graph.ops.norms import norm_owner
-from prunekit.graph.recordings import record
-from prunekit.graph.steps import Kind, Recording, Step
+from prunekit.graph.recording.runs import record
+from prunekit.graph.recording.steps import Kind, Recording, Step
+from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.table import of_step
-from prunekit.graph.twin import twin_of
 from prunekit.graph.walks import ahead, makers
 
 

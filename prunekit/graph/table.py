@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.graph.steps import Kind, Step, operation_name
+from prunekit.graph.recording.steps import Kind, Step, operation_name
 
 Rule = Callable[[Any, Any], Any]  # of a pass over the recording and a call, to the call's result
 Indices = Sequence[int] | Tensor | None

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.graph.layers import channel_dim, widths
-from prunekit.graph.steps import HELD, Kind, Recording, Step
+from prunekit.graph.recording.steps import HELD, Kind, Recording, Step
 from prunekit.graph.values import Value, values_in
 
 _OUTSIDE = -1

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.graph.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, mapped
 
 
 @dataclass(frozen=True, eq=False)

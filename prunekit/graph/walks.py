@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
 
-from prunekit.graph.steps import HELD, Recording, Step
+from prunekit.graph.recording.steps import HELD, Recording, Step
 
 Sides = tuple[list[Step], list[Step]]
 

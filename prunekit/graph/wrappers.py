@@ -9,7 +9,7 @@ from typing import Any
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from prunekit.graph.twin import wrapped
+from prunekit.graph.recording.twin import wrapped
 from prunekit.modes import compiling, hand_hooks
 
 

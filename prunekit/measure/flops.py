@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from prunekit.graph import ChannelSelection, shared_norms
 from prunekit.graph.arguments import Arguments, Example, input_of
-from prunekit.graph.nests import tensors_within
+from prunekit.graph.recording.nests import tensors_within
 from prunekit.modes import consulting
 
 _COUNTED = ("conv", "linear", "addmm")

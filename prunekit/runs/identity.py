@@ -18,7 +18,7 @@ from torch.nn.parameter import UninitializedTensorMixin
 from prunekit.build import build
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.recordings import record
+from prunekit.graph.recording.runs import record
 from prunekit.runs.digests import sha256_of
 
 Settings = Mapping[str, Any]

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from prunekit.errors import SurgeryError, listed
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
-from prunekit.graph.nests import tensors_within
+from prunekit.graph.recording.nests import tensors_within
 from prunekit.graph.table import of_function
 from prunekit.modes import duplicate, evaluating, muted, seeded, unchanged, uncompiled
 

@@ -9,7 +9,7 @@ import torch
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.graph.steps import HELD, Kind, Recording, Step
+from prunekit.graph.recording.steps import HELD, Kind, Recording, Step
 from prunekit.graph.table import of_name
 from prunekit.surgery.skip import ADDED, FUNCTIONS, SkipBlock
 

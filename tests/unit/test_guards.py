@@ -281,7 +281,7 @@ def test_what_only_one_side_of_was_seen_is_noted():
 
 
 def test_a_network_without_branches_is_recorded_once(monkeypatch):
-    from prunekit.graph import recordings
+    from prunekit.graph.recording import runs as recordings
 
     calls = []
     kept = recordings.run_twin

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from prunekit.graph.calls import Call
+from prunekit.graph.recording.steps import Step
 from prunekit.graph.run import Run
-from prunekit.graph.steps import Step
 from prunekit.graph.table import Rule, operation
 from prunekit.graph.values import Value, fixed, spread
 

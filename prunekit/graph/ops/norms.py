@@ -12,10 +12,10 @@ from torch import nn
 from prunekit.errors import SurgeryError
 from prunekit.graph.calls import Call
 from prunekit.graph.ops.passing import ELSEWHERE, along, elsewhere, not_followed, within
+from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.run import Run
 from prunekit.graph.select import ChannelSelection
 from prunekit.graph.slicing import either, indices, narrow_tensor
-from prunekit.graph.steps import Kind, Step
 from prunekit.graph.table import Indices, of_layer, of_name, operation
 from prunekit.graph.values import Value, resize, spread
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
 from prunekit.graph.ops.moves import moved
+from prunekit.graph.recording.steps import Step
 from prunekit.graph.run import Run
-from prunekit.graph.steps import Step
 from prunekit.graph.table import operation
 from prunekit.graph.values import Value, resize, spread
 

@@ -13,9 +13,9 @@ from prunekit.errors import SurgeryError
 from prunekit.graph.calls import Call
 from prunekit.graph.layers import CONSUMERS, CONVOLUTIONS, TRANSPOSED, layer_named, weight_norm
 from prunekit.graph.ops.passing import ELSEWHERE, elsewhere, not_followed
+from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.run import Run
 from prunekit.graph.slicing import indices, narrow_tensor, put, select
-from prunekit.graph.steps import Kind, Step
 from prunekit.graph.table import Indices, given, last, of_name, operation
 from prunekit.graph.values import Value, resize, spread
 from prunekit.graph.whole import WholeGroups

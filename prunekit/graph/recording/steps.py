@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunekit.graph.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, mapped
 
 
 class Kind(Enum):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from prunekit.graph.nests import leaves_in
+from prunekit.graph.recording.nests import leaves_in
 
 
 class Unseen(Exception):

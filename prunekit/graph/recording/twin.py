@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import TraceError
-from prunekit.graph.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, mapped
 from prunekit.graph.table import of_layer
 
 _CONTAINERS = (

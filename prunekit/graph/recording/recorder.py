@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from prunekit.graph.execution import Execution, in_place
-from prunekit.graph.leaks import forget
-from prunekit.graph.lines import current_line, place_of
-from prunekit.graph.listening import Heard, listening
-from prunekit.graph.nests import leaves_in, mapped, tensors_within
-from prunekit.graph.origins import Origins, Unseen
-from prunekit.graph.sizes import Ratio, Size, plain, tracked
-from prunekit.graph.steps import Kind, Recording, Step, operation_name, tensors_among
+from prunekit.graph.recording.execution import Execution, in_place
+from prunekit.graph.recording.leaks import forget
+from prunekit.graph.recording.lines import current_line, place_of
+from prunekit.graph.recording.listening import Heard, listening
+from prunekit.graph.recording.nests import leaves_in, mapped, tensors_within
+from prunekit.graph.recording.origins import Origins, Unseen
+from prunekit.graph.recording.sizes import Ratio, Size, plain, tracked
+from prunekit.graph.recording.steps import Kind, Recording, Step, operation_name, tensors_among
 
 _MOVED = frozenset({"T", "mT", "H", "mH", "data", "real", "imag"})
 _ASKED_SIZES = frozenset({"size", "numel", "nelement", "stride"})

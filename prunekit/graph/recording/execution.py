@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph.nests import mapped
-from prunekit.graph.shapes import quick_call, quick_layer
-from prunekit.graph.sizes import plain
-from prunekit.graph.steps import operation_name, tensors_among
+from prunekit.graph.recording.nests import mapped
+from prunekit.graph.recording.shapes import quick_call, quick_layer
+from prunekit.graph.recording.sizes import plain
+from prunekit.graph.recording.steps import operation_name, tensors_among
 from prunekit.graph.table import of_function
 
 _PLACED = frozenset({"to", "cuda", "cpu", "type", "new_tensor"})

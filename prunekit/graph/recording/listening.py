@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph.origins import Unseen
-from prunekit.graph.twin import is_layer
+from prunekit.graph.recording.origins import Unseen
+from prunekit.graph.recording.twin import is_layer
 
 
 class Listener(Protocol):

@@ -11,7 +11,7 @@ import torch
 Line = tuple[str, int]
 
 _TORCH = f"{Path(torch.__file__).parent}{os.sep}"
-_HERE = f"{Path(__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def place_of(line: Line | None) -> str:

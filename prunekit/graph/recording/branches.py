@@ -11,9 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from prunekit.graph.circumstances import Circumstances, Inputs, Taken, in_words, twice
-from prunekit.graph.nests import leaves_in
-from prunekit.graph.steps import Kind, Recording, Step, replayed, steps_in
+from prunekit.graph.recording.circumstances import Circumstances, Inputs, Taken, in_words, twice
+from prunekit.graph.recording.nests import leaves_in
+from prunekit.graph.recording.steps import Kind, Recording, Step, replayed, steps_in
 
 _MOST = 8  # runs beside those at half and at double size
 _ATTEMPTS = 3  # at the other side of one branch

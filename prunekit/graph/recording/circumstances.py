@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.steps import Recording
+from prunekit.graph.recording.steps import Recording
 
 _COARSEST = 32  # networks halve their maps about five times
 _WIDEST = 4

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from prunekit.graph.lines import in_torch
+from prunekit.graph.recording.lines import in_torch
 from prunekit.graph.table import entries
 
 Tell = Callable[[nn.Module], None]

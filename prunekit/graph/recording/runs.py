@@ -16,14 +16,14 @@ from torch import nn
 
 from prunekit.errors import TraceError
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.attributes import attributes_heard
-from prunekit.graph.branches import Sides
-from prunekit.graph.circumstances import Circumstances, Taken, other_flags
-from prunekit.graph.lines import in_torch
-from prunekit.graph.origins import Unseen
-from prunekit.graph.recorder import Recorder
-from prunekit.graph.steps import Recording
-from prunekit.graph.twin import first_line, set_mode, twin_of
+from prunekit.graph.recording.attributes import attributes_heard
+from prunekit.graph.recording.branches import Sides
+from prunekit.graph.recording.circumstances import Circumstances, Taken, other_flags
+from prunekit.graph.recording.lines import in_torch
+from prunekit.graph.recording.origins import Unseen
+from prunekit.graph.recording.recorder import Recorder
+from prunekit.graph.recording.steps import Recording
+from prunekit.graph.recording.twin import first_line, set_mode, twin_of
 from prunekit.modes import same_chance
 
 # shapes alone where that is enough, then numbers, then numbers with sizes that are not followed
