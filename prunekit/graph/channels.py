@@ -98,7 +98,8 @@ class ChannelGraph:
         model = network_in(model)
         with same_chance(), torch.no_grad():
             runs = take(model, Arguments.of(example))
-            first = Discovery(twin_of(model), [one.recording for one in runs], over_norms)
+            recordings = [one.recording for one in runs]
+            first = Discovery(runs[0].twin or twin_of(model), recordings, over_norms)
             first.play()
             rehearse(first)
             rehearse_dressed(model, runs, first)

@@ -38,8 +38,12 @@ class Circumstances:
 
 @dataclass(frozen=True, eq=False)
 class Taken:
-    """A run, and the circumstances it was recorded under, by which it can be repeated."""
+    """A run of a copy, and the circumstances it was recorded under, by which it can be repeated.
 
+    `twin` is the copy where it still is one: on shapes alone, and nothing changed its parameters.
+    """
+
+    twin: nn.Module | None
     recording: Recording
     at: Circumstances
     asked: Collection[str]  # what else the forward depends on

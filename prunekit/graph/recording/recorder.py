@@ -92,6 +92,13 @@ class Recorder(TorchFunctionMode):
         if kept:
             forget(kept)
 
+    @property
+    def left_alone(self) -> bool:
+        """Whether the run left the parameters of the copy as they were, as hooks may not."""
+        named = [*self.twin.named_parameters(), *self.twin.named_buffers()]
+        hooked = any(one._forward_hooks or one._forward_pre_hooks for one in self.twin.modules())
+        return not hooked and {id(tensor): path for path, tensor in named} == self._paths
+
     def trying(self, place: str) -> str:
         """What failed, with its place in the user's code."""
         if self._trying is None:

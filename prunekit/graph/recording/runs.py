@@ -86,7 +86,8 @@ def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
         except Exception as error:
             recorder.fail(_told(error, recorder, at.example), error)
     recorder.recording.under = at.under
-    return Taken(recorder.recording, at, recorder.asked, recorder.error)
+    kept = twin if recorder.left_alone and not at.numbers else None
+    return Taken(kept, recorder.recording, at, recorder.asked, recorder.error)
 
 
 def _include(found: list[Taken], again: Taken) -> None:

@@ -157,6 +157,8 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
             state[key] = type(value)(value)
         elif key in _HOOKS:
             state[key] = type(value)()
+        elif type(value) is set:
+            state[key] = set(value) if all(map(_is_plain, value)) else copy.deepcopy(value, memo)
         elif key == "_compiled_call_impl":
             state[key] = None
         elif key in ("_graph", "meta") and isinstance(module, fx.GraphModule):
