@@ -23,6 +23,9 @@ class Listener(Protocol):
     ) -> Any:
         """Run the forward, and return what it returned."""
 
+    def replaced(self, tensor: Tensor, source: Any) -> None:
+        """The memory of a tensor is from now on that of another."""
+
 
 class Heard:
     """A module of the network that is run, as it was before the run."""
@@ -73,6 +76,13 @@ def listening(listener: Listener, network: nn.Module) -> Iterator[None]:
             listener.asked.add("grad")
             return graded()
 
+        def set_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            found = torch._C.TensorBase.set_(tensor, *args, **kwargs)
+            listener.replaced(tensor, args[0] if args else kwargs.get("source"))
+            return found
+
+        stack.callback(delattr, Tensor, "set_")  # modes are not told of it
+        Tensor.set_ = set_
         stack.callback(setattr, torch._C.ScriptFunction, "__call__", scripted)
         stack.callback(setattr, torch, "is_grad_enabled", graded)
         torch._C.ScriptFunction.__call__ = call
