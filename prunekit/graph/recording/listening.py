@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph.recording.origins import Unseen
 from prunekit.graph.recording.twin import is_layer
 
 
@@ -23,6 +22,9 @@ class Listener(Protocol):
         self, call: Heard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         """Run the forward, and return what it returned."""
+
+    def replaced(self, tensor: Tensor, source: Any) -> None:
+        """The memory of a tensor is from now on that of another."""
 
 
 class Heard:
@@ -74,9 +76,11 @@ def listening(listener: Listener, network: nn.Module) -> Iterator[None]:
             return graded()
 
         def set_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            raise Unseen("Tensor.set_ puts other numbers in the place of those that are known")
+            found = torch._C.TensorBase.set_(tensor, *args, **kwargs)
+            listener.replaced(tensor, args[0] if args else kwargs.get("source"))
+            return found
 
-        stack.callback(delattr, Tensor, "set_")  # which is that of its base again
+        stack.callback(delattr, Tensor, "set_")  # modes are not told of it
         Tensor.set_ = set_
         stack.callback(setattr, torch._C.ScriptFunction, "__call__", scripted)
         stack.callback(setattr, torch, "is_grad_enabled", graded)

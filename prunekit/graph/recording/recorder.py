@@ -144,11 +144,18 @@ class Recorder(TorchFunctionMode):
 
     def _written(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """An attribute of a tensor that is set: its numbers may become those of another."""
-        if func.__self__.__name__ == "data" and self._known(args):
-            step = self._step_of(args[1])
-            func(args[0], plain(args[1]), **kwargs)
-            return self._register(args[0], step)
-        return func(*args, **kwargs)
+        found = func(*args, **kwargs)
+        if func.__self__.__name__ == "data":
+            self.replaced(*args)
+        return found
+
+    def replaced(self, tensor: Tensor, source: Any) -> None:
+        """The memory of a tensor is from now on that of another."""
+        if self._known((tensor, source)):
+            with torch._C.DisableTorchFunction():
+                if not isinstance(source, Tensor):
+                    raise Unseen(f"memory is put into a tensor of shape {tuple(tensor.shape)}")
+                self._register(tensor, self._step_of(source))
 
     def _read(self, func: Callable[..., Any], attribute: str, args: Any) -> Any:
         """An attribute of a tensor: shapes are followed, types and devices are plain."""
