@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from itertools import count
 from typing import Any
@@ -14,7 +14,7 @@ from prunekit.errors import TraceError
 from prunekit.graph.calls import Call, shapes_equal
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.partition import FIXED
-from prunekit.graph.recording.steps import Step
+from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.run import Run
 from prunekit.graph.values import Value, compress, each, resize, values_in
 
@@ -25,7 +25,8 @@ def rehearse(first: Discovery) -> None:
     Where no operation depends on sizes, labels alone are exact. Raises TraceError where nothing
     more can be frozen and a rehearsal still fails.
     """
-    if not first.adopted and all(_follows_labels(step, first) for step in first.steps):
+    changing = _changing(first)
+    if not first.adopted and all(_follows_labels(s, first, changing) for s in first.steps):
         return
     scenes = [half, ends]
     if any(step.guard for step in first.steps):  # any threshold lies between all and one
@@ -49,14 +50,45 @@ def rehearse(first: Discovery) -> None:
             )
 
 
-def _follows_labels(step: Step, first: Discovery) -> bool:
+def _follows_labels(step: Step, first: Discovery, changing: Collection[Step]) -> bool:
     """Whether an operation does to any narrowed input what it did to the labels."""
-    if step not in first.calls:
+    if step not in first.calls or step.asks:
+        return step not in changing
+    entry = first.calls[step].entry
+    if entry is None or entry.steady or not entry.takes_sizes:
         return True
-    call = first.calls[step]
-    if step.asks or call.entry is None:
-        return not step.asks
-    return call.entry.steady or not call.entry.takes_sizes
+    return not entry.moves and not any(source in changing for source in step.sources)
+
+
+def _changing(first: Discovery) -> set[Step]:
+    """The numbers that are others in narrowed versions: computed from how many channels there are.
+
+    A shape that is read as a whole is none of them, only what is taken of it.
+    """
+    found: set[Step] = set()
+    for step in first.steps:
+        if step.asks and any(one in found or _counts(step, one, first) for one in step.sources):
+            found.add(step)
+    return found
+
+
+def _counts(step: Step, source: Step, first: Discovery) -> bool:
+    """Whether a step counts entries of a tensor along dimensions that hold channels."""
+    index = next((arg for arg in step.args[1:] if isinstance(arg, int)), None)
+    tensor = source
+    if source.asks:  # an item of a shape
+        if step.name != "getitem" or source.name not in ("getattr", "size", "stride"):
+            return False
+        tensor = source.sources[0]
+    elif step.name in ("getattr", "size") and index is None:
+        return False
+    if tensor.kind is Kind.TENSOR:
+        return True  # a parameter, which may be narrowed with a layer
+    values = values_in(first.results[tensor])
+    return any(
+        bool(value.varying) and (index is None or index % value.meta.ndim in value.varying)
+        for value in values
+    )
 
 
 def freeze_around(first: Discovery, failed: list[Step]) -> bool:
@@ -148,10 +180,12 @@ class Rehearsal(Run):
     def call(self, call: Call) -> Any:
         """Only operations that move entries may depend on sizes that change."""
         before = self.first.calls[call.step]
-        sized = call.entry is not None and call.entry.takes_sizes
-        if call.values and not sized and _differ(call, before):
-            raise _Mismatch
-        alike = shapes_equal((call.args, call.kwargs), (before.args, before.kwargs))
+        alike = _shapes(call) == _shapes(before)
+        if any(source.asks for source in call.step.sources):
+            sized = call.entry is not None and call.entry.takes_sizes
+            if call.values and not sized and _differ(call, before):
+                raise _Mismatch
+            alike = shapes_equal((call.args, call.kwargs), (before.args, before.kwargs))
         return super().call(replace(call, recorded=alike))
 
     def executed(self, call: Call) -> Any:
@@ -239,6 +273,10 @@ def culprits(steps: Iterable[Step], results: dict[Step, Any]) -> list[Value]:
         if not values:
             queue.extend(step.sources)
     return found
+
+
+def _shapes(call: Call) -> list[torch.Size]:
+    return [value.meta.shape for value in call.values]
 
 
 def _differ(call: Call, before: Call) -> bool:

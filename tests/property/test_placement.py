@@ -11,12 +11,13 @@ import torch
 from blocks import MORE
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch import fx, nn
+from torch import nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, Placement
 from prunekit.graph.blocks import Layout, blocks
-from prunekit.graph.junctions import alone, reaching, sides
+from prunekit.graph.recording.steps import Kind, Recording, Step
+from prunekit.graph.walks import alone, reaching, sides
 from prunekit.surgery import Attach, fold
 from prunekit.targets import Matrices
 
@@ -25,37 +26,39 @@ ONE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @st.composite
-def graphs(draw: st.DrawFn) -> fx.Graph:
+def graphs(draw: st.DrawFn) -> Recording:
     """Additions and activations of earlier results, in random order."""
-    graph = fx.Graph()
-    nodes = [graph.placeholder("x"), graph.placeholder("y")]
+    graph, result = Recording(), torch.empty(1, device="meta")
+    nodes = [graph.add(Step(Kind.INPUT, place, (), {}, result)) for place in range(2)]
     for _ in range(draw(st.integers(2, 14))):
         first, second = draw(st.tuples(*[st.sampled_from(nodes[-5:])] * 2))
         pair = draw(st.booleans()) and first is not second
-        made = (torch.add, (first, second)) if pair else (torch.relu, (first,))
-        nodes.append(graph.call_function(*made))
-    graph.output(nodes[-1])
+        target, args, name = (
+            (torch.add, (first, second), "add") if pair else (torch.relu, (first,), "relu")
+        )
+        nodes.append(graph.add(Step(Kind.CALL, target, args, {}, result, name)))
+    graph.add(Step(Kind.OUTPUT, "output", ((nodes[-1],),), {}))
     return graph
 
 
-def before(node: fx.Node) -> set[fx.Node]:
+def before(node: Step) -> set[Step]:
     """A step and all that it depends on."""
-    return {node}.union(*(before(one) for one in node.all_input_nodes))
+    return {node}.union(*(before(one) for one in node.sources))
 
 
 @settings(max_examples=150, deadline=None)
 @given(graphs())
 def test_sides_are_what_one_operand_needs_and_the_other_does_not(graph):
-    place = {node: index for index, node in enumerate(graph.nodes)}
-    for node in graph.nodes:
+    place = {node: index for index, node in enumerate(graph.steps)}
+    for node in graph.steps:
         if node.target is torch.add:
-            both = [before(one) for one in node.all_input_nodes]
+            both = [before(one) for one in node.sources]
             left, right = sides(node, place)
             assert (set(left), set(right)) == (both[0] - both[1], both[1] - both[0])
             for side in (left, right):
                 assert [place[one] for one in side] == sorted(map(place.get, side), reverse=True)
-                others = [n for n in graph.nodes if n not in side and n is not node]
-                needed = {one for other in others for one in other.all_input_nodes}
+                others = [n for n in graph.steps if n not in side and n is not node]
+                needed = {one for other in others for one in other.sources}
                 used = needed & set(side)
                 expected = {n for n in side if not any(n in before(u) for u in used)}
                 assert alone(node, side) == expected
@@ -64,7 +67,7 @@ def test_sides_are_what_one_operand_needs_and_the_other_does_not(graph):
 @settings(max_examples=100, deadline=None)
 @given(graphs(), st.integers(0, 3))
 def test_reaching_follows_what_passes(graph, stop):
-    nodes = [*graph.nodes]
+    nodes = [*graph.steps]
     blocked = set(nodes[2 : 2 + stop])
 
     def goal(node):

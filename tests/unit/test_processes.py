@@ -119,7 +119,7 @@ def test_what_is_wrapped_is_cut_as_it_is():
     assert list(sparse.scores()) == ["0"]
     with torch.no_grad():
         model[0].weight[1] = 0
-    assert prunekit.shrink(wrapped, sparse.graph, sparse.scores())[0].out_channels == 3
+    assert prunekit.shrink(wrapped, sparse.graph, sparse.scores()).module[0].out_channels == 3
 
 
 if __name__ == "__main__":

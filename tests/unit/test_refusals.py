@@ -19,17 +19,15 @@ def net() -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 6, 3), nn.Conv2d(6, 4, 3))
 
 
-class Branch(nn.Module):
-    """Decides by what it sees."""
+class Mapped(nn.Module):
+    """Computes where nobody sees it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.inner = net()
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.sum() > 0:
-            x = -x
-        return self.inner(x)
+        return self.inner(torch.vmap(lambda one: one * 2)(x))
 
 
 class Decoded(nn.Module):
@@ -90,7 +88,7 @@ def test_an_example_that_is_none(example, parts):
 @pytest.mark.parametrize(
     ("model", "parts"),
     [
-        (lambda: Branch(), ["test_refusals.py:", "if x.sum() > 0:", "independent of the data"]),
+        (lambda: Mapped(), ["test_refusals.py:", "torch.vmap", "not seen"]),
         (lambda: nn.Sequential(nn.LazyConv2d(8, 3)), ["lazy", "run one batch"]),
         (lambda: net().to("meta"), ["model", "meta device"]),
         (lambda: torch.jit.trace(net(), X), ["torch.jit"]),

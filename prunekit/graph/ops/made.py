@@ -8,33 +8,29 @@ from torch import Tensor
 from prunekit.graph.calls import Call
 from prunekit.graph.recording.steps import Step
 from prunekit.graph.run import Run
-from prunekit.graph.table import Rule, operation
+from prunekit.graph.table import operation
 from prunekit.graph.values import Value, fixed, spread
 
 
-def made(first: int) -> Rule:
-    """A rule for factories whose sizes are the arguments from this one on.
+def made(run: Run, call: Call) -> Value:
+    """A tensor of sizes that are given.
 
     A dimension as long as another tensor has channels, by its very size, has the same channels;
     one whose length was computed from such sizes has blank ones, until something is written there.
     """
-
-    def rule(run: Run, call: Call) -> Value:
-        with torch.device("meta"):
-            meta = call.on_meta().to("meta")
-        sizes = call.written(first, "size")
-        if not isinstance(sizes, tuple | list):
-            sizes = call.step.args[first:]
-        for dim, size in enumerate(sizes):
-            if isinstance(size, Step) and meta.shape[dim] > 1:
-                labels = _channels(run, size)
-                if labels is None and _counts_channels(run, size):
-                    labels = run.blank(call, meta, dim)
-                if labels is not None and len(labels) == meta.shape[dim]:
-                    return Value(meta, spread(labels, dim, meta.ndim))
-        return fixed(meta)
-
-    return rule
+    with torch.device("meta"):
+        meta = call.on_meta().to("meta")
+    sizes = call.written(0, "size")
+    if not isinstance(sizes, tuple | list):
+        sizes = call.step.args
+    for dim, size in enumerate(sizes):
+        if isinstance(size, Step) and dim < meta.ndim and meta.shape[dim] > 1:
+            labels = _channels(run, size)
+            if labels is None and _counts_channels(run, size):
+                labels = run.blank(call, meta, dim)
+            if labels is not None and len(labels) == meta.shape[dim]:
+                return Value(meta, spread(labels, dim, meta.ndim))
+    return fixed(meta)
 
 
 def _channels(run: Run, size: Step) -> Tensor | None:
@@ -60,5 +56,4 @@ def _counts_channels(run: Run, size: Step) -> bool:
     )
 
 
-operation(made(0), "zeros ones empty full rand randn", makes=True)
-operation(made(1), "new_zeros new_ones new_empty new_full", makes=True)
+operation(made, "zeros ones empty full rand randn", makes=True)

@@ -8,25 +8,38 @@ from typing import Any
 
 import torch
 
+_NESTS = (tuple, list, dict, slice)  # and what is derived from them, such as torch.Size
+_leaves: set[type] = {int, float, bool, str, type(None), torch.Tensor, torch.dtype}
+
+
+def _is_leaf(item: Any) -> bool:
+    """Whether nothing can be in it; classes that were seen are remembered, which is faster."""
+    kind = type(item)
+    if kind in _leaves:
+        return True
+    if isinstance(item, _NESTS):
+        return False
+    _leaves.add(kind)
+    return True
+
 
 def mapped(nest: Any, change: Callable[[Any], Any]) -> Any:
     """The same nest with every leaf changed."""
-    if isinstance(nest, torch.Size):
-        return tuple(mapped(item, change) for item in nest)
+    if _is_leaf(nest):
+        return change(nest)
     if isinstance(nest, tuple):
-        items = [mapped(item, change) for item in nest]
-        return type(nest)(*items) if hasattr(nest, "_fields") else _like(type(nest), items)
+        items = [change(item) if _is_leaf(item) else mapped(item, change) for item in nest]
+        return tuple(items) if type(nest) in (tuple, torch.Size) else _like(nest, items)
     if isinstance(nest, list):
         return [mapped(item, change) for item in nest]
     if isinstance(nest, dict):
         return {key: mapped(item, change) for key, item in nest.items()}
-    if isinstance(nest, slice):
-        return slice(*(mapped(item, change) for item in (nest.start, nest.stop, nest.step)))
-    return change(nest)
+    return slice(*(mapped(item, change) for item in (nest.start, nest.stop, nest.step)))
 
 
-def _like(kind: type, items: list[Any]) -> tuple[Any, ...]:
-    return tuple(items) if kind is tuple else kind(items)  # named tuples of torch take a list
+def _like(nest: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
+    """A named tuple of the same kind; those of torch take a list."""
+    return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
 
 
 def leaves_in(nest: Any, kind: type | tuple[type, ...]) -> list[Any]:
@@ -37,16 +50,16 @@ def leaves_in(nest: Any, kind: type | tuple[type, ...]) -> list[Any]:
 
 
 def _gather(item: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
-    if isinstance(item, kind):
-        found.append(item)
-    elif isinstance(item, tuple | list):
-        for one in item:
-            _gather(one, kind, found)
-    elif isinstance(item, dict):
-        for one in item.values():
-            _gather(one, kind, found)
-    elif isinstance(item, slice):
-        _gather((item.start, item.stop, item.step), kind, found)
+    if _is_leaf(item):
+        if isinstance(item, kind):
+            found.append(item)
+        return
+    if isinstance(item, dict):
+        inner: Any = item.values()
+    else:
+        inner = (item.start, item.stop, item.step) if isinstance(item, slice) else item
+    for one in inner:
+        _gather(one, kind, found)
 
 
 def tensors_within(found: Any, depth: int = 6) -> list[torch.Tensor]:

@@ -88,7 +88,9 @@ class Recorder(TorchFunctionMode):
     def _end(self) -> None:
         """Sizes are plain from now on, and nobody keeps shapes of this run."""
         self._ended = True
-        kept = [one for one in (known() for known in self._shapes) if one is not None]
+        own = {id(leaf) for leaf in _held_by(self.twin)}
+        left = (known() for known in self._shapes)
+        kept = [one for one in left if one is not None and id(one) not in own]
         if kept:
             forget(kept)
 
@@ -393,6 +395,12 @@ def _shared(tensor: Tensor) -> bool:
 
 
 _shape = Tensor.shape.__get__
+
+
+def _held_by(network: nn.Module) -> Iterator[Tensor]:
+    """The tensors among the variables of modules, parameters and buffers."""
+    for module in network.modules():
+        yield from leaves_in(vars(module), Tensor)
 
 
 def _devices(twin: nn.Module) -> Iterator[Tensor]:
