@@ -82,6 +82,8 @@ def _counts(step: Step, source: Step, first: Discovery) -> bool:
         tensor = source.sources[0]
     elif step.name in ("getattr", "size") and index is None:
         return False
+    if "stride" in (step.name, source.name):
+        index = None  # how far entries are apart depends on all dimensions behind
     if tensor.kind is Kind.TENSOR:
         return True  # a parameter, which may be narrowed with a layer
     values = values_in(first.results[tensor])
