@@ -18,7 +18,7 @@ from prunekit.graph.layers import layer_named
 from prunekit.graph.partition import FIXED
 from prunekit.graph.recording.circumstances import Taken
 from prunekit.graph.recording.runs import run_twin
-from prunekit.graph.recording.steps import Kind, Step, called, literals, tensors_among
+from prunekit.graph.recording.steps import Kind, Step, called, literals, novel, tensors_among
 from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.rehearsal import Rehearsal, but_one, freeze_around, half, rehearse
 from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
@@ -39,7 +39,8 @@ def rehearse_dressed(model: nn.Module, runs: Sequence[Taken], first: Discovery) 
     too where widths are read off attributes, since nobody sees what those are compared with.
     Raises TraceError where freezing does not help.
     """
-    for taken in runs:
+    fresh = novel([taken.recording for taken in runs])
+    for taken in (one for one in runs if one.recording in fresh):
         attributes = any(_removable(first, layer) for layer, _ in taken.recording.widths)
         if taken.works and (attributes or any(True for _ in _asked(first, taken))):
             for dropped in (half, but_one) if attributes else (half,):

@@ -14,7 +14,7 @@ from prunekit.errors import TraceError
 from prunekit.graph.calls import Call, shapes_equal
 from prunekit.graph.discovery import Discovery
 from prunekit.graph.partition import FIXED
-from prunekit.graph.recording.steps import Kind, Step
+from prunekit.graph.recording.steps import Kind, Step, novel
 from prunekit.graph.run import Run
 from prunekit.graph.values import Value, compress, each, resize, values_in
 
@@ -154,11 +154,12 @@ class Rehearsal(Run):
     """
 
     def __init__(self, first: Discovery, roots: Tensor, drop: Tensor) -> None:
-        super().__init__(first.twin, first.recordings, first.over_norms)
+        super().__init__(first.twin, novel(first.recordings), first.over_norms)
         self.first = first
         self.roots = roots
         self.drop = drop
         self.failed: list[Step] = []
+        self._shrunk: dict[Any, tuple[Tensor, Tensor]] = {}  # by labels, which the first pass holds
 
     def play(self) -> None:
         """Run the network, and note every step whose result is not what it should be."""
@@ -236,6 +237,13 @@ class Rehearsal(Run):
 
     def shrink(self, value: Value) -> Value:
         """The value that the narrowed network should compute."""
+        key = id(value.labels), value.meta.shape, value.meta.dtype, value.meta.stride()
+        if key not in self._shrunk:
+            self._shrunk[key] = self._narrowed(value)
+        labels, meta = self._shrunk[key]
+        return Value(meta, labels, value.source)
+
+    def _narrowed(self, value: Value) -> tuple[Tensor, Tensor]:
         labels = compress(self.roots[value.labels])
         meta = value.meta
         for dim, size in enumerate(labels.shape):
@@ -245,7 +253,7 @@ class Rehearsal(Run):
                 kept = (~gone).nonzero().flatten()
                 labels = labels.index_select(dim, kept)
                 meta = resize(meta, dim, len(kept))
-        return Value(meta, compress(labels), value.source)
+        return compress(labels), meta
 
     def _kept(self, labels: Tensor) -> Tensor:
         labels = self.roots[labels]

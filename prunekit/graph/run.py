@@ -26,6 +26,7 @@ class Run(ABC):
         self.over_norms = over_norms
         self.steps = [step for recording in recordings for step in recording.steps]
         self.results: dict[Step, Any] = {}
+        self._modules = dict(twin.named_modules())
 
     @abstractmethod
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
@@ -67,7 +68,7 @@ class Run(ABC):
         if step.kind is Kind.OUTPUT:
             return self.output(step, args[0])
         if step.kind is Kind.LAYER:
-            module = self.twin.get_submodule(step.target)
+            module = self._modules[step.target]
             return self.call(Call(step, module, args, kwargs, of_layer(module), module))
         return self.call(Call(step, step.target, args, kwargs, of_name(step.name)))
 

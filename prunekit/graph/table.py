@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -79,12 +80,18 @@ def operation(rule: Rule, functions: str = "", *layers: type[nn.Module], **facts
     entry = Operation(rule=rule, functions=functions.split(), layers=layers, **facts)
     _FUNCTIONS.update(dict.fromkeys(entry.functions, entry))
     _LAYERS.update(dict.fromkeys(entry.layers, entry))
+    _of_class.cache_clear()
     return entry
 
 
 def of_layer(module: nn.Module) -> Operation | None:
     """The entry of a layer; None for modules that are unknown."""
-    return next((_LAYERS[cls] for cls in type(module).__mro__ if cls in _LAYERS), None)
+    return _of_class(type(module))
+
+
+@cache
+def _of_class(kind: type[nn.Module]) -> Operation | None:
+    return next((_LAYERS[cls] for cls in kind.__mro__ if cls in _LAYERS), None)
 
 
 def of_name(name: str | None) -> Operation | None:

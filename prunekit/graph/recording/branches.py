@@ -5,6 +5,7 @@ What a forward compares is computed again for other sizes, so that few of them h
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -34,7 +35,6 @@ class Branch:
     guard: Step
     outcomes: set[bool] = field(default_factory=set)
     reads: dict[Sizes, list[int]] = field(default_factory=dict)
-    attempts: int = 0
 
     @property
     def sides(self) -> int:
@@ -74,6 +74,7 @@ class Sides:
         self.tried = tried
         self.branches: dict[Any, Branch] = {}
         self._done: set[Sizes] = set()
+        self._attempts: Counter[Any] = Counter()
         self._refused: set[Any] = set()  # comparisons and outcomes at which runs ended
         self._flat: set[Any] = set()  # those that no size turns
         self._far = not first.at.numbers  # where nothing is computed large inputs cost nothing
@@ -136,8 +137,9 @@ class Sides:
     def _aims(self, inputs: Inputs) -> Iterator[Sizes]:
         """Sizes at which branches that are open take their other sides."""
         for branch in self.branches.values():
-            if self._open(branch) and branch.attempts < _ATTEMPTS:
-                branch.attempts += 1
+            line = branch.guard.line  # the same in every module of a class
+            if self._open(branch) and self._attempts[line] < _ATTEMPTS:
+                self._attempts[line] += 1
                 yield from self._turning(inputs, branch)
 
     def _open(self, branch: Branch) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -35,8 +35,9 @@ class Step:
     """One step of a run. In `args` and `kwargs` steps stand for the tensors and sizes they made.
 
     `result` has tensors on the meta device in place of all. `calls` are the modules in whose
-    forward it happened, outermost first: the number of the call, and the path. `guard` says that
-    the forward went on with the plain value of it, a branch for instance.
+    forward it happened, outermost first: the number of the call, and the path. `asks` says that it
+    asks for a size or a type, so that nothing of the channels goes on; `guard` that the forward
+    went on with the plain value of it, a branch for instance.
     """
 
     kind: Kind
@@ -48,6 +49,7 @@ class Step:
     calls: tuple[tuple[int, str], ...] = ()
     line: tuple[str, int] | None = None
     guard: bool = False
+    asks: bool = False
     sources: tuple[Step, ...] = ()
     users: list[Step] = field(default_factory=list)
 
@@ -55,11 +57,6 @@ class Step:
     def where(self) -> str:
         """Where it stands in the user's code, for messages."""
         return f"{Path(self.line[0]).name}:{self.line[1]}" if self.line else "forward"
-
-    @property
-    def asks(self) -> bool:
-        """Whether it asks for a size or a type: nothing of the channels goes on."""
-        return self.kind is Kind.CALL and not leaves_in(self.result, Tensor)
 
     def __str__(self) -> str:
         if self.kind is not Kind.CALL:
@@ -83,6 +80,7 @@ class Recording:
 
     def add(self, step: Step) -> Step:
         """Append a step, and tell those that it reads."""
+        step.asks = step.kind is Kind.CALL and not leaves_in(step.result, Tensor)
         step.sources = tuple(dict.fromkeys(steps_in((step.args, step.kwargs))))
         for source in step.sources:
             source.users.append(step)
@@ -140,6 +138,18 @@ def literals(step: Step, kinds: Collection[type] = (int, float, bool, str)) -> A
 
 
 _PLACES = frozenset({int, str})  # dimensions, channels and modes: what they touch depends on these
+
+
+def novel(recordings: Sequence[Recording]) -> list[Recording]:
+    """The recordings with a line of code, or a layer, that none before them has."""
+    seen: set[Any] = set()
+    found = []
+    for recording in recordings:
+        here = {(step.line, step.name or str(step.target)) for step in recording.steps}
+        if not here <= seen:
+            found.append(recording)
+            seen |= here
+    return found
 
 
 def steps_in(nest: Any) -> list[Step]:
