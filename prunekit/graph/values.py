@@ -49,6 +49,8 @@ def fixed(meta: Tensor, constant: Tensor | None = None) -> Value:
 
 def compress(labels: Tensor) -> Tensor:
     """Shrink every dimension along which the labels do not change to size one."""
+    if not labels.numel():  # a network may have found nothing
+        return labels.new_zeros([1] * labels.ndim)
     for dim, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
         if size > 1 and stride == 0:
             labels = labels.narrow(dim, 0, 1)

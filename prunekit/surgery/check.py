@@ -26,10 +26,14 @@ _CLOSE = 1e-4  # and floats
 
 @dataclass(frozen=True)
 class Gap:
-    """The largest difference of outputs, and the same relative to the largest output."""
+    """The largest difference of outputs, and the same relative to the largest output.
+
+    `empty` says that the outputs had no entries, as where a detector finds nothing.
+    """
 
     absolute: float
     relative: float
+    empty: bool = False
 
     @classmethod
     def between(cls, found: Any, reference: Any) -> Gap:
@@ -45,7 +49,8 @@ class Gap:
                 "they must be the same number of floating-point tensors, of the same shapes"
             )
         gaps = [_gap(x, y) for x, y in zip(ours, theirs, strict=True)]
-        return cls(max(g.absolute for g in gaps), max(g.relative for g in gaps))
+        empty = not any(x.numel() for x in theirs)
+        return cls(max(g.absolute for g in gaps), max(g.relative for g in gaps), empty)
 
 
 @dataclass(frozen=True)
@@ -63,6 +68,11 @@ class Agreement:
         return max(gap.relative for gap in (self.eval, self.train) if gap is not None)
 
     def __str__(self) -> str:
+        if self.eval.empty:
+            return (
+                "narrow and silenced network put out nothing on this batch, so nothing was compared; "
+                "give an example in which the network finds something"
+            )
         modes = [("eval", self.eval), ("train", self.train)]
         told = ", ".join(
             f"{gap.relative:.1e} in {mode} mode (absolute {gap.absolute:.1e})"

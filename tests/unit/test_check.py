@@ -252,6 +252,12 @@ def test_norms_over_channels_cut_on_request_are_told_not_refused():
         assert ("norms over channels lost some: 1" in found.note) is not exact
 
 
+def test_outputs_without_entries_are_no_proof():
+    nothing = Gap.between({"boxes": torch.zeros(0, 4)}, {"boxes": torch.zeros(0, 4)})
+    assert nothing.empty and "nothing was compared" in str(Agreement(nothing, None))
+    assert not Gap.between(torch.ones(1), torch.ones(1)).empty
+
+
 def test_agreement_prints_without_training():
     assert str(Agreement(Gap(2e-7, 1e-7), None, "float32", "train mode not compared: x")) == (
         "narrow = silenced network up to 1.0e-07 in eval mode (absolute 2.0e-07), float32; "

@@ -363,3 +363,19 @@ def test_a_branch_on_gradients():
             return x + 1 if torch.is_grad_enabled() else x.tanh()
 
     followed(Graded())
+
+
+def test_networks_that_find_nothing():
+    """Tensors without entries go with no channel, and hinder none."""
+
+    class Finding(Net):
+        def forward(self, x):
+            x = torch.relu(self.bn(self.first(x)))
+            found = (x.mean((2, 3)) > 1e9).nonzero()[:, 0]
+            scores = self.head(self.last(x).mean((2, 3)))
+            return {"scores": scores, "found": scores[found], "boxes": x.mean((1, 2, 3))[found]}
+
+    net = oracle.distinct(Finding()).eval()
+    narrow, _ = cut(net)
+    exact(net, narrow)
+    assert oracle.share(net, narrow, "last") <= 0.75
