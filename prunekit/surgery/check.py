@@ -70,8 +70,8 @@ class Agreement:
     def __str__(self) -> str:
         if self.eval.empty:
             return (
-                "narrow and silenced network put out nothing on this batch, so nothing was compared; "
-                "give an example in which the network finds something"
+                "narrow and silenced network put out nothing on this batch, so nothing was "
+                "compared; give an example in which the network finds something"
             )
         modes = [("eval", self.eval), ("train", self.train)]
         told = ", ".join(
