@@ -7,18 +7,23 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
+
+from prunekit.graph.recording.nests import leaves_in
 
 _DEPTH = 3  # tuples around a tensor
 
 
-def forget(tensors: Sequence[Tensor]) -> None:
-    """Take these tensors out of whatever holds them.
+def forget(tensors: Sequence[Tensor], network: nn.Module) -> None:
+    """Take these tensors out of whatever holds them, but for the modules of the copy itself.
 
     A shape that stays in a cache would meet the numbers of the next run.
     """
-    lost = {id(tensor) for tensor in tensors}
-    _take_out(list(tensors), lost, {id(tensors), id(lost)}, _DEPTH)
+    own = {id(leaf) for one in network.modules() for leaf in leaves_in(vars(one), Tensor)}
+    leaked = [tensor for tensor in tensors if id(tensor) not in own]
+    lost = {id(tensor) for tensor in leaked}
+    if lost:
+        _take_out(leaked, lost, {id(leaked), id(tensors), id(lost)}, _DEPTH)
 
 
 def _take_out(held: list[Any], lost: set[int], ours: set[int], depth: int) -> None:

@@ -88,11 +88,8 @@ class Recorder(TorchFunctionMode):
     def _end(self) -> None:
         """Sizes are plain from now on, and nobody keeps shapes of this run."""
         self._ended = True
-        own = {id(leaf) for leaf in _held_by(self.twin)}
-        left = (known() for known in self._shapes)
-        kept = [one for one in left if one is not None and id(one) not in own]
-        if kept:
-            forget(kept)
+        kept = [one for one in (known() for known in self._shapes) if one is not None]
+        forget(kept, self.twin)
 
     @property
     def left_alone(self) -> bool:
@@ -395,12 +392,6 @@ def _shared(tensor: Tensor) -> bool:
 
 
 _shape = Tensor.shape.__get__
-
-
-def _held_by(network: nn.Module) -> Iterator[Tensor]:
-    """The tensors among the variables of modules, parameters and buffers."""
-    for module in network.modules():
-        yield from leaves_in(vars(module), Tensor)
 
 
 def _devices(twin: nn.Module) -> Iterator[Tensor]:
