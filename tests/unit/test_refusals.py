@@ -76,7 +76,7 @@ def line(model: object, example: object = X, **settings: object) -> str:
         (X.double(), ["double", "float"]),
         (X.to("meta"), ["example", "meta device"]),
         (None, ["NoneType", "must be a tensor"]),
-        ({"x": X}, ["takes (input)"]),
+        ({"x": X}, ["takes (input)", "holds x=", "dict with their names"]),
         ((1, 3, 8, 8), ["int, int", "must be a tensor"]),
     ],
 )

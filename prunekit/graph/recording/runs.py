@@ -146,11 +146,11 @@ def _check_signature(model: nn.Module, example: Arguments) -> None:
         try:
             signature.bind(*example.args, **example.kwargs)
         except TypeError as error:
-            count = len(example.args) + len(example.kwargs)
+            named = ", ".join(f"{name}=" for name in example.kwargs)
             raise TraceError(
                 f"{type(model).__name__}.forward takes ({', '.join(signature.parameters)}), the "
-                f"example holds {count} tensor(s); give an example with one tensor for each "
-                "argument"
+                f"example holds {named or f'{len(example.args)} tensor(s)'}; give an example with "
+                "one tensor for each argument, or a dict with their names"
             ) from error
 
 
