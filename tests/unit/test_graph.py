@@ -110,6 +110,10 @@ EXACT = {  # pattern -> groups that must be found
         lambda net, x: x * float(net.first.weight.shape[2]),
         {"first": 8},
     ),
+    "group norm, and sizes that are read": (
+        lambda net, x: F.group_norm(x.reshape(x.shape), x.shape[1] // 4).view(x.shape),
+        {"first": 2},
+    ),
     "group norm by function": (
         lambda net, x: F.group_norm(x, x.shape[1] // 2),
         {"first": 4},
@@ -252,6 +256,13 @@ def test_layer_is_pruned_exactly_or_frozen_with_a_note(name):
     assert sizes(graph) == {**groups, **LAST}
     assert bool(graph.notes) == (not groups)
     assert macs == counted_macs(net, EXAMPLE)
+
+
+def test_groups_that_are_normalised_keep_their_size_in_rehearsals():
+    moves = nn.Unflatten(1, (-1, 3)), nn.Flatten(1, 2)
+    net = nn.Sequential(nn.Conv2d(3, 30, 3), nn.GroupNorm(10, 30), *moves, nn.Conv2d(30, 4, 1))
+    graph, _ = compare(net)
+    assert sizes(graph) == {"0": 10} and not graph.notes
 
 
 def test_layers_called_twice_and_tied_layers_share_their_units():

@@ -70,7 +70,7 @@ def in_groups(run: Run, call: Call) -> Any:
     if elsewhere(run, call, 1):
         return run.unknown(call, ELSEWHERE)
     labels = call.values[0].along(1)
-    _same_fate(run, call, labels, len(labels) // call.module.num_groups)
+    _same_fate(run, call, labels, call.module.num_channels // call.module.num_groups)
     run.norm(call, labels)
     return Value(call.values[0].meta, call.values[0].labels)
 
@@ -85,7 +85,8 @@ def in_groups_by_function(run: Run, call: Call) -> Any:
     layer = None if owner is None else run.twin.get_submodule(owner)
     if getattr(layer, "num_groups", None) != groups and not isinstance(call.written(1), Step):
         return run.unknown(call, "its number of groups is a constant")
-    _same_fate(run, call, labels, len(labels) // groups)
+    size = len(labels) // groups if layer is None else layer.num_channels // layer.num_groups
+    _same_fate(run, call, labels, size)
     return _lent(run, call, labels, others)
 
 
