@@ -21,12 +21,15 @@ from prunekit.graph.recording.runs import run_twin
 from prunekit.graph.recording.steps import Kind, Step, called, literals, novel, tensors_among
 from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.rehearsal import Rehearsal, but_one, freeze_around, half, rehearse
-from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
+from prunekit.graph.slicing import kept_indices, narrow_tensor, number_anew, put_back
 from prunekit.graph.table import of_layer, of_name
 from prunekit.graph.values import Value, values_in
 
 _ATTEMPTS = 8
 _SIZES = frozenset({"getattr", "size", "numel", "nelement", "stride"})
+
+# weights of the same shapes, in which about as many values are picked, or the others
+_OTHER_NUMBERS = (lambda weight: weight.flip(0), torch.neg, lambda weight: weight * 0)
 
 Dropped = Callable[[Discovery, Tensor], Tensor]
 Fits = Callable[[Step, Step], bool]
@@ -50,7 +53,7 @@ def rehearse_dressed(model: nn.Module, runs: Sequence[Taken], first: Discovery) 
 def _settle(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) -> None:
     for _ in range(_ATTEMPTS):
         differing = _differing(model, taken, first, dropped)
-        if not differing or _moody(model, taken):
+        if not differing or _differs_by_itself(model, taken):
             return
         if not _freeze(first, taken, differing):
             break
@@ -64,14 +67,14 @@ def _settle(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) 
 
 
 def _differing(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) -> list[Step]:
-    """The steps of a run that a narrowed copy does otherwise, up to the first that leads astray."""
+    """The steps that differ in a narrowed copy, up to the first that changes the course."""
     roots = first.parts.roots()
     drop = dropped(first, roots)
     twin = twin_of(model, taken.at.numbers)
     try:
         _narrow(twin, first, drop[roots])
     except SurgeryError:
-        return []  # nor will it be narrowed in earnest
+        return []  # the network itself will be refused in the same way
     again = run_twin(twin, taken.at).recording
     promised = _promised(first, roots, drop, taken.at.numbers)
     return [*_compared(taken.recording.steps, again.steps, promised)]
@@ -123,17 +126,20 @@ def _same_numbers(one: Step, other: Step) -> bool:
     return lent or literals(one) == literals(other)
 
 
-def _moody(model: nn.Module, taken: Taken) -> bool:
-    """Whether the whole network does not do the same twice either, nor with other numbers."""
-    twin = twin_of(model, taken.at.numbers)
-    for parameter in twin.parameters() if taken.at.numbers else ():
-        parameter.data = parameter.data.flip(0)
-    again = run_twin(twin, taken.at).recording
-    return any(True for _ in _compared(taken.recording.steps, again.steps, lambda *_: True))
+def _differs_by_itself(model: nn.Module, taken: Taken) -> bool:
+    """Whether a copy that keeps its widths, with other weights if it has any, differs as well."""
+    for changed in _OTHER_NUMBERS if taken.at.numbers else (Tensor.detach,):
+        twin = twin_of(model, taken.at.numbers)
+        for parameter in twin.parameters():
+            parameter.data = changed(parameter.data)
+        again = run_twin(twin, taken.at).recording
+        if any(True for _ in _compared(taken.recording.steps, again.steps, lambda *_: True)):
+            return True
+    return False
 
 
 def _freeze(first: Discovery, taken: Taken, differing: Sequence[Step]) -> bool:
-    """Freeze the widths that may have led astray: those read nearby, those at hand, then all."""
+    """Freeze the widths that may be the cause: those read nearby, those at hand, then all."""
     lines = {(step.line, step.kind) for step in differing if step.line} | {*differing}
     steps = [s for s in taken.recording.steps if (s.line, s.kind) in lines or s in lines]
     title = str(differing[0])
@@ -199,7 +205,7 @@ def _removable(first: Discovery, layer: str) -> bool:
 def _narrow(twin: nn.Module, first: Discovery, gone: Tensor) -> None:
     """Cut a copy, as surgery cuts the network."""
     for name, labels in first.ins.items():
-        kept = _kept(labels, gone), _kept(first.outs[name], gone)
+        kept = kept_indices(labels, gone), kept_indices(first.outs[name], gone)
         if kept != (None, None):
             layer = layer_named(twin, name)
             entry = of_layer(layer)
@@ -209,14 +215,9 @@ def _narrow(twin: nn.Module, first: Discovery, gone: Tensor) -> None:
     for path, sides in first.held.items():
         owner, _, leaf = path.rpartition(".")
         for dim, labels in sides.items():
-            narrow_tensor(twin.get_submodule(owner), leaf, dim, _kept(labels, gone))
+            narrow_tensor(twin.get_submodule(owner), leaf, dim, kept_indices(labels, gone))
     for path, labels in first.picks.items():
         owner, _, leaf = path.rpartition(".")
-        among = _kept(labels, gone)
+        among = kept_indices(labels, gone)
         if among is not None:
             number_anew(getattr(twin.get_submodule(owner), leaf), among)
-
-
-def _kept(labels: Tensor, gone: Tensor) -> tuple[int, ...] | None:
-    dropped = gone[labels]
-    return tuple((~dropped).nonzero().flatten().tolist()) if bool(dropped.any()) else None

@@ -36,6 +36,12 @@ def indices(keep: Indices, width: int) -> Tensor:
     return kept
 
 
+def kept_indices(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
+    """The places in `units` of those that are False in `drop`, a mask over ids; None for all."""
+    gone = drop[units]
+    return tuple((~gone).nonzero().flatten().tolist()) if bool(gone.any()) else None
+
+
 def number_anew(found: Tensor, among: Sequence[int]) -> None:
     """Make indices among all channels indices among those that are left, in place."""
     left = torch.tensor(among, device=found.device, dtype=found.dtype)

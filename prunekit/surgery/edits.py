@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import layer_named, widths
-from prunekit.graph.slicing import narrow_tensor, number_anew, put_back
+from prunekit.graph.slicing import kept_indices, narrow_tensor, number_anew, put_back
 from prunekit.surgery.narrow import narrow
 
 _FOREIGN = "the edit was made for another network"
@@ -103,7 +103,7 @@ class Narrow:
         _refuse_empty(graph, drop, without)
         keeps = {}
         for name, units in graph.ins.items():
-            ins, outs = _kept(units, drop), _kept(graph.outs[name], drop)
+            ins, outs = kept_indices(units, drop), kept_indices(graph.outs[name], drop)
             if name not in without and (ins is not None or outs is not None):
                 keeps[name] = Keep(ins, outs, (len(units), len(graph.outs[name])))
         tensors = {path: one for path, one in _entries(graph, drop) if path not in without}
@@ -174,17 +174,12 @@ def _entries(graph: ChannelGraph, drop: Tensor) -> Iterator[tuple[str, KeepEntri
         for dim, units in enumerate(sides):
             if units is None:
                 continue
-            kept, among = _kept(units, drop), None
+            kept, among = kept_indices(units, drop), None
             if path in graph.picks:
-                among = _kept(graph.picks[path], drop)
+                among = kept_indices(graph.picks[path], drop)
                 kept = tuple(range(len(units))) if kept is None and among is not None else kept
             if kept is not None:
                 yield path, KeepEntries(dim, kept, len(units), among)
-
-
-def _kept(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
-    gone = drop[units]
-    return tuple((~gone).nonzero().flatten().tolist()) if bool(gone.any()) else None
 
 
 def _refuse_empty(graph: ChannelGraph, drop: Tensor, without: Collection[str]) -> None:
