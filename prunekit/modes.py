@@ -36,7 +36,7 @@ def consulting(*models: nn.Module) -> Iterator[None]:
 
     Random states, too.
     """
-    with unchanged(*models), same_chance(), uncompiled():
+    with unchanged(*models), random_states_kept(), uncompiled():
         for model in models:
             model.eval()
         yield
@@ -66,7 +66,7 @@ def unchanged(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def same_chance() -> Iterator[None]:
+def random_states_kept() -> Iterator[None]:
     """Random numbers may be drawn inside; afterwards they go on as if none had been.
 
     Those of torch on all devices in use, of numpy and of Python.
@@ -84,7 +84,7 @@ def same_chance() -> Iterator[None]:
 @contextmanager
 def seeded() -> Iterator[None]:
     """Inside it, all random numbers start from one seed; afterwards they go on as if unused."""
-    with same_chance():
+    with random_states_kept():
         torch.manual_seed(0)
         random.seed(0)
         if "numpy" in sys.modules:

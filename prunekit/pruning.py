@@ -24,7 +24,7 @@ from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Example
 from prunekit.graph.wrappers import network_in, rewrapped
 from prunekit.measure import CostModel
-from prunekit.modes import same_chance, unchanged
+from prunekit.modes import random_states_kept, unchanged
 from prunekit.selection import (
     SELECTIONS,
     Aim,
@@ -247,7 +247,7 @@ def prune(
         _check_alone(selection, shares | rules)
     choice("over_norms", over_norms, (True, False))
     options = CutOptions(absorb, check)
-    with same_chance():  # a loader that shuffles draws from the global numbers, too
+    with random_states_kept():  # a loader that shuffles draws from the global numbers, too
         data = _data(data, criterion)
         dense = Traced.of(model, example, data and data.inputs(CHECKED), over_norms)
         with unchanged(dense.model), _speaking_of(shares):

@@ -16,7 +16,7 @@ from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.wrappers import network_in
 from prunekit.measure import Clock, FoldedCost
 from prunekit.measure.latency_table import Track
-from prunekit.modes import same_chance, unchanged, uncompiled
+from prunekit.modes import random_states_kept, unchanged, uncompiled
 from prunekit.surgery.cut import Cut, cut
 
 ABSORB = (True, False, "auto", "maps")
@@ -106,7 +106,7 @@ class Traced:
 
     def scores(self, criterion: Criterion, data: Data | None) -> Scores:
         """A number per unit of every group that the criterion can judge, larger = keep."""
-        with unchanged(self.model), uncompiled(), same_chance():
+        with unchanged(self.model), uncompiled(), random_states_kept():
             return criterion.scores(self.model, self.graph, data, self.device)
 
     def cut(

@@ -24,7 +24,7 @@ from prunekit.graph.recording.steps import Recording
 from prunekit.graph.recording.twin import twin_of
 from prunekit.graph.rehearsal import rehearse
 from prunekit.graph.wrappers import network_in
-from prunekit.modes import same_chance
+from prunekit.modes import random_states_kept
 
 _INEXACT = (
     "normed over channels that can go on request (over_norms): where some go the statistics of the "
@@ -96,7 +96,7 @@ class ChannelGraph:
         TraceError where the forward cannot be followed or the example does not fit.
         """
         model = network_in(model)
-        with same_chance(), torch.no_grad():
+        with random_states_kept(), torch.no_grad():
             runs = take(model, Arguments.of(example))
             recordings = [one.recording for one in runs]
             first = Discovery(runs[0].twin or twin_of(model), recordings, over_norms)

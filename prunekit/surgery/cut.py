@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Example
 from prunekit.graph.wrappers import renew
-from prunekit.modes import duplicate, same_chance, unchanged
+from prunekit.modes import duplicate, random_states_kept, unchanged
 from prunekit.surgery.absorb import Absorbed, branch_constants
 from prunekit.surgery.absorb import absorb as absorb_constants
 from prunekit.surgery.check import Agreement, compare
@@ -60,7 +60,7 @@ def cut(
     and all random states, stay as they are.
     Raises SurgeryError, for an empty layer in no residual branch too.
     """
-    with unchanged(model), same_chance():
+    with unchanged(model), random_states_kept():
         return _cut(model, graph, keep, batch, absorb=absorb, check=check, maps=maps)
 
 

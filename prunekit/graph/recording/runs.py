@@ -24,7 +24,7 @@ from prunekit.graph.recording.origins import Unseen
 from prunekit.graph.recording.recorder import Recorder
 from prunekit.graph.recording.steps import Recording
 from prunekit.graph.recording.twin import first_line, set_mode, twin_of
-from prunekit.modes import same_chance
+from prunekit.modes import random_states_kept
 
 # shapes alone where that is enough, then numbers, then numbers with sizes that are not followed
 _WAYS = ((False, True), (True, True), (True, False))
@@ -77,7 +77,7 @@ def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
     given = at.example.changed(lambda x: x.detach().clone()) if at.numbers else at.example.shapes()
     recorder = Recorder(twin, at.sizes)
     with (
-        same_chance(),
+        random_states_kept(),
         torch.set_grad_enabled(at.grad),
         attributes_heard(recorder.width_read, recorder.mode_read),
     ):
