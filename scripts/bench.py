@@ -26,11 +26,11 @@ from prunekit import penalties, solvers, targets
 from prunekit.console import say, table
 from prunekit.data import Data, HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
+from prunekit.graph import ChannelGraph
+from prunekit.methods.hinge import Attach, Placement
 from prunekit.models import resnet20
 from prunekit.runs.files import write_csv
 from prunekit.solvers.base import Solver, check_fit
-from prunekit.surgery import Attach
 from prunekit.training import Schedule, fit
 
 BATCH = 128

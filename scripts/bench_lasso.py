@@ -19,10 +19,19 @@ import torch
 from bench import Row, publish, row
 from torch import Tensor
 
-from prunekit.criteria.entry import EntryOrder
-from prunekit.penalties import Edges, GraphLasso, Penalty, Tree, TreeLasso
-from prunekit.similarity import Grams, Maps, Tables, tables_of
-from prunekit.solvers.regression import FISTA, GraphADMM, Regression, RegressionSolver
+from prunekit.methods.gram_lasso import (
+    Edges,
+    Grams,
+    GraphLasso,
+    Maps,
+    Tables,
+    Tree,
+    TreeLasso,
+    tables_of,
+)
+from prunekit.methods.gram_lasso.entry import EntryOrder
+from prunekit.methods.gram_lasso.regression import FISTA, GraphADMM, Regression, RegressionSolver
+from prunekit.penalties import Penalty
 
 WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # VGG-16
 EXAMPLES, CLASSES, ENTRIES = 128, 10, 16

@@ -18,10 +18,10 @@ from pathlib import Path
 
 from bench import Row, publish, row
 
-from prunekit.runs.gather import collect
-from prunekit.runs.page.document import document
+from prunekit.reporting.collect import collect
+from prunekit.reporting.page.document import document
+from prunekit.reporting.tables import summary
 from prunekit.runs.report import Report
-from prunekit.runs.tables import summary
 
 RUNS, PAGE = 1000, 100
 MOST_SECONDS, MOST_MEGABYTES = 3.0, 5.0

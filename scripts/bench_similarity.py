@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from prunekit.data import Data, TensorBatches
 from prunekit.graph import ChannelGraph
+from prunekit.methods.gram_lasso import Grams, Maps, RawMaps, Statistics, tables_of
 from prunekit.models import vgg16
-from prunekit.similarity import Grams, Maps, RawMaps, Statistics, tables_of
 
 EXAMPLES = 128
 CHANNELS, SIDE = 256, 8  # VGG-16's third stage on images of 32 x 32

@@ -23,8 +23,8 @@ from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.runs.files import write_csv
 from prunekit.selection import PerLayer
-from prunekit.surgery.check import randomised
 from prunekit.surgery.cut import cut
+from prunekit.surgery.equivalence import randomised
 
 NETWORKS = (
     *("resnet18", "resnet50", "vgg16_bn", "densenet121", "googlenet", "mobilenet_v2"),

@@ -27,12 +27,13 @@ from prunekit.console import say
 from prunekit.criteria import L1Norm
 from prunekit.errors import ConfigError, ExportError
 from prunekit.export import require_onnx
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import CostModel, FoldedCost, LatencyTest
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, LatencyTest
+from prunekit.methods.hinge import Attach, FoldedCost, Placement, fold
 from prunekit.modes import duplicate
 from prunekit.runs.files import write_csv
 from prunekit.selection import MacsTarget
-from prunekit.surgery import Attach, Narrow, fold
+from prunekit.surgery import Narrow
 
 OUT = Path(__file__).resolve().parents[1] / "docs/results"
 NAME = "decomposed_latency"

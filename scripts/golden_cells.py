@@ -20,8 +20,8 @@ from torch import nn
 import prunekit
 from prunekit import criteria
 from prunekit import selection as selections
+from prunekit.methods.gram_lasso.regression import FISTA
 from prunekit.selection import MeanNorm
-from prunekit.solvers.regression import FISTA
 
 STILL = (  # training that moves nothing: it only leaves what sparsify leaves
     *("schedule=smoke", f"schedule.sparsify.batch={IMAGES}", "runtime=cpu", "runtime.threads=1"),

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import prunekit
 from prunekit import models
-from prunekit.selection import Slimming
+from prunekit.methods.slimming import Slimming
 
 FILES = Path(__file__).resolve().parents[1] / "tests" / "golden" / "files"
 OUTPUTS = "outputs.json"

@@ -22,7 +22,8 @@ import torchvision
 from prunekit.console import say, table
 from prunekit.criteria import L1Norm
 from prunekit.graph import ChannelGraph
-from prunekit.measure import Clock, FoldedCost, LatencyTest
+from prunekit.measure import Clock, LatencyTest
+from prunekit.methods.hinge import FoldedCost
 from prunekit.runs.files import write_csv
 from prunekit.selection import LatencyTarget, Scored
 from prunekit.surgery import Narrow

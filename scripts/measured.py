@@ -12,7 +12,7 @@ import torch
 
 from prunekit.console import table
 from prunekit.errors import ArtifactError
-from prunekit.runs.compare import paired
+from prunekit.reporting.significance import paired
 from prunekit.runs.files import read_json, write_csv, write_text
 
 NOT_RUN = "not run"

@@ -9,9 +9,9 @@ from pathlib import Path
 from measured import Row, metrics, publish, refuse_empty, spread, verdict, write_markdown
 from slim_resnet20 import NONE, TABLE, Extent, chosen, named, strong, trial
 
-from prunekit.runs.curves import accuracy_against_size
-from prunekit.runs.gather import collect
-from prunekit.runs.tables import summary
+from prunekit.reporting.collect import collect
+from prunekit.reporting.tables import summary
+from prunekit.reporting.tradeoff import accuracy_against_size
 
 SMALL = ("below/1e-02", "below/1e-03", "below/1e-04")
 AFTER = {  # metric of the prune stage -> column

@@ -27,7 +27,7 @@ from measured import (
 from slim_resnet20 import PENALTIES, folder
 from tables import TAIL, Job
 
-from prunekit.measure import slimming_flops
+from prunekit.methods.slimming import slimming_flops
 from prunekit.surgery import load_model
 
 PUBLISHED = Path(__file__).parent / "published"

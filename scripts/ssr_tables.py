@@ -172,7 +172,7 @@ def write_figure3(root: Path, out: Path, scale: Scale) -> None:
     """Error against compression for all methods, first seed: csv and plots."""
     import pandas as pd
 
-    from prunekit.runs.plots import tradeoff
+    from prunekit.reporting.plots import tradeoff
 
     one = Scale(scale.seeds[:1], (), scale.overrides, scale.scratch_epochs)
     base = metrics(root, dense("ssr_t1", scale.seeds[0], scale).name, "pretrain") or {}
@@ -206,7 +206,7 @@ def write_figure5(root: Path, out: Path, scale: Scale) -> None:
     """Filters left, loss and error per epoch: AULM, ADMM and SGD on l2,1; l2,0 against l2,1."""
     import pandas as pd
 
-    from prunekit.runs.plots import convergence
+    from prunekit.reporting.plots import convergence
 
     runs = {job.name.rsplit("/", 1)[1]: job.name for job in figure5(scale)[1:]}
     files = {label: root / name / "sparsify" / "metrics.csv" for label, name in runs.items()}

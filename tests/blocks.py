@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from prunekit.graph import ChannelSelection
+from prunekit.methods.slimming import ChannelSelection
 
 
 class Block(nn.Module):

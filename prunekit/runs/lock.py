@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit.atomic import guarded
+from prunekit.atomic_write import guarded
 from prunekit.console import doing
 from prunekit.errors import ArtifactError
 

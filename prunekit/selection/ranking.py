@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from torch import Tensor
 
-from prunekit.checks import number
 from prunekit.errors import ConfigError
 from prunekit.selection.base import Aim, Masks, Scored, Selected
-from prunekit.selection.collapse import emptied_notes, first_emptied
+from prunekit.selection.emptied_layers import emptied_notes, first_emptied
 from prunekit.selection.normalise import Normalise
 from prunekit.selection.pool import Describe, FindsWidths, Pool
+from prunekit.validate import number
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelMask

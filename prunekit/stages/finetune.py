@@ -16,8 +16,8 @@ from prunekit.penalties import L1
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.solvers import Hold, Solver
+from prunekit.stages.common import check_fits, counts, history_writer, load_source, quality
 from prunekit.stages.head import paced, with_head
-from prunekit.stages.parts import check_fits, counts, history_writer, load_source, quality
 from prunekit.stages.root import KeepZeros
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Stage

@@ -14,16 +14,17 @@ from torch.nn.parameter import UninitializedParameter
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ConfigError, listed
-from prunekit.graph import ChannelSelection
-from prunekit.graph.placement import Placement
+from prunekit.methods.hinge import Attach, attached
+from prunekit.methods.hinge.placement import Placement
+from prunekit.methods.slimming import ChannelSelection, Selections
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.parts import check_fits, load_source
+from prunekit.stages.common import check_fits, load_source
 from prunekit.stages.root import ChannelSelections
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Parts, Read
 from prunekit.stages.weights import Dense
-from prunekit.surgery import Attach, Edit, SavedModel, Selections, attached, load_weights
+from prunekit.surgery import Edit, SavedModel, load_weights
 from prunekit.surgery.weights import fit
 
 log = logging.getLogger(__name__)

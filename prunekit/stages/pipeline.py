@@ -8,9 +8,9 @@ from pathlib import Path
 
 from prunekit.console import say
 from prunekit.errors import ConfigError, one_of
-from prunekit.runs.pool import Pool
 from prunekit.runs.report import Metrics, Report
 from prunekit.runs.rundir import LOOKING, RunDir
+from prunekit.runs.stage_cache import Pool
 from prunekit.stages import STAGES, Made, Request, Settings, Stage, execute, stage_named
 
 DEFAULT = ("val_top1",)

@@ -16,18 +16,19 @@ from prunekit.data import Data
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced, Tune
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
+from prunekit.methods.hinge import attached, fold
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.selection import Aim, Selection
-from prunekit.stages.aftermath import accuracy_note, compared, figures, variants, written
+from prunekit.stages.common import counts, history_writer
 from prunekit.stages.network import FromNetwork, notes_on
-from prunekit.stages.parts import counts, history_writer
+from prunekit.stages.pruned_variants import accuracy_note, compared, figures, variants, written
 from prunekit.stages.root import Absorb, Diagnose, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Stage
 from prunekit.stages.weights import Dense
-from prunekit.surgery import attached, fold, save_model
+from prunekit.surgery import save_model
 from prunekit.surgery.cut import Cut
 from prunekit.training import Schedule, fit
 

@@ -19,7 +19,7 @@ from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
 from prunekit.surgery.edits import Edit, edit_from_dict
 from prunekit.surgery.weights import contents, fit
-from prunekit.torchfile import read_torch, write_torch
+from prunekit.torch_io import read_torch, write_torch
 
 FORMAT = "prunekit-model-1"
 _OURS = ("prunekit.", "torchvision.models.")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, listed
-from prunekit.torchfile import read_safetensors, read_torch
+from prunekit.torch_io import read_safetensors, read_torch
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.", "model.")

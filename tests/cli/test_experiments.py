@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from prunekit.config import config_dir, resolve
-from prunekit.graph import ChannelSelection
+from prunekit.methods.slimming import ChannelSelection
 from prunekit.stages.pipeline import check
 from prunekit.surgery import load_model
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patterns.base import Body, Pattern, body
-from prunekit.graph import ChannelSelection
-from prunekit.surgery import Selections
+from prunekit.methods.slimming import ChannelSelection, Selections
 
 
 class PreActivated(nn.Module):

@@ -12,13 +12,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import FoldedCost
+from prunekit.graph import ChannelGraph
+from prunekit.methods.hinge import Attach, FoldedCost, Hinge, Matrices, Placement, attached, fold
 from prunekit.penalties import L1
 from prunekit.rows import Rows
-from prunekit.solvers import Hinge
-from prunekit.surgery import Attach, Narrow, attached, edit_from_dict, fold, randomised
-from prunekit.targets import Matrices
+from prunekit.surgery import Narrow, edit_from_dict, randomised
 
 ALL = (*networks.BLOCKS, *MORE)
 PLACEMENTS = (Placement(), Placement({}, "svd", (), {"*": "rows"}))

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.graph.blocks import Layout, blocks
+from prunekit.graph import ChannelGraph
 from prunekit.graph.recording.steps import Kind, Recording, Step
 from prunekit.graph.walks import alone, reaching, sides
-from prunekit.surgery import Attach, fold
-from prunekit.targets import Matrices
+from prunekit.methods.hinge import Attach, Matrices, Placement, fold
+from prunekit.methods.hinge.blocks import Layout, blocks
 
 ALL = (*networks.BLOCKS, *MORE)
 ONE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

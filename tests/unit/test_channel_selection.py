@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from prunekit import criteria, models, targets
 from prunekit.errors import ArtifactError, SurgeryError
-from prunekit.graph import ChannelGraph, ChannelSelection, shared_norms
+from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.methods.slimming import ChannelSelection, Selections, shared_norms
 from prunekit.surgery import (
     Narrow,
-    Selections,
     edit_from_dict,
     load_model,
     narrow,

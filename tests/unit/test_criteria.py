@@ -30,9 +30,9 @@ from prunekit.criteria.curvature import _signs, hessian_diagonal
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.methods.slimming import Selections
 from prunekit.models import densenet40, preresnet164, vgg19
 from prunekit.selection import PerLayer, Scored
-from prunekit.surgery import Selections
 from prunekit.targets import Scales, unit_scores
 
 

@@ -13,26 +13,26 @@ from torch import nn
 
 from prunekit.data import Synthetic
 from prunekit.errors import ConfigError, SurgeryError
-from prunekit.graph import ChannelGraph, Hinged, Site
-from prunekit.measure import CostModel, FoldedCost, counted_macs
-from prunekit.models import resnet20
-from prunekit.penalties import L1
-from prunekit.problems import Joint, Regularizer, Training, Until
-from prunekit.selection import Threshold
-from prunekit.solvers import Hinge
-from prunekit.surgery import (
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.hinge import (
     Attach,
     Fold,
-    Narrow,
+    FoldedCost,
+    Hinge,
+    Hinged,
+    Matrices,
+    Site,
+    Threshold,
+    Until,
     attached,
-    edit_from_dict,
     fold,
-    load_model,
-    randomised,
-    save_model,
 )
-from prunekit.targets import Filters, Matrices
-from prunekit.training import Schedule
+from prunekit.models import resnet20
+from prunekit.penalties import L1
+from prunekit.surgery import Narrow, edit_from_dict, load_model, randomised, save_model
+from prunekit.targets import Filters
+from prunekit.training import Joint, Regularizer, Schedule, Training
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
 

@@ -10,9 +10,10 @@ import torch
 import torchvision
 
 from prunekit import models
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import CostModel, FoldedCost, counted_macs
-from prunekit.surgery import Attach, Narrow, attached, fold, load_model, randomised, save_model
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.hinge import Attach, FoldedCost, Placement, attached, fold
+from prunekit.surgery import Narrow, load_model, randomised, save_model
 
 SMALL = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -10,13 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.criteria import MatrixNorm
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement, Site
-from prunekit.measure import FoldedCost, counted_macs
+from prunekit.graph import ChannelGraph
+from prunekit.measure import counted_macs
+from prunekit.methods.hinge import (
+    Attach,
+    Fold,
+    FoldedCost,
+    MatrixNorm,
+    Placement,
+    Site,
+    Threshold,
+    fold,
+)
 from prunekit.models import resnet20
-from prunekit.selection import MacsTarget, PerLayer, Scored, Threshold, Widths
-from prunekit.surgery import Attach, Fold, Narrow, fold
+from prunekit.selection import MacsTarget, PerLayer, Scored, Widths
+from prunekit.surgery import Narrow
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 LOW_RANK = Placement(blocks={}, start="svd", layers={"*": "rows"})

@@ -21,12 +21,10 @@ from prunekit.measure import (
     latency,
     nonzero_params,
     peak_memory,
-    slimming_flops,
-    slimming_params,
     sparsity,
 )
+from prunekit.methods.slimming import Selections, slimming_flops, slimming_params
 from prunekit.models import DenseNet
-from prunekit.surgery import Selections
 from prunekit.surgery.cut import cut
 
 

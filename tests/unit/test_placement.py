@@ -16,10 +16,9 @@ from prunekit import models
 from prunekit.build import build
 from prunekit.config import config_dir, groups, resolve
 from prunekit.errors import ConfigError
-from prunekit.graph import Placement, Site
-from prunekit.graph.blocks import Block, blocks
-from prunekit.graph.places import Sites
-from prunekit.surgery import Attach
+from prunekit.methods.hinge import Attach, Placement, Site
+from prunekit.methods.hinge.blocks import Block, blocks
+from prunekit.methods.hinge.places import Sites
 
 X = torch.zeros(1, 3, 32, 32)
 

@@ -19,9 +19,9 @@ from prunekit import models
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.slimming import Selections
 from prunekit.surgery import (
     Narrow,
-    Selections,
     Shift,
     SkipBlock,
     edit_from_dict,
@@ -29,9 +29,9 @@ from prunekit.surgery import (
     narrow_optimizer,
     save_model,
 )
-from prunekit.surgery.check import Gap
+from prunekit.surgery.constants import emitting
 from prunekit.surgery.cut import cut
-from prunekit.surgery.emission import emitting
+from prunekit.surgery.equivalence import Gap
 
 X = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 
@@ -438,7 +438,7 @@ def test_prune_by_scales_removes_a_block_and_reports_what_is_left(absorb):
     net.layer2[1].bn2.weight.data.mul_(1e-3)
     graph = ChannelGraph.trace(net, X)
     share = 6 / sum(len(group.units) for group in graph.groups)
-    rule = prunekit.selection.Slimming(share, on_empty="skip_block")
+    rule = prunekit.methods.slimming.Slimming(share, on_empty="skip_block")
     found = prunekit.prune(net, X, selection=rule, criterion="bn_scale", absorb=absorb)
     assert any("block layer2.1 was removed whole" in note for note in found.notes)
     assert found.after.macs == counted_macs(found.model, (X[:1],))

@@ -18,9 +18,9 @@ from prunekit.criteria import BatchNormScale
 from prunekit.errors import ConfigError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.methods.slimming import Selections, Slimming
 from prunekit.models import DenseNet, PreResNet, vgg19
-from prunekit.selection import MacsTarget, Scored, Slimming
-from prunekit.surgery import Selections
+from prunekit.selection import MacsTarget, Scored
 
 
 def chain(*widths: int) -> nn.Sequential:

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.criteria import MatrixNorm
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import CostModel, FoldedCost, counted_macs
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.hinge import Attach, FoldedCost, MatrixNorm, Placement, Threshold, fold
 from prunekit.models import resnet20
-from prunekit.selection import Scored, Threshold
-from prunekit.surgery import Attach, Narrow, fold
+from prunekit.selection import Scored
+from prunekit.surgery import Narrow
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 FLOOR = 0.2593  # of the MACs of ResNet-20: 4 of 16, 7 of 32 and 13 of 64 rows of each matrix

@@ -15,21 +15,13 @@ from torch import nn
 
 import prunekit
 from prunekit.errors import SurgeryError
-from prunekit.graph import ChannelGraph, Site
-from prunekit.graph.whole import WholeGroups, plain_groups, whole_groups
-from prunekit.measure import CostModel, FoldedCost, counted_macs
+from prunekit.graph import ChannelGraph
+from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.hinge import Attach, Fold, FoldedCost, Matrices, Site
 from prunekit.models import ResNeXt, resnext20, resnext164
-from prunekit.surgery import (
-    Attach,
-    Fold,
-    Narrow,
-    load_model,
-    narrow,
-    narrow_optimizer,
-    save_model,
-)
+from prunekit.surgery import Narrow, load_model, narrow, narrow_optimizer, save_model
 from prunekit.surgery.cut import cut
-from prunekit.targets import Matrices
 
 ARCH = {"_target_": "prunekit.models.ResNeXt", "blocks": 2, "cardinality": 6, "width": 2, "stem": 5}
 SHAPE = (4, 3, 12, 12)
