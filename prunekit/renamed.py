@@ -14,75 +14,38 @@ _MOVED = {
         prunekit.criteria.Hierarchy
         prunekit.criteria.MaxCKA
         prunekit.criteria.Nearest
-        prunekit.criteria.Ordering
         prunekit.criteria.PublishedSearch
         prunekit.criteria.Representatives
         prunekit.criteria.Strongest
-        prunekit.criteria.Structure
         prunekit.criteria.StructuredLasso
-        prunekit.penalties.BlockTreeLasso
-        prunekit.penalties.Edges
-        prunekit.penalties.GraphLasso
-        prunekit.penalties.Tree
-        prunekit.penalties.TreeLasso
         prunekit.similarity.Calibration
-        prunekit.similarity.Centring
         prunekit.similarity.ClassBlocks
         prunekit.similarity.ClassProfiles
-        prunekit.similarity.Columns
         prunekit.similarity.Gaussian
         prunekit.similarity.Grams
-        prunekit.similarity.HKH
-        prunekit.similarity.Kernel
         prunekit.similarity.Laplacian
         prunekit.similarity.Linear
-        prunekit.similarity.Maps
         prunekit.similarity.RawMaps
-        prunekit.similarity.Responses
         prunekit.similarity.Sigmoid
         prunekit.similarity.Statistics
-        prunekit.similarity.Tables
-        prunekit.similarity.Unbiased
-        prunekit.similarity.WholeOutput
-        prunekit.similarity.tables_of
         prunekit.solvers.regression.FISTA
         prunekit.solvers.regression.GraphADMM
-        prunekit.solvers.regression.Regression
-        prunekit.solvers.regression.RegressionSolver
-        prunekit.solvers.regression.SmoothingProximalGradient
-        prunekit.solvers.regression.Solution
-        prunekit.solvers.regression.lasso_path
     """,
     "prunekit.methods.hinge": """
         prunekit.criteria.MatrixNorm
-        prunekit.graph.Hinged
         prunekit.graph.Placement
-        prunekit.graph.Site
-        prunekit.measure.FoldedCost
         prunekit.problems.Until
         prunekit.selection.Threshold
         prunekit.solvers.Annealing
         prunekit.solvers.Hinge
-        prunekit.surgery.Attach
-        prunekit.surgery.Fold
-        prunekit.surgery.Folded
-        prunekit.surgery.attached
-        prunekit.surgery.fold
         prunekit.targets.Matrices
     """,
     "prunekit.methods.slimming": """
-        prunekit.graph.ChannelSelection
-        prunekit.graph.shared_norms
-        prunekit.measure.slimming_flops
-        prunekit.measure.slimming_params
         prunekit.selection.Slimming
-        prunekit.surgery.Selections
     """,
     "prunekit.training": """
         prunekit.problems.Joint
         prunekit.problems.Layerwise
-        prunekit.problems.Regularizer
-        prunekit.problems.Training
     """,
 }
 _NOW = {
@@ -93,7 +56,7 @@ _NOW = {
 
 
 def current_path(path: str) -> str | None:
-    """Return the dotted path that a class has now; None if this one never was another's."""
+    """Return the present path of a class that moved; None for a path that never was a class's."""
     return _NOW.get(path)
 
 

@@ -27,7 +27,7 @@ from prunekit.console import say, table
 from prunekit.data import Data, HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.methods.hinge import Attach, Placement
+from prunekit.methods.hinge import InsertMatrices, Placement
 from prunekit.models import resnet20
 from prunekit.runs.files import write_csv
 from prunekit.solvers.base import Solver, check_fit
@@ -139,7 +139,7 @@ def penalty_steps(rounds: int) -> Iterator[Row]:
 def hinge_steps(rounds: int) -> Iterator[Row]:
     """A step of Hinge's solver on a network with matrices, rates and lam adjusted, the same way."""
     model, (x, y) = resnet20(), _batch()
-    Attach.of(model, x[:1], Placement(blocks={"basic": ("rows", "rows")})).apply(model)
+    InsertMatrices.of(model, x[:1], Placement(blocks={"basic": ("rows", "rows")})).apply(model)
     model = model.to(memory_format=torch.channels_last)
     blocks = targets.Matrices(balance=True).rows(model, ChannelGraph.trace(model, x[:1]))
     for name in ("L1", "Lp", "LogSum", "L1MinusL2"):

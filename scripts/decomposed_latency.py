@@ -29,7 +29,7 @@ from prunekit.errors import ConfigError, ExportError
 from prunekit.export import require_onnx
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, LatencyTest
-from prunekit.methods.hinge import Attach, FoldedCost, Placement, fold
+from prunekit.methods.hinge import FoldedCost, InsertMatrices, Placement, fold
 from prunekit.modes import duplicate
 from prunekit.runs.files import write_csv
 from prunekit.selection import MacsTarget
@@ -102,7 +102,7 @@ def variants(subject: Subject, keep: float) -> dict[str, nn.Module]:
 
 def decomposed(model: nn.Module, example: Tensor, keep: float) -> nn.Module:
     """The network with fewer rows in the matrices behind its convolutions."""
-    edit = Attach.of(model, example, EVERYWHERE)
+    edit = InsertMatrices.of(model, example, EVERYWHERE)
     edit.apply(model)
     rows = [f"{site.layer}.conv" for site in edit.sites]
     return fold(_cut(model, example, keep, rows), example).model

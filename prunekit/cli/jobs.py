@@ -101,12 +101,12 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
 
 
 def _work(command: str, settings: dict[str, Any], place: str, root: str, notice: Notice) -> Any:
-    from prunekit.runs.stage_cache import SHARED, Pool
+    from prunekit.runs.stage_cache import SHARED, StageCache
     from prunekit.stages import inspect, pipeline
 
     if command == "inspect":
         return inspect.inspect(settings, place)
-    pool = Pool(Path(root) / SHARED)
+    pool = StageCache(Path(root) / SHARED)
     stages = pipeline.run if command == "run" else pipeline.one
     return stages(settings, place, pool, notice.stage)
 

@@ -27,7 +27,7 @@ def entry_name(stage: str, identity: Settings) -> str:
 
 
 @dataclass(frozen=True)
-class Pool:
+class StageCache:
     """A folder of stages by what they are: `<stage>-<fingerprint of its identity>/<stage>`.
 
     It is a cache. Who takes a stage gets links to its files, so that deleting the folder loses
@@ -38,7 +38,7 @@ class Pool:
 
     @contextmanager
     def stage(self, name: str, identity: Settings) -> Iterator[StageDir]:
-        """Hold the stage with this identity; waits while another job computes it.
+        """KeepZeros the stage with this identity; waits while another job computes it.
 
         A finished one in which any byte differs from what was written, a csv that a person edited
         in one of the runs too, is set aside, so that it is computed anew.

@@ -26,7 +26,7 @@ from prunekit.selection.fixed_widths import LikeRun, Widths, read_plan
 from prunekit.selection.latency import LatencyTarget
 from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise, relative_ranks
 from prunekit.selection.patterns import ignored
-from prunekit.selection.pool import FindsWidths, Pool
+from prunekit.selection.pool import CandidateUnits, FindsWidths
 from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
 from prunekit.selection.sensitivity import Sensitivity
 from prunekit.selection.uniform import PerLayer, Zeros
@@ -39,6 +39,7 @@ __all__ = [
     "Aim",
     "Budget",
     "Budgets",
+    "CandidateUnits",
     "Curve",
     "FindsWidths",
     "Global",
@@ -52,7 +53,6 @@ __all__ = [
     "Normalise",
     "ParamsTarget",
     "PerLayer",
-    "Pool",
     "Ranked",
     "Ranking",
     "Scored",

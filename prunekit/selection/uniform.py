@@ -12,7 +12,7 @@ from prunekit.errors import listed
 from prunekit.schema import SomeShare
 from prunekit.selection.base import SELECTIONS, Masks, Scored, Selected
 from prunekit.selection.patterns import assigned
-from prunekit.selection.pool import Describe, FindsWidths, Pool
+from prunekit.selection.pool import CandidateUnits, Describe, FindsWidths
 
 
 @SELECTIONS.register("zeros")
@@ -50,14 +50,14 @@ class PerLayer(FindsWidths):
         notes = _below_least(pool, asked)
         return pool.masks(asked), lambda keep: Selected(keep, notes=notes)
 
-    def _asked(self, pool: Pool, scored: Scored) -> torch.Tensor:
+    def _asked(self, pool: CandidateUnits, scored: Scored) -> torch.Tensor:
         """How many units every group should have; halves go up."""
         other = assigned(scored.graph, self.layers)
         keep = torch.tensor([other.get(n, self.keep) for n in pool.names], dtype=torch.float64)
         return (keep * pool.widths + 0.5).floor().long()
 
 
-def _below_least(pool: Pool, asked: torch.Tensor) -> tuple[str, ...]:
+def _below_least(pool: CandidateUnits, asked: torch.Tensor) -> tuple[str, ...]:
     """Which groups were asked for less than the least that they keep."""
     below = (asked < pool.least).tolist()
     names = [name for name, low in zip(pool.names, below, strict=True) if low]

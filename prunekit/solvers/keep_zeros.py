@@ -13,7 +13,7 @@ from prunekit.solvers.base import Solver, check_state
 
 
 @dataclass
-class Hold(Solver):
+class KeepZeros(Solver):
     """Keeps the rows that are zero when it is bound at zero; the penalty is only reported.
 
     On `Entries` it is the mask of unstructured sparsity.
@@ -42,7 +42,7 @@ class Hold(Solver):
         return {"zero": self.zero}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold the rows that were held before, whatever the parameters were when bound."""
+        """KeepZeros the rows that were held before, whatever the parameters were when bound."""
         check_state(self.blocks, state["zero"], [mask.shape for mask in self.zero])
         devices = [mask.device for mask in self.zero]
         self._freeze([mask.to(at) for mask, at in zip(state["zero"], devices, strict=True)])

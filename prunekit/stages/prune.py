@@ -16,7 +16,7 @@ from prunekit.data import Data
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced, Tune
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
-from prunekit.methods.hinge import attached, fold
+from prunekit.methods.hinge import fold, layers_with_matrix
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
@@ -71,7 +71,7 @@ class Prune(FromNetwork, Stage):
         names = compared(pruning.model, data) if self.diagnose else ()
         found = variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
         model, after = found[chosen].model, figures(found, names)
-        folded = fold(model, dense.batch) if attached(model) else None
+        folded = fold(model, dense.batch) if layers_with_matrix(model) else None
         edits = [*pruning.edits, *([folded.edit] if folded else [])]
         model = folded.model if folded else model
         write_json(place.path / "plan.json", plan(dense.graph, pruning.keep))

@@ -19,7 +19,7 @@ from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import LatencyTest
-from prunekit.methods.hinge import attached
+from prunekit.methods.hinge import layers_with_matrix
 from prunekit.modes import evaluating
 from prunekit.reporting.sensitivity import draw
 from prunekit.runs.files import write_csv
@@ -221,7 +221,7 @@ def _points(probe: Probe, trial: Trial) -> list[Point]:
 def _costs(probe: Probe, trial: Trial, points: Sequence[Point]) -> dict[Point, Metrics]:
     """Multiply-adds and parameters of every point, and milliseconds by the table of layers."""
     dense, cost, timed = trial.dense, trial.dense.cost(track), None
-    if probe.timing is not None and not attached(dense.model):
+    if probe.timing is not None and not layers_with_matrix(dense.model):
         timed = cost.timed(probe.timing)
     found: dict[Point, Metrics] = {}
     for point in points:

@@ -15,7 +15,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.penalties import L1, Penalty
 from prunekit.rows import Rows
 from prunekit.schema import Checked, NotNegative
-from prunekit.solvers import Hold, Solver
+from prunekit.solvers import KeepZeros, Solver
 from prunekit.solvers.base import check_fit
 from prunekit.targets import Target, unit_scores
 from prunekit.training.checkpoint import Checkpoint
@@ -158,7 +158,7 @@ class Layerwise(Order):
 
     def _tune(self, training: Training, past: History, done: Sequence[Rows]) -> History:
         assert self.between is not None
-        hold = Hold()
+        hold = KeepZeros()
         hold.bind(L1(0.0), done)
         return self._phase(training, past, f"{len(done)}-tune", self.between, hold)
 

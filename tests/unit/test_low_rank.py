@@ -14,9 +14,9 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import counted_macs
 from prunekit.methods.hinge import (
-    Attach,
     Fold,
     FoldedCost,
+    InsertMatrices,
     MatrixNorm,
     Placement,
     Site,
@@ -37,7 +37,7 @@ def net():
     torch.manual_seed(0)
     dense = resnet20().eval()
     model = copy.deepcopy(dense)
-    Attach.of(model, EXAMPLE, LOW_RANK).apply(model)
+    InsertMatrices.of(model, EXAMPLE, LOW_RANK).apply(model)
     graph = ChannelGraph.trace(model, EXAMPLE)
     layers = {n: m for n, m in dense.named_modules() if n.startswith("layer") and weighs(m)}
     return SimpleNamespace(
@@ -144,9 +144,9 @@ def test_columns_and_both_sides_have_scores_of_their_own():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 3, 1))
     x = torch.randn(1, 2, 8, 8)
-    Attach((Site("0", ("columns",), "identity"), Site("2", ("rows", "columns"), "svd"))).apply(
-        model
-    )
+    InsertMatrices(
+        (Site("0", ("columns",), "identity"), Site("2", ("rows", "columns"), "svd"))
+    ).apply(model)
     matrix = flattened(model[2].matrix.weight)
     with torch.no_grad():
         model[0].matrix.weight.mul_(torch.arange(6.0)[:, None, None, None])

@@ -19,7 +19,7 @@ from prunekit import models
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, counted_macs
-from prunekit.methods.slimming import Selections
+from prunekit.methods.slimming import InsertChannelSelectors
 from prunekit.surgery import (
     Narrow,
     Shift,
@@ -175,7 +175,7 @@ def torchvision_resnet():
 
 def preresnet():
     net = models.preresnet.PreResNet(2, widths=(4, 5, 6), stem=6)
-    Selections.of(net, X.float()).apply(net)
+    InsertChannelSelectors.of(net, X.float()).apply(net)
     return net
 
 
@@ -390,7 +390,7 @@ def test_a_whole_network_of_pre_activation_blocks_can_lose_any_of_them():
             nn.Conv2d(3, 6, 1), *(PreActivated(6, 4, 6) for _ in "abc"), nn.Conv2d(6, 2, 1)
         )
     )
-    Selections.of(net, X).apply(net)
+    InsertChannelSelectors.of(net, X).apply(net)
     names = ["1.conv1", "2.bn1.select", "3.conv1"]
     for chosen in itertools.chain.from_iterable(
         itertools.combinations(names, n) for n in (1, 2, 3)

@@ -12,7 +12,14 @@ from torch import nn
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, counted_macs
-from prunekit.methods.hinge import Attach, FoldedCost, MatrixNorm, Placement, Threshold, fold
+from prunekit.methods.hinge import (
+    FoldedCost,
+    InsertMatrices,
+    MatrixNorm,
+    Placement,
+    Threshold,
+    fold,
+)
 from prunekit.models import resnet20
 from prunekit.selection import Scored
 from prunekit.surgery import Narrow
@@ -53,7 +60,7 @@ def decomposed():
     """ResNet-20 with a matrix behind both convolutions of every block."""
     torch.manual_seed(0)
     model = resnet20()
-    Attach.of(model, EXAMPLE, Placement(blocks={"basic": ("rows", "rows")})).apply(model)
+    InsertMatrices.of(model, EXAMPLE, Placement(blocks={"basic": ("rows", "rows")})).apply(model)
     return model
 
 

@@ -18,7 +18,7 @@ from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
 from prunekit.measure import CostModel, counted_macs
-from prunekit.methods.hinge import Attach, Fold, FoldedCost, Matrices, Site
+from prunekit.methods.hinge import Fold, FoldedCost, InsertMatrices, Matrices, Site
 from prunekit.models import ResNeXt, resnext20, resnext164
 from prunekit.surgery import Narrow, load_model, narrow, narrow_optimizer, save_model
 from prunekit.surgery.cut import cut
@@ -36,7 +36,9 @@ def plain(dtype=torch.float64):
 
 def attach(model):
     """All grouped convolutions of a ResNeXt lose whole groups from now on."""
-    edit = Attach((), tuple(name for name, _ in model.named_modules() if name.endswith("conv2")))
+    edit = InsertMatrices(
+        (), tuple(name for name, _ in model.named_modules() if name.endswith("conv2"))
+    )
     edit.apply(model)
     return edit
 
@@ -300,7 +302,7 @@ class TestUnderHinge:
             for block in blocks
             for layer, role in (("conv1", "first"), ("conv3", "second"))
         ]
-        Attach(tuple(sites), tuple(f"{block}.conv2" for block in blocks)).apply(net)
+        InsertMatrices(tuple(sites), tuple(f"{block}.conv2" for block in blocks)).apply(net)
         return net
 
     def test_a_row_is_all_that_feeds_and_reads_a_group(self):

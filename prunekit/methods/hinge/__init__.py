@@ -2,7 +2,7 @@
 
 from prunekit.methods.hinge.cost import FoldedCost
 from prunekit.methods.hinge.criterion import MatrixNorm
-from prunekit.methods.hinge.edits import Attach, Fold, Folded, attached, fold
+from prunekit.methods.hinge.edits import Fold, Folded, InsertMatrices, fold, layers_with_matrix
 from prunekit.methods.hinge.module import Hinged, Site
 from prunekit.methods.hinge.placement import Placement
 from prunekit.methods.hinge.solver import Annealing, Hinge
@@ -12,18 +12,18 @@ from prunekit.methods.hinge.threshold import Threshold
 
 __all__ = [
     "Annealing",
-    "Attach",
     "Fold",
     "Folded",
     "FoldedCost",
     "Hinge",
     "Hinged",
+    "InsertMatrices",
     "Matrices",
     "MatrixNorm",
     "Placement",
     "Site",
     "Threshold",
     "Until",
-    "attached",
     "fold",
+    "layers_with_matrix",
 ]

@@ -29,7 +29,7 @@ _FOREIGN = "the edit was made for another network"
 
 @register
 @dataclass(frozen=True)
-class Attach:
+class InsertMatrices:
     """Every site's convolution W gets a matrix A behind it; outputs stay as they are.
 
     With W flattened to (d, n), a column for each filter: W <- U and A <- S V^T of its singular
@@ -43,7 +43,7 @@ class Attach:
     kind: ClassVar[str] = "attach"
 
     @classmethod
-    def of(cls, model: nn.Module, example: Example, placement: Placement) -> Attach:
+    def of(cls, model: nn.Module, example: Example, placement: Placement) -> InsertMatrices:
         """Where a placement puts matrices in this network; raises ConfigError as it does."""
         found = placement.sites(model, example)
         return cls(found.sites, found.whole)
@@ -65,7 +65,7 @@ class Attach:
         return {"edit": self.kind, "sites": sites, "whole": list(self.whole)}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Attach:
+    def from_dict(cls, plain: Mapping[str, Any]) -> InsertMatrices:
         """The inverse of `to_dict`."""
         try:
             sites = [Site(**{**one, "sides": tuple(one["sides"])}) for one in plain["sites"]]
@@ -77,7 +77,7 @@ class Attach:
 @register
 @dataclass(frozen=True)
 class Fold:
-    """The inverse of `Attach` for a network whose matrices may have lost rows and columns.
+    """The inverse of `InsertMatrices` for a network whose matrices may have lost rows and columns.
 
     The layers in `merged` become one convolution with the weights W A, those in `parted` stay two
     in a row, `conv` and `matrix`, and `marked` ones, which were their own matrix, are unwrapped.
@@ -234,6 +234,6 @@ def _convolution(model: nn.Module, name: str) -> nn.Module:
     return module
 
 
-def attached(model: nn.Module) -> Sequence[str]:
+def layers_with_matrix(model: nn.Module) -> Sequence[str]:
     """The names of the layers in whose place a matrix stands."""
     return [name for name, module in model.named_modules() if isinstance(module, Hinged)]

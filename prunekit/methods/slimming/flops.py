@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.arguments import Arguments, Example, input_of
-from prunekit.methods.slimming.selector import ChannelSelection
+from prunekit.methods.slimming.selector import ChannelSelector
 from prunekit.methods.slimming.shared_norms import shared_norms
 from prunekit.modes import consulting
 
@@ -47,7 +47,7 @@ def slimming_params(model: nn.Module, example: Example) -> int:
     sizes = dict(model.named_modules())
     masks = sum(sizes[name].num_features for name in shared_norms(model, example))
     for module in sizes.values():
-        if isinstance(module, ChannelSelection):
+        if isinstance(module, ChannelSelector):
             masks += module.width + 2 * (module.width - len(module.kept))
     return sum(parameter.numel() for parameter in model.parameters()) + masks
 
@@ -77,5 +77,5 @@ _SLIMMING: dict[tuple[type[nn.Module], ...], Callable[[Any, Tensor, Tensor], int
     (nn.ReLU,): lambda module, x, y: x.numel(),
     (nn.MaxPool2d, nn.AvgPool2d): _pooled,
     (nn.AdaptiveAvgPool2d,): lambda module, x, y: x.numel(),
-    (ChannelSelection,): lambda module, x, y: 2 * (x.numel() - y.numel()),
+    (ChannelSelector,): lambda module, x, y: 2 * (x.numel() - y.numel()),
 }

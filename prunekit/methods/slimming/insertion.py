@@ -12,15 +12,15 @@ from torch import nn
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.arguments import Example
 from prunekit.graph.layers import is_batch_norm, layer_named
-from prunekit.methods.slimming.selector import ChannelSelection
+from prunekit.methods.slimming.selector import ChannelSelector
 from prunekit.methods.slimming.shared_norms import shared_norms
 from prunekit.surgery.edits import register, replace_module
 
 
 @register
 @dataclass(frozen=True)
-class Selections:
-    """In front of every named batch norm comes a `ChannelSelection` that keeps all channels.
+class InsertChannelSelectors:
+    """In front of every named batch norm comes a `ChannelSelector` that keeps all channels.
 
     Together they stand in the norm's place: the norm is then called `name.norm`, the selection
     `name.select`. Outputs stay as they are to the last bit.
@@ -30,7 +30,7 @@ class Selections:
     kind: ClassVar[str] = "select"
 
     @classmethod
-    def of(cls, model: nn.Module, example: Example) -> Selections:
+    def of(cls, model: nn.Module, example: Example) -> InsertChannelSelectors:
         """For all norms of a pre-activation or dense network that need one, see `shared_norms`."""
         return cls(shared_norms(model, example))
 
@@ -38,7 +38,7 @@ class Selections:
         """Put them in place, everywhere a norm is registered; raises SurgeryError."""
         modules = {name: _norm(model, name) for name in self.norms}
         for norm in modules.values():
-            select = ChannelSelection(norm.num_features, _device(norm))
+            select = ChannelSelector(norm.num_features, _device(norm))
             both = nn.Sequential(OrderedDict(select=select, norm=norm)).train(norm.training)
             replace_module(model, norm, both)
 
@@ -47,7 +47,7 @@ class Selections:
         return {"edit": self.kind, "norms": list(self.norms)}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Selections:
+    def from_dict(cls, plain: Mapping[str, Any]) -> InsertChannelSelectors:
         """The inverse of `to_dict`."""
         try:
             return cls(tuple(str(name) for name in plain["norms"]))

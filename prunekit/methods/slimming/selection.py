@@ -12,7 +12,7 @@ from prunekit.errors import ConfigError
 from prunekit.schema import Count, PartShare, SomeShare
 from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
 from prunekit.selection.emptied_layers import emptied_notes, fewest_left, first_emptied
-from prunekit.selection.pool import Describe, FindsWidths, Pool
+from prunekit.selection.pool import CandidateUnits, Describe, FindsWidths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Slimming(FindsWidths):
 
         return masks, answer
 
-    def _aim(self, keep: ChannelMask, pool: Pool) -> Aim:
+    def _aim(self, keep: ChannelMask, pool: CandidateUnits) -> Aim:
         """The share of the scored units that should stay, and that does."""
         kept = torch.cat([keep[name] for name in pool.names])
         asked, reached = len(kept) - self._lowest(len(kept)), int(kept.sum())
@@ -92,12 +92,12 @@ class Slimming(FindsWidths):
         """How many go; cut off, not rounded, as in the released code."""
         return int(units * self.ratio)
 
-    def _above(self, pool: Pool) -> Tensor:
+    def _above(self, pool: CandidateUnits) -> Tensor:
         """Which units of the pool stay, when nothing is protected but what `most` spares."""
         going = (pool.widths * self.most + 1e-9).long()  # 0.29 of 100 are 29, not 28.999...
         return self._by_rule(pool) | pool.best(pool.widths - going)
 
-    def _by_rule(self, pool: Pool) -> Tensor:
+    def _by_rule(self, pool: CandidateUnits) -> Tensor:
         """Which units are above the threshold."""
         count = self._lowest(len(pool.scores))
         if self.rule == "published":
@@ -106,7 +106,7 @@ class Slimming(FindsWidths):
         stays[pool.worst_first()[:count]] = False
         return stays
 
-    def _refusal(self, pool: Pool, above: Tensor, empty: Sequence[str]) -> ConfigError:
+    def _refusal(self, pool: CandidateUnits, above: Tensor, empty: Sequence[str]) -> ConfigError:
         """What to say where a layer has no unit above the threshold."""
         kept = dict(zip(pool.names, above.split(pool.widths.tolist()), strict=True))
         rows = [row for row in fewest_left(kept) if row[0] not in empty and row[1] < row[2]]
@@ -120,7 +120,7 @@ class Slimming(FindsWidths):
             "residual blocks around them"
         )
 
-    def _ties(self, pool: Pool, above: Tensor) -> list[str]:
+    def _ties(self, pool: CandidateUnits, above: Tensor) -> list[str]:
         """Where equal scores, above all zeros, make the rule stop short or go on."""
         units, count = len(pool.scores), self._lowest(len(pool.scores))
         zeros, gone = int((pool.scores == 0).sum()), int((~above).sum())

@@ -16,7 +16,7 @@ from prunekit.graph.table import Indices, operation
 from prunekit.graph.values import Value, resize, spread
 
 
-class ChannelSelection(nn.Module):
+class ChannelSelector(nn.Module):
     """Hands on the channels (dimension 1) whose indices are in the buffer `kept`, in that order.
 
     While all of `width` channels are kept it returns its input itself. It stands in front of a
@@ -51,7 +51,7 @@ def selected(run: Run, call: Call) -> Any:
     return Value(resize(meta, 1, len(labels)), spread(labels, 1, meta.ndim))
 
 
-def narrow_selection(module: ChannelSelection, keep_in: Indices, keep_out: Indices) -> None:
+def narrow_selection(module: ChannelSelector, keep_in: Indices, keep_out: Indices) -> None:
     """Keep what is picked."""
     if keep_in is not None and len(indices(keep_in, module.width)) < module.width:
         raise SurgeryError(f"it selects from {module.width} channels, all of which stay")
@@ -61,7 +61,7 @@ def narrow_selection(module: ChannelSelection, keep_in: Indices, keep_out: Indic
 operation(
     selected,
     "",
-    ChannelSelection,
+    ChannelSelector,
     narrow=narrow_selection,
     counts=("width", "kept"),
     whole=True,

@@ -20,7 +20,7 @@ def shared_norms(model: nn.Module, example: Example) -> tuple[str, ...]:
     """The batch norms that read channels which other layers read past them, in order of execution.
 
     Such are the first norm of a pre-activation block and all norms of dense blocks; a norm behind
-    its convolution is none, nor is one behind a `ChannelSelection`. Nothing is computed; raises
+    its convolution is none, nor is one behind a `ChannelSelector`. Nothing is computed; raises
     TraceError like `ChannelGraph.trace`.
     """
     runs = record(model, Arguments.of(example))
