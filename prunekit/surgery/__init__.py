@@ -8,7 +8,7 @@ from prunekit.surgery.files import SavedModel, load_model, save_model
 from prunekit.surgery.heads import GlobalPooling, Head, LastLayer, NewHead
 from prunekit.surgery.narrow import narrow
 from prunekit.surgery.optimizer import narrow_optimizer
-from prunekit.surgery.skip import Shift, SkipBlock
+from prunekit.surgery.remove_block import Shift, SkipBlock
 from prunekit.surgery.weights import load_weights
 
 __all__ = [

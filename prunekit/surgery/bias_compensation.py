@@ -17,8 +17,7 @@ from prunekit.surgery.biases import BiasMaps, NewBiases
 from prunekit.surgery.constants import Emission, Heard, hear_ends, listen, slack
 from prunekit.surgery.edits import Edit
 from prunekit.surgery.equivalence import Gap, inputs_of, run_on
-from prunekit.surgery.residual import EmptyBlock
-from prunekit.surgery.skip import Shift
+from prunekit.surgery.remove_block import EmptyBlock, Shift
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from prunekit.surgery.bias_compensation import Absorbed, branch_constants
 from prunekit.surgery.bias_compensation import absorb as absorb_constants
 from prunekit.surgery.edits import Edit, Narrow
 from prunekit.surgery.equivalence import Agreement, compare
-from prunekit.surgery.residual import empty_blocks
+from prunekit.surgery.remove_block import empty_blocks
 
 
 @dataclass(frozen=True, eq=False)
