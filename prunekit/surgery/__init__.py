@@ -1,12 +1,19 @@
 """Changing the structure of networks, and files that remember how."""
 
 from prunekit.surgery.bias_compensation import Absorbed, absorb
-from prunekit.surgery.biases import BiasMap, BiasMaps, NewBiases
-from prunekit.surgery.edits import Edit, Keep, Narrow, edit_from_dict
+from prunekit.surgery.edits import (
+    BiasMap,
+    BiasMaps,
+    Edit,
+    Keep,
+    Narrow,
+    NewBiases,
+    edit_from_dict,
+    narrow,
+)
 from prunekit.surgery.equivalence import Agreement, Gap, compare, randomised
 from prunekit.surgery.files import SavedModel, load_model, save_model
 from prunekit.surgery.heads import GlobalPooling, Head, LastLayer, NewHead
-from prunekit.surgery.narrow import narrow
 from prunekit.surgery.optimizer import narrow_optimizer
 from prunekit.surgery.remove_block import Shift, SkipBlock
 from prunekit.surgery.weights import load_weights

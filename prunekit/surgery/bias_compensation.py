@@ -13,9 +13,8 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import layer_named
 from prunekit.modes import evaluating
-from prunekit.surgery.biases import BiasMaps, NewBiases
 from prunekit.surgery.constants import Emission, Heard, hear_ends, listen, slack
-from prunekit.surgery.edits import Edit
+from prunekit.surgery.edits import BiasMaps, Edit, NewBiases
 from prunekit.surgery.equivalence import Gap, inputs_of, run_on
 from prunekit.surgery.remove_block import EmptyBlock, Shift
 

@@ -16,8 +16,7 @@ from prunekit.graph.layers import layer_named
 from prunekit.graph.recording.steps import HELD, Kind, Recording, Step
 from prunekit.graph.table import entries, of_name
 from prunekit.modes import hand_hooks
-from prunekit.surgery.biases import BiasMap
-from prunekit.surgery.edits import register, replace_module
+from prunekit.surgery.edits import BiasMap, register, replace_module
 
 ADDED = "+"  # the step at which the branch was added
 FUNCTIONS: Mapping[str, type[nn.Module]] = {
