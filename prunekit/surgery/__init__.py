@@ -12,11 +12,10 @@ from prunekit.surgery.edits import (
     narrow,
 )
 from prunekit.surgery.equivalence import Agreement, Gap, compare, randomised
-from prunekit.surgery.files import SavedModel, load_model, save_model
+from prunekit.surgery.files import SavedModel, load_model, load_weights, save_model
 from prunekit.surgery.heads import GlobalPooling, Head, LastLayer, NewHead
 from prunekit.surgery.optimizer import narrow_optimizer
 from prunekit.surgery.remove_block import Shift, SkipBlock
-from prunekit.surgery.weights import load_weights
 
 __all__ = [
     "Absorbed",
