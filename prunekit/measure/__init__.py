@@ -1,8 +1,7 @@
 """What a network costs: multiply-adds, parameters, latency, memory."""
 
-from prunekit.measure.cost import CostModel
+from prunekit.measure.cost import CostModel, counted_macs
 from prunekit.measure.features import Features, features_of
-from prunekit.measure.flops import counted_macs
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.latency_table import Clock, Compared, TimedCost
 from prunekit.measure.layers import layer_rows
