@@ -2,9 +2,8 @@
 
 from prunekit.measure.cost import CostModel, counted_macs
 from prunekit.measure.features import TSNE, Features, features_of, silhouette
-from prunekit.measure.latency import Latency, LatencyTest
+from prunekit.measure.latency import Latency, LatencyTest, layer_rows
 from prunekit.measure.latency_table import Clock, Compared, TimedCost
-from prunekit.measure.layers import layer_rows
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
 
 __all__ = [

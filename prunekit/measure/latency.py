@@ -1,22 +1,93 @@
-"""How long networks take, timed in turns so that the machine's moods hit all of them alike."""
+"""Latency of networks on several engines, and of the layers of a network."""
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit.export import require_onnx
+from prunekit.errors import ExportError
+from prunekit.export import OnnxModule, export_onnx, require_onnx, silent
+from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
-from prunekit.measure.engines import ENGINES, Runner
+from prunekit.measure.cost import CostModel
 from prunekit.schema import Checked, Count, Filled, OneOf, Positive, Range, Whole
 from prunekit.validate import choice
+
+Runner = Callable[[Any], object]
+Engine = Callable[[Mapping[str, nn.Module], Arguments], dict[str, Runner]]
+
+
+def eager(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, Runner]:
+    """Copies of the networks in evaluation mode, on the device of the batch."""
+    return {name: _calling(network) for name, network in _copies(models, x).items()}
+
+
+def compiled(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, Runner]:
+    """The networks through torch.compile, for batches of this shape.
+
+    They are compiled here, so that no timed pass includes it. Raises ExportError where that fails;
+    on a CPU it takes a C++ compiler.
+    """
+    torch.compiler.reset()  # what was compiled before would count towards a limit of variants
+    copies = _copies(models, x)
+    runners = {n: _calling(torch.compile(one, dynamic=False)) for n, one in copies.items()}
+    try:
+        with silent():
+            for runner in runners.values():
+                runner(x)
+    except Exception as error:  # compilers fail in many ways
+        raise ExportError(_uncompiled(error)) from error
+    return runners
+
+
+def onnxruntime(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, Runner]:
+    """The networks as ONNX files on onnxruntime, with as many threads as torch has.
+
+    Raises ExportError where one cannot be exported or `x` is on a GPU, ConfigError without the
+    extra.
+    """
+    if x.device.type == "cuda":
+        raise ExportError("prunekit times onnxruntime on the CPU only")
+    if x.kwargs or not all(isinstance(one, Tensor) for one in x.args):
+        raise ExportError("prunekit exports networks that take tensors by position only")
+    return {name: _calling(_session(model, x)) for name, model in models.items()}
+
+
+def _copies(models: Mapping[str, nn.Module], x: Arguments) -> dict[str, nn.Module]:
+    return {name: copy.deepcopy(model).to(x.device).eval() for name, model in models.items()}
+
+
+def _calling(network: Callable[..., object]) -> Runner:
+    return lambda given: given.call(network)
+
+
+def _session(model: nn.Module, x: Arguments) -> OnnxModule:
+    with TemporaryDirectory(prefix="prunekit-") as folder:
+        path = Path(folder) / "model.onnx"
+        export_onnx(model, [one[:1] for one in x.args], path)
+        return OnnxModule(path, torch.get_num_threads())
+
+
+def _uncompiled(error: Exception) -> str:
+    if "InvalidCxxCompiler" in f"{type(error).__name__} {error}":
+        return "torch.compile finds no C++ compiler; install g++, or leave compile out"
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return f"torch.compile cannot compile the network: {reason}"
+
+
+ENGINES: dict[str, Engine] = {"eager": eager, "compile": compiled, "onnxruntime": onnxruntime}
+
 
 _FEWEST = 5  # a median of fewer runs says nothing
 
@@ -169,3 +240,84 @@ def _flushing() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+_RUNS, _WARMUP, _SECONDS = 9, 2, 5.0  # a picture of shares needs no more
+
+
+def layer_rows(
+    models: Mapping[str, nn.Module], example: Example, timing: LatencyTest
+) -> list[dict[str, Any]]:
+    """One row a network and layer: network, layer, kind, in, out, macs, params, cpu_ms.
+
+    Layers with channels and whatever else is a module without modules in it; those have no counts.
+    Milliseconds are the fewest of several passes over the timed batch on the CPU, networks in
+    turns, each layer by the clock around it: what a forward computes outside of modules is in none.
+    """
+    tables = {name: _counted(model, example) for name, model in models.items()}
+    clocks = {name: _Clocks(model, tables[name]) for name, model in models.items()}
+    brief = replace(
+        timing,
+        runs=min(timing.runs, _RUNS),
+        warmup=min(timing.warmup, _WARMUP),
+        seconds=min(timing.seconds, _SECONDS),
+    )
+    x = Arguments.of(timing.inputs(example))
+    brief.race({name: clock.run for name, clock in clocks.items()}, x)
+    return [
+        {"network": name, **tables[name].get(layer, {"layer": layer, "kind": kind}), "cpu_ms": ms}
+        for name, clock in clocks.items()
+        for layer, kind, ms in clock.fastest()
+    ]
+
+
+def _counted(model: nn.Module, example: Example) -> dict[str, dict[str, Any]]:
+    """Rows of counts by the name of the layer."""
+    given = Arguments.of(example).to(next(model.parameters()).device)
+    graph = ChannelGraph.trace(model, given)
+    table = CostModel(model, graph).layer_table()
+    return {row["name"]: {"layer": row.pop("name"), **row} for row in map(dict, table)}
+
+
+class _Clocks:
+    """A copy of a network on the CPU with a clock around each of its layers."""
+
+    def __init__(self, model: nn.Module, layers: Mapping[str, Any]) -> None:
+        self._model = copy.deepcopy(model).cpu().eval()
+        self._passes: list[dict[str, float]] = []
+        self._kinds: dict[str, str] = {}
+        for name, module in self._model.named_modules():
+            leaf = name and not any(module.children())
+            if name in layers or (leaf and not _inside(name, layers)):
+                self._kinds[name] = type(module).__name__
+                self._watch(name, module)
+
+    def run(self, x: Arguments) -> None:
+        """One pass, noted."""
+        self._passes.append(defaultdict(float))
+        x.call(self._model)
+
+    def fastest(self) -> list[tuple[str, str, float]]:
+        """Layers that were called, with their kind and milliseconds: others only add to them."""
+        return [
+            (name, self._kinds[name], round(min(one[name] for one in self._passes), 5))
+            for name in self._passes[0]
+        ]
+
+    def _watch(self, name: str, module: nn.Module) -> None:
+        began: list[float] = []
+
+        def start(*_: Any) -> None:
+            began.append(time.perf_counter())
+
+        def stop(*_: Any) -> None:
+            self._passes[-1][name] += (time.perf_counter() - began.pop()) * 1e3
+
+        module.register_forward_pre_hook(start)
+        module.register_forward_hook(stop)
+
+
+def _inside(name: str, layers: Mapping[str, Any]) -> bool:
+    """Whether it is a part of one of the layers, whose clock counts it already."""
+    parts = name.split(".")
+    return any(".".join(parts[:depth]) in layers for depth in range(1, len(parts)))
