@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from prunekit.errors import ExportError
-from prunekit.export.onnx_session import require_onnx
-from prunekit.export.silence import silent
+from prunekit.export.onnxruntime import require_onnx, silent
 
 OPSET = 18
 _TRACED, _CHECKED = 2, (1, 3)  # traced with one batch size, checked with others
