@@ -9,7 +9,7 @@ from prunekit.models.external import (
 )
 from prunekit.models.googlenet import GoogLeNet, Inception, googlenet
 from prunekit.models.lenet import LeNet5
-from prunekit.models.preresnet import PreResNet, preresnet164
+from prunekit.models.preresnet import PreResNet, WideResNet, preresnet164, wrn16_10
 from prunekit.models.resnet import (
     BottleneckResNet,
     ResNet,
@@ -23,7 +23,6 @@ from prunekit.models.resnet import (
     resnext164,
 )
 from prunekit.models.vgg import VGG, vgg16, vgg16_three_linear, vgg16_two_linear, vgg19
-from prunekit.models.wideresnet import WideResNet, wrn16_10
 
 __all__ = [
     "VGG",
