@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from prunekit.data.identity import Files, identity_of_files
+from prunekit.data.files import Files, identity_of_files
 from prunekit.errors import ConfigError, DataError
 from prunekit.schema import Checked, Count, Whole
 from prunekit.validate import integer, number

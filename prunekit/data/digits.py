@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from prunekit.data.base import HeldOut, Side, stratified
-from prunekit.data.identity import Files
+from prunekit.data.files import Files
 from prunekit.data.in_memory import Examples, ImageTensors, Raw
 
 _FILE = "digits.csv.gz"

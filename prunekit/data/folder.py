@@ -26,8 +26,7 @@ from prunekit.data.base import (
     shuffled_steps,
     stratified,
 )
-from prunekit.data.files import read_lines
-from prunekit.data.identity import Files, images_under
+from prunekit.data.files import Files, images_under, read_lines
 from prunekit.data.in_memory import Normalize
 from prunekit.errors import DataError
 

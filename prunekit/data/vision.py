@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from prunekit.data.base import HeldOut, Mean, Shift, Std
-from prunekit.data.files import damaged, read_idx, read_pickle
-from prunekit.data.identity import Files
+from prunekit.data.files import Files, damaged, read_idx, read_pickle
 from prunekit.data.in_memory import Examples, Flip, ImageTensors, Raw
 from prunekit.errors import DataError
 
