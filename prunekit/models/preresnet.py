@@ -30,9 +30,9 @@ class PreResNet(nn.Module):
         super().__init__()
         first, second, third = widths
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        self.layer1 = _stage(stem, first, blocks, stride=1)
-        self.layer2 = _stage(4 * first, second, blocks, stride=2)
-        self.layer3 = _stage(4 * second, third, blocks, stride=2)
+        self.layer1 = _bottleneck_stage(stem, first, blocks, stride=1)
+        self.layer2 = _bottleneck_stage(4 * first, second, blocks, stride=2)
+        self.layer3 = _bottleneck_stage(4 * second, third, blocks, stride=2)
         self.bn = nn.BatchNorm2d(4 * third)
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -80,7 +80,7 @@ def preresnet164(classes: Classes = 10, scale: Scale = 0.5) -> PreResNet:
     return PreResNet(18, classes, scale=scale)
 
 
-def _stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+def _bottleneck_stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
     first = Bottleneck(inputs, width, stride)
     return nn.Sequential(first, *(Bottleneck(4 * width, width) for _ in range(blocks - 1)))
 
@@ -103,9 +103,9 @@ class WideResNet(nn.Module):
         super().__init__()
         first, second, third = (stem * widen * times for times in (1, 2, 4))
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1)
-        self.layer1 = _stage(stem, first, blocks, stride=1)
-        self.layer2 = _stage(first, second, blocks, stride=2)
-        self.layer3 = _stage(second, third, blocks, stride=2)
+        self.layer1 = _wide_stage(stem, first, blocks, stride=1)
+        self.layer2 = _wide_stage(first, second, blocks, stride=2)
+        self.layer3 = _wide_stage(second, third, blocks, stride=2)
         self.bn = nn.BatchNorm2d(third, momentum=0.9)
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -147,7 +147,7 @@ def wrn16_10(classes: Classes = 100) -> WideResNet:
     return WideResNet(2, 10, classes)
 
 
-def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+def _wide_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
     first = WideBlock(inputs, outputs, stride)
     return nn.Sequential(first, *(WideBlock(outputs, outputs) for _ in range(blocks - 1)))
 

@@ -30,9 +30,9 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
         self.relu = nn.ReLU()
-        self.layer1 = _stage(first, first, blocks, stride=1)
-        self.layer2 = _stage(first, second, blocks, stride=2)
-        self.layer3 = _stage(second, third, blocks, stride=2)
+        self.layer1 = _basic_stage(first, first, blocks, stride=1)
+        self.layer2 = _basic_stage(first, second, blocks, stride=2)
+        self.layer3 = _basic_stage(second, third, blocks, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(third, classes)
@@ -98,7 +98,7 @@ def resnet110(classes: Classes = 10) -> ResNet:
     return ResNet(18, classes)
 
 
-def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
+def _basic_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential:
     first = BasicBlock(inputs, outputs, stride)
     return nn.Sequential(first, *(BasicBlock(outputs, outputs) for _ in range(blocks - 1)))
 
@@ -128,9 +128,9 @@ class BottleneckResNet(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU()
-        self.layer1 = stage(stem, first, 4 * first, blocks, stride=1)
-        self.layer2 = stage(4 * first, second, 4 * second, blocks, stride=2)
-        self.layer3 = stage(4 * second, third, 4 * third, blocks, stride=2)
+        self.layer1 = _bottleneck_stage(stem, first, 4 * first, blocks, stride=1)
+        self.layer2 = _bottleneck_stage(4 * first, second, 4 * second, blocks, stride=2)
+        self.layer3 = _bottleneck_stage(4 * second, third, 4 * third, blocks, stride=2)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(4 * third, classes)
@@ -178,7 +178,7 @@ def resnet164(classes: Classes = 10) -> BottleneckResNet:
     return BottleneckResNet(18, classes)
 
 
-def stage(
+def _bottleneck_stage(
     inputs: int, inner: int, outputs: int, blocks: int, stride: int, groups: int = 1
 ) -> nn.Sequential:
     """Bottlenecks in a row, of which the first changes the shape."""
@@ -214,9 +214,9 @@ class ResNeXt(nn.Module):
         self.conv1 = nn.Conv2d(in_channels, stem, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(stem)
         self.relu = nn.ReLU()
-        self.layer1 = stage(stem, first, 2 * first, blocks, 1, cardinality)
-        self.layer2 = stage(2 * first, second, 2 * second, blocks, 2, cardinality)
-        self.layer3 = stage(2 * second, third, 2 * third, blocks, 2, cardinality)
+        self.layer1 = _bottleneck_stage(stem, first, 2 * first, blocks, 1, cardinality)
+        self.layer2 = _bottleneck_stage(2 * first, second, 2 * second, blocks, 2, cardinality)
+        self.layer3 = _bottleneck_stage(2 * second, third, 2 * third, blocks, 2, cardinality)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(2 * third, classes)

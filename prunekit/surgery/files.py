@@ -17,6 +17,7 @@ from prunekit.build import Settings, build, locate
 from prunekit.errors import ArtifactError, ConfigError, PrunekitError, listed
 from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
+from prunekit.renamed import current
 from prunekit.surgery.edits import Edit, edit_from_dict
 from prunekit.torch_io import read_safetensors, read_torch, write_torch
 
@@ -81,7 +82,7 @@ def load_model(
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(f"{path} is not a prunekit model file: {_what(content)}")
     try:
-        arch, weights, facts = content["arch"], content["weights"], content["facts"]
+        arch, weights, facts = current(content["arch"]), content["weights"], content["facts"]
         edits = tuple(edit_from_dict(plain) for plain in content["edits"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is a damaged model file: {error!r}") from error
