@@ -31,7 +31,7 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def consulting(*models: nn.Module) -> Iterator[None]:
+def evaluating_unchanged(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode, without compiled code; whatever the runs inside change is changed back.
 
     Random states, too.
@@ -124,16 +124,16 @@ def duplicate(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model, {id(leaf): leaf.detach().clone() for leaf in computed})
     for module, other in zip(model.modules(), twin.modules(), strict=True):
         if vars(module).get("_compiled_call_impl") is not None:
-            other._compiled_call_impl = compiling(module._compiled_call_impl)(other._call_impl)
+            other._compiled_call_impl = recompiler(module._compiled_call_impl)(other._call_impl)
     return twin
 
 
-def hand_hooks(old: nn.Module, new: nn.Module) -> None:
+def copy_hooks(old: nn.Module, new: nn.Module) -> None:
     """Give a module that takes the place of another the hooks of that."""
     vars(new).update({k: copy.copy(hooks) for k, hooks in vars(old).items() if "_hook" in k})
 
 
-def compiling(compiled: Callable[..., Any]) -> Callable[..., Any]:
+def recompiler(compiled: Callable[..., Any]) -> Callable[..., Any]:
     """What torch.compile did with the settings this was compiled with; its defaults if untold."""
     if isinstance(compiled, nn.Module):
         found = getattr(compiled, "dynamo_ctx", None)

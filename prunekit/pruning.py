@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from prunekit import engine
 from prunekit.criteria import CRITERIA, Criterion
-from prunekit.data import Data, given_data
+from prunekit.data import Data, data_from_batches
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
@@ -317,7 +317,7 @@ def _speaking_of(shares: Mapping[str, float | None]) -> Iterator[None]:
 def _data(data: Data | Iterable[tuple[Tensor, Tensor]] | None, criterion: Criterion) -> Data | None:
     if data is None or isinstance(data, Data):
         return data
-    return given_data(data, int(getattr(criterion, "samples", _SCORED)))
+    return data_from_batches(data, int(getattr(criterion, "samples", _SCORED)))
 
 
 def _change(name: str, before: int, after: int) -> str:

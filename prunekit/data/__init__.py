@@ -2,7 +2,7 @@
 
 from prunekit.data.base import Batches, Data, Dataset, images_id
 from prunekit.data.folder import CUB200, ImageFolder, TinyImageNet
-from prunekit.data.from_batches import GivenBatches, given_data
+from prunekit.data.from_batches import FixedBatches, data_from_batches
 from prunekit.data.in_memory import (
     Digits,
     HorizontalFlip,
@@ -25,7 +25,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "FashionMNIST",
-    "GivenBatches",
+    "FixedBatches",
     "HorizontalFlip",
     "ImageFolder",
     "NoImages",
@@ -35,6 +35,6 @@ __all__ = [
     "Synthetic",
     "TensorBatches",
     "TinyImageNet",
-    "given_data",
+    "data_from_batches",
     "images_id",
 ]

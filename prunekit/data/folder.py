@@ -17,14 +17,14 @@ from prunekit.data.base import (
     Dataset,
     HeldOut,
     Mean,
-    Shift,
+    PixelShift,
     Side,
     SplitSeed,
     Std,
     Workers,
-    sampled,
+    sample_indices,
     shuffled_steps,
-    stratified,
+    split_by_class,
 )
 from prunekit.data.files import Files, images_under, read_lines
 from prunekit.data.in_memory import Normalize
@@ -69,7 +69,7 @@ class ImageFolder(Dataset):
         labels = torch.tensor([label for _, label in train])
         rest, held = (
             [train[i] for i in part.tolist()]
-            for part in stratified(labels, self.val, self.split_seed)
+            for part in split_by_class(labels, self.val, self.split_seed)
         )
         batches = [FolderBatches(part, self, device) for part in (rest, held, test)]
         return Data(*batches, len(classes), (3, self.image_size, self.image_size))
@@ -156,7 +156,7 @@ class FolderBatches:
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.sample`."""
-        return self.pick(sampled(self.size, count), batch)
+        return self.pick(sample_indices(self.size, count), batch)
 
     @property
     def labels(self) -> Tensor:
@@ -294,7 +294,7 @@ class TinyImageNet(ImageFolder):
     image_size: Side = 64
     mean: Mean = (0.4802, 0.4481, 0.3975)
     std: Std = (0.2770, 0.2691, 0.2821)
-    crop: Shift = 8
+    crop: PixelShift = 8
 
     def files(self) -> Files:
         """The images of both parts, and the two lists that say what is on them."""

@@ -19,14 +19,14 @@ from prunekit.data.base import (
     Dataset,
     HeldOut,
     Mean,
-    Shift,
+    PixelShift,
     Side,
     SplitSeed,
     Std,
-    sampled,
+    check_per_channel,
+    sample_indices,
     shuffled_steps,
-    stratified,
-    triple,
+    split_by_class,
 )
 from prunekit.data.files import Files
 from prunekit.errors import ConfigError, DataError
@@ -86,8 +86,8 @@ class Normalize:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", triple("mean", self.mean))
-        object.__setattr__(self, "std", triple("std", self.std))
+        object.__setattr__(self, "mean", check_per_channel("mean", self.mean))
+        object.__setattr__(self, "std", check_per_channel("std", self.std))
         if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
             raise ConfigError(
                 f"mean={self.mean} and std={self.std} need one number per channel, std above 0"
@@ -137,7 +137,7 @@ class TensorBatches:
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.sample`."""
-        return self.pick(sampled(self.size, count), batch)
+        return self.pick(sample_indices(self.size, count), batch)
 
     def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.pick`."""
@@ -200,7 +200,7 @@ class ImageTensors(Dataset):
     std: Std = (0.5,)
     val: HeldOut = 0
     split_seed: SplitSeed = 0
-    crop: Shift = 0
+    crop: PixelShift = 0
     flip: Flip = False
 
     def __post_init__(self) -> None:
@@ -214,7 +214,7 @@ class ImageTensors(Dataset):
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """Read and split the images; the run's `seed` plays no part in what is loaded."""
         raw = self.read()
-        rest, held = stratified(raw.train.labels, self.val, self.split_seed)
+        rest, held = split_by_class(raw.train.labels, self.val, self.split_seed)
         augment = [RandomCrop(self.crop)] if self.crop else []
         augment += [HorizontalFlip()] if self.flip else []
         return Data(
@@ -263,7 +263,7 @@ class Digits(ImageTensors):
         size = (self.image_size, self.image_size)
         large = F.interpolate(small, size, mode="bilinear", align_corners=False)
         digits = Examples(large.round().byte(), table[:, 64].long())
-        train, test = stratified(digits.labels, _TEST, seed=0)
+        train, test = split_by_class(digits.labels, _TEST, seed=0)
         return Raw(digits[train], digits[test], classes=10)
 
 

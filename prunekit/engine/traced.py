@@ -13,8 +13,8 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.wrappers import network_in
-from prunekit.measure import Clock, CostModel
-from prunekit.measure.cost import cost_of
+from prunekit.measure import CostModel, LatencySetup
+from prunekit.measure.cost import make_cost_model
 from prunekit.measure.latency_table import Track
 from prunekit.modes import random_states_kept, unchanged, uncompiled
 from prunekit.surgery.cut import Cut, cut
@@ -103,7 +103,9 @@ class Traced:
 
         `track(items, label, total)` may show progress while that happens.
         """
-        return cost_of(self.model, self.graph, Clock(self.example, self.device, track))
+        return make_cost_model(
+            self.model, self.graph, LatencySetup(self.example, self.device, track)
+        )
 
     def scores(self, criterion: Criterion, data: Data | None) -> Scores:
         """A number per unit of every group that the criterion can judge, larger = keep."""

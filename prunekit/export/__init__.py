@@ -2,7 +2,7 @@
 
 from prunekit.export.files import Export, Exported, export_onnx, export_program
 from prunekit.export.onnxruntime import Float32, Int8, OnnxModule, Precision, require_onnx, silent
-from prunekit.export.program import Traced
+from prunekit.export.program import TracedProgram
 
 __all__ = [
     "Export",
@@ -11,7 +11,7 @@ __all__ = [
     "Int8",
     "OnnxModule",
     "Precision",
-    "Traced",
+    "TracedProgram",
     "export_onnx",
     "export_program",
     "require_onnx",

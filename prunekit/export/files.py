@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from prunekit.atomic_write import replacing
 from prunekit.errors import ExportError
 from prunekit.export.onnxruntime import OnnxModule, require_onnx, silent
-from prunekit.export.program import OPSET, Traced
+from prunekit.export.program import OPSET, TracedProgram
 from prunekit.schema import Checked, Filled, Positive, Range
 
 TOLERANCE = 1e-4  # largest difference to eager outputs, relative to the largest of them
@@ -60,7 +60,7 @@ class Export(Checked):
         self, model: nn.Module, example: Tensor | Sequence[Tensor], folder: Path
     ) -> dict[str, Exported]:
         """Write the files into a folder, by format; the network is traced once."""
-        traced, written = Traced.of(model, example), {}
+        traced, written = TracedProgram.of(model, example), {}
         if "onnx" in self.formats:
             path = folder / "model.onnx"
             written["onnx"] = _write_onnx(traced, path, self.opset, self.tolerance)
@@ -83,7 +83,7 @@ def export_onnx(
     line that calls it, when ONNX cannot express the network, and when outputs differ by more than
     `tolerance`, relative to the largest; nothing is written then.
     """
-    return _write_onnx(Traced.of(model, example), Path(path), opset, tolerance)
+    return _write_onnx(TracedProgram.of(model, example), Path(path), opset, tolerance)
 
 
 def export_program(
@@ -94,10 +94,10 @@ def export_program(
     tolerance: float = TOLERANCE,
 ) -> Exported:
     """Write a file for `torch.export.load` (.pt2), for any batch size; checked as ONNX is."""
-    return _write_program(Traced.of(model, example), Path(path), tolerance)
+    return _write_program(TracedProgram.of(model, example), Path(path), tolerance)
 
 
-def _write_program(traced: Traced, path: Path, tolerance: float) -> Exported:
+def _write_program(traced: TracedProgram, path: Path, tolerance: float) -> Exported:
     content = io.BytesIO()  # torch wants a name in .pt2 or no name at all
     with silent():
         torch.export.save(traced.program, content)
@@ -109,7 +109,7 @@ def _write_program(traced: Traced, path: Path, tolerance: float) -> Exported:
     return Exported(path, difference, path.stat().st_size)
 
 
-def _write_onnx(traced: Traced, path: Path, opset: int, tolerance: float) -> Exported:
+def _write_onnx(traced: TracedProgram, path: Path, opset: int, tolerance: float) -> Exported:
     program = traced.onnx(opset)
     beside = path.with_name(f"{path.name}.data")
     with ExitStack() as files:

@@ -26,7 +26,7 @@ Inputs = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class Traced:
+class TracedProgram:
     """A copy of a network in evaluation mode on the CPU, and its program for any batch size."""
 
     model: nn.Module
@@ -34,7 +34,7 @@ class Traced:
     example: Inputs
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor | Sequence[Tensor]) -> Traced:
+    def of(cls, model: nn.Module, example: Tensor | Sequence[Tensor]) -> TracedProgram:
         """Trace a network; ExportError names the line of its forward that cannot be traced.
 
         `example` gives shapes and types, the batch dimension first; its batch size does not count.

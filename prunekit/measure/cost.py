@@ -17,11 +17,11 @@ from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import TRANSPOSED, layer_named, weight_norm, widths
 from prunekit.graph.recording.nests import tensors_within
 from prunekit.graph.whole_groups import goes_whole
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 
 if TYPE_CHECKING:
     from prunekit.measure.latency import LatencyTest
-    from prunekit.measure.latency_table import Clock, TimedCost
+    from prunekit.measure.latency_table import LatencySetup, TimedCost
 
 
 class CostModel:
@@ -32,7 +32,9 @@ class CostModel:
     With a `clock` it can also measure, which it does when it is first asked for milliseconds.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, clock: Clock | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, clock: LatencySetup | None = None
+    ) -> None:
         self._network, self._clock = (model, graph), clock
         self._timed: list[TimedCost] = []
         self._names = [*graph.ins]
@@ -87,7 +89,7 @@ class CostModel:
         """
         if self._clock is None:
             raise ConfigError(
-                "a selection by latency needs a cost model that measures: give it a Clock"
+                "a selection by latency needs a cost model that measures: give it a LatencySetup"
             )
         for cost in self._timed:
             if cost.timing == timing:
@@ -152,7 +154,7 @@ class CostModel:
 _SPECIAL: list[tuple[type[nn.Module], type[CostModel]]] = []
 
 
-def counts(kind: type[nn.Module]) -> Callable[[type[CostModel]], type[CostModel]]:
+def register_cost_model(kind: type[nn.Module]) -> Callable[[type[CostModel]], type[CostModel]]:
     """Return a decorator for the cost model of networks that contain modules of this kind."""
 
     def keep(model: type[CostModel]) -> type[CostModel]:
@@ -162,7 +164,9 @@ def counts(kind: type[nn.Module]) -> Callable[[type[CostModel]], type[CostModel]
     return keep
 
 
-def cost_of(model: nn.Module, graph: ChannelGraph, clock: Clock | None = None) -> CostModel:
+def make_cost_model(
+    model: nn.Module, graph: ChannelGraph, clock: LatencySetup | None = None
+) -> CostModel:
     """Return the cost model that counts a network's modules as they will be when it is finished."""
     modules = [*model.modules()]
     for kind, special in _SPECIAL:
@@ -219,7 +223,7 @@ def _column(numbers: list[int] | list[bool]) -> Tensor:
 _COUNTED = ("conv", "linear", "addmm")
 
 
-def counted_macs(model: nn.Module, example: Example) -> int:
+def fvcore_macs(model: nn.Module, example: Example) -> int:
     """Multiply-adds of convolutions and linear layers in one forward pass of `example`.
 
     fvcore counts normalisation and pooling too; those are left out, and biases are never counted.
@@ -249,7 +253,7 @@ def _analysis(model: nn.Module, example: Example) -> dict[str, float]:
 
         logging.getLogger("fvcore.nn.jit_analysis").setLevel(logging.ERROR)
         given = Arguments.of(example)
-        with consulting(model), torch.no_grad():
+        with evaluating_unchanged(model), torch.no_grad():
             analysis = FlopCountAnalysis(_OnTensors(model, given), tuple(given.tensors))
             analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
             analysis.tracer_warnings("none")

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.data.base import balanced
+from prunekit.data.base import balanced_indices
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph.arguments import input_of
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 from prunekit.schema import Checked, Positive, Range, Text
 
 if TYPE_CHECKING:
@@ -48,9 +48,9 @@ def features_of(
     there is no such layer, or none that gives numbers for every image.
     """
     probe, values, labels = _Probe(model, layer), [], []
-    chosen = balanced(data.test.labels, count, seed=0)
+    chosen = balanced_indices(data.test.labels, count, seed=0)
     batches, total = data.test.pick(chosen, _BATCH), -(-len(chosen) // _BATCH)
-    with consulting(model), torch.no_grad(), probe.listening():
+    with evaluating_unchanged(model), torch.no_grad(), probe.listening():
         for x, y in track(batches, "features", total):
             model(x.to(device))
             values.append(probe.read(len(x)))

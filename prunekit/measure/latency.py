@@ -245,7 +245,7 @@ def _flushing() -> Iterator[None]:
 _RUNS, _WARMUP, _SECONDS = 9, 2, 5.0  # a picture of shares needs no more
 
 
-def layer_rows(
+def layer_records(
     models: Mapping[str, nn.Module], example: Example, timing: LatencyTest
 ) -> list[dict[str, Any]]:
     """One row a network and layer: network, layer, kind, in, out, macs, params, cpu_ms.

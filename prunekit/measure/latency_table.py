@@ -29,7 +29,7 @@ _RUNS, _WARMUP = 7, 2  # for each entry of a table: the fastest, since others on
 
 
 @dataclass(frozen=True)
-class Compared:
+class LatencyComparison:
     """Milliseconds of a narrow network and of the dense one, timed in turns."""
 
     narrow_ms: float
@@ -63,7 +63,7 @@ class TimedCost(CostModel):
         super().__init__(model, graph)
         self.model, self.timing, self.device = model, timing, device
         self._graph, self._example, self._track = graph, example, track
-        self._found: dict[bytes, Compared] = {}
+        self._found: dict[bytes, LatencyComparison] = {}
 
     def timed(self, timing: LatencyTest) -> TimedCost:
         """This one, which measures already."""
@@ -76,15 +76,15 @@ class TimedCost(CostModel):
             return layers * self._layers(None) + rest
         return layers * self._layers(drop) + rest * self._activations(drop)
 
-    def compare(self, drop: Tensor, narrow: nn.Module) -> Compared:
+    def compare(self, drop: Tensor, narrow: nn.Module) -> LatencyComparison:
         """Time the network that `drop` leaves in turns with the dense one."""
         times = self.timing.run({"dense": self.model, "narrow": narrow}, self._example, self.device)
         dense_ms = times["dense"].median_ms
-        found = Compared(times["narrow"].over(times["dense"]) * dense_ms, dense_ms)
+        found = LatencyComparison(times["narrow"].over(times["dense"]) * dense_ms, dense_ms)
         self._found[_key(drop)] = found
         return found
 
-    def compared(self, drop: Tensor) -> Compared | None:
+    def compared(self, drop: Tensor) -> LatencyComparison | None:
         """What `compare` found for these units the last time; None if it was never asked."""
         return self._found.get(_key(drop))
 
@@ -142,7 +142,7 @@ class TimedCost(CostModel):
 
 
 @dataclass(frozen=True, eq=False)
-class Clock:
+class LatencySetup:
     """What a network is timed on: inputs like `example`, a device, and who shows progress."""
 
     example: Example

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.models.init import Classes, Scale, start_slimming
+from prunekit.models.init import Classes, Scale, init_for_slimming
 from prunekit.schema import Count
 
 Stem = Annotated[Count, "outputs of the first convolution"]
@@ -48,7 +48,7 @@ class DenseNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(ends[3], classes)
-        self.apply(partial(start_slimming, scale=scale))
+        self.apply(partial(init_for_slimming, scale=scale))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (examples, classes) of images (examples, channels, height, width)."""

@@ -12,7 +12,7 @@ Classes = Annotated[Count, "outputs of the network, one for each class"]
 Scale = Annotated[float, "what batch-norm scales start at"]
 
 
-def start_slimming(module: nn.Module, scale: float) -> None:
+def init_for_slimming(module: nn.Module, scale: float) -> None:
     """Set one convolution or batch norm to its start in Liu et al. 2017; other layers stay.
 
     Convolutions start normal with variance 2 / (k k outputs), batch norms at `scale` and shift 0.

@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from prunekit.models.init import Classes, Scale, start_slimming
+from prunekit.models.init import Classes, Scale, init_for_slimming
 
 
 class PreResNet(nn.Module):
@@ -38,7 +38,7 @@ class PreResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(4 * third, classes)
-        self.apply(partial(start_slimming, scale=scale))
+        self.apply(partial(init_for_slimming, scale=scale))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (examples, classes) of images (examples, channels, height, width)."""
@@ -153,6 +153,6 @@ def _wide_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Seque
 
 
 def _initialise(module: nn.Module) -> None:
-    start_slimming(module, 1.0)
+    init_for_slimming(module, 1.0)
     if isinstance(module, nn.Conv2d):
         nn.init.zeros_(module.bias)

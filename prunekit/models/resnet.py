@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.models.init import Classes, start_slimming
+from prunekit.models.init import Classes, init_for_slimming
 
 
 class ResNet(nn.Module):
@@ -134,7 +134,7 @@ class BottleneckResNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(4 * third, classes)
-        self.apply(partial(start_slimming, scale=1.0))
+        self.apply(partial(init_for_slimming, scale=1.0))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (examples, classes) of images (examples, channels, height, width)."""
@@ -220,7 +220,7 @@ class ResNeXt(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(2 * third, classes)
-        self.apply(partial(start_slimming, scale=1.0))
+        self.apply(partial(init_for_slimming, scale=1.0))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (examples, classes) of images (examples, channels, height, width)."""

@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from prunekit.models.init import Classes, Scale, start_slimming
+from prunekit.models.init import Classes, Scale, init_for_slimming
 
 _VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 _VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
@@ -107,7 +107,7 @@ def _classifier(widths: Sequence[int], classes: int) -> OrderedDict[str, nn.Modu
 
 
 def _initialise(module: nn.Module, scale: float) -> None:
-    start_slimming(module, scale)
+    init_for_slimming(module, scale)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:

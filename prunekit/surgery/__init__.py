@@ -5,34 +5,34 @@ from prunekit.surgery.edits import (
     BiasMap,
     BiasMaps,
     Edit,
-    Keep,
+    KeptChannels,
     Narrow,
     NewBiases,
     edit_from_dict,
     narrow,
 )
-from prunekit.surgery.equivalence import Agreement, Gap, compare, randomised
+from prunekit.surgery.equivalence import Agreement, Gap, compare, randomise_constants
 from prunekit.surgery.files import SavedModel, load_model, load_weights, save_model
 from prunekit.surgery.heads import GlobalPooling, Head, LastLayer, NewHead
 from prunekit.surgery.optimizer import narrow_optimizer
-from prunekit.surgery.remove_block import Shift, SkipBlock
+from prunekit.surgery.remove_block import ChannelBias, SkipBlock
 
 __all__ = [
     "Absorbed",
     "Agreement",
     "BiasMap",
     "BiasMaps",
+    "ChannelBias",
     "Edit",
     "Gap",
     "GlobalPooling",
     "Head",
-    "Keep",
+    "KeptChannels",
     "LastLayer",
     "Narrow",
     "NewBiases",
     "NewHead",
     "SavedModel",
-    "Shift",
     "SkipBlock",
     "absorb",
     "compare",
@@ -41,6 +41,6 @@ __all__ = [
     "load_weights",
     "narrow",
     "narrow_optimizer",
-    "randomised",
+    "randomise_constants",
     "save_model",
 ]

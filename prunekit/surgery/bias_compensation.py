@@ -13,10 +13,10 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import layer_named
 from prunekit.modes import evaluating
-from prunekit.surgery.constants import Emission, Heard, hear_ends, listen, slack
+from prunekit.surgery.constants import Emission, Heard, listen, observe_block_ends, slack
 from prunekit.surgery.edits import BiasMaps, Edit, NewBiases
-from prunekit.surgery.equivalence import Gap, inputs_of, run_on
-from prunekit.surgery.remove_block import EmptyBlock, Shift
+from prunekit.surgery.equivalence import Gap, check_inputs, compute_outputs
+from prunekit.surgery.remove_block import ChannelBias, EmptyBlock
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def absorb(
     which binds the network to this size of input. `shifts` are constants for blocks that were
     removed whole (`branch_constants`), of which `narrow` has the places. Raises SurgeryError.
     """
-    given = inputs_of(batch)
+    given = check_inputs(batch)
     emission = listen(model, graph, drop, given)
     before = _outputs(narrow, given)
     planned = [
@@ -181,7 +181,7 @@ def branch_constants(
     By the name of the block, over the channels that stay; blocks that put out zeros are left out.
     """
     makers = {block.end: block.maker for block in blocks}
-    heard = hear_ends(model, graph, drop, makers, inputs_of(batch)) if makers else {}
+    heard = observe_block_ends(model, graph, drop, makers, check_inputs(batch)) if makers else {}
     found = {block.block: _broadcast(heard[block.end], maps) for block in blocks}
     return {name: constant for name, constant in found.items() if constant is not None}
 
@@ -213,7 +213,7 @@ def _plan(
 
 def _shift(narrow: nn.Module, block: str, found: Constant) -> _Plan:
     path = f"{block}.shift"
-    leaf = "bias" if isinstance(narrow.get_submodule(path), Shift) else "bias_map"
+    leaf = "bias" if isinstance(narrow.get_submodule(path), ChannelBias) else "bias_map"
     return _Plan(block, found.value, False, "shift", f"{path}.{leaf}", "; ".join(found.why))
 
 
@@ -280,7 +280,7 @@ def _owners(model: nn.Module, parameter: nn.Parameter) -> int:
 
 def _outputs(narrow: nn.Module, given: Arguments) -> object:
     with evaluating(narrow):
-        return run_on(narrow, given, "the narrow network")
+        return compute_outputs(narrow, given, "the narrow network")
 
 
 def _edits(plans: list[_Plan]) -> tuple[Edit, ...]:

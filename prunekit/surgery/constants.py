@@ -21,7 +21,7 @@ from prunekit.graph.layers import channel_dim, layer_named, weighs
 from prunekit.graph.readers import followers, lent_biases
 from prunekit.graph.table import given, of_function, of_layer
 from prunekit.modes import evaluating
-from prunekit.surgery.equivalence import run_on, trained
+from prunekit.surgery.equivalence import compute_outputs, trained
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +64,9 @@ def listen(model: nn.Module, graph: ChannelGraph, drop: Tensor, given: Arguments
     Layers that run in train mode only, of auxiliary heads, are heard there.
     """
     ear = _Ear(graph, drop)
-    with ear.open(model), emitting(model, graph, drop), evaluating(model):
+    with ear.open(model), emitting_constants(model, graph, drop), evaluating(model):
         with ear.functions:
-            outputs = run_on(model, given, "the dense network")
+            outputs = compute_outputs(model, given, "the dense network")
         if ear.deaf():
             ear.only = ear.deaf()
             with ear.functions:
@@ -75,7 +75,7 @@ def listen(model: nn.Module, graph: ChannelGraph, drop: Tensor, given: Arguments
     return Emission(ear.heard, outputs, followers(model, runs), lent_biases(model, runs))
 
 
-def hear_ends(
+def observe_block_ends(
     model: nn.Module,
     graph: ChannelGraph,
     drop: Tensor,
@@ -101,14 +101,14 @@ def hear_ends(
         for end, maker in makers.items():
             hook = model.get_submodule(end).register_forward_hook(listen(end, maker))
             stack.callback(hook.remove)
-        stack.enter_context(emitting(model, graph, drop))
+        stack.enter_context(emitting_constants(model, graph, drop))
         stack.enter_context(evaluating(model))
-        run_on(model, given, "the dense network")
+        compute_outputs(model, given, "the dense network")
     return heard
 
 
 @contextmanager
-def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[None]:
+def emitting_constants(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[None]:
     """Inside it, removed channels of `model` carry no signal, but the constants they would emit.
 
     Convolutions and linear layers put out their bias for them, norms their shift, zero without one:

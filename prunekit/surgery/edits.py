@@ -64,7 +64,7 @@ def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 @dataclass(frozen=True)
-class Keep:
+class KeptChannels:
     """The channels that a layer keeps, by index (None: all), out of `widths` (inputs, outputs)."""
 
     ins: tuple[int, ...] | None
@@ -73,7 +73,7 @@ class Keep:
 
 
 @dataclass(frozen=True)
-class KeepEntries:
+class KeptEntries:
     """The entries that a parameter or buffer keeps along `dim`, out of `width`.
 
     Entries that are indices are numbered anew where only those in `among` are left to pick from.
@@ -93,8 +93,8 @@ class Narrow:
     `tensors` are parameters and buffers that belong to no layer, by their path.
     """
 
-    keeps: Mapping[str, Keep]
-    tensors: Mapping[str, KeepEntries] = field(default_factory=dict)
+    keeps: Mapping[str, KeptChannels]
+    tensors: Mapping[str, KeptEntries] = field(default_factory=dict)
     kind: ClassVar[str] = "narrow"
 
     @classmethod
@@ -117,7 +117,7 @@ class Narrow:
         for name, units in graph.ins.items():
             ins, outs = kept_indices(units, drop), kept_indices(graph.outs[name], drop)
             if name not in without and (ins is not None or outs is not None):
-                keeps[name] = Keep(ins, outs, (len(units), len(graph.outs[name])))
+                keeps[name] = KeptChannels(ins, outs, (len(units), len(graph.outs[name])))
         tensors = {path: one for path, one in _entries(graph, drop) if path not in without}
         return cls(keeps, tensors)
 
@@ -169,19 +169,19 @@ class Narrow:
             raise ArtifactError(f"an edit of kind 'narrow' is damaged: {error!r}") from error
 
 
-def _keep(layer: Mapping[str, Any]) -> Keep:
+def _keep(layer: Mapping[str, Any]) -> KeptChannels:
     sides = [tuple(map(int, layer[side])) if side in layer else None for side in ("in", "out")]
     inner, outer = layer["widths"]
-    return Keep(*sides, (int(inner), int(outer)))
+    return KeptChannels(*sides, (int(inner), int(outer)))
 
 
-def _keep_entries(plain: Mapping[str, Any]) -> KeepEntries:
+def _keep_entries(plain: Mapping[str, Any]) -> KeptEntries:
     kept = tuple(map(int, plain["kept"]))
     among = tuple(map(int, plain["among"])) if "among" in plain else None
-    return KeepEntries(int(plain["dim"]), kept, int(plain["width"]), among)
+    return KeptEntries(int(plain["dim"]), kept, int(plain["width"]), among)
 
 
-def _entries(graph: ChannelGraph, drop: Tensor) -> Iterator[tuple[str, KeepEntries]]:
+def _entries(graph: ChannelGraph, drop: Tensor) -> Iterator[tuple[str, KeptEntries]]:
     for path, sides in graph.tensors.items():
         for dim, units in enumerate(sides):
             if units is None:
@@ -191,7 +191,7 @@ def _entries(graph: ChannelGraph, drop: Tensor) -> Iterator[tuple[str, KeepEntri
                 among = kept_indices(graph.picks[path], drop)
                 kept = tuple(range(len(units))) if kept is None and among is not None else kept
             if kept is not None:
-                yield path, KeepEntries(dim, kept, len(units), among)
+                yield path, KeptEntries(dim, kept, len(units), among)
 
 
 def _refuse_empty(graph: ChannelGraph, drop: Tensor, without: Collection[str]) -> None:
@@ -206,7 +206,7 @@ def _refuse_empty(graph: ChannelGraph, drop: Tensor, without: Collection[str]) -
         )
 
 
-def _check(name: str, module: nn.Module, keep: Keep) -> None:
+def _check(name: str, module: nn.Module, keep: KeptChannels) -> None:
     try:
         found = widths(module)
     except AttributeError:
@@ -218,7 +218,7 @@ def _check(name: str, module: nn.Module, keep: Keep) -> None:
         )
 
 
-def _check_tensor(model: nn.Module, path: str, entries: KeepEntries) -> None:
+def _check_tensor(model: nn.Module, path: str, entries: KeptEntries) -> None:
     owner, _, leaf = path.rpartition(".")
     tensor = getattr(layer_named(model, owner, _FOREIGN), leaf, None)
     if not isinstance(tensor, Tensor):

@@ -42,7 +42,7 @@ class Gap:
         Where a reference is zero throughout, the difference stands for itself. Raises
         SurgeryError when the two differ in structure, or one of them is not finite.
         """
-        ours, theirs = floats_in(found), floats_in(reference)
+        ours, theirs = float_tensors(found), float_tensors(reference)
         if [tuple(x.shape) for x in ours] != [tuple(x.shape) for x in theirs] or not theirs:
             raise SurgeryError(
                 f"the outputs to compare are {_shapes(ours)} and {_shapes(theirs)}; "
@@ -104,7 +104,7 @@ def compare(
     put out zeros.
     Raises SurgeryError where the networks differ, or the dense one cannot run in eval mode.
     """
-    case = _Case(model, narrow, graph, drop, inputs_of(batch), tuple(silent))
+    case = _Case(model, narrow, graph, drop, check_inputs(batch), tuple(silent))
     with unchanged(model, narrow):
         return _compared(case, tolerance)
 
@@ -135,7 +135,7 @@ def _compared(case: _Case, tolerance: float | None) -> Agreement:
     return dataclasses.replace(found, note="; ".join(filter(None, (note, found.note))))
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomise_constants(model: nn.Module, seed: int = 0) -> nn.Module:
     """A copy in which no part is idle: what training would have to wake up is random instead.
 
     Batch norms get random statistics; parameters that are constant (scales, shifts, biases, layer
@@ -152,12 +152,12 @@ def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
     return twin
 
 
-def inputs_of(batch: Example) -> Arguments:
+def check_inputs(batch: Example) -> Arguments:
     """The arguments of a forward; an input of equal entries, a placeholder, becomes noise."""
     return Arguments.of(batch).changed(_lively)
 
 
-def run_on(model: nn.Module, given: Arguments, who: str) -> Any:
+def compute_outputs(model: nn.Module, given: Arguments, who: str) -> Any:
     """The outputs, without gradients, on a copy of the inputs; what is random comes from one seed.
 
     The network is afterwards what it was before. Raises SurgeryError, with the first line of the
@@ -171,7 +171,7 @@ def run_on(model: nn.Module, given: Arguments, who: str) -> Any:
             raise SurgeryError(f"{who} fails on the batch: {first}") from error
 
 
-def floats_in(output: Any) -> list[Tensor]:
+def float_tensors(output: Any) -> list[Tensor]:
     """All floating-point tensors in nests, dataclasses and objects that hold tensors, in order."""
     return [tensor for tensor in tensors_within(output) if tensor.is_floating_point()]
 
@@ -184,19 +184,19 @@ def trained(model: nn.Module, given: Arguments) -> tuple[Arguments | None, Any, 
     trouble, doubled = "", _doubled(given)
     for inputs in (given,) if doubled is given else (doubled, given):
         try:
-            with rehearsing(model):
-                outputs = run_on(model, inputs, "the dense network")
+            with train_mode_without_dropout(model):
+                outputs = compute_outputs(model, inputs, "the dense network")
         except SurgeryError as error:
             trouble = trouble or str(error)
             continue
-        if all(bool(x.isfinite().all()) for x in floats_in(outputs)):
+        if all(bool(x.isfinite().all()) for x in float_tensors(outputs)):
             return inputs, outputs, ""
         trouble = trouble or "the dense network itself puts out nan or inf"
     return None, None, trouble
 
 
 @contextmanager
-def rehearsing(model: nn.Module) -> Iterator[None]:
+def train_mode_without_dropout(model: nn.Module) -> Iterator[None]:
     """Inside it, a network is in train mode without dropout; afterwards modes are as before."""
     with evaluating(model), _NoDropout():
         model.train()
@@ -226,16 +226,18 @@ class _Case:
         """The comparison in eval mode and, where that is within the limit, in train mode."""
         name = str(_precision(self.model)).removeprefix("torch.")
         with evaluating(self.model, self.narrow), self._silenced():
-            reference = run_on(self.model, self.given, "the dense network")
-            still = Gap.between(run_on(self.narrow, self.given, "the narrow network"), reference)
+            reference = compute_outputs(self.model, self.given, "the dense network")
+            still = Gap.between(
+                compute_outputs(self.narrow, self.given, "the narrow network"), reference
+            )
         if still.relative > limit:
             return Agreement(still, None, name, "train mode not compared, eval mode differs")
         with self._silenced():
             inputs, reference, trouble = trained(self.model, self.given)
         if inputs is None:
             return Agreement(still, None, name, f"train mode not compared: {trouble}")
-        with rehearsing(self.narrow):
-            found = run_on(self.narrow, inputs, "the narrow network")
+        with train_mode_without_dropout(self.narrow):
+            found = compute_outputs(self.narrow, inputs, "the narrow network")
         return Agreement(still, Gap.between(found, reference), name)
 
     def in_double(self) -> _Case | None:
@@ -244,7 +246,7 @@ class _Case:
             pair = [duplicate(net).double() for net in (self.model, self.narrow)]
             wide = self.given.changed(lambda x: x.double() if x.is_floating_point() else x)
             with evaluating(pair[0]):
-                run_on(pair[0], wide, "the dense network")
+                compute_outputs(pair[0], wide, "the dense network")
         except Exception:  # forwards that insist on a precision, devices without doubles
             return None
         return _Case(*pair, self.graph, self.drop, wide, self.silent)

@@ -15,7 +15,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import layer_named
 from prunekit.graph.recording.steps import HELD, Kind, Recording, Step
 from prunekit.graph.table import entries, of_name
-from prunekit.modes import hand_hooks
+from prunekit.modes import copy_hooks
 from prunekit.surgery.edits import BiasMap, register, replace_module
 
 ADDED = "+"  # the step at which the branch was added
@@ -27,7 +27,7 @@ FUNCTIONS: Mapping[str, type[nn.Module]] = {
 }
 
 
-class Shift(nn.Module):
+class ChannelBias(nn.Module):
     """Add a number to every channel, which is trained as biases are."""
 
     def __init__(self, bias: Tensor, trained: bool = True) -> None:
@@ -49,7 +49,7 @@ class SkipBlock:
     """A residual block without its branch: the modules of its shortcut and what follows, in a row.
 
     `steps` are names of modules directly in the block, of functions ("relu()"), and `ADDED` where
-    the branch was added. There a `Shift` of zeros of the shape `shift` takes its place, or a
+    the branch was added. There a `ChannelBias` of zeros of the shape `shift` takes its place, or a
     `BiasMap` if the shape has positions; nothing without a shape. Modules keep their names.
     """
 
@@ -69,7 +69,7 @@ class SkipBlock:
                 parts[name if name not in parts else f"{name}_{len(parts)}"] = made
         left = nn.Sequential(parts) if parts else nn.Identity()
         left.training = block.training
-        hand_hooks(block, left)
+        copy_hooks(block, left)
         replace_module(model, block, left)
 
     def _part(self, block: nn.Module, step: str) -> nn.Module | None:
@@ -105,7 +105,7 @@ def _shift(block: nn.Module, shape: tuple[int, ...]) -> nn.Module:
     zeros = torch.zeros(shape, dtype=like.dtype, device=like.device)
     if sum(size > 1 for size in shape) > 1:
         return BiasMap(zeros)
-    return Shift(zeros, any(parameter.requires_grad for parameter in block.parameters()))
+    return ChannelBias(zeros, any(parameter.requires_grad for parameter in block.parameters()))
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from prunekit.errors import TraceError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow
 from prunekit.surgery.bias_compensation import absorb
-from prunekit.surgery.constants import emitting
+from prunekit.surgery.constants import emitting_constants
 from prunekit.surgery.equivalence import Gap, compare
 
 
@@ -34,7 +34,7 @@ def parts(net, data):
 def test_what_is_called_exact_is_exact(net, data):
     model, narrow, graph, drop = parts(net, data)
     found = absorb(model, narrow, graph, drop, net.example, maps=data.draw(st.booleans()))
-    with torch.no_grad(), emitting(model, graph, drop):
+    with torch.no_grad(), emitting_constants(model, graph, drop):
         reference = net(net.example)
     with torch.no_grad():
         gap = Gap.between(narrow(net.example), reference).relative

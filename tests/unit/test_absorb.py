@@ -15,9 +15,9 @@ from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow, edit_from_dict, load_model, save_model
 from prunekit.surgery.bias_compensation import absorb
-from prunekit.surgery.constants import emitting
+from prunekit.surgery.constants import emitting_constants
 from prunekit.surgery.edits import BiasMap, BiasMaps, NewBiases
-from prunekit.surgery.equivalence import Gap, compare, randomised
+from prunekit.surgery.equivalence import Gap, compare, randomise_constants
 
 X = torch.rand(3, 4, 9, 9, generator=torch.Generator().manual_seed(0)).double()
 
@@ -190,7 +190,7 @@ class ByFunction(nn.Module):
 def cut(model, seed=0):
     """The dense network in doubles, the narrow one, and what connects them."""
     torch.manual_seed(seed)
-    model = randomised(model).double().eval()
+    model = randomise_constants(model).double().eval()
     graph = ChannelGraph.trace(model, X)
     chosen = {}
     for group in graph.groups:
@@ -203,7 +203,7 @@ def cut(model, seed=0):
 
 
 def distance(model, narrow, graph, drop):
-    with torch.no_grad(), emitting(model, graph, drop):
+    with torch.no_grad(), emitting_constants(model, graph, drop):
         reference = model(X)
     with torch.no_grad():
         return Gap.between(narrow(X), reference).relative
@@ -485,7 +485,7 @@ def test_a_layer_in_two_places_gets_one_map():
 def test_real_networks_stay_near_the_emitting_ones(name):
     torch.manual_seed(0)
     known = {"init_weights": True} if name == "googlenet" else {}
-    model = randomised(getattr(torchvision.models, name)(weights=None, **known)).eval()
+    model = randomise_constants(getattr(torchvision.models, name)(weights=None, **known)).eval()
     x = torch.randn(2, 3, 64, 64)
     graph = ChannelGraph.trace(model, x)
     masks = {g.name: torch.randperm(len(g.units)) < len(g.units) // 2 for g in graph.groups}

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph import ChannelGraph
-from prunekit.measure.cost import CostModel, counts
-from prunekit.measure.latency_table import Clock
+from prunekit.measure.cost import CostModel, register_cost_model
+from prunekit.measure.latency_table import LatencySetup
 from prunekit.methods.hinge.module import Hinged
 
 
-@counts(Hinged)
+@register_cost_model(Hinged)
 class FoldedCost(CostModel):
     """Counts every matrix as merged into its convolution where that takes no more multiply-adds.
 
@@ -24,7 +24,9 @@ class FoldedCost(CostModel):
     of the channel groups of the two matrices of every block that has two.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, clock: Clock | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, clock: LatencySetup | None = None
+    ) -> None:
         super().__init__(model, graph, clock)
         hinged = {n: m for n, m in model.named_modules() if isinstance(m, Hinged)}
         place = {name: index for index, name in enumerate(self._names)}
