@@ -8,7 +8,7 @@ from torch import nn
 
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.surgery import Narrow, edit_from_dict, narrow
+from prunekit.surgery import KeptChannels, Narrow, edit_from_dict, narrow
 
 IN, OUT = [0, 2, 3], [1, 3]
 SINGLE = {  # layer of width 4 -> the shape of an example with 4 channels
