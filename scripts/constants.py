@@ -54,7 +54,9 @@ def measured(name: str) -> dict[str, Any]:
     batch = torch.randn(4, 3, 64, 64)
     graph = ChannelGraph.trace(model, batch)
     keep = PerLayer(0.5).choose(L1Norm().scores(model, graph, None), graph, CostModel(model, graph))
-    plain, mapped = (cut(model, graph, keep, batch, absorb=True, maps=m) for m in (False, True))
+    plain, mapped = (
+        cut(model, graph, keep, batch, absorb=True, per_position=p) for p in (False, True)
+    )
     return {
         "dropped": f"{plain.absorbed.change.before:.2%}",
         "absorbed": f"{plain.absorbed.change.after:.2%}",

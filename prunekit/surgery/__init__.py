@@ -1,4 +1,4 @@
-"""Changing the structure of networks, and files that remember how."""
+"""Structural edits of networks, checks of their effect, and model files that store them."""
 
 from prunekit.surgery.bias_compensation import Absorbed, absorb
 from prunekit.surgery.edits import (

@@ -226,7 +226,7 @@ def test_layers_that_are_called_by_name():
         nn.init.uniform_(net.norm.bias, 0.5, 1.5)
         found = prunekit.prune(net, x, keep=0.5, absorb=True)
         assert found.agreement.worst < 1e-5 and found.widths["left"] == (8, 4)
-        told.append([*map(str, found.absorbed.rows), slimming_flops(net, x), fvcore_macs(net, x)])
+        told.append([*map(str, found.absorbed.layers), slimming_flops(net, x), fvcore_macs(net, x)])
         kept_alike(net, prunekit.prune(net, x, keep=0.5, absorb=False), (x,))
         assert prunekit.prune(net, x, latency=0.9, on_miss="nearest").aims
     assert told[0] == told[1] and told[0][0] == "mix -> bias: exact"

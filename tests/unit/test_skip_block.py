@@ -244,7 +244,7 @@ def test_with_maps_nothing_is_lost_that_the_branch_still_emitted(name):
         emitting_constants(net, graph, graph.drop({n: ~m for n, m in keep.items()})),
     ):
         reference = net(X)
-    found = cut(net, graph, keep, X, maps=True)
+    found = cut(net, graph, keep, X, per_position=True)
     assert found.absorbed.exact
     with torch.no_grad():
         assert Gap.between(found.model.eval()(X), reference).relative < 1e-9
@@ -260,7 +260,7 @@ def test_without_borders_a_shift_is_exact_and_trained(name):
         if isinstance(module, nn.Conv2d) and module.padding != (0, 0):
             module.padding_mode = "circular"
     found = done(net, *emptied, share=0.4)
-    rows = {row.layer: row for row in found.absorbed.rows if row.into == "shift"}
+    rows = {row.layer: row for row in found.absorbed.layers if row.into == "shift"}
     assert rows.keys() == left.keys() and all(row.exact for row in rows.values())
     assert found.absorbed.change.after < 1e-9
     assert all(isinstance(found.model.get_submodule(block).shift, ChannelBias) for block in left)

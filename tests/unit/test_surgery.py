@@ -138,7 +138,7 @@ def graph_and_drop(chosen=(1,)):
 
 def test_the_edit_says_what_every_layer_keeps():
     edit = Narrow.of(*graph_and_drop())
-    assert edit.keeps == {
+    assert edit.layers == {
         "0": KeptChannels(None, (0, 2, 3), (3, 4)),
         "1": KeptChannels((0, 2, 3), (0, 2, 3), (4, 4)),
         "4": KeptChannels((0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15), None, (16, 2)),
@@ -150,7 +150,7 @@ def test_the_edit_says_what_every_layer_keeps():
 
 
 def test_dropping_nothing_is_no_edit():
-    assert Narrow.of(*graph_and_drop([])).keeps == {}
+    assert Narrow.of(*graph_and_drop([])).layers == {}
 
 
 def test_an_edit_that_does_not_fit_changes_nothing():

@@ -220,10 +220,10 @@ class TestANetwork:
         graph = ChannelGraph.trace(net, images())
         done = cut(net, graph, some(graph), images(), absorb=True, check=True)
         assert max(done.agreement.eval.relative, done.agreement.train.relative) < 1e-9
-        readers = {row.layer for row in done.absorbed.rows}
+        readers = {row.layer for row in done.absorbed.layers}
         assert not any(name.endswith("conv2") for name in readers)
         assert any(name.endswith("conv3") for name in readers)
-        only = [row for row in done.absorbed.rows if row.layer.endswith("conv3")]
+        only = [row for row in done.absorbed.layers if row.layer.endswith("conv3")]
         assert all(row.exact for row in only)
 
     def test_an_optimizer_follows(self):
