@@ -1,4 +1,4 @@
-"""Files for other engines: ONNX (also in int8) and torch.export, checked against eager outputs."""
+"""Export networks to ONNX (also in int8) and torch.export, checked against eager outputs."""
 
 from prunekit.export.files import Export, Exported, export_onnx, export_program
 from prunekit.export.onnxruntime import Float32, Int8, OnnxModule, Precision, require_onnx, silent

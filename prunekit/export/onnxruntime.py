@@ -23,7 +23,7 @@ from prunekit.schema import Checked, Count, OneOf
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """No warnings, log lines or prints inside; errors come through as always."""
+    """Suppress warnings, log lines and prints, with which exporters are generous; errors pass."""
     before, sink = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:
@@ -35,11 +35,11 @@ def silent() -> Iterator[None]:
 
 
 _EXTRA = ("onnx", "onnxruntime", "onnxscript")
-_FATAL = 4  # onnxruntime's severity: what is worse comes as an exception anyway
+_FATAL = 4  # onnxruntime's log severity; errors raise exceptions anyway
 
 
 def require_onnx() -> None:
-    """Raise ConfigError that names the extra when a package of it is missing."""
+    """Raise ConfigError with the name of the extra if one of its packages is missing."""
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         raise ConfigError(
@@ -48,20 +48,20 @@ def require_onnx() -> None:
 
 
 class OnnxModule(nn.Module):
-    """An ONNX file as a network: tensors in, tensors out, in between onnxruntime on the CPU.
+    """An ONNX file as a module that runs on the CPU with onnxruntime.
 
-    `threads` are used inside an operator, one operator at a time; 0 leaves it to onnxruntime.
-    Raises ExportError when onnxruntime cannot run the file.
+    `threads` are used inside an operator, one operator at a time; 0 leaves the number to
+    onnxruntime. Raises ExportError when onnxruntime cannot run the file.
     """
 
     def __init__(self, file: str | Path, threads: int = 0) -> None:
         require_onnx()
         super().__init__()
         self.session = _session(str(file), threads)
-        self.inputs = [put.name for put in self.session.get_inputs()]
+        self.inputs = [node.name for node in self.session.get_inputs()]
 
     def forward(self, *inputs: Tensor) -> Any:
-        """One tensor where the network has one output, else a list in the order of the file."""
+        """Return a tensor if the network has one output, else a list in the order of the file."""
         feeds = {
             name: x.detach().cpu().contiguous().numpy()
             for name, x in zip(self.inputs, inputs, strict=True)
@@ -69,9 +69,9 @@ class OnnxModule(nn.Module):
         try:
             arrays = self.session.run(None, feeds)
         except Exception as error:  # its exceptions have no common base
-            raise _refused(error) from error
-        found = [torch.from_numpy(array) for array in arrays]
-        return found[0] if len(found) == 1 else found
+            raise _run_error(error) from error
+        outputs = [torch.from_numpy(array) for array in arrays]
+        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def _session(file: str, threads: int) -> Any:
@@ -85,10 +85,10 @@ def _session(file: str, threads: int) -> Any:
         with silent():
             return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:
-        raise _refused(error) from error
+        raise _run_error(error) from error
 
 
-def _refused(error: Exception) -> ExportError:
+def _run_error(error: Exception) -> ExportError:
     reason = (str(error) or type(error).__name__).splitlines()[0]
     return ExportError(f"onnxruntime cannot run the exported network: {reason}")
 
@@ -104,26 +104,27 @@ _OVERFLOW = (
 
 
 class Precision(Checked):
-    """The numbers that an exported network calculates with."""
+    """The number format of an exported network."""
 
 
 @dataclass(frozen=True)
 class Float32(Precision):
-    """Weights and activations as they are: no second file."""
+    """Leave weights and activations as they are, without a second file."""
 
 
 @dataclass(frozen=True)
 class Int8(Precision):
-    """Static quantisation with `calibration` images, a `batch` at a time.
+    """Quantise statically to int8, with `calibration` images in batches of `batch`.
 
-    `method` finds the range of every activation: `minmax`, `entropy` or `percentile`. Activations
-    are unsigned and weights signed, the pair for which x86 processors have instructions; those
-    without VNNI add in 16 bits, where `reduce_range` (weights of 7 bits) avoids overflow.
+    Weights are quantised per channel. `method` determines the range of every activation: `minmax`,
+    `entropy` or `percentile`. Activations are unsigned and weights signed, for which x86 processors
+    have instructions; those without VNNI add in 16 bits, where `reduce_range` (weights of 7 bits)
+    avoids overflow.
     """
 
-    calibration: Annotated[Count, "training images that set the ranges of activations"] = 256
-    batch: Annotated[Count, "images in one batch"] = 32
-    method: Annotated[str, OneOf(tuple(_METHODS)), "how a range is found"] = "minmax"
+    calibration: Annotated[Count, "training images for the ranges of activations"] = 256
+    batch: Annotated[Count, "images per batch"] = 32
+    method: Annotated[str, OneOf(tuple(_METHODS)), "rule for the range of an activation"] = "minmax"
     reduce_range: Annotated[bool, "weights of 7 bits, for processors without VNNI"] = False
 
     def __post_init__(self) -> None:
@@ -139,16 +140,16 @@ class Int8(Precision):
         if not self.reduce_range and sums_overflow():
             log.warning(_OVERFLOW)
         with TemporaryDirectory(prefix="prunekit-") as folder:
-            prepared, made = Path(folder) / "prepared.onnx", Path(folder) / path.name
+            prepared, quantised = Path(folder) / "prepared.onnx", Path(folder) / path.name
             try:
                 with silent():
                     _prepare(source, prepared)
-                    self._quantise(prepared, images, made)
+                    self._quantise(prepared, images, quantised)
             except Exception as error:  # onnxruntime raises plain exceptions of every kind
                 reason = (str(error) or type(error).__name__).splitlines()[0]
                 raise ExportError(f"onnxruntime cannot quantise the network: {reason}") from error
             with replacing(path) as draft:
-                draft.write_bytes(made.read_bytes())
+                draft.write_bytes(quantised.read_bytes())
         return path.stat().st_size
 
     def _quantise(self, source: Path, images: Iterable[Tensor], path: Path) -> None:
@@ -168,15 +169,15 @@ class Int8(Precision):
 
 
 def sums_overflow() -> bool:
-    """Whether this CPU adds products of int8 in 16 bits: x86 without VNNI; False if unknown."""
-    tell = getattr(torch.cpu, "get_capabilities", None)
-    known = tell() if tell else {}
-    able = known.get("avx512_vnni", True) or known.get("avx_vnni", True)
-    return "x86" in str(known.get("architecture")) and not able
+    """Return whether this CPU adds int8 products in 16 bits (x86 without VNNI), False if unknown."""
+    query = getattr(torch.cpu, "get_capabilities", None)
+    capabilities = query() if query else {}
+    vnni = capabilities.get("avx512_vnni", True) or capabilities.get("avx_vnni", True)
+    return "x86" in str(capabilities.get("architecture")) and not vnni
 
 
 class _Reader:
-    """Calibration batches in the form onnxruntime asks for: one dictionary a call, then None."""
+    """Calibration batches in onnxruntime's form: one dictionary per call, then None."""
 
     def __init__(self, source: Path, images: Iterable[Tensor]) -> None:
         import onnx
@@ -185,13 +186,13 @@ class _Reader:
         self._images: Iterator[Tensor] = iter(images)
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch by input name."""
+        """Return the next batch by input name, None after the last."""
         images = next(self._images, None)
         return None if images is None else {self._name: images.cpu().contiguous().numpy()}
 
 
 def _prepare(source: Path, path: Path) -> None:
-    """Fold batch norms into convolutions and write the shapes of all activations down."""
+    """Fold batch norms into convolutions and add the shapes of all activations to the file."""
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     quant_pre_process(str(source), str(path), skip_symbolic_shape=True)

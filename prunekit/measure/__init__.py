@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, parameters, latency, memory."""
+"""Measure what a network costs: multiply-adds, parameters, latency and memory."""
 
 from prunekit.measure.cost import CostModel, fvcore_macs
 from prunekit.measure.features import TSNE, Features, features_of, silhouette
