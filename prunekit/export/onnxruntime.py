@@ -169,7 +169,7 @@ class Int8(Precision):
 
 
 def sums_overflow() -> bool:
-    """Return whether this CPU adds int8 products in 16 bits (x86 without VNNI), False if unknown."""
+    """Return whether this CPU adds int8 products in 16 bits: x86 without VNNI, if known."""
     query = getattr(torch.cpu, "get_capabilities", None)
     capabilities = query() if query else {}
     vnni = capabilities.get("avx512_vnni", True) or capabilities.get("avx_vnni", True)

@@ -189,7 +189,7 @@ class LatencyTest(Checked):
         """Time callables on the batch `x`, in turns A B A B; nothing is copied."""
         with _threads(self.threads), _flushing_denormals(), torch.inference_mode():
             _rounds(runners, x, rounds=self.warmup, at_least=1, seconds=self.seconds / 4)
-            rounds = _rounds(
+            times = _rounds(
                 runners, x, rounds=self.runs, at_least=_MIN_ROUNDS, seconds=self.seconds
             )
         return {key: Latency.of(series) for key, series in times.items()}

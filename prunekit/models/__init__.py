@@ -1,4 +1,4 @@
-"""Networks built from plain numbers: those that pruning papers report on, and others by name."""
+"""Networks of pruning papers, built from plain settings, and networks of torchvision and timm."""
 
 from prunekit.models.densenet import DenseNet, densenet40
 from prunekit.models.external import (

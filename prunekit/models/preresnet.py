@@ -1,4 +1,12 @@
-"""Pre-activation ResNets for 32 x 32 images (He et al. 2016, "identity mappings")."""
+"""ResNets with pre-activation for 32 x 32 images (He et al. 2016, "identity mappings").
+
+`PreResNet` is the bottleneck network of network slimming: the shortcut takes the raw input of its
+block and has no batch norm. The channel selectors of network slimming are not part of the network;
+`prunekit.methods.slimming` inserts them. `WideResNet` is the network of Zagoruyko and Komodakis
+2016 as in Hinge: convolutions have biases, the stride is that of the second one of a block, and the
+last batch norm has momentum 0.9. Convolutions start normal with variance 2 / (k k outputs) and bias
+0, batch norms with shift 0.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +22,8 @@ class PreResNet(nn.Module):
     """A stem, three stages of `blocks` bottlenecks each, norm, global pooling, one linear layer.
 
     Depth is 9 * blocks + 2. `widths` are the inner channels of the three stages, whose outputs
-    have four times as many; `stem` are the channels before them, `scale` is where the weights of
-    all batch norms start.
+    have four times as many; `stem` is the number of channels before them, and `scale` the initial
+    scale of all batch norms.
     """
 
     def __init__(
@@ -41,7 +49,7 @@ class PreResNet(nn.Module):
         self.apply(partial(init_for_slimming, scale=scale))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         hidden = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         return self.linear(self.flatten(self.pool(self.relu(self.bn(hidden)))))
 
@@ -65,7 +73,7 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The block's output; its inner widths may differ from its outer one after pruning."""
+        """Return the block's output; after pruning, inner and outer widths may differ."""
         branch = self.conv1(self.relu1(self.bn1(hidden)))
         branch = self.conv2(self.relu2(self.bn2(branch)))
         branch = self.conv3(self.relu3(self.bn3(branch)))
@@ -73,9 +81,10 @@ class Bottleneck(nn.Module):
 
 
 def preresnet164(classes: Classes = 10, scale: Scale = 0.5) -> PreResNet:
-    """ResNet-164 of network slimming (Liu et al. 2017), 1,703,258 parameters for 10 classes.
+    """Build the ResNet-164 of network slimming (Liu et al. 2017).
 
-    247,646,720 multiply-adds. Batch norms start at `scale`, 0.5 in that paper.
+    It has 1,703,258 parameters for 10 classes and 247,646,720 multiply-adds. Batch norms start with
+    `scale`, 0.5 in that paper.
     """
     return PreResNet(18, classes, scale=scale)
 
@@ -88,8 +97,7 @@ def _bottleneck_stage(inputs: int, width: int, blocks: int, stride: int) -> nn.S
 class WideResNet(nn.Module):
     """A stem, three stages of `blocks` pre-activation blocks each, norm, pooling, a linear layer.
 
-    Depth is 6 * blocks + 4. The stages have `stem`, twice and four times as many channels, times
-    `widen`.
+    Depth is 6 * blocks + 4. The stages have 1, 2 and 4 times `stem * widen` channels.
     """
 
     def __init__(
@@ -114,15 +122,15 @@ class WideResNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         hidden = self.layer3(self.layer2(self.layer1(self.conv1(images))))
         return self.linear(self.flatten(self.pool(self.relu(self.bn(hidden)))))
 
 
 class WideBlock(nn.Module):
-    """Norm and ReLU before each of two 3 x 3 convolutions, and a shortcut fed with the raw input.
+    """Norm and ReLU before each of two 3 x 3 convolutions, and a shortcut from the raw input.
 
-    Where the shape changes the shortcut is a 1 x 1 convolution.
+    Where the shape changes, the shortcut is a 1 x 1 convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int = 1) -> None:
@@ -137,13 +145,13 @@ class WideBlock(nn.Module):
         self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The block's output; its inner width may differ from its outer one after pruning."""
+        """Return the block's output; after pruning, inner and outer widths may differ."""
         branch = self.conv1(self.relu1(self.bn1(hidden)))
         return self.conv2(self.relu2(self.bn2(branch))) + self.shortcut(hidden)
 
 
 def wrn16_10(classes: Classes = 100) -> WideResNet:
-    """WRN-16-10 of Hinge (Li et al. 2020), 17,179,940 parameters for 100 classes."""
+    """Build the WRN-16-10 of Hinge (Li et al. 2020), 17,179,940 parameters for 100 classes."""
     return WideResNet(2, 10, classes)
 
 
@@ -154,5 +162,5 @@ def _wide_stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Seque
 
 def _initialise(module: nn.Module) -> None:
     init_for_slimming(module, 1.0)
-    if isinstance(module, nn.Conv2d):
+    if isinstance(module, nn.Conv2d) and module.bias is not None:
         nn.init.zeros_(module.bias)

@@ -1,4 +1,11 @@
-"""ResNets and ResNeXts for 32 x 32 images with the activation behind the addition."""
+"""ResNets and ResNeXts for 32 x 32 images with the activation after the addition.
+
+`ResNet` is the CIFAR network with parameter-free shortcuts (He et al. 2016, option A), with the
+parameter names of the widely used checkpoints by akamaster; convolutions and the linear layer start
+with `kaiming_normal_`. `BottleneckResNet` and `ResNeXt` (Xie et al. 2017, but narrower and with a
+1 x 1 stem) are those of Hinge; convolutions start normal with variance 2 / (k k outputs). Batch
+norms start with scale 1 and shift 0.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +46,7 @@ class ResNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         hidden = self.relu(self.bn1(self.conv1(images)))
         hidden = self.layer3(self.layer2(self.layer1(hidden)))
         return self.linear(self.flatten(self.pool(hidden)))
@@ -60,41 +67,41 @@ class BasicBlock(nn.Module):
         self.relu2 = nn.ReLU()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The block's output; its inner width may differ from its outer one after pruning."""
+        """Return the block's output; after pruning, inner and outer widths may differ."""
         branch = self.relu1(self.bn1(self.conv1(hidden)))
         return self.relu2(self.bn2(self.conv2(branch)) + self.shortcut(hidden))
 
 
 class PadShortcut(nn.Module):
-    """Option A: every `stride`-th pixel and `extra` channels of zeros, half on each side."""
+    """Take every `stride`-th pixel and add `extra` zero channels, half on each side (option A)."""
 
     def __init__(self, extra: int, stride: int) -> None:
         super().__init__()
         self.before, self.after, self.stride = extra // 2, extra - extra // 2, stride
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Images with fewer pixels and more channels."""
-        kept = hidden[:, :, :: self.stride, :: self.stride]
-        return F.pad(kept, (0, 0, 0, 0, self.before, self.after))
+        """Return feature maps with fewer pixels and more channels."""
+        pixels = hidden[:, :, :: self.stride, :: self.stride]
+        return F.pad(pixels, (0, 0, 0, 0, self.before, self.after))
 
 
 def resnet20(classes: Classes = 10) -> ResNet:
-    """ResNet-20 for CIFAR, 269,722 parameters for 10 classes."""
+    """Build the ResNet-20 for CIFAR, 269,722 parameters for 10 classes."""
     return ResNet(3, classes)
 
 
 def resnet32(classes: Classes = 10) -> ResNet:
-    """ResNet-32 for CIFAR, 464,154 parameters for 10 classes."""
+    """Build the ResNet-32 for CIFAR, 464,154 parameters for 10 classes."""
     return ResNet(5, classes)
 
 
 def resnet56(classes: Classes = 10) -> ResNet:
-    """ResNet-56 for CIFAR, 853,018 parameters for 10 classes."""
+    """Build the ResNet-56 for CIFAR, 853,018 parameters for 10 classes."""
     return ResNet(9, classes)
 
 
 def resnet110(classes: Classes = 10) -> ResNet:
-    """ResNet-110 for CIFAR, 1,727,962 parameters for 10 classes."""
+    """Build the ResNet-110 for CIFAR, 1,727,962 parameters for 10 classes."""
     return ResNet(18, classes)
 
 
@@ -112,7 +119,7 @@ class BottleneckResNet(nn.Module):
     """A stem, three stages of `blocks` bottlenecks each, global average pooling, one linear layer.
 
     Depth is 9 * blocks + 2. `widths` are the inner channels of the three stages, whose outputs
-    have four times as many; `stem` are the channels before them.
+    have four times as many; `stem` is the number of channels before them.
     """
 
     def __init__(
@@ -137,7 +144,7 @@ class BottleneckResNet(nn.Module):
         self.apply(partial(init_for_slimming, scale=1.0))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         hidden = self.relu(self.bn1(self.conv1(images)))
         hidden = self.layer3(self.layer2(self.layer1(hidden)))
         return self.linear(self.flatten(self.pool(hidden)))
@@ -146,8 +153,8 @@ class BottleneckResNet(nn.Module):
 class Bottleneck(nn.Module):
     """Convolutions 1 x 1, 3 x 3 and 1 x 1, each with a norm, and a shortcut around them.
 
-    The 3 x 3 has `inner` channels on both sides, in `groups`, and the stride. Where the shape
-    changes the shortcut is a 1 x 1 convolution with a norm (option C).
+    The 3 x 3 convolution has `inner` inputs and outputs, the `groups` and the stride. Where the
+    shape changes, the shortcut is a 1 x 1 convolution with a norm (option C).
     """
 
     def __init__(
@@ -167,21 +174,21 @@ class Bottleneck(nn.Module):
         self.relu3 = nn.ReLU()
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The block's output; its inner width may differ from its outer one after pruning."""
+        """Return the block's output; after pruning, inner and outer widths may differ."""
         branch = self.relu1(self.bn1(self.conv1(hidden)))
         branch = self.relu2(self.bn2(self.conv2(branch)))
         return self.relu3(self.bn3(self.conv3(branch)) + self.shortcut(hidden))
 
 
 def resnet164(classes: Classes = 10) -> BottleneckResNet:
-    """ResNet-164 of Hinge (Li et al. 2020), 1,704,154 parameters for 10 classes."""
+    """Build the ResNet-164 of Hinge (Li et al. 2020), 1,704,154 parameters for 10 classes."""
     return BottleneckResNet(18, classes)
 
 
 def _bottleneck_stage(
     inputs: int, inner: int, outputs: int, blocks: int, stride: int, groups: int = 1
 ) -> nn.Sequential:
-    """Bottlenecks in a row, of which the first changes the shape."""
+    """Build a sequence of bottlenecks, the first of which changes the shape."""
     first = Bottleneck(inputs, inner, outputs, stride, groups)
     others = (Bottleneck(outputs, inner, outputs, 1, groups) for _ in range(blocks - 1))
     return nn.Sequential(first, *others)
@@ -195,9 +202,9 @@ def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 class ResNeXt(nn.Module):
     """A 1 x 1 stem, three stages of `blocks` bottlenecks each, global pooling, one linear layer.
 
-    Depth is 9 * blocks + 2. The 3 x 3 convolutions have `cardinality` groups, of `width` channels
-    each in the first stage, twice as many in the second and four times in the third; the outputs
-    of a stage have twice the inner channels.
+    Depth is 9 * blocks + 2. The 3 x 3 convolutions have `cardinality` groups of `width` channels in
+    the first stage, 2 * `width` in the second and 4 * `width` in the third. A stage has twice as
+    many outputs as inner channels.
     """
 
     def __init__(
@@ -223,17 +230,17 @@ class ResNeXt(nn.Module):
         self.apply(partial(init_for_slimming, scale=1.0))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         hidden = self.relu(self.bn1(self.conv1(images)))
         hidden = self.layer3(self.layer2(self.layer1(hidden)))
         return self.linear(self.flatten(self.pool(hidden)))
 
 
 def resnext20(classes: Classes = 10) -> ResNeXt:
-    """ResNeXt-20 of Hinge (Li et al. 2020), 211,850 parameters for 10 classes."""
+    """Build the ResNeXt-20 of Hinge (Li et al. 2020), 211,850 parameters for 10 classes."""
     return ResNeXt(2, classes)
 
 
 def resnext164(classes: Classes = 10) -> ResNeXt:
-    """ResNeXt-164 of Hinge (Li et al. 2020), 1,713,546 parameters for 10 classes."""
+    """Build the ResNeXt-164 of Hinge (Li et al. 2020), 1,713,546 parameters for 10 classes."""
     return ResNeXt(18, classes)
