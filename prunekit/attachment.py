@@ -22,43 +22,43 @@ from prunekit.targets import TARGETS, Target, unit_scores
 
 
 class Attached:
-    """A penalty on a network, to be called around the optimizer's step; made by `attach`.
+    """A penalty on a network, with hooks to call around the optimizer's step; see `attach`.
 
-    The order in a loop: backward, unscale and clip if you do, `before_step`, `optimizer.step`,
-    `after_step`; once after the last epoch `finish`. With accumulated gradients the hooks go around
-    the optimizer's step, not every backward; a step that a GradScaler leaves out has no
-    `after_step`. In several processes each calls the hooks, with the same result.
+    Call in this order: backward, unscale and clip if you do, `before_step`, `optimizer.step`,
+    `after_step`; and `finish` once after the last epoch. With accumulated gradients the hooks go
+    around the optimizer's step, not around every backward. Leave out `after_step` where a
+    GradScaler skips the step. With several processes, each calls the hooks, with the same result.
     """
 
     def __init__(self, graph: ChannelGraph, solver: Solver, blocks: list[Rows]) -> None:
         self.graph, self.solver, self.blocks = graph, solver, blocks
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """After backward: the solver may edit gradients."""
+        """Let the solver edit gradients; call it after backward."""
         self.solver.before_step(optimizer)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """After the optimizer's step: the solver may edit parameters."""
+        """Let the solver edit parameters; call it after the optimizer's step."""
         self.solver.after_step(optimizer)
 
     def finish(self) -> None:
-        """Leave exact zeros in the parameters, where the solver has them."""
+        """Write the exact zeros of the solver's solution into the parameters."""
         self.solver.finish()
 
     def scores(self) -> dict[str, Tensor]:
-        """The 2-norm of all rows of each unit, for every channel group that the target reaches."""
+        """Return the 2-norm over all rows of each unit, for every group that the target covers."""
         return unit_scores(self.graph, self.blocks, self.solver.solution())
 
     def metrics(self) -> dict[str, float]:
-        """The penalty's value, rows left in all and per block, and what the solver adds."""
+        """Return the penalty's value, the nonzero rows in all and per block, and solver values."""
         return self.solver.metrics()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, next to the states of the model and the optimizer."""
+        """Return the state to store for a resumed run, beside those of model and optimizer."""
         return self.solver.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         self.solver.load_state_dict(state)
 
 
@@ -71,12 +71,12 @@ def attach(
     target: Target | str = "filters",
     lam: float | None = None,
 ) -> Attached:
-    """Put a penalty on a network, which should be on its device already.
+    """Attach a penalty to a network, which should be on its device already.
 
     `example` is a batch the network accepts. `penalty`, `solver` and `target` are names or objects;
-    a penalty that is named has the strength `lam`. A network is taken out of its wrappers, such as
-    DistributedDataParallel, which makes all processes start alike. ConfigError when penalty, solver
-    and target do not fit, TraceError when the network cannot be traced.
+    `lam` is the strength of a penalty given by name. Wrappers such as DistributedDataParallel are
+    removed; they make all processes start with the same parameters. Raises ConfigError when
+    penalty, solver and target do not fit, TraceError when the network cannot be traced.
     """
     model = network_in(model)
     solver = SOLVERS.named(solver, Solver)
@@ -96,11 +96,11 @@ def shrink(
     scores: Mapping[str, Tensor],
     selection: Selection | str = "zeros",
 ) -> nn.Module:
-    """A physically smaller copy of a network; by default the units that score zero go.
+    """Return a physically smaller copy of a network; by default units that score zero are removed.
 
-    The model keeps its parameters; an optimizer for the copy, which is put into the wrappers that
-    the model is in, must be made anew. Sparsity-inducing matrices are folded. Nothing is checked or
-    absorbed, so that what the solver zeroed goes exactly; `prunekit.prune` does both.
+    The model itself is not changed. The copy has the model's wrappers and needs a new optimizer.
+    Sparsity-inducing matrices are folded. Nothing is checked or absorbed, so that exactly the rows
+    that the solver set to zero are removed; `prunekit.prune` does both.
     """
     dense = Traced(network_in(model), graph, example=Arguments((), {}), batch=None)
     scored = Scored(scores, graph, dense.cost())

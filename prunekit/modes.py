@@ -1,4 +1,4 @@
-"""What is done to whole networks: their mode, copies of them, and runs that leave no trace."""
+"""Contexts and copies for whole networks: modes, restored state, random states, duplicates."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import random
 import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_KEPT: ContextVar[frozenset[int]] = ContextVar("parameters that are put back", default=frozenset())
+_RESTORED: ContextVar[frozenset[int]] = ContextVar("parameters to restore", default=frozenset())
 
 
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
-    """Put networks in evaluation mode; afterwards every module is back in the mode it was in."""
+    """Put networks in evaluation mode; restore the mode of every module afterwards."""
     modes = {module: module.training for model in models for module in model.modules()}
     for model in models:
         model.eval()
@@ -31,10 +31,10 @@ def evaluating(*models: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def consulting(*models: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without compiled code; whatever the runs inside change is changed back.
+def evaluating_unchanged(*models: nn.Module) -> Iterator[None]:
+    """Put networks in evaluation mode without compiled code; restore all of their state afterwards.
 
-    Random states, too.
+    Random states are restored, too.
     """
     with unchanged(*models), random_states_kept(), uncompiled():
         for model in models:
@@ -44,33 +44,32 @@ def consulting(*models: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unchanged(*models: nn.Module) -> Iterator[None]:
-    """Networks may be run inside; afterwards all that their modules hold is as it was before.
+    """Restore the state of networks that are run inside the context.
 
-    That is: modes, parameters, buffers, gradients, hooks and attributes, and the entries of lists,
-    dicts and sets among these. Of several such contexts in each other, the outer one alone puts
-    back parameters, which runs seldom change and which are large.
+    The state covers modes, parameters, buffers, gradients, hooks, attributes, and the entries of
+    lists, dicts and sets in attributes. In nested contexts only the outermost restores parameters,
+    which are large and seldom changed by a run.
     """
-    with torch._C.DisableTorchFunction():  # whoever listens to functions hears nothing of this
-        held = [_Held(module) for model in models for module in model.modules()]
-        tensors = {id(one): one for module in held for one in module.tensors()}
-        contents = [_Content(one) for key, one in tensors.items() if key not in _KEPT.get()]
-    own = {key for key, one in tensors.items() if isinstance(one, nn.Parameter)}
-    kept = _KEPT.set(_KEPT.get() | own)
+    with torch._C.DisableTorchFunction():  # so that function modes do not see these calls
+        modules = [_ModuleState(module) for model in models for module in model.modules()]
+        tensors = {id(tensor): tensor for module in modules for tensor in module.tensors()}
+        states = [_TensorState(t) for key, t in tensors.items() if key not in _RESTORED.get()]
+    parameters = {key for key, tensor in tensors.items() if isinstance(tensor, nn.Parameter)}
+    token = _RESTORED.set(_RESTORED.get() | parameters)
     try:
         yield
     finally:
-        _KEPT.reset(kept)
+        _RESTORED.reset(token)
         with torch._C.DisableTorchFunction():
-            for one in (*held, *contents):
-                one.restore()
+            for module in modules:
+                module.restore()
+            for state in states:
+                state.restore()
 
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Random numbers may be drawn inside; afterwards they go on as if none had been.
-
-    Those of torch on all devices in use, of numpy and of Python.
-    """
+    """Restore the random states of torch (on all devices in use), numpy and Python afterwards."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     numpy = sys.modules.get("numpy")
     with ExitStack() as stack:
@@ -83,7 +82,7 @@ def random_states_kept() -> Iterator[None]:
 
 @contextmanager
 def seeded() -> Iterator[None]:
-    """Inside it, all random numbers start from one seed; afterwards they go on as if unused."""
+    """Start all random numbers from one seed; restore the random states afterwards."""
     with random_states_kept():
         torch.manual_seed(0)
         random.seed(0)
@@ -92,16 +91,16 @@ def seeded() -> Iterator[None]:
         yield
 
 
-def uncompiled() -> Any:
-    """Inside it, what torch.compile has made runs as it was written, so that hooks are seen."""
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and to load it takes long
+def uncompiled() -> AbstractContextManager[Any]:
+    """Return a context in which compiled networks run eagerly, so that hooks are called."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it is slow
         return nullcontext()
     return torch.compiler.set_stance("force_eager")
 
 
 @contextmanager
 def muted(model: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Inside it, these modules put out zeros in place of what they compute."""
+    """Let these modules put out zeros inside the context."""
     with ExitStack() as stack:
         for name in names:
             hook = model.get_submodule(name).register_forward_hook(_zeros)
@@ -114,88 +113,90 @@ def _zeros(module: nn.Module, args: object, out: Tensor) -> Tensor:
 
 
 def duplicate(model: nn.Module) -> nn.Module:
-    """A copy that shares nothing with the model.
+    """Return a copy that shares nothing with the model.
 
-    Tensors that a module computes and keeps, as the older weight normalisation does, are detached:
-    torch refuses to copy them otherwise. Modules that were compiled in place are so again.
+    Tensors that a module computes and stores, as the older weight normalisation does, are detached,
+    since torch refuses to copy them otherwise. Modules that were compiled in place are compiled
+    again.
     """
-    kept = [leaf for module in model.modules() for leaf in vars(module).values()]
-    computed = [leaf for leaf in kept if isinstance(leaf, Tensor) and not leaf.is_leaf]
-    twin = copy.deepcopy(model, {id(leaf): leaf.detach().clone() for leaf in computed})
+    values = [value for module in model.modules() for value in vars(module).values()]
+    computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
+    twin = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
     for module, other in zip(model.modules(), twin.modules(), strict=True):
-        if vars(module).get("_compiled_call_impl") is not None:
-            other._compiled_call_impl = compiling(module._compiled_call_impl)(other._call_impl)
+        compiled = vars(module).get("_compiled_call_impl")
+        if compiled is not None:
+            other._compiled_call_impl = recompiler(compiled)(other._call_impl)
     return twin
 
 
-def hand_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Give a module that takes the place of another the hooks of that."""
+def copy_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Copy the hooks of a module to the module that replaces it."""
     vars(new).update({k: copy.copy(hooks) for k, hooks in vars(old).items() if "_hook" in k})
 
 
-def compiling(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """What torch.compile did with the settings this was compiled with; its defaults if untold."""
+def recompiler(compiled: Callable[..., Any]) -> Callable[..., Any]:
+    """Return torch.compile with the settings of this compiled callable; defaults if unknown."""
     if isinstance(compiled, nn.Module):
-        found = getattr(compiled, "dynamo_ctx", None)
+        context = getattr(compiled, "dynamo_ctx", None)
     else:
         names = getattr(getattr(compiled, "__code__", None), "co_freevars", ())
         cells = dict(zip(names, getattr(compiled, "__closure__", None) or (), strict=False))
-        found = cells["self"].cell_contents if "self" in cells else None
-    return found if callable(found) else torch.compile
+        context = cells["self"].cell_contents if "self" in cells else None
+    return context if callable(context) else torch.compile
 
 
-_BOXES = (dict, OrderedDict, list, set, deque)  # whose entries are put back
+_CONTAINERS = (dict, OrderedDict, list, set, deque)  # whose entries are restored
 
 
-class _Held:
-    """What a module has in its attributes, and how to put it back."""
+class _ModuleState:
+    """A snapshot of a module's attributes."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module, self.state = module, dict(vars(module))
-        self.boxes = [(one, one.copy()) for one in self.state.values() if type(one) in _BOXES]
+        self.containers = [(v, v.copy()) for v in self.state.values() if type(v) in _CONTAINERS]
 
     def tensors(self) -> Iterator[Tensor]:
-        """Parameters, buffers, and tensors in attributes."""
+        """Yield parameters, buffers, and tensors in other attributes."""
         yield from self.module.parameters(recurse=False)
         yield from self.module.buffers(recurse=False)
         yield from (value for value in self.state.values() if isinstance(value, Tensor))
 
     def restore(self) -> None:
-        """Attributes are what they were, and dicts and lists among them have their old entries."""
+        """Restore the attributes, and the entries of containers among them."""
         vars(self.module).clear()
         vars(self.module).update(self.state)
-        for box, entries in self.boxes:
-            box.clear()
-            (box.extend if isinstance(box, list | deque) else box.update)(entries)
+        for container, entries in self.containers:
+            container.clear()
+            (container.extend if isinstance(container, list | deque) else container.update)(entries)
 
 
-class _Content:
-    """The numbers of a tensor and of its gradient, and how to put them back."""
+class _TensorState:
+    """A snapshot of a tensor's values and of its gradient."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor, self.trained = tensor, tensor.requires_grad
         self.grad = tensor.grad if tensor.is_leaf else None
-        self.value, self.slope = _cloned(tensor), _cloned(self.grad)
+        self.value, self.grad_value = _clone(tensor), _clone(self.grad)
 
     def restore(self) -> None:
-        """Only what differs is written, past autograd, which may still need the old version."""
-        _refill(self.tensor, self.value)
+        """Write back what differs, past autograd, which may still need the old version."""
+        _write_back(self.tensor, self.value)
         if self.tensor.is_leaf:
             self.tensor.requires_grad_(self.trained)
-            _refill(self.grad, self.slope)
+            _write_back(self.grad, self.grad_value)
             if self.tensor.grad is not self.grad:
                 self.tensor.grad = self.grad
 
 
-def _cloned(tensor: Tensor | None) -> Tensor | None:
-    """The numbers of a tensor that has some."""
+def _clone(tensor: Tensor | None) -> Tensor | None:
+    """Clone the values of a tensor; None for tensors without values or of sparse layouts."""
     if tensor is None or tensor.is_meta or tensor.layout != torch.strided:
         return None
-    lazy = isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    lazy = isinstance(tensor, nn.UninitializedParameter | nn.UninitializedBuffer)
     return None if lazy else tensor.detach().clone()
 
 
-def _refill(tensor: Tensor | None, value: Tensor | None) -> None:
+def _write_back(tensor: Tensor | None, value: Tensor | None) -> None:
     if tensor is None or value is None:
         return
     if tensor.shape != value.shape or tensor.dtype != value.dtype or tensor.device != value.device:

@@ -43,6 +43,11 @@ _MOVED = {
     "prunekit.methods.slimming": """
         prunekit.selection.Slimming
     """,
+    "prunekit.models": """
+        prunekit.models.bottleneck.BottleneckResNet
+        prunekit.models.resnext.ResNeXt
+        prunekit.models.wideresnet.WideResNet
+    """,
     "prunekit.training": """
         prunekit.problems.Joint
         prunekit.problems.Layerwise

@@ -24,7 +24,7 @@ from prunekit.measure import CostModel
 from prunekit.runs.files import write_csv
 from prunekit.selection import PerLayer
 from prunekit.surgery.cut import cut
-from prunekit.surgery.equivalence import randomised
+from prunekit.surgery.equivalence import randomise_constants
 
 NETWORKS = (
     *("resnet18", "resnet50", "vgg16_bn", "densenet121", "googlenet", "mobilenet_v2"),
@@ -50,11 +50,13 @@ def measured(name: str) -> dict[str, Any]:
     """The distances of one network, in percent, and what the check found before."""
     torch.manual_seed(0)
     extra = {"init_weights": False} if name == "googlenet" else {}
-    model = randomised(getattr(torchvision.models, name)(**extra)).eval()
+    model = randomise_constants(getattr(torchvision.models, name)(**extra)).eval()
     batch = torch.randn(4, 3, 64, 64)
     graph = ChannelGraph.trace(model, batch)
     keep = PerLayer(0.5).choose(L1Norm().scores(model, graph, None), graph, CostModel(model, graph))
-    plain, mapped = (cut(model, graph, keep, batch, absorb=True, maps=m) for m in (False, True))
+    plain, mapped = (
+        cut(model, graph, keep, batch, absorb=True, per_position=p) for p in (False, True)
+    )
     return {
         "dropped": f"{plain.absorbed.change.before:.2%}",
         "absorbed": f"{plain.absorbed.change.after:.2%}",

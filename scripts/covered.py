@@ -29,7 +29,7 @@ from prunekit.measure import CostModel
 from prunekit.runs.files import write_json
 from prunekit.selection import PerLayer
 from prunekit.surgery import Narrow
-from prunekit.surgery.equivalence import compare, randomised
+from prunekit.surgery.equivalence import compare, randomise_constants
 
 KEEP = 0.5
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -94,7 +94,7 @@ def main() -> int:
     subject = Subject.named(name)
     row = Row(Path(path), {"network": name, "tool": tool})
     with row.step("build"):
-        model = randomised(subject.build()).eval()
+        model = randomise_constants(subject.build()).eval()
         row.add(params=count(model), layers=sum(isinstance(m, LAYERS) for m in model.modules()))
         pruned = None
         with row.step("cut"), deadline(float(seconds)):

@@ -22,7 +22,7 @@ import torchvision
 from prunekit.console import say, table
 from prunekit.criteria import L1Norm
 from prunekit.graph import ChannelGraph
-from prunekit.measure import Clock, LatencyTest
+from prunekit.measure import LatencySetup, LatencyTest
 from prunekit.methods.hinge import FoldedCost
 from prunekit.runs.files import write_csv
 from prunekit.selection import LatencyTarget, Scored
@@ -57,7 +57,7 @@ def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
     graph = ChannelGraph.trace(model, example)
     scores = L1Norm().scores(model, graph, None)
     start = time.perf_counter()
-    cost = FoldedCost(model, graph, Clock(example)).timed(timing)
+    cost = FoldedCost(model, graph, LatencySetup(example)).timed(timing)
     cost.latency()  # the table is measured when it is first asked for
     took = time.perf_counter() - start
     for share in shares:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.selection.base import protected
 from prunekit.surgery import Narrow, edit_from_dict, load_model, save_model
 
@@ -173,7 +173,7 @@ def counted_by_torch(model: nn.Module, example: tuple[Tensor, ...]) -> int:
     return sum(n for op, n in counts.items() if str(op).split(".")[-1] in COUNTED) // 2
 
 
-COUNTERS = {"fvcore": counted_macs, "torch": counted_by_torch}
+COUNTERS = {"fvcore": fvcore_macs, "torch": counted_by_torch}
 
 
 def check_saved(cut: Cut, arch: Mapping[str, Any], trust: Sequence[str]) -> None:

@@ -50,7 +50,7 @@ THIRD_PARTY = {
     "hydra": {"cli", "cli.jobs", "cli.sweep", "config"},
     "omegaconf": {"config"},
     "rich": {"console"},
-    "fvcore": {"measure.flops"},
+    "fvcore": {"measure.cost"},
     "tensorboard": set(),  # by name in runs.tracking, where they are asked for
     "mlflow": set(),
     "matplotlib": {

@@ -14,7 +14,7 @@ from torch.nn import functional
 from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups, unit_sums
 from prunekit.criteria.relu_outputs import relu_means
 from prunekit.errors import ConfigError
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 from prunekit.schema import Count
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class Taylor(OnExamples):
         """
         gates, total, count = _Gates(), torch.zeros(graph.count, dtype=torch.float64), 0
         with ExitStack() as stack, torch.enable_grad():
-            stack.enter_context(consulting(model))
+            stack.enter_context(evaluating_unchanged(model))
             stack.enter_context(gates.placed(model, graph))
             for x, y in examples(training_data(data, "Taylor").train, self.samples, device):
                 loss = functional.cross_entropy(model(x), y, reduction="sum")

@@ -16,7 +16,7 @@ from prunekit.criteria.activations import OnExamples, examples, training_data
 from prunekit.criteria.base import CRITERIA, Scores, by_group, unit_sums
 from prunekit.criteria.weights import filter_rows
 from prunekit.graph.layers import layer_named, weighs
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 from prunekit.schema import Count, Whole
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ class HessianDiagonal(OnExamples):
         """Twice differentiates the network; frozen parameters count like all others."""
         batches = examples(training_data(data, "HessianDiagonal").train, self.samples, device)
         source = torch.Generator().manual_seed(self.seed)
-        with consulting(model), sdpa_kernel(SDPBackend.MATH):  # the others derive only once
+        with (
+            evaluating_unchanged(model),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # others derive once
             saliency = self._saliency(model, batches, source)
         return by_group(graph, unit_sums(graph, _per_channel(model, graph, saliency)))
 

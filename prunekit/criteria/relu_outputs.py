@@ -14,7 +14,7 @@ from prunekit.errors import ConfigError
 from prunekit.graph.ops.activations import is_relu6
 from prunekit.graph.recording.steps import operation_name
 from prunekit.graph.table import of_name
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -35,7 +35,7 @@ def relu_means(
     has one, or where a forward meets other ReLUs than when it was traced.
     """
     met = _AtReLUs(graph, count)
-    with consulting(model), torch.no_grad():
+    with evaluating_unchanged(model), torch.no_grad():
         for x in batches:
             with met:
                 model(x)

@@ -1,14 +1,17 @@
 """Data sets: settings that load into training, validation and test batches."""
 
 from prunekit.data.base import Batches, Data, Dataset, images_id
-from prunekit.data.cub import CUB200
-from prunekit.data.digits import Digits
-from prunekit.data.folder import ImageFolder
-from prunekit.data.from_batches import GivenBatches, given_data
-from prunekit.data.in_memory import HorizontalFlip, Normalize, RandomCrop, TensorBatches
+from prunekit.data.folder import CUB200, ImageFolder, TinyImageNet
+from prunekit.data.from_batches import FixedBatches, data_from_batches
+from prunekit.data.in_memory import (
+    Digits,
+    HorizontalFlip,
+    Normalize,
+    RandomCrop,
+    Synthetic,
+    TensorBatches,
+)
 from prunekit.data.shapes_only import NoImages, ShapeOnly
-from prunekit.data.synthetic import Synthetic
-from prunekit.data.tiny_imagenet import TinyImageNet
 from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 
 __all__ = [
@@ -22,7 +25,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "FashionMNIST",
-    "GivenBatches",
+    "FixedBatches",
     "HorizontalFlip",
     "ImageFolder",
     "NoImages",
@@ -32,6 +35,6 @@ __all__ = [
     "Synthetic",
     "TensorBatches",
     "TinyImageNet",
-    "given_data",
+    "data_from_batches",
     "images_id",
 ]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from prunekit.data.identity import Files, identity_of_files
+from prunekit.data.files import Files, identity_of_files
 from prunekit.errors import ConfigError, DataError
 from prunekit.schema import Checked, Count, Whole
 from prunekit.validate import integer, number
@@ -135,17 +135,17 @@ def shuffled_steps(size: int, batch: int) -> int:
     return full + (rest > 1 or (rest == 1 and full == 0))
 
 
-def sampled(size: int, count: int, seed: int = 0) -> Tensor:
+def sample_indices(size: int, count: int, seed: int = 0) -> Tensor:
     """The indices of `count` of `size` examples, drawn at random, the same for the same seed."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
 
-def balanced(labels: Tensor, count: int, seed: int) -> Tensor:
+def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
     """The indices of `count` examples, drawn at random, as many of every class as there can be.
 
     Classes differ by one at most, but for those that have fewer examples.
     """
-    order = sampled(len(labels), len(labels), seed)
+    order = sample_indices(len(labels), len(labels), seed)
     _, classes, sizes = labels.cpu()[order].unique(return_inverse=True, return_counts=True)
     by_class = classes.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
@@ -172,11 +172,11 @@ SplitSeed = Annotated[Whole, "seed of which images these are"]
 Side = Annotated[Count, "height and width of images"]
 Mean = Annotated[Sequence[float], "of each channel, for pixels from 0 to 1"]
 Std = Annotated[Sequence[float], "of each channel, for pixels from 0 to 1"]
-Shift = Annotated[Whole, "shifts training images by up to so many pixels"]
+PixelShift = Annotated[Whole, "shifts training images by up to so many pixels"]
 Workers = Annotated[Whole, "processes that decode images"]
 
 
-def stratified(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:
+def split_by_class(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:
     """Split indices into (rest, chosen), every class in proportion; the same for the same seed.
 
     `size` is a fraction below 1 or a count. Leftover places go to the classes whose shares were
@@ -196,7 +196,7 @@ def stratified(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
-def triple(name: str, values: object) -> tuple[float, ...]:
+def check_per_channel(name: str, values: object) -> tuple[float, ...]:
     """Check a number per channel and return the numbers as a tuple."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise ConfigError(f"{name}={values!r} is not a list with a number per channel")

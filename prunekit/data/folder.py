@@ -1,4 +1,4 @@
-"""Photographs in folders, one per class, decoded while training goes on."""
+"""Photographs in folders, decoded while training goes on."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from prunekit.data.base import (
     Dataset,
     HeldOut,
     Mean,
+    PixelShift,
     Side,
     SplitSeed,
     Std,
     Workers,
-    sampled,
+    sample_indices,
     shuffled_steps,
-    stratified,
+    split_by_class,
 )
-from prunekit.data.identity import Files, images_under
+from prunekit.data.files import Files, images_under, read_lines
 from prunekit.data.in_memory import Normalize
 from prunekit.errors import DataError
 
@@ -68,7 +69,7 @@ class ImageFolder(Dataset):
         labels = torch.tensor([label for _, label in train])
         rest, held = (
             [train[i] for i in part.tolist()]
-            for part in stratified(labels, self.val, self.split_seed)
+            for part in split_by_class(labels, self.val, self.split_seed)
         )
         batches = [FolderBatches(part, self, device) for part in (rest, held, test)]
         return Data(*batches, len(classes), (3, self.image_size, self.image_size))
@@ -155,7 +156,7 @@ class FolderBatches:
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.sample`."""
-        return self.pick(sampled(self.size, count), batch)
+        return self.pick(sample_indices(self.size, count), batch)
 
     @property
     def labels(self) -> Tensor:
@@ -209,3 +210,166 @@ class _Decoded(TorchDataset):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 1_000_003 * (index + 1))
             return self.transform(image), label
+
+
+@dataclass(frozen=True, kw_only=True)
+class CUB200(ImageFolder):
+    """`root`/images.txt, train_test_split.txt and images/<class>/<image>: 5,994 and 5,794 images.
+
+    All images are resized to 8/7 of `image_size` squared, whatever their aspect. Training images: a
+    random square of `image_size`, mirrored half the time; other images: the middle. `val` training
+    images are held out.
+    """
+
+    val: HeldOut = 0.1
+
+    def files(self) -> Files:
+        """All images, and the two lists that say what they are for."""
+        lists = ("images.txt", "train_test_split.txt")
+        for name in lists:
+            self._column(name)
+        return {**{n: Path(self.root) / n for n in lists}, **images_under(self.root, "images")}
+
+    def augmenting(self) -> Callable:
+        """The random transform of training images."""
+        from torchvision.transforms import v2
+
+        change = [v2.RandomCrop(self.image_size), v2.RandomHorizontalFlip()]
+        return v2.Compose([self._resized(), *change, *self._to_tensor()])
+
+    def plain(self) -> Callable:
+        """The fixed transform of all other images."""
+        from torchvision.transforms import v2
+
+        middle = v2.CenterCrop(self.image_size)
+        return v2.Compose([self._resized(), middle, *self._to_tensor()])
+
+    def _resized(self) -> Callable:
+        from torchvision.transforms import v2
+
+        return v2.Resize((self._enlarged, self._enlarged), antialias=True)
+
+    def _test_folder(self) -> str:
+        return "test"
+
+    def _listed(self, part: str) -> tuple[Samples, list[str]]:
+        names, trained = self._column("images.txt"), self._column("train_test_split.txt")
+        if names.keys() != trained.keys():
+            raise DataError(
+                f"{self.root}: images.txt names {len(names)} images, train_test_split.txt "
+                f"{len(trained)}, and not the same; unpack the archive again"
+            )
+        classes = sorted({name.partition("/")[0] for name in names.values()})
+        label = {name: index for index, name in enumerate(classes)}
+        wanted = "1" if part == "train" else "0"
+        chosen = [name for number, name in names.items() if trained[number] == wanted]
+        return [(self._image(name), label[name.partition("/")[0]]) for name in chosen], classes
+
+    def _column(self, name: str) -> dict[str, str]:
+        """The number of an image, and what the file says of it."""
+        place = Path(self.root) / name
+        mend = "set dataset.root=... to the unpacked CUB_200_2011"
+        lines = [line.split() for line in read_lines(place, mend)]
+        odd = next((line for line in lines if len(line) != 2), None)
+        if odd is not None:
+            raise DataError(f"{place.resolve()}: {' '.join(odd)!r} is not a number and a word")
+        return dict(lines)
+
+    def _image(self, name: str) -> str:
+        file = Path(self.root).resolve() / "images" / name
+        if not file.is_file():
+            raise DataError(f"images.txt names {file}, which is gone; unpack the archive again")
+        return str(file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyImageNet(ImageFolder):
+    """`root`/wnids.txt, train/<class>/images/<image>, val/images/<image>, val/val_annotations.txt.
+
+    The published validation images are the test set, since those in `root`/test have no labels;
+    `val` training images are held out. Classes are numbered in alphabetical order. Training images
+    are shifted by up to `crop` pixels and mirrored half the time.
+    """
+
+    image_size: Side = 64
+    mean: Mean = (0.4802, 0.4481, 0.3975)
+    std: Std = (0.2770, 0.2691, 0.2821)
+    crop: PixelShift = 8
+
+    def files(self) -> Files:
+        """The images of both parts, and the two lists that say what is on them."""
+        lists = ("wnids.txt", "val/val_annotations.txt")
+        for name in lists:
+            self._lines(name)
+        images = {**images_under(self.root, "train"), **images_under(self.root, "val")}
+        return {**{name: self._place(name) for name in lists}, **images}
+
+    def augmenting(self) -> Callable:
+        """The random transform of training images."""
+        from torchvision.transforms import v2
+
+        change = [v2.RandomCrop(self.image_size, self.crop), v2.RandomHorizontalFlip()]
+        return v2.Compose([self._resized(), *change, *self._to_tensor()])
+
+    def plain(self) -> Callable:
+        """The fixed transform of all other images; those of `image_size` stay as they are."""
+        from torchvision.transforms import v2
+
+        return v2.Compose([self._resized(), *self._to_tensor()])
+
+    def _resized(self) -> Callable:
+        from torchvision.transforms import v2
+
+        return v2.Resize((self.image_size, self.image_size), antialias=True)
+
+    def _test_folder(self) -> str:
+        return "val"
+
+    def _listed(self, part: str) -> tuple[Samples, list[str]]:
+        classes = sorted(set(self._lines("wnids.txt")))
+        return (self._train(classes) if part == "train" else self._val(classes)), classes
+
+    def _train(self, classes: Sequence[str]) -> Samples:
+        return [
+            (str(file), label)
+            for label, name in enumerate(classes)
+            for file in self._images(f"train/{name}/images")
+        ]
+
+    def _val(self, classes: Sequence[str]) -> Samples:
+        """The images that the annotations name; a line is a file, its class and a box, by tabs."""
+        labels = {name: label for label, name in enumerate(classes)}
+        there = {file.name: str(file) for file in self._images("val/images")}
+        found = []
+        for line in self._lines("val/val_annotations.txt"):
+            image, name, *_ = [*line.split("\t"), ""]
+            if image not in there or name not in labels:
+                lacking = "wnids.txt" if image in there else "val/images"
+                raise DataError(
+                    f"{self._place('val/val_annotations.txt')}: {image!r} of class {name!r} is not "
+                    f"in {lacking}; unpack the archive again"
+                )
+            found.append((there[image], labels[name]))
+        return found
+
+    def _lines(self, name: str) -> list[str]:
+        return read_lines(
+            self._place(name),
+            "set dataset.root=... to the unpacked tiny-imagenet-200 (with a folder per class in "
+            "val: dataset=image_folder dataset.image_size=64)",
+        )
+
+    def _images(self, name: str) -> list[Path]:
+        from torchvision.datasets.folder import is_image_file
+
+        folder = self._place(name)
+        found = sorted(folder.iterdir()) if folder.is_dir() else []
+        images = [file for file in found if is_image_file(file.name)]
+        if not images:
+            raise DataError(
+                f"no images in {folder}; set dataset.root=... to the unpacked tiny-imagenet-200"
+            )
+        return images
+
+    def _place(self, name: str) -> Path:
+        return (Path(self.root) / name).resolve()

@@ -15,7 +15,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class GivenBatches:
+class FixedBatches:
     """Inputs and labels that are used as they are, in their order, whatever is asked."""
 
     batches: Sequence[Pair]
@@ -61,7 +61,7 @@ class GivenBatches:
         return inputs[int(index - ends[place])], labels[int(index - ends[place])]
 
 
-def given_data(batches: Iterable[Pair], examples: int) -> Data:
+def data_from_batches(batches: Iterable[Pair], examples: int) -> Data:
     """The first so many examples of (inputs, labels) batches as every part of a data set.
 
     Raises DataError when there is none, or when batches are something else.
@@ -81,7 +81,7 @@ def given_data(batches: Iterable[Pair], examples: int) -> Data:
         raise DataError(
             "data holds no batch; give an iterable of (inputs, labels) that is not used up"
         )
-    given = GivenBatches(taken)
+    given = FixedBatches(taken)
     return Data(given, given, given, 0, tuple(taken[0][0].shape[1:]))
 
 

@@ -1,12 +1,15 @@
-"""Image sets that fit into memory: whole batches are cut, flipped and normalised as tensors."""
+"""Image sets that fit into memory, changed and normalised batch by batch as tensors."""
 
 from __future__ import annotations
 
+import importlib.util
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from pathlib import Path
+from typing import Annotated, ClassVar, Protocol
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
@@ -16,16 +19,18 @@ from prunekit.data.base import (
     Dataset,
     HeldOut,
     Mean,
-    Shift,
+    PixelShift,
+    Side,
     SplitSeed,
     Std,
-    sampled,
+    check_per_channel,
+    sample_indices,
     shuffled_steps,
-    stratified,
-    triple,
+    split_by_class,
 )
+from prunekit.data.files import Files
 from prunekit.errors import ConfigError, DataError
-from prunekit.schema import Checked, Count, Share
+from prunekit.schema import Checked, Count, NotNegative, Share, Whole
 
 Flip = Annotated[bool, "mirrors half of the training images"]
 
@@ -81,8 +86,8 @@ class Normalize:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", triple("mean", self.mean))
-        object.__setattr__(self, "std", triple("std", self.std))
+        object.__setattr__(self, "mean", check_per_channel("mean", self.mean))
+        object.__setattr__(self, "std", check_per_channel("std", self.std))
         if len(self.mean) != len(self.std) or min(self.std, default=0) <= 0:
             raise ConfigError(
                 f"mean={self.mean} and std={self.std} need one number per channel, std above 0"
@@ -132,7 +137,7 @@ class TensorBatches:
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.sample`."""
-        return self.pick(sampled(self.size, count), batch)
+        return self.pick(sample_indices(self.size, count), batch)
 
     def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Float images and labels; see `Batches.pick`."""
@@ -195,7 +200,7 @@ class ImageTensors(Dataset):
     std: Std = (0.5,)
     val: HeldOut = 0
     split_seed: SplitSeed = 0
-    crop: Shift = 0
+    crop: PixelShift = 0
     flip: Flip = False
 
     def __post_init__(self) -> None:
@@ -209,7 +214,7 @@ class ImageTensors(Dataset):
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """Read and split the images; the run's `seed` plays no part in what is loaded."""
         raw = self.read()
-        rest, held = stratified(raw.train.labels, self.val, self.split_seed)
+        rest, held = split_by_class(raw.train.labels, self.val, self.split_seed)
         augment = [RandomCrop(self.crop)] if self.crop else []
         augment += [HorizontalFlip()] if self.flip else []
         return Data(
@@ -229,3 +234,103 @@ class ImageTensors(Dataset):
     ) -> TensorBatches:
         images, labels = examples.images.to(device), examples.labels.to(device)
         return TensorBatches(images, labels, Normalize(self.mean, self.std), augment)
+
+
+_FILE = "digits.csv.gz"
+_TEST = 360  # of 1,797 images, always the same ones
+
+
+@dataclass(frozen=True, kw_only=True)
+class Digits(ImageTensors):
+    """1,797 digits of 8 x 8 pixels, enlarged to `image_size`; 360 of them are the test set."""
+
+    image_size: Side = 28
+    val: HeldOut = 180
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One channel of `image_size` squared."""
+        return (1, self.image_size, self.image_size)
+
+    def files(self) -> Files:
+        """The one file of scikit-learn."""
+        return {_FILE: _place()}
+
+    def read(self) -> Raw:
+        """Training and test digits as bytes."""
+        table = torch.from_numpy(_table())
+        small = table[:, :64].view(-1, 1, 8, 8).float() * (255 / 16)
+        size = (self.image_size, self.image_size)
+        large = F.interpolate(small, size, mode="bilinear", align_corners=False)
+        digits = Examples(large.round().byte(), table[:, 64].long())
+        train, test = split_by_class(digits.labels, _TEST, seed=0)
+        return Raw(digits[train], digits[test], classes=10)
+
+
+def _table() -> np.ndarray:
+    """A row an image: 64 pixels from 0 to 16, then the label.
+
+    The file is read where scikit-learn keeps it, because to import scikit-learn takes a second.
+    """
+    file = _place()
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    return np.column_stack([bunch.data, bunch.target])
+
+
+def _place() -> Path:
+    """Where scikit-learn keeps the file, found without importing it."""
+    found = importlib.util.find_spec("sklearn")
+    package = Path(found.origin).parent if found and found.origin else Path()
+    return package / "datasets" / "data" / _FILE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Synthetic(ImageTensors):
+    """A smooth random pattern per class plus pixel noise, `train` and `test` images in all.
+
+    The patterns have a standard deviation of 1, the noise of `noise`; `data_seed` draws both.
+    `val` of the training images are held out.
+    """
+
+    classes: Annotated[Count, "patterns"] = 10
+    channels: Annotated[Count, "of each image"] = 1
+    image_size: Side = 28
+    train: Annotated[Count, "training images, with those held out"] = 640
+    test: Annotated[Count, "test images"] = 200
+    noise: Annotated[NotNegative, "deviation of the noise, where patterns have 1"] = 1.0
+    data_seed: Annotated[Whole, "seed of patterns and noise"] = 0
+    val: HeldOut = 128
+    version: ClassVar[str] = "1"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, neutral in (("mean", 0.0), ("std", 1.0)):
+            object.__setattr__(self, name, (neutral,) * self.channels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """`channels` of `image_size` squared."""
+        return (self.channels, self.image_size, self.image_size)
+
+    def read(self) -> Raw:
+        """Draw the patterns and the images."""
+        generator = torch.Generator().manual_seed(self.data_seed)
+        patterns = self._patterns(generator)
+        train, test = (self._images(patterns, n, generator) for n in (self.train, self.test))
+        return Raw(train, test, self.classes)
+
+    def _patterns(self, generator: torch.Generator) -> Tensor:
+        coarse = torch.randn(self.classes, self.channels, 4, 4, generator=generator)
+        size = (self.image_size, self.image_size)
+        smooth = F.interpolate(coarse, size, mode="bilinear", align_corners=False)
+        return smooth / smooth.flatten(1).std(dim=1)[:, None, None, None].clamp_min(1e-6)
+
+    def _images(self, patterns: Tensor, count: int, generator: torch.Generator) -> Examples:
+        labels = torch.arange(count) % self.classes
+        clean = patterns[labels]
+        noise = torch.randn(clean.shape, generator=generator)
+        return Examples(clean + self.noise * noise, labels)

@@ -16,9 +16,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 
-from prunekit.data.base import HeldOut, Mean, Shift, Std
-from prunekit.data.files import damaged, read_idx, read_pickle
-from prunekit.data.identity import Files
+from prunekit.data.base import HeldOut, Mean, PixelShift, Std
+from prunekit.data.files import Files, damaged, read_idx, read_pickle
 from prunekit.data.in_memory import Examples, Flip, ImageTensors, Raw
 from prunekit.errors import DataError
 
@@ -144,7 +143,7 @@ class CIFAR10(Vision):
     mean: Mean = _CIFAR_MEAN
     std: Std = _CIFAR_STD
     val: HeldOut = 5000
-    crop: Shift = 4
+    crop: PixelShift = 4
     flip: Flip = True
     only_exact: Annotated[bool, "of a subset that marks bit-exact images: these alone"] = False
     title: ClassVar[str] = "CIFAR-10"
@@ -189,7 +188,7 @@ class CIFAR100(Vision):
     mean: Mean = _CIFAR_MEAN
     std: Std = _CIFAR_STD
     val: HeldOut = 5000
-    crop: Shift = 4
+    crop: PixelShift = 4
     flip: Flip = True
     title: ClassVar[str] = "CIFAR-100"
     folder: ClassVar[str] = "cifar-100-python"

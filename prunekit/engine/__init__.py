@@ -1,4 +1,4 @@
-"""One engine for every way to prune a network: trace, score, select, cut, check."""
+"""The engine behind every entry point: trace, score, select, cut and check a network."""
 
 from prunekit.engine.prune import Pruning, Tune, cut_once, prune
 from prunekit.engine.traced import ABSORB, CHECKED, CutOptions, Traced

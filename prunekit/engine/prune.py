@@ -4,29 +4,87 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Scores
 from prunekit.data import Data
-from prunekit.engine.narrowed import Narrowed
 from prunekit.engine.traced import CutOptions, Traced
-from prunekit.graph import ChannelMask
+from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import CostModel
 from prunekit.measure.latency_table import Track
 from prunekit.selection import Scored, Selected, Selection
 from prunekit.surgery import Edit
 from prunekit.surgery.cut import Cut
 
-Tune = Callable[[nn.Module, int], None]  # trains the network, in place, after a round
+
+@dataclass(frozen=True, eq=False)
+class UnitMap:
+    """The correspondence of units between the `dense` network and the `current`, narrower one.
+
+    `keep` marks the units of the dense network that the current one still has. Before the first
+    cut, both graphs are the same object.
+    """
+
+    dense: ChannelGraph
+    current: ChannelGraph
+    keep: ChannelMask
+
+    @cached_property
+    def _current_ids(self) -> Tensor:
+        """The current unit id for every unit id of the dense network, -1 where it is removed."""
+        ids = torch.full((self.dense.count,), -1)
+        for name, units in self.dense.outs.items():
+            if name in self.current.outs:  # layers are removed with their blocks
+                ids[units[~self.keep.removed[units]]] = self.current.outs[name]
+        return ids
+
+    def to_dense(self, keep: ChannelMask) -> ChannelMask:
+        """Translate a mask over the current network into one over the dense network."""
+        ids = self._current_ids
+        kept = (ids >= 0) & ~keep.removed[ids.clamp_min(0)]
+        return ChannelMask.of(self.dense, {g.name: kept[g.units] for g in self.dense.groups})
+
+    def to_current(self, keep: Mapping[str, Tensor]) -> ChannelMask:
+        """Translate a mask over the dense network into one over the current network."""
+        ids, removed = self._current_ids, ChannelMask.of(self.dense, keep).removed
+        kept = torch.ones(self.current.count, dtype=torch.bool)
+        kept[ids[(ids >= 0) & removed]] = False
+        return ChannelMask.of(self.current, {g.name: kept[g.units] for g in self.current.groups})
+
+    def dense_scores(self, scores: Scores) -> Scores:
+        """Return scores of the dense network's units for scores of the current network.
+
+        Removed units score below all others; groups without scores are left out.
+        """
+        if self.current is self.dense:
+            return dict(scores)
+        by_id = torch.full((self.current.count,), torch.nan, dtype=torch.float64)
+        for group in self.current.groups:
+            if group.name in scores:
+                by_id[group.units] = scores[group.name].double().cpu()
+        lowest = float(torch.cat([*scores.values()]).min())
+        below = 0.0 if lowest > 0 else lowest - max(abs(lowest) * 1e-9, 1e-300)
+        dense = {}
+        for group in self.dense.groups:
+            ids = self._current_ids[group.units]
+            score = torch.where(ids < 0, below, by_id[ids.clamp_min(0)])
+            if bool((~score[ids >= 0].isnan()).any()):
+                dense[group.name] = score.nan_to_num(float(score[~score.isnan()].max()))
+        return dense
+
+
+Tune = Callable[[nn.Module, int], None]  # trains the network in place after round number i
 
 
 @dataclass(frozen=True, eq=False)
 class Pruning:
-    """How a network was pruned: the dense one, the scores of its units, the choice, the cuts.
+    """The record of a pruning: the dense network, scores, the selection and one cut per round.
 
-    `selected` speaks of the dense network and of what is left in the end. `last` is the network
-    that the last of the `cuts` was made of, and `step` what it kept of that.
+    `scores` and `selected` refer to units of the dense network. `last` is the network that the last
+    cut was made from, and `last_keep` the mask of that cut over the units of `last`.
     """
 
     dense: Traced
@@ -35,7 +93,7 @@ class Pruning:
     cost: CostModel
     cuts: tuple[Cut, ...]
     last: Traced
-    step: ChannelMask
+    last_keep: ChannelMask
 
     @property
     def model(self) -> nn.Module:
@@ -44,24 +102,24 @@ class Pruning:
 
     @property
     def keep(self) -> ChannelMask:
-        """What is kept of the dense network."""
+        """The mask of kept units of the dense network."""
         return self.selected.keep
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """What was done to the dense network, in order."""
-        return tuple(edit for made in self.cuts for edit in made.edits)
+        """All edits of the dense network, in order."""
+        return tuple(edit for cut in self.cuts for edit in cut.edits)
 
     @property
     def absorbed(self) -> bool:
-        """Whether the last cut absorbed constants."""
+        """True if the last cut absorbed constants."""
         return self.cuts[-1].absorbed is not None
 
     def with_constants(self, absorb: bool) -> nn.Module:
-        """What the last cut would have left with constants absorbed, or dropped."""
+        """Return the network that the last cut gives with constants absorbed, or dropped."""
         if absorb == self.absorbed:
             return self.model
-        return self.last.cut(self.step, absorb=absorb, check=False).model
+        return self.last.cut(self.last_keep, absorb=absorb, check=False).model
 
 
 def prune(
@@ -73,49 +131,55 @@ def prune(
     tune: Tune | None = None,
     track: Track | None = None,
 ) -> Pruning:
-    """Score, select and cut a network, of which the dense one stays as it is.
+    """Score, select and cut a copy of a network; the dense network is left as it is.
 
-    A selection of several rounds removes a part in each, calls `tune(model, round)` in between and
-    scores the network anew. All rounds decide on the dense network, where units that are gone score
-    lowest: so the last one ends exactly where one cut with the same scores would.
-    Raises ConfigError for what the selection cannot do, SurgeryError for a cut that does not fit.
+    A selection of several rounds removes a part of the units in each, calls `tune(model, round)`
+    after it and scores the network again. Every round selects among the units of the dense network,
+    where removed units score lowest. The final widths are therefore those of one cut with the same
+    scores. Raises ConfigError for an impossible selection, SurgeryError for a cut that does not
+    fit.
     """
-    cost, now, keep, cuts = dense.cost(track), dense, ChannelMask.all(dense.graph), []
+    cost, current, keep = dense.cost(track), dense, ChannelMask.all(dense.graph)
+    cuts: list[Cut] = []
     for left in range(selection.rounds, 0, -1):
-        units = Narrowed(dense.graph, now.graph, keep)
-        scores = units.dense_scores(now.scores(criterion, data))
+        units = UnitMap(dense.graph, current.graph, keep)
+        scores = units.dense_scores(current.scores(criterion, data))
         selected = selection.select(Scored(scores, dense.graph, cost, criterion.comparable))
-        goal = {n: _part(selected.keep[n], keep[n], scores.get(n), left) for n in keep}
-        step, last = units.to_now(goal), now
-        cuts.append(_cut(now, step, options, options.absorbs(scores, goal), final=left == 1))
+        goal = {n: _round_mask(selected.keep[n], keep[n], scores.get(n), left) for n in keep}
+        last, last_keep = current, units.to_current(goal)
+        absorb = options.absorbs(scores, goal)
+        cuts.append(_cut(current, last_keep, options, absorb, final=left == 1))
         keep = units.to_dense(cuts[-1].keep)
         if left > 1:
             assert tune is not None, "several rounds train in between"
             tune(cuts[-1].model, selection.rounds - left + 1)
-            now = dense.narrowed(cuts[-1].model)
-    return Pruning(dense, scores, selected.after(keep), cost, tuple(cuts), last, step)
+            current = dense.retraced(cuts[-1].model)
+    return Pruning(dense, scores, selected.after(keep), cost, tuple(cuts), last, last_keep)
 
 
 def cut_once(
     traced: Traced, keep: Mapping[str, Tensor], scores: Scores, options: CutOptions
 ) -> Cut:
-    """One cut to given units, as `prune` makes it in its last round."""
-    whole = ChannelMask.of(traced.graph, keep)
-    return _cut(traced, whole, options, options.absorbs(scores, whole), final=True)
+    """Cut a network to the units in `keep`, as `prune` does in its last round."""
+    mask = ChannelMask.of(traced.graph, keep)
+    return _cut(traced, mask, options, options.absorbs(scores, mask), final=True)
 
 
 def _cut(traced: Traced, keep: ChannelMask, options: CutOptions, absorb: bool, final: bool) -> Cut:
-    """A cut; biases by position rename layers, so they are made at the end only."""
-    maps = options.maps and final
-    return traced.cut(keep, absorb=absorb, check=options.check, maps=maps)
+    """Cut; biases per position rename layers, so they are inserted in the final round only."""
+    per_position = options.per_position and final
+    return traced.cut(keep, absorb=absorb, check=options.check, per_position=per_position)
 
 
-def _part(goal: Tensor, keep: Tensor, score: Tensor | None, left: int) -> Tensor:
-    """The mask a round ends with: of what must still go the lowest `1 / left`, halves go up."""
-    going = (keep & ~goal).nonzero().flatten()
-    if score is None or not len(going):
+def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, left: int) -> Tensor:
+    """Return the mask of one group after a round, when `left` rounds are left with this one.
+
+    Of the units that are still to be removed, the lowest `1 / left` are removed, rounded half up.
+    """
+    candidates = (keep & ~goal).nonzero().flatten()
+    if score is None or not len(candidates):
         return keep
-    now = int(len(going) / left + 0.5)
-    stays = keep.clone()
-    stays[going[score[going].argsort(stable=True)[:now]]] = False
-    return stays
+    count = int(len(candidates) / left + 0.5)
+    mask = keep.clone()
+    mask[candidates[score[candidates].argsort(stable=True)[:count]]] = False
+    return mask

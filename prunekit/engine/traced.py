@@ -1,4 +1,4 @@
-"""A network that was traced once, and what can be asked of it: scores, costs, cuts."""
+"""A network that was traced once, with methods to score it, to measure it and to cut it."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.wrappers import network_in
-from prunekit.measure import Clock, CostModel
-from prunekit.measure.cost import cost_of
+from prunekit.measure import CostModel, LatencySetup
+from prunekit.measure.cost import make_cost_model
 from prunekit.measure.latency_table import Track
 from prunekit.modes import random_states_kept, unchanged, uncompiled
 from prunekit.surgery.cut import Cut, cut
 from prunekit.validate import choice
 
 ABSORB = (True, False, "auto", "maps")
-CHECKED = 64  # inputs that every cut is checked on
+CHECKED = 64  # number of inputs on which every cut is checked
 
 
 @dataclass(frozen=True)
 class CutOptions:
-    """How channels are cut: what becomes of the constants they emit, and whether that is checked.
+    """Options of a cut: whether it is checked, and how constants of removed channels are treated.
 
-    `absorb` moves constants into the next layer: True always, False never, "auto" unless only units
-    went that score exactly zero, "maps" also exactly at padded borders, for one size of input.
+    `absorb` moves constants into the next layer: True always, False never, "auto" unless all
+    removed units score exactly zero, and "maps" exactly at padded borders too, for one input size.
     """
 
     absorb: bool | str = "auto"
@@ -40,7 +40,7 @@ class CutOptions:
         choice("check", self.check, (True, False))
 
     def absorbs(self, scores: Scores, keep: Mapping[str, Tensor]) -> bool:
-        """Whether constants are absorbed where units with these scores are cut to `keep`."""
+        """Return whether a cut of units with these scores to `keep` absorbs constants."""
         if self.absorb != "auto":
             return bool(self.absorb)
         return any(
@@ -48,16 +48,16 @@ class CutOptions:
         )
 
     @property
-    def maps(self) -> bool:
-        """Whether padded borders are made exact, by a bias for every position."""
+    def per_position(self) -> bool:
+        """True if padded borders are made exact by a bias for every position."""
         return self.absorb == "maps"
 
 
 @dataclass(frozen=True, eq=False)
 class Traced:
-    """A network, its channel graph, and inputs: `example` for shapes, `batch` to check cuts on.
+    """An unwrapped network, its channel graph, and its inputs.
 
-    The network is out of any wrapper.
+    `example` gives the shapes; cuts are checked on `batch`, and not at all if it is None.
     """
 
     model: nn.Module
@@ -74,56 +74,71 @@ class Traced:
         batch: Example | None = None,
         over_norms: bool = False,
     ) -> Traced:
-        """Trace a network, which stays as it is; raises TraceError, ConfigError.
+        """Trace a network, which is left as it is; raise TraceError or ConfigError.
 
-        `batch` defaults to `example`; a tensor takes the place of its one tensor. Both are brought
-        to where the network is.
+        `batch` defaults to `example`; if it is a tensor, it replaces the one tensor in `example`.
+        Both are moved to the device of the network.
         """
-        model, example = network_in(model), Arguments.of(example)
-        graph = ChannelGraph.trace(model, example, over_norms=over_norms)
-        _check_numbers(model, example)
+        network, arguments = network_in(model), Arguments.of(example)
+        graph = ChannelGraph.trace(network, arguments, over_norms=over_norms)
+        _check_values(network, arguments)
         if batch is None:
-            batch = example
-        batch = example.filled(batch) if isinstance(batch, Tensor) else Arguments.of(batch)
-        device = device_of(model)
-        return cls(model, graph, example.to(device), batch.to(device), over_norms)
+            batch = arguments
+        batch = arguments.filled(batch) if isinstance(batch, Tensor) else Arguments.of(batch)
+        device = device_of(network)
+        return cls(network, graph, arguments.to(device), batch.to(device), over_norms)
 
     @property
     def device(self) -> str:
-        """Where the network is."""
+        """The device of the network."""
         return device_of(self.model)
 
-    def narrowed(self, model: nn.Module) -> Traced:
-        """The same for a narrower network that takes the same inputs."""
+    def retraced(self, model: nn.Module) -> Traced:
+        """Trace a narrower network that takes the same inputs."""
         graph = ChannelGraph.trace(model, self.example, over_norms=self.over_norms)
         return replace(self, model=model, graph=graph)
 
     def cost(self, track: Track | None = None) -> CostModel:
-        """What any choice of channels costs; milliseconds are measured when they are asked for.
+        """Return a cost model; it measures latency when milliseconds are first requested.
 
-        `track(items, label, total)` may show progress while that happens.
+        `track(items, label, total)` may show progress of the measurement.
         """
-        return cost_of(self.model, self.graph, Clock(self.example, self.device, track))
+        return make_cost_model(
+            self.model, self.graph, LatencySetup(self.example, self.device, track)
+        )
 
     def scores(self, criterion: Criterion, data: Data | None) -> Scores:
-        """A number per unit of every group that the criterion can judge, larger = keep."""
+        """Return a score per unit of every group that the criterion can score, larger = keep."""
         with unchanged(self.model), uncompiled(), random_states_kept():
             return criterion.scores(self.model, self.graph, data, self.device)
 
     def cut(
-        self, keep: Mapping[str, Tensor], *, absorb: bool, check: bool = True, maps: bool = False
+        self,
+        keep: Mapping[str, Tensor],
+        *,
+        absorb: bool,
+        check: bool = True,
+        per_position: bool = False,
     ) -> Cut:
-        """A narrow copy that keeps these units; see `surgery.cut.cut`."""
-        return cut(self.model, self.graph, keep, self.batch, absorb=absorb, check=check, maps=maps)
+        """Cut a narrow copy that keeps these units; see `surgery.cut.cut`."""
+        return cut(
+            self.model,
+            self.graph,
+            keep,
+            self.batch,
+            absorb=absorb,
+            check=check,
+            per_position=per_position,
+        )
 
 
 def device_of(model: nn.Module) -> str:
-    """The device of a network's first parameter."""
+    """Return the device of a network's first parameter, "cpu" without parameters."""
     return next((str(parameter.device) for parameter in model.parameters()), "cpu")
 
 
-def _check_numbers(model: nn.Module, example: Arguments) -> None:
-    """Raise ConfigError for tensors on the meta device, which are shapes only."""
+def _check_values(model: nn.Module, example: Arguments) -> None:
+    """Raise ConfigError for tensors on the meta device, which have shapes but no values."""
     for name, tensors in (("model", [*model.parameters()]), ("example", example.tensors)):
         if any(tensor.is_meta for tensor in tensors):
             raise ConfigError(

@@ -1,10 +1,8 @@
-"""Files for other engines: ONNX (also in int8) and torch.export, checked against eager outputs."""
+"""Export networks to ONNX (also in int8) and torch.export, checked against eager outputs."""
 
 from prunekit.export.files import Export, Exported, export_onnx, export_program
-from prunekit.export.int8 import Float32, Int8, Precision
-from prunekit.export.onnx_session import OnnxModule, require_onnx
-from prunekit.export.program import Traced
-from prunekit.export.silence import silent
+from prunekit.export.onnxruntime import Float32, Int8, OnnxModule, Precision, require_onnx, silent
+from prunekit.export.program import TracedProgram
 
 __all__ = [
     "Export",
@@ -13,7 +11,7 @@ __all__ = [
     "Int8",
     "OnnxModule",
     "Precision",
-    "Traced",
+    "TracedProgram",
     "export_onnx",
     "export_program",
     "require_onnx",

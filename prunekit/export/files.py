@@ -1,4 +1,4 @@
-"""Networks as files for other engines, checked against the eager network before they are kept."""
+"""Write networks as files for other engines, after a check against the eager network."""
 
 from __future__ import annotations
 
@@ -7,27 +7,26 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.atomic_write import replacing
 from prunekit.errors import ExportError
-from prunekit.export.onnx_session import OnnxModule, require_onnx
-from prunekit.export.program import OPSET, Traced
-from prunekit.export.silence import silent
+from prunekit.export.onnxruntime import OnnxModule, require_onnx, silent
+from prunekit.export.program import OPSET, TracedProgram
 from prunekit.schema import Checked, Filled, Positive, Range
 
-TOLERANCE = 1e-4  # largest difference to eager outputs, relative to the largest of them
-ONE_FILE = 2**31 - 2**24  # bytes of weights that protobuf can hold, with room for the graph
+TOLERANCE = 1e-4  # largest difference to eager outputs, relative to the largest output
+ONE_FILE = 2**31 - 2**24  # bytes of weights that fit into a protobuf file beside the graph
 
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written: its size, and its largest relative difference to eager outputs.
+    """An exported file, its size, and its largest relative difference to eager outputs.
 
-    `bytes` includes weights that lie in a file beside (`<name>.data`, above 2 GB).
+    `bytes` includes weights in a second file (`<name>.data`, for more than 2 GB).
     """
 
     path: Path
@@ -38,7 +37,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Export(Checked):
-    """Which files to write: `onnx` stands for model.onnx, `torch` for model.pt2 of torch.export.
+    """Settings of an export: `onnx` writes model.onnx, `torch` writes model.pt2 of torch.export.
 
     `tolerance` bounds the difference to eager outputs, relative to the largest output.
     """
@@ -47,7 +46,7 @@ class Export(Checked):
         "onnx",
         "torch",
     )
-    opset: Annotated[int, Range(at_least=OPSET), "of ONNX"] = OPSET
+    opset: Annotated[int, Range(at_least=OPSET), "version of the ONNX operator set"] = OPSET
     tolerance: Annotated[
         Positive, "largest difference to eager outputs, relative to the largest output"
     ] = TOLERANCE
@@ -60,8 +59,8 @@ class Export(Checked):
     def write(
         self, model: nn.Module, example: Tensor | Sequence[Tensor], folder: Path
     ) -> dict[str, Exported]:
-        """Write the files into a folder, by format; the network is traced once."""
-        traced, written = Traced.of(model, example), {}
+        """Trace the network once, write the files into a folder, and return them by format."""
+        traced, written = TracedProgram.of(model, example), {}
         if "onnx" in self.formats:
             path = folder / "model.onnx"
             written["onnx"] = _write_onnx(traced, path, self.opset, self.tolerance)
@@ -78,13 +77,13 @@ def export_onnx(
     opset: int = OPSET,
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Write an ONNX file for any batch size that gives the eager outputs on onnxruntime.
+    """Write an ONNX file for any batch size, checked against eager outputs on onnxruntime.
 
-    Weights of more than 2 GB go into `<path>.data`. Raises ExportError, with the operator and the
-    line that calls it, when ONNX cannot express the network, and when outputs differ by more than
-    `tolerance`, relative to the largest; nothing is written then.
+    Weights of more than 2 GB go into `<path>.data`. Raises ExportError, and writes nothing, when
+    ONNX cannot express the network (with the operator and the line that calls it), and when outputs
+    differ by more than `tolerance`, relative to the largest output.
     """
-    return _write_onnx(Traced.of(model, example), Path(path), opset, tolerance)
+    return _write_onnx(TracedProgram.of(model, example), Path(path), opset, tolerance)
 
 
 def export_program(
@@ -94,40 +93,40 @@ def export_program(
     *,
     tolerance: float = TOLERANCE,
 ) -> Exported:
-    """Write a file for `torch.export.load` (.pt2), for any batch size; checked as ONNX is."""
-    return _write_program(Traced.of(model, example), Path(path), tolerance)
+    """Write a .pt2 file for `torch.export.load`, for any batch size, with the same check."""
+    return _write_program(TracedProgram.of(model, example), Path(path), tolerance)
 
 
-def _write_program(traced: Traced, path: Path, tolerance: float) -> Exported:
-    content = io.BytesIO()  # torch wants a name in .pt2 or no name at all
+def _write_program(traced: TracedProgram, path: Path, tolerance: float) -> Exported:
+    content = io.BytesIO()  # torch accepts only file names in .pt2, which a draft has not
     with silent():
         torch.export.save(traced.program, content)
         content.seek(0)
         loaded = torch.export.load(content).module()
-    difference = _agreeing(traced.difference(loaded), tolerance, "torch.export")
+    difference = _check(traced.difference(loaded), tolerance, "torch.export")
     with replacing(path) as draft:
         draft.write_bytes(content.getbuffer())
     return Exported(path, difference, path.stat().st_size)
 
 
-def _write_onnx(traced: Traced, path: Path, opset: int, tolerance: float) -> Exported:
+def _write_onnx(traced: TracedProgram, path: Path, opset: int, tolerance: float) -> Exported:
     program = traced.onnx(opset)
-    beside = path.with_name(f"{path.name}.data")
+    data = path.with_name(f"{path.name}.data")
     with ExitStack() as files:
         draft = files.enter_context(replacing(path))
         parts = [draft]
         if _weight_bytes(traced.model) > ONE_FILE:
-            parts.append(files.enter_context(replacing(beside)))
+            parts.append(files.enter_context(replacing(data)))
         with silent():
             _save(program, *parts)
-        difference = _agreeing(traced.difference(OnnxModule(draft)), tolerance, "onnxruntime")
+        difference = _check(traced.difference(OnnxModule(draft)), tolerance, "onnxruntime")
         size = sum(part.stat().st_size for part in parts)
         if len(parts) > 1:
-            _point(draft, beside.name)
+            _set_data_file(draft, data.name)
     return Exported(path, difference, size, opset)
 
 
-def _agreeing(difference: float, tolerance: float, engine: str) -> float:
+def _check(difference: float, tolerance: float, engine: str) -> float:
     if not difference <= tolerance:
         raise ExportError(
             f"the outputs of the exported network on {engine} differ from the eager ones by "
@@ -140,8 +139,8 @@ def _weight_bytes(model: nn.Module) -> int:
     return sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
-def _save(program: Any, draft: Path, data: Path | None = None) -> None:
-    """Write the graph with its weights, or its weights into the file `data` beside."""
+def _save(program: torch.onnx.ONNXProgram, draft: Path, data: Path | None = None) -> None:
+    """Write the graph with its weights, or write the weights into a second file `data`."""
     import onnx_ir
 
     if data is None:
@@ -150,8 +149,8 @@ def _save(program: Any, draft: Path, data: Path | None = None) -> None:
         onnx_ir.save(program.model, draft, external_data=data.name)
 
 
-def _point(file: Path, data: str) -> None:
-    """Let an ONNX file look for its weights in the file that is called `data`."""
+def _set_data_file(file: Path, data: str) -> None:
+    """Set the name of the file in which an ONNX file looks for its weights."""
     import onnx
 
     proto = onnx.load(file, load_external_data=False)

@@ -10,7 +10,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from prunekit.graph.recording.twin import wrapped
-from prunekit.modes import compiling, hand_hooks
+from prunekit.modes import copy_hooks, recompiler
 
 
 def network_in(model: nn.Module) -> nn.Module:
@@ -45,9 +45,9 @@ def _like(wrapper: Any, network: nn.Module) -> nn.Module:
     elif isinstance(wrapper, DistributedDataParallel):
         made = _distributed(wrapper, network)
     else:
-        made = compiling(wrapper)(network)
+        made = recompiler(wrapper)(network)
     if made is not network and not isinstance(wrapper, DistributedDataParallel):
-        hand_hooks(wrapper, made)
+        copy_hooks(wrapper, made)
     made.training = wrapper.training if made is not network else network.training
     return made
 

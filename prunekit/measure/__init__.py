@@ -1,27 +1,24 @@
-"""What a network costs: multiply-adds, parameters, latency, memory."""
+"""Measure what a network costs: multiply-adds, parameters, latency and memory."""
 
-from prunekit.measure.cost import CostModel
-from prunekit.measure.features import Features, features_of
-from prunekit.measure.flops import counted_macs
-from prunekit.measure.latency import Latency, LatencyTest
-from prunekit.measure.latency_table import Clock, Compared, TimedCost
-from prunekit.measure.layers import layer_rows
+from prunekit.measure.cost import CostModel, fvcore_macs
+from prunekit.measure.features import TSNE, Features, features_of, silhouette
+from prunekit.measure.latency import Latency, LatencyTest, layer_records
+from prunekit.measure.latency_table import LatencyComparison, LatencySetup, TimedCost
 from prunekit.measure.memory import file_bytes, nonzero_params, peak_memory, sparsity
-from prunekit.measure.tsne import TSNE, silhouette
 
 __all__ = [
     "TSNE",
-    "Clock",
-    "Compared",
     "CostModel",
     "Features",
     "Latency",
+    "LatencyComparison",
+    "LatencySetup",
     "LatencyTest",
     "TimedCost",
-    "counted_macs",
     "features_of",
     "file_bytes",
-    "layer_rows",
+    "fvcore_macs",
+    "layer_records",
     "nonzero_params",
     "peak_memory",
     "silhouette",

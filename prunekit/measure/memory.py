@@ -1,4 +1,4 @@
-"""What a network takes: activation memory of a forward pass, bytes on disk, weights not zero."""
+"""Memory of a network: activations of a forward pass, bytes on disk, nonzero weights."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from prunekit.graph.arguments import Arguments, Example
 
 
 def peak_memory(model: nn.Module, example: Example) -> int:
-    """The largest number of bytes that input and activations hold at once in a forward pass.
+    """Return the peak number of bytes of input and activations in a forward pass.
 
     A copy of the model runs on a batch shaped like `example`, on its device, in evaluation mode
     without gradients; weights and buffers do not count. On a CPU the bytes of live tensors are
-    followed from op to op, which repeats exactly; on a GPU it is the allocator's peak, workspaces
-    of the kernels included.
+    followed from op to op, with the same result every time; on a GPU it is the allocator's peak,
+    which includes workspaces of the kernels.
     """
-    given = Arguments.of(example)
-    network = copy.deepcopy(model).to(given.device).eval()
+    arguments = Arguments.of(example)
+    network = copy.deepcopy(model).to(arguments.device).eval()
     with torch.no_grad():
-        if given.device.type == "cuda":
-            return _allocator_peak(network, given)
-        with _Live() as live:
-            given.changed(torch.zeros_like).call(network)
+        if arguments.device.type == "cuda":
+            return _allocator_peak(network, arguments)
+        with _LiveBytes() as live:
+            arguments.changed(torch.zeros_like).call(network)
     return live.peak
 
 
 def file_bytes(path: str | Path) -> int:
-    """The size of a file in bytes; ArtifactError when it is missing."""
+    """Return the size of a file in bytes; raise ArtifactError when it is missing."""
     try:
         return os.stat(path).st_size
     except OSError as error:
@@ -45,26 +45,26 @@ def file_bytes(path: str | Path) -> int:
 
 
 def nonzero_params(model: nn.Module) -> int:
-    """How many entries of all parameters are not exactly zero."""
+    """Return the number of parameter entries that are not exactly zero."""
     return sum(int(param.count_nonzero()) for param in model.parameters())
 
 
 def sparsity(model: nn.Module) -> float:
-    """The share of parameter entries that are exactly zero, between 0 and 1."""
+    """Return the share of parameter entries that are exactly zero, between 0 and 1."""
     total = sum(param.numel() for param in model.parameters())
     return 1 - nonzero_params(model) / total if total else 0.0
 
 
-class _Live(TorchDispatchMode):
-    """Follows the bytes of the storages that ops create while it is active, until they are freed.
+class _LiveBytes(TorchDispatchMode):
+    """Count the bytes of storages that ops create while the mode is active, until they are freed.
 
-    Weights are older than the mode and no op returns them, so they never enter.
+    Weights existed before and are returned by no op, so they never count.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = self._now = 0
-        self._known: set[int] = set()
+        self.peak = self._current = 0
+        self._counted: set[int] = set()
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
@@ -73,33 +73,33 @@ class _Live(TorchDispatchMode):
         older = {_key(x) for x in tree_iter((args, kwargs)) if isinstance(x, Tensor)}
         out = func(*args, **kwargs)
         for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor) and _key(tensor) not in older | self._known:
+            if isinstance(tensor, Tensor) and _key(tensor) not in older | self._counted:
                 self._add(tensor)
         return out
 
     def _add(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, size = _key(tensor), storage.nbytes()
-        self._known.add(key)
-        self._now += size
-        self.peak = max(self.peak, self._now)
+        self._counted.add(key)
+        self._current += size
+        self.peak = max(self.peak, self._current)
         weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self._now -= size
+        self._counted.discard(key)
+        self._current -= size
 
 
 def _key(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _allocator_peak(network: nn.Module, given: Arguments) -> int:
-    device = given.device
-    given.changed(torch.zeros_like).call(network)  # it also allocates lasting workspaces
+def _allocator_peak(network: nn.Module, arguments: Arguments) -> int:
+    device = arguments.device
+    arguments.changed(torch.zeros_like).call(network)  # it also allocates lasting workspaces
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    given.changed(torch.zeros_like).call(network)
+    arguments.changed(torch.zeros_like).call(network)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

@@ -1,6 +1,5 @@
-"""Networks built from plain numbers: those that pruning papers report on, and others by name."""
+"""Networks of pruning papers, built from plain settings, and networks of torchvision and timm."""
 
-from prunekit.models.bottleneck import BottleneckResNet, resnet164
 from prunekit.models.densenet import DenseNet, densenet40
 from prunekit.models.external import (
     timm_model,
@@ -10,11 +9,20 @@ from prunekit.models.external import (
 )
 from prunekit.models.googlenet import GoogLeNet, Inception, googlenet
 from prunekit.models.lenet import LeNet5
-from prunekit.models.preresnet import PreResNet, preresnet164
-from prunekit.models.resnet import ResNet, resnet20, resnet32, resnet56, resnet110
-from prunekit.models.resnext import ResNeXt, resnext20, resnext164
+from prunekit.models.preresnet import PreResNet, WideResNet, preresnet164, wrn16_10
+from prunekit.models.resnet import (
+    BottleneckResNet,
+    ResNet,
+    ResNeXt,
+    resnet20,
+    resnet32,
+    resnet56,
+    resnet110,
+    resnet164,
+    resnext20,
+    resnext164,
+)
 from prunekit.models.vgg import VGG, vgg16, vgg16_three_linear, vgg16_two_linear, vgg19
-from prunekit.models.wideresnet import WideResNet, wrn16_10
 
 __all__ = [
     "VGG",

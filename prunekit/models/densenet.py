@@ -1,7 +1,7 @@
 """DenseNets without bottlenecks and compression, for 32 x 32 images (Huang et al. 2017).
 
-Channel selections, which network slimming puts into them, are no part of the network;
-`prunekit.surgery` inserts them.
+The channel selectors of network slimming are not part of the network; `prunekit.methods.slimming`
+inserts them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.models.init import Classes, Scale, start_slimming
+from prunekit.models.init import Classes, Scale, init_for_slimming
 from prunekit.schema import Count
 
 Stem = Annotated[Count, "outputs of the first convolution"]
@@ -22,8 +22,8 @@ Stem = Annotated[Count, "outputs of the first convolution"]
 class DenseNet(nn.Module):
     """A stem, three dense blocks of `layers` layers each, global average pooling, a linear layer.
 
-    Depth is 3 * layers + 4. Each layer adds `growth` channels to the `stem` ones; `scale` is where
-    the weights of all batch norms start.
+    Depth is 3 * layers + 4. The stem has `stem` channels and each layer adds `growth`; `scale` is
+    the initial scale of all batch norms.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class DenseNet(nn.Module):
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.linear = nn.Linear(ends[3], classes)
-        self.apply(partial(start_slimming, scale=scale))
+        self.apply(partial(init_for_slimming, scale=scale))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         hidden = self.transition1(self.block1(self.conv1(images)))
         hidden = self.block3(self.transition2(self.block2(hidden)))
         return self.linear(self.flatten(self.pool(self.relu(self.bn(hidden)))))
 
 
 class DenseLayer(nn.Module):
-    """Norm, ReLU and a 3 x 3 convolution, whose outputs follow the inputs."""
+    """Norm, ReLU and a 3 x 3 convolution, whose outputs are concatenated to the inputs."""
 
     def __init__(self, inputs: int, growth: int) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class DenseLayer(nn.Module):
         self.conv = nn.Conv2d(inputs, growth, 3, padding=1, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """All channels so far, and the layer's own behind them."""
+        """Return the input channels followed by the layer's own."""
         return torch.cat([hidden, self.conv(self.relu(self.bn(hidden)))], dim=1)
 
 
 class Transition(nn.Module):
-    """Norm, ReLU, a 1 x 1 convolution of the same width, and half the height and width."""
+    """Norm, ReLU, a 1 x 1 convolution of the same width, and 2 x 2 average pooling."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -81,15 +81,16 @@ class Transition(nn.Module):
         self.conv = nn.Conv2d(width, width, 1, bias=False)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Images with half the height and width."""
+        """Return feature maps with half the height and width."""
         return F.avg_pool2d(self.conv(self.relu(self.bn(hidden))), 2)
 
 
 def densenet40(classes: Classes = 10, stem: Stem = 24, scale: Scale = 0.5) -> DenseNet:
-    """DenseNet-40 with growth 12, of network slimming: 1,059,298 parameters for 10 classes.
+    """Build the DenseNet-40 with growth 12 of network slimming (Liu et al. 2017).
 
-    282,917,328 multiply-adds. A stem of 24 is the released code's; `stem=16` is the network whose
-    size Liu et al. 2017 report (1.02M). Batch norms start at `scale`, 0.5 in that paper.
+    It has 1,059,298 parameters for 10 classes and 282,917,328 multiply-adds. The stem of 24 is that
+    of the released code; the paper's size (1.02M) is that of `stem=16`. Batch norms start with
+    `scale`, 0.5 in that paper.
     """
     return DenseNet(12, classes, stem=stem, scale=scale)
 

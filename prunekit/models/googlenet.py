@@ -1,8 +1,8 @@
 """GoogLeNet for 32 x 32 images as pruning papers use it: batch norms, no auxiliary classifiers.
 
-Of the network of Szegedy et al. 2015 the modules are left; one 3 x 3 convolution at full resolution
-is before them, and two 3 x 3 convolutions stand for each 5 x 5 one. Convolutions have biases.
-Everything starts as PyTorch starts it.
+The modules are those of Szegedy et al. 2015, after a single 3 x 3 convolution at full resolution
+and with two 3 x 3 convolutions in place of each 5 x 5 one. Convolutions have biases. Weights have
+PyTorch's default initialisation.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from prunekit.models.init import Classes
 
-# of each module, in the order of Inception's arguments
+# widths of every module, in the order of Inception's arguments
 _THIRD = ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64))
 _FOURTH = (
     (192, 96, 208, 16, 48, 64),
@@ -32,8 +32,8 @@ class GoogLeNet(nn.Module):
     """A stem, stages of inception modules, global average pooling, a linear layer.
 
     `stages` holds the widths of every module, see `Inception`. The first stage works at full
-    resolution, each later one at half of that before it. Modules are named a3, b3, a4, ...: the
-    first stage is the third of the ImageNet network.
+    resolution, and each later one at half of the resolution before it. Modules are named a3, b3,
+    a4, ..., since the first stage is the third of the ImageNet network.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class GoogLeNet(nn.Module):
         self.linear = nn.Linear(_outputs(stages[-1][-1]), classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         return self.linear(self.flatten(self.pool(self.inception(self.stem(images)))))
 
 
 class Inception(nn.Module):
-    """Four branches over the same input, their outputs side by side.
+    """Four branches over the same input, whose outputs are concatenated.
 
-    1 x 1 to `one` channels; 1 x 1 to `reduce3`, then 3 x 3 to `three`; 1 x 1 to `reduce5`, then
-    twice 3 x 3 to `five`; pooling, then 1 x 1 to `pooled`. A batch norm and a ReLU follow every
-    convolution.
+    The branches are: 1 x 1 to `one` channels; 1 x 1 to `reduce3`, then 3 x 3 to `three`; 1 x 1 to
+    `reduce5`, then twice 3 x 3 to `five`; pooling, then 1 x 1 to `pooled`. A batch norm and a ReLU
+    follow every convolution.
     """
 
     def __init__(
@@ -88,16 +88,16 @@ class Inception(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """The branches' channels, in the order above."""
+        """Return the branches' channels, in the order above."""
         branches = (self.branch1, self.branch3, self.branch5, self.branch_pool)
         return torch.cat([branch(hidden) for branch in branches], dim=1)
 
 
 def googlenet(classes: Classes = 10) -> GoogLeNet:
-    """GoogLeNet for CIFAR, 6,166,250 parameters for 10 classes and 1,521,756,160 multiply-adds.
+    """Build the GoogLeNet for CIFAR, the baseline of the structured-lasso tables.
 
-    The baseline of the structured-lasso tables: 6.17M, and 1531.98M with four for every entry that
-    a batch norm puts out.
+    It has 6,166,250 parameters for 10 classes and 1,521,756,160 multiply-adds. The tables report
+    6.17M, and 1531.98M with four operations for every output entry of a batch norm.
     """
     return GoogLeNet(classes)
 

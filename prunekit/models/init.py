@@ -1,4 +1,4 @@
-"""How the networks that network slimming reports on start."""
+"""Initialisation as in network slimming, and the settings that several networks share."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from torch import nn
 
 from prunekit.schema import Count
 
-Classes = Annotated[Count, "outputs of the network, one for each class"]
-Scale = Annotated[float, "what batch-norm scales start at"]
+Classes = Annotated[Count, "number of classes"]
+Scale = Annotated[float, "initial scale of batch norms"]
 
 
-def start_slimming(module: nn.Module, scale: float) -> None:
-    """Set one convolution or batch norm to its start in Liu et al. 2017; other layers stay.
+def init_for_slimming(module: nn.Module, scale: float) -> None:
+    """Initialise a convolution or batch norm as in Liu et al. 2017; leave other layers alone.
 
-    Convolutions start normal with variance 2 / (k k outputs), batch norms at `scale` and shift 0.
+    Convolutions are normal with variance 2 / (k k outputs), batch norms have scale `scale` and
+    shift 0.
     """
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -12,22 +12,24 @@ from prunekit.schema import Count
 
 
 class LeNet5(nn.Module):
-    """Two valid 5 x 5 convolutions with max pooling and two linear layers, for 28 x 28 images.
+    """Two unpadded 5 x 5 convolutions with max pooling and two linear layers, for 28 x 28 images.
 
     `widths` are the outputs of conv1, conv2 and fc1; 20-50-500 has 431,080 parameters and
-    2,293,000 multiply-adds. `relu_convs=False` is Caffe's form, whose only ReLU follows fc1.
-    Weights start as PyTorch initialises its layers.
+    2,293,000 multiply-adds. `relu_convs=False` is the version of Caffe, whose only ReLU follows
+    fc1. Weights have PyTorch's default initialisation.
     """
 
     def __init__(
         self,
-        widths: Annotated[Sequence[Count], "outputs of the three layers before the last"] = (
+        widths: Annotated[Sequence[Count], "outputs of conv1, conv2 and fc1"] = (
             20,
             50,
             500,
         ),
         classes: Classes = 10,
-        relu_convs: Annotated[bool, "ReLUs behind the convolutions too"] = True,
+        relu_convs: Annotated[
+            bool, "ReLUs after the convolutions too; false: only after fc1"
+        ] = True,
         in_channels: Annotated[Count, "channels of an image"] = 1,
     ) -> None:
         super().__init__()
@@ -44,7 +46,7 @@ class LeNet5(nn.Module):
         self.fc2 = nn.Linear(hidden, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, 28, 28)."""
+        """Return logits (examples, classes) for images (examples, channels, 28, 28)."""
         hidden = self.pool1(self.relu1(self.conv1(images)))
         hidden = self.pool2(self.relu2(self.conv2(hidden)))
         return self.fc2(self.relu3(self.fc1(self.flatten(hidden))))

@@ -1,7 +1,7 @@
-"""VGG networks for 32 x 32 images: conv-BN-ReLU stacks; one entry per published network.
+"""VGG networks for 32 x 32 images with batch norms, and a function for each published network.
 
 Convolutions start normal with variance 2 / (9 outputs), linear layers normal with std 0.01 and
-zero bias, batch norms at `scale` and shift 0.
+zero bias, batch norms with scale `scale` and shift 0.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from prunekit.models.init import Classes, Scale, start_slimming
+from prunekit.models.init import Classes, Scale, init_for_slimming
 
 _VGG16 = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3)
 _VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
@@ -22,10 +22,10 @@ _VGG19 = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)
 class VGG(nn.Module):
     """Blocks of 3 x 3 convolutions, each block followed by pooling, then linear layers.
 
-    `blocks` holds the widths of every block: images of 2**blocks pixels shrink to one pixel, so
-    five blocks take 32 x 32. The last block ends in average pooling where `average` is set, else
-    in max pooling like the others. `hidden` are the widths of linear layers before the last one,
-    `scale` is where the weights of all batch norms start.
+    `blocks` holds the widths of every block. Every block halves height and width, so that five
+    blocks reduce 32 x 32 images to one pixel. With `average` the last block ends in average pooling
+    instead of max pooling. `hidden` are the widths of the linear layers before the last one, and
+    `scale` is the initial scale of all batch norms.
     """
 
     def __init__(
@@ -45,36 +45,38 @@ class VGG(nn.Module):
         self.apply(partial(_initialise, scale=scale))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (examples, classes) of images (examples, channels, height, width)."""
+        """Return logits (examples, classes) for images (examples, channels, height, width)."""
         return self.classifier(self.flatten(self.features(images)))
 
 
 def vgg16(classes: Classes = 10) -> VGG:
-    """VGG-16 with one linear layer, 14,724,042 parameters for 10 classes."""
+    """Build the VGG-16 with one linear layer, 14,724,042 parameters for 10 classes."""
     return VGG(_VGG16, classes)
 
 
 def vgg16_two_linear(classes: Classes = 10) -> VGG:
-    """VGG-16 with a hidden linear layer of 512, 14,986,698 parameters for 10 classes.
+    """Build the VGG-16 with a hidden linear layer of 512, 14,986,698 parameters for 10 classes.
 
-    The baseline of the structured-lasso tables (14.98M); no batch norm between the linear layers.
+    It is the baseline of the structured-lasso tables (14.98M), without a batch norm between the
+    linear layers.
     """
     return VGG(_VGG16, classes, hidden=(512,))
 
 
 def vgg16_three_linear(classes: Classes = 10) -> VGG:
-    """VGG-16 with two hidden linear layers of 512 and conv biases, 15,253,578 parameters.
+    """Build the VGG-16 with two hidden linear layers of 512 and convolution biases.
 
-    The baseline of the Hinge tables (15,253.6 k).
+    It has 15,253,578 parameters and is the baseline of the Hinge tables (15,253.6 k).
     """
     return VGG(_VGG16, classes, hidden=(512, 512), conv_bias=True)
 
 
 def vgg19(classes: Classes = 10, scale: Scale = 0.5) -> VGG:
-    """VGG-19 of network slimming (Liu et al. 2017), 20,035,018 parameters for 10 classes.
+    """Build the VGG-19 of network slimming (Liu et al. 2017).
 
-    16 convolutions, four max poolings, one average pooling, one linear layer: 398,136,320
-    multiply-adds. Batch norms start at `scale`, 0.5 in that paper.
+    It has 16 convolutions, four max poolings, one average pooling and one linear layer: 20,035,018
+    parameters for 10 classes and 398,136,320 multiply-adds. Batch norms start with `scale`, 0.5 in
+    that paper.
     """
     return VGG(_VGG19, classes, average=True, scale=scale)
 
@@ -107,7 +109,7 @@ def _classifier(widths: Sequence[int], classes: int) -> OrderedDict[str, nn.Modu
 
 
 def _initialise(module: nn.Module, scale: float) -> None:
-    start_slimming(module, scale)
+    init_for_slimming(module, scale)
     if isinstance(module, nn.Linear):
         nn.init.normal_(module.weight, std=0.01)
     if isinstance(module, nn.Conv2d | nn.Linear) and module.bias is not None:

@@ -7,7 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated
 
 from prunekit.errors import ConfigError
-from prunekit.measure import Compared, LatencyTest, TimedCost
+from prunekit.measure import LatencyComparison, LatencyTest, TimedCost
 from prunekit.schema import Positive, SomeShare
 from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
 from prunekit.selection.budgets import Budget
@@ -94,13 +94,13 @@ class LatencyTarget(Budget):
             per, asked, name, key = cost.latency(), self.keep, "latency", "keep"
         return (Limit(name, key, asked, cost.latency, asked * per, per),)
 
-    def _measured_aim(self, aim: Aim, found: Compared) -> Aim:
+    def _measured_aim(self, aim: Aim, found: LatencyComparison) -> Aim:
         reached = self._reached(found)
         return replace(
             aim, reached=reached, met=reached <= (1 + _MET) * aim.asked, predicted=aim.reached
         )
 
-    def _reached(self, found: Compared) -> float:
+    def _reached(self, found: LatencyComparison) -> float:
         return found.narrow_ms if self.keep is None else found.share
 
 
@@ -109,7 +109,7 @@ def _scaled(limit: Limit, factor: float) -> Limit:
     return replace(limit, price=lambda removed: factor * limit.price(removed))
 
 
-def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared:
+def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> LatencyComparison:
     """The network that is left, timed in turns with the dense one."""
     narrow = copy.deepcopy(cost.model)
     Narrow.of(graph, removed).apply(narrow)

@@ -36,7 +36,7 @@ class DrawFeatures(Stage):
         found = features_of(model, data, plan.images, plan.layer, runtime.device)
         if len(found.labels) > _LONG:
             complain(f"t-SNE of {len(found.labels):,} images, which takes a while")
-        points = plan.place(found.values)
+        points = plan.embed(found.values)
         known = quality(model, data, runtime)
         rows = [
             {"x": float(x), "y": float(y), "label": label}

@@ -14,7 +14,14 @@ from torch import nn
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ExportError
-from prunekit.measure import Latency, LatencyTest, counted_macs, file_bytes, layer_rows, peak_memory
+from prunekit.measure import (
+    Latency,
+    LatencyTest,
+    file_bytes,
+    fvcore_macs,
+    layer_records,
+    peak_memory,
+)
 from prunekit.methods.slimming import slimming_flops, slimming_params
 from prunekit.reporting.tables import comparison
 from prunekit.runs.files import write_csv
@@ -77,7 +84,7 @@ class Measure(Stage):
             row.update(_ratios(rows[0], row))
         write_csv(place.path / "comparison.csv", rows)
         ends = {label: models[label] for label in ("dense", [*models][-1])}
-        write_csv(place.path / "layers.csv", layer_rows(ends, data.example, timing))
+        write_csv(place.path / "layers.csv", layer_records(ends, data.example, timing))
         if data.test.size:
             correct = {label: _correct(model, data) for label, model in judged.items()}
             write_torch(place.path / "correct.pt", correct)
@@ -122,7 +129,7 @@ def _row(model: nn.Module, data: Data, file: Path) -> Metrics:
     return {
         **counts(model, data),
         **_as_published(model, example),
-        "fvcore_macs": counted_macs(model, example),
+        "fvcore_macs": fvcore_macs(model, example),
         "memory_bytes": peak_memory(model, example),
         "file_bytes": file_bytes(file),
     }

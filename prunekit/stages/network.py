@@ -25,7 +25,7 @@ from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Parts, Read
 from prunekit.stages.weights import Dense
 from prunekit.surgery import Edit, SavedModel, load_weights
-from prunekit.surgery.weights import load_matching
+from prunekit.surgery.files import load_matching
 
 log = logging.getLogger(__name__)
 

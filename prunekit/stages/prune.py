@@ -173,7 +173,7 @@ def _facts(cuts: Sequence[Cut]) -> Metrics:
         "surgery_error": max(agreement.worst for agreement in agreed),
         "agreement_eval": max(agreement.eval.relative for agreement in agreed),
         "agreement_train": max(trained) if trained else None,
-        "absorbed": sum(len(one.rows) for one in absorbed) if absorbed else None,
+        "absorbed": sum(len(one.layers) for one in absorbed) if absorbed else None,
     }
     if absorbed:
         found["absorbed_change"] = max(one.change.moved for one in absorbed)

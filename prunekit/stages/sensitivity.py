@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit.console import track
 from prunekit.criteria import Criterion, L1Norm, Scores
 from prunekit.data import Batches, Data
-from prunekit.data.base import balanced
+from prunekit.data.base import balanced_indices
 from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph, ChannelMask
@@ -183,7 +183,7 @@ def _images(probe: Probe, data: Data) -> Batches:
         )
     if probe.images is None or probe.images >= data.val.size:
         return data.val
-    return Chosen(data.val, balanced(data.val.labels, probe.images, seed=0))
+    return Chosen(data.val, balanced_indices(data.val.labels, probe.images, seed=0))
 
 
 @dataclass(frozen=True, eq=False)

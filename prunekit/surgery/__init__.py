@@ -1,32 +1,38 @@
-"""Changing the structure of networks, and files that remember how."""
+"""Structural edits of networks, checks of their effect, and model files that store them."""
 
 from prunekit.surgery.bias_compensation import Absorbed, absorb
-from prunekit.surgery.biases import BiasMap, BiasMaps, NewBiases
-from prunekit.surgery.edits import Edit, Keep, Narrow, edit_from_dict
-from prunekit.surgery.equivalence import Agreement, Gap, compare, randomised
-from prunekit.surgery.files import SavedModel, load_model, save_model
+from prunekit.surgery.edits import (
+    BiasMap,
+    BiasMaps,
+    Edit,
+    KeptChannels,
+    Narrow,
+    NewBiases,
+    edit_from_dict,
+    narrow,
+)
+from prunekit.surgery.equivalence import Agreement, Gap, compare, randomise_constants
+from prunekit.surgery.files import SavedModel, load_model, load_weights, save_model
 from prunekit.surgery.heads import GlobalPooling, Head, LastLayer, NewHead
-from prunekit.surgery.narrow import narrow
 from prunekit.surgery.optimizer import narrow_optimizer
-from prunekit.surgery.skip import Shift, SkipBlock
-from prunekit.surgery.weights import load_weights
+from prunekit.surgery.remove_block import ChannelBias, SkipBlock
 
 __all__ = [
     "Absorbed",
     "Agreement",
     "BiasMap",
     "BiasMaps",
+    "ChannelBias",
     "Edit",
     "Gap",
     "GlobalPooling",
     "Head",
-    "Keep",
+    "KeptChannels",
     "LastLayer",
     "Narrow",
     "NewBiases",
     "NewHead",
     "SavedModel",
-    "Shift",
     "SkipBlock",
     "absorb",
     "compare",
@@ -35,6 +41,6 @@ __all__ = [
     "load_weights",
     "narrow",
     "narrow_optimizer",
-    "randomised",
+    "randomise_constants",
     "save_model",
 ]

@@ -1,7 +1,8 @@
-"""What removed channels still emit: shifts and biases, followed to the layers that would read them.
+"""Constants that removed channels still put out, measured at the layers that would read them.
 
-A removed channel keeps its bias, or the shift of its norm, when its filter or scale is zero. The
-dense network is run with just that, and its layers are listened to.
+A channel whose filter or norm scale is zero still puts out its bias or the shift of its norm. The
+dense network is run with exactly these constants in place of the removed channels, and every layer
+that loses inputs records what they add to its output.
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from prunekit.graph.layers import channel_dim, layer_named, weighs
 from prunekit.graph.readers import followers, lent_biases
 from prunekit.graph.table import given, of_function, of_layer
 from prunekit.modes import evaluating
-from prunekit.surgery.equivalence import run_on, trained
+from prunekit.surgery.equivalence import compute_outputs, rounding, train_mode_outputs
+
+Function = Callable[..., Any]
+Record = Callable[[Callable[[Tensor], Tensor], Tensor], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class ObservedOffset:
     """What removed input channels add to a layer's output in one call.
 
-    `offset` has the shape of the output without its batch dimension, over the outputs that stay;
-    `dim` is the channel dimension in it. `varies` is by how much the emission differs between
-    examples, relative to the largest emission.
+    `offset` has the shape of the output without its batch dimension and with the kept output
+    channels only; `dim` is its channel dimension. `varies` is the difference of the constants
+    between examples, relative to the largest constant.
     """
 
     offset: Tensor
@@ -39,238 +43,239 @@ class Heard:
 
     @property
     def by_channel(self) -> Tensor:
-        """The offsets as a matrix (channels, positions)."""
+        """The offset as a matrix (channels, positions)."""
         channels = self.offset.movedim(self.dim, 0)
         return channels.reshape(len(channels), -1)
 
 
 @dataclass(frozen=True, eq=False)
-class Emission:
-    """What was heard at every layer that loses inputs, and the outputs of the network meanwhile.
+class EmittedConstants:
+    """The offsets at every layer that loses inputs, one per call, and the outputs of that run.
 
-    `follower` names, where there is one, the batch norm that is alone in reading a layer. `given`
-    are, for layers whose weights go to a function, the paths of the biases that go with them.
+    `following_norms` maps a layer to the batch norm that alone reads it. `function_biases` maps a
+    layer whose weight is passed to a function to the path of the bias that is passed along.
     """
 
-    heard: dict[str, list[Heard]]
+    offsets: dict[str, list[ObservedOffset]]
     outputs: Any
-    follower: dict[str, str]
-    given: dict[str, str]
+    following_norms: dict[str, str]
+    function_biases: dict[str, str]
 
 
-def listen(model: nn.Module, graph: ChannelGraph, drop: Tensor, given: Arguments) -> Emission:
-    """Run the dense network on a batch, in eval mode, with removed channels emitting constants.
+def record_offsets(
+    model: nn.Module, graph: ChannelGraph, removed: Tensor, inputs: Arguments
+) -> EmittedConstants:
+    """Run the dense network in eval mode with removed channels put to their constants.
 
-    Layers that run in train mode only, of auxiliary heads, are heard there.
+    Layers that run in train mode only, such as those of auxiliary heads, are recorded in a second
+    run in train mode.
     """
-    ear = _Ear(graph, drop)
-    with ear.open(model), emitting(model, graph, drop), evaluating(model):
-        with ear.functions:
-            outputs = run_on(model, given, "the dense network")
-        if ear.deaf():
-            ear.only = ear.deaf()
-            with ear.functions:
-                trained(model, given)
-    runs = graph.recordings
-    return Emission(ear.heard, outputs, followers(model, runs), lent_biases(model, runs))
+    probe = _OffsetProbe(graph, removed)
+    with probe.attached(model), emitting_constants(model, graph, removed), evaluating(model):
+        with probe.functions:
+            outputs = compute_outputs(model, inputs, "the dense network")
+        if probe.unreached():
+            probe.only = probe.unreached()
+            with probe.functions:
+                train_mode_outputs(model, inputs)
+    recordings = graph.recordings
+    norms, biases = followers(model, recordings), lent_biases(model, recordings)
+    return EmittedConstants(probe.offsets, outputs, norms, biases)
 
 
-def hear_ends(
+def record_block_ends(
     model: nn.Module,
     graph: ChannelGraph,
-    drop: Tensor,
-    makers: Mapping[str, str],
-    given: Arguments,
-) -> dict[str, Heard]:
-    """What modules of the dense network put out meanwhile, over the channels that stay.
+    removed: Tensor,
+    end_layers: Mapping[str, str],
+    inputs: Arguments,
+) -> dict[str, ObservedOffset]:
+    """Record what modules of the dense network put out when removed channels are constant.
 
-    `makers` maps each to the layer in it whose output channels these are.
+    `end_layers` maps each module to the layer in it that determines its output channels. The result
+    has the kept channels only.
     """
-    heard: dict[str, Heard] = {}
+    outputs: dict[str, ObservedOffset] = {}
 
-    def listen(end: str, maker: str) -> Callable[..., None]:
-        kept = (~drop.cpu()[graph.outs[maker]]).nonzero().flatten()
+    def recorder(end: str, layer: str) -> Callable[..., None]:
+        kept = (~removed.cpu()[graph.outs[layer]]).nonzero().flatten()
 
         def hook(module: nn.Module, args: Any, out: Tensor) -> None:
-            dim, (usual, varies) = channel_dim(layer_named(model, maker), out.ndim), _usual(out)
-            heard[end] = Heard(usual.index_select(dim, kept.to(out.device))[0], dim - 1, varies)
+            dim = channel_dim(layer_named(model, layer), out.ndim)
+            constant, varies = _common_value(out)
+            values = constant.index_select(dim, kept.to(out.device))[0]
+            outputs[end] = ObservedOffset(values, dim - 1, varies)
 
         return hook
 
     with ExitStack() as stack:
-        for end, maker in makers.items():
-            hook = model.get_submodule(end).register_forward_hook(listen(end, maker))
+        for end, layer in end_layers.items():
+            hook = model.get_submodule(end).register_forward_hook(recorder(end, layer))
             stack.callback(hook.remove)
-        stack.enter_context(emitting(model, graph, drop))
+        stack.enter_context(emitting_constants(model, graph, removed))
         stack.enter_context(evaluating(model))
-        run_on(model, given, "the dense network")
-    return heard
+        compute_outputs(model, inputs, "the dense network")
+    return outputs
 
 
 @contextmanager
-def emitting(model: nn.Module, graph: ChannelGraph, drop: Tensor) -> Iterator[None]:
-    """Inside it, removed channels of `model` carry no signal, but the constants they would emit.
+def emitting_constants(model: nn.Module, graph: ChannelGraph, removed: Tensor) -> Iterator[None]:
+    """Inside the context, removed channels of `model` put out only their constants.
 
-    Convolutions and linear layers put out their bias for them, norms their shift, zero without one:
-    the norm behind a channel selection too, whose scale then counts as zero.
+    For convolutions and linear layers this is the bias, for norms the shift, and zero if there is
+    none. A norm behind a channel selector is treated alike, as if its scale were zero.
     """
-    drop, functions = drop.cpu(), _Constants()
+    removed, functions = removed.cpu(), _ConstantFunctions()
     with ExitStack() as stack:
         for name, units in graph.outs.items():
-            module, gone = layer_named(model, name), drop[units]
+            module, mask = layer_named(model, name), removed[units]
             entry = of_layer(module)
             shifts = (entry is not None and entry.shifts) or name in graph.inexact
-            if not shifts or not bool(gone.any()):
+            if not shifts or not bool(mask.any()):
                 continue
             if name in graph.functional:
-                functions.layers[_key(module)] = (module, gone)
+                functions.layers[_argument_id(module)] = (module, mask)
             else:
-                hook = module.register_forward_hook(_constant(gone), prepend=True)
+                hook = module.register_forward_hook(_constant_hook(mask), prepend=True)
                 stack.callback(hook.remove)
         if functions.layers:
             stack.enter_context(functions)
         yield
 
 
-class _Constants(TorchFunctionMode):
-    """Functions put out constants for removed channels; `layers` go by the ids of weights."""
+class _ConstantFunctions(TorchFunctionMode):
+    """Let functions put out constants for removed channels; `layers` is keyed by tensor ids."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layers: dict[int, tuple[nn.Module, Tensor]] = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))
-        found = _given(func, args, kwargs)
-        held = [found.get(name) for name in ("weight", "running_mean")] if found else []
-        keys = [id(tensor) for tensor in held if id(tensor) in self.layers]
+        arguments = _layer_arguments(func, args, kwargs)
+        tensors = [arguments.get(name) for name in ("weight", "running_mean")]
+        keys = [id(tensor) for tensor in tensors if id(tensor) in self.layers]
         if not keys:
             return out
-        layer, gone = self.layers[keys[0]]
-        return _shifted(out, gone, found.get("bias"), channel_dim(layer, out.ndim))
+        layer, mask = self.layers[keys[0]]
+        return _with_constants(out, mask, arguments.get("bias"), channel_dim(layer, out.ndim))
 
 
-def _given(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments, by name, of a function that is given weights or statistics."""
+def _layer_arguments(func: Function, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments, by name, of a function that takes weights or statistics."""
     entry = of_function(func)
     return given(entry, args, kwargs or {}) if entry is not None and entry.takes else {}
 
 
-def _weighed(func: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
-    """The same of a convolution or linear map; empty for others."""
-    entry = of_function(func)
-    return _given(func, args, kwargs) if entry is not None and entry.weighs else {}
-
-
-def _key(module: nn.Module) -> int:
-    """What a function is given of a layer, for sure."""
+def _argument_id(module: nn.Module) -> int:
+    """Return the id of the tensor by which a function's call is recognised as this layer's."""
     return id(module.running_mean if module.weight is None else module.weight)
 
 
-class _Functions(TorchFunctionMode):
-    """Hears functions that are given the weights of layers; `heard` goes by the ids of weights."""
+class _FunctionProbe(TorchFunctionMode):
+    """Observe functions that take the weights of layers; `records` is keyed by ids of weights."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: dict[int, Callable[..., None]] = {}
+        self.records: dict[int, Record] = {}
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        found = _weighed(func, args, kwargs)
-        listen = self.heard.get(id(found["weight"])) if found else None
-        if listen is not None:
-            listen(lambda x: func(x, *args[1:], **(kwargs or {})), found["input"])
+        entry = of_function(func)
+        if entry is not None and entry.weighs:
+            arguments = _layer_arguments(func, args, kwargs)
+            record = self.records.get(id(arguments["weight"])) if arguments else None
+            if record is not None:
+                record(lambda x: func(x, *args[1:], **(kwargs or {})), arguments["input"])
         return func(*args, **(kwargs or {}))
 
 
 @dataclass(eq=False)
-class _Ear:
-    """Hooks on the layers that lose inputs; `only` limits them to some."""
+class _OffsetProbe:
+    """Record offsets at the layers that lose inputs; `only` limits it to some of them."""
 
     graph: ChannelGraph
-    drop: Tensor
-    heard: dict[str, list[Heard]] = field(default_factory=dict)
-    functions: _Functions = field(default_factory=_Functions)
+    removed: Tensor
+    offsets: dict[str, list[ObservedOffset]] = field(default_factory=dict)
+    functions: _FunctionProbe = field(default_factory=_FunctionProbe)
     only: frozenset[str] | None = None
 
-    def deaf(self) -> frozenset[str]:
-        """Layers that lose inputs and were not called."""
-        return frozenset(name for name, calls in self.heard.items() if not calls)
+    def unreached(self) -> frozenset[str]:
+        """Return the layers that lose inputs and were not called."""
+        return frozenset(name for name, calls in self.offsets.items() if not calls)
 
     @contextmanager
-    def open(self, model: nn.Module) -> Iterator[None]:
+    def attached(self, model: nn.Module) -> Iterator[None]:
         with ExitStack() as stack:
             for name, units in self.graph.ins.items():
                 module = layer_named(model, name)
-                gone = self.drop.cpu()[units]
-                if not bool(gone.any()) or not weighs(module):
+                mask = self.removed.cpu()[units]
+                if not bool(mask.any()) or not weighs(module):
                     continue
-                self.heard[name], listen = [], self._listen(name, module, gone)
+                self.offsets[name], record = [], self._record(name, module, mask)
                 if name in self.graph.functional:
-                    self.functions.heard[id(module.weight)] = listen
+                    self.functions.records[id(module.weight)] = record
                     continue
-                hook = module.register_forward_pre_hook(
-                    lambda module, args, kwargs, listen=listen: listen(
-                        module.forward, input_of(args, kwargs)
-                    ),
-                    with_kwargs=True,
-                )
+                hook = module.register_forward_pre_hook(_pre_hook(record), with_kwargs=True)
                 stack.callback(hook.remove)
             yield
 
-    def _listen(self, name: str, layer: nn.Module, gone: Tensor) -> Callable[..., None]:
-        kept = ~self.drop.cpu()[self.graph.outs[name]]
+    def _record(self, name: str, layer: nn.Module, mask: Tensor) -> Record:
+        kept = ~self.removed.cpu()[self.graph.outs[name]]
 
-        def listen(run: Callable[[Tensor], Tensor], x: Tensor) -> None:
+        def record(forward: Callable[[Tensor], Tensor], x: Tensor) -> None:
             if self.only is None or name in self.only:
-                self.heard[name].append(_heard(layer, run, x, gone, kept))
+                self.offsets[name].append(_offset(layer, forward, x, mask, kept))
 
-        return listen
-
-
-def _heard(
-    module: nn.Module, run: Callable[[Tensor], Tensor], x: Tensor, gone: Tensor, kept: Tensor
-) -> Heard:
-    """Send the removed channels alone through a layer."""
-    if not isinstance(module, nn.Linear) and x.ndim < len(module.kernel_size) + 2:
-        x = x.unsqueeze(0)  # without a batch dimension
-    dim = channel_dim(module, x.ndim)
-    first, varies = _usual(x.index_select(dim, gone.nonzero().flatten().to(x.device)))
-    alone = torch.zeros_like(x[:1])
-    alone.index_copy_(dim, gone.nonzero().flatten().to(x.device), first)
-    offset = run(alone) - run(torch.zeros_like(alone))
-    dim = channel_dim(module, offset.ndim)
-    offset = offset.index_select(dim, kept.nonzero().flatten().to(x.device))
-    return Heard(offset[0], dim - 1, varies)
+        return record
 
 
-def _usual(emitted: Tensor) -> tuple[Tensor, float]:
-    """What is emitted for any example, and by how much examples differ; then the mean over them."""
-    first = emitted[:1]
-    size, spread = float(first.abs().max()), float((emitted - first).abs().max())
-    varies = spread / max(size, spread) if spread else 0.0
-    if varies > slack(emitted.dtype):
-        return emitted.mean(0, keepdim=True), varies
-    return first, 0.0
-
-
-def slack(dtype: torch.dtype) -> float:
-    """The relative difference that rounding may make: 1e-5 in float32, 1e-11 in float64."""
-    return torch.finfo(dtype).eps ** 0.7
-
-
-def _constant(gone: Tensor) -> Callable[..., Tensor]:
-    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-        bias = getattr(module, "bias", None)
-        return _shifted(out, gone, bias, channel_dim(module, out.ndim))
+def _pre_hook(record: Record) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        record(module.forward, input_of(args, kwargs))
 
     return hook
 
 
-def _shifted(out: Tensor, gone: Tensor, bias: Tensor | None, dim: int) -> Tensor:
+def _offset(
+    layer: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, mask: Tensor, kept: Tensor
+) -> ObservedOffset:
+    """Return what the input channels in `mask` alone add to a layer's output."""
+    kernel: tuple[int, ...] = getattr(layer, "kernel_size", ())
+    if kernel and x.ndim < len(kernel) + 2:
+        x = x.unsqueeze(0)  # without a batch dimension
+    dim, indices = channel_dim(layer, x.ndim), mask.nonzero().flatten().to(x.device)
+    constant, varies = _common_value(x.index_select(dim, indices))
+    alone = torch.zeros_like(x[:1])
+    alone.index_copy_(dim, indices, constant)
+    offset = forward(alone) - forward(torch.zeros_like(alone))
+    dim = channel_dim(layer, offset.ndim)
+    offset = offset.index_select(dim, kept.nonzero().flatten().to(x.device))
+    return ObservedOffset(offset[0], dim - 1, varies)
+
+
+def _common_value(values: Tensor) -> tuple[Tensor, float]:
+    """Return the value that all examples share, and 0; or their mean, and how much they differ."""
+    first = values[:1]
+    size, spread = float(first.abs().max()), float((values - first).abs().max())
+    varies = spread / max(size, spread) if spread else 0.0
+    if varies > rounding(values.dtype):
+        return values.mean(0, keepdim=True), varies
+    return first, 0.0
+
+
+def _constant_hook(mask: Tensor) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        bias = getattr(module, "bias", None)
+        return _with_constants(out, mask, bias, channel_dim(module, out.ndim))
+
+    return hook
+
+
+def _with_constants(out: Tensor, mask: Tensor, bias: Tensor | None, dim: int) -> Tensor:
     shape = [-1 if d == dim else 1 for d in range(out.ndim)]
     shift = out.new_zeros(()) if bias is None else bias.to(out).reshape(shape)
-    return torch.where(gone.to(out.device).reshape(shape), shift, out)
+    return torch.where(mask.to(out.device).reshape(shape), shift, out)

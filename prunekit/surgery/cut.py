@@ -1,4 +1,4 @@
-"""One cut of a network: narrow a copy, prove it by numbers, absorb what removed channels emit."""
+"""One cut of a network: narrow a copy, check it numerically, absorb constants into biases."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from prunekit.surgery.bias_compensation import Absorbed, branch_constants
 from prunekit.surgery.bias_compensation import absorb as absorb_constants
 from prunekit.surgery.edits import Edit, Narrow
 from prunekit.surgery.equivalence import Agreement, compare
-from prunekit.surgery.residual import empty_blocks
+from prunekit.surgery.remove_block import empty_blocks
 
 
 @dataclass(frozen=True, eq=False)
 class Cut:
-    """A narrow copy of a network, and what was done to make it; None where it was not asked for.
+    """A narrow copy of a network, the edits that made it, and the results of both checks.
 
-    `keep` lacks the units that left with the blocks in `skipped`, which were removed whole.
+    `agreement` and `absorbed` are None where they were not asked for. `keep` lacks the units that
+    were removed with the blocks in `skipped`, which were removed whole.
     """
 
     model: nn.Module
@@ -49,19 +50,21 @@ def cut(
     *,
     absorb: bool = True,
     check: bool = True,
-    maps: bool = False,
+    per_position: bool = False,
 ) -> Cut:
     """Remove the units of `graph` that are False in `keep` (group name -> mask) from a copy.
 
-    Where that would empty layers, the residual blocks in whose branches they are go whole. With
-    `check` the copy is compared with the silenced network on `batch`, before constants are
-    absorbed, which `absorb` asks for; with `maps` by position at padded borders (`BiasMaps`).
-    Without a `batch` nothing of that can be done: an empty layer is refused. The network itself,
-    and all random states, stay as they are.
-    Raises SurgeryError, for an empty layer in no residual branch too.
+    Residual blocks whose branch would be empty are removed whole. With `check` the copy is compared
+    with the silenced network on `batch`. With `absorb` the constants of removed channels then go
+    into biases, and with `per_position` into a bias for every position at padded borders
+    (`BiasMaps`). Without a `batch` neither is possible, and an empty layer is refused. The network
+    itself and all random states stay as they are. Raises SurgeryError, also for an empty layer that
+    is in no residual branch.
     """
     with unchanged(model), random_states_kept():
-        return _cut(model, graph, keep, batch, absorb=absorb, check=check, maps=maps)
+        return _cut(
+            model, graph, keep, batch, absorb=absorb, check=check, per_position=per_position
+        )
 
 
 def _cut(
@@ -72,16 +75,20 @@ def _cut(
     *,
     absorb: bool,
     check: bool,
-    maps: bool,
+    per_position: bool,
 ) -> Cut:
-    keep = ChannelMask.of(graph, keep)
-    drop = keep.removed
-    blocks = empty_blocks(graph, drop) if batch is not None else ()
-    shifts = branch_constants(model, graph, drop, blocks, batch, maps) if absorb else {}
-    gone = {n for n in (*graph.ins, *graph.tensors) if any(block.loses(n) for block in blocks)}
+    mask = ChannelMask.of(graph, keep)
+    removed = mask.removed
+    blocks = empty_blocks(graph, removed) if batch is not None else ()
+    shifts = branch_constants(model, graph, removed, blocks, batch, per_position) if absorb else {}
+    in_blocks = {
+        name
+        for name in (*graph.ins, *graph.tensors)
+        if any(block.removes(name) for block in blocks)
+    }
     shapes = {name: tuple(shift.value.shape) for name, shift in shifts.items()}
     edits: tuple[Edit, ...] = (
-        Narrow.of(graph, drop, gone),
+        Narrow.of(graph, removed, in_blocks),
         *(block.edit(shapes.get(block.block)) for block in blocks),
     )
     narrow = duplicate(model)
@@ -89,23 +96,23 @@ def _cut(
         edit.apply(narrow)
     renew(narrow)
     silent = [block.end for block in blocks]
-    agreement = compare(model, narrow, graph, drop, batch, silent=silent) if check else None
+    agreement = compare(model, narrow, graph, removed, batch, silent=silent) if check else None
     absorbed = None
     if absorb:
-        absorbed = absorb_constants(model, narrow, graph, drop, batch, maps, shifts)
+        absorbed = absorb_constants(model, narrow, graph, removed, batch, per_position, shifts)
     return Cut(
         model=narrow,
         edits=(*edits, *(absorbed.edits if absorbed else ())),
         agreement=agreement,
         absorbed=absorbed,
-        keep=_left(graph, keep, gone),
+        keep=_without_layers(graph, mask, in_blocks),
         skipped=tuple(block.block for block in blocks),
     )
 
 
-def _left(graph: ChannelGraph, keep: ChannelMask, gone: set[str]) -> ChannelMask:
-    """The mask without units that sit in layers that are gone, and in no other."""
-    sits = torch.full((graph.count,), not gone)
-    for name in graph.ins.keys() - gone:
-        sits[graph.ins[name]] = sits[graph.outs[name]] = True
-    return ChannelMask.of(graph, {g.name: keep[g.name] & sits[g.units] for g in graph.groups})
+def _without_layers(graph: ChannelGraph, keep: ChannelMask, layers: set[str]) -> ChannelMask:
+    """Return the mask without the units that occur in the removed `layers` only."""
+    occurs = torch.full((graph.count,), not layers)
+    for name in graph.ins.keys() - layers:
+        occurs[graph.ins[name]] = occurs[graph.outs[name]] = True
+    return ChannelMask.of(graph, {g.name: keep[g.name] & occurs[g.units] for g in graph.groups})

@@ -1,4 +1,4 @@
-"""Model files: how to build the network, what was changed, and the weights."""
+"""Model files of prunekit, and checkpoints of other tools."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.build import Settings, build, locate
-from prunekit.errors import ArtifactError, ConfigError, PrunekitError
+from prunekit.errors import ArtifactError, ConfigError, PrunekitError, listed
 from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
+from prunekit.renamed import current
 from prunekit.surgery.edits import Edit, edit_from_dict
-from prunekit.surgery.weights import contents, load_matching
-from prunekit.torch_io import read_torch, write_torch
+from prunekit.torch_io import read_safetensors, read_torch, write_torch
 
 FORMAT = "prunekit-model-1"
 _OURS = ("prunekit.", "torchvision.models.")
@@ -29,9 +29,10 @@ _PLAIN = (bool, int, float, str, tuple, list, type(None))
 
 @dataclass(frozen=True, eq=False)
 class SavedModel:
-    """A network read from a file, with the settings it was built from and what was done to it.
+    """A network read from a file, the settings it was built from, and the edits applied to it.
 
-    `arch` is None where the file does not say how the network is built.
+    `arch` is None where the file does not say how the network is built. `facts` are plain values
+    and tensors stored with it.
     """
 
     model: nn.Module
@@ -47,13 +48,13 @@ def save_model(
     edits: Sequence[Edit] = (),
     **facts: Any,
 ) -> None:
-    """Write a model file; it appears whole or not at all.
+    """Write a model file atomically; raise ArtifactError for values that a file cannot hold.
 
-    `arch` are the settings `prunekit.build` made the network from: `_target_`, the dotted path of
-    a class or function, and its arguments. Without them, a class that can be imported and makes
-    the same network without arguments is noted; for any other one the file has to be loaded with
-    `module=`. `edits` are all changes since, in order, `facts` plain values or tensors to keep
-    beside. A network in wrappers is taken out of them. Raises ArtifactError.
+    `arch` are the settings from which `prunekit.build` makes the dense network: `_target_`, the
+    dotted path of a class or function, and its arguments. Without them, the class is stored if it
+    can be imported and makes the same network without arguments; files of other networks have to be
+    loaded with `module=`. `edits` are all structural changes since then, in order. `facts` are
+    plain values or tensors to store with them. A network in wrappers is unwrapped first.
     """
     model = network_in(model)
     content = {
@@ -72,17 +73,17 @@ def load_model(
 ) -> SavedModel:
     """Read a model file: build the network, repeat the edits, load the weights (on the CPU).
 
-    A file can name classes of prunekit and torchvision.models only, and those in `trust` (dotted
-    paths of classes or of packages). With a `module`, the dense network as it was before it was
-    cut, nothing is built: the edits are repeated on a copy of it, on its device; its weights play
-    no part. Nothing is traced. Raises ArtifactError.
+    A file can name only classes of prunekit and torchvision.models, and those in `trust` (dotted
+    paths of classes or packages). With `module`, the dense network as it was before the cut,
+    nothing is built: the edits are repeated on a copy of it, on its device, and its weights are
+    overwritten. Nothing is traced. Raises ArtifactError.
     """
     path = Path(path)
     content = read_torch(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is not a prunekit model file: {_what(content)}")
+        raise ArtifactError(f"{path} is not a prunekit model file: {_describe(content)}")
     try:
-        arch, weights, facts = content["arch"], content["weights"], content["facts"]
+        arch, weights, facts = current(content["arch"]), content["weights"], content["facts"]
         edits = tuple(edit_from_dict(plain) for plain in content["edits"])
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{path} is a damaged model file: {error!r}") from error
@@ -127,7 +128,7 @@ def _repeat(path: Path, edits: Sequence[Edit], model: nn.Module) -> None:
 
 
 def _cast(model: nn.Module, weights: Mapping[str, Any]) -> None:
-    """Give parameters and buffers the precision they are stored in, or loading would round."""
+    """Cast parameters and buffers to their stored dtype, so that loading does not round."""
     for name, tensor in model.state_dict(keep_vars=True).items():
         stored = weights.get(name)
         if isinstance(stored, Tensor) and isinstance(tensor, Tensor):
@@ -135,7 +136,7 @@ def _cast(model: nn.Module, weights: Mapping[str, Any]) -> None:
 
 
 def _arch_of(model: nn.Module, edits: Sequence[Edit]) -> dict[str, Any] | None:
-    """The class alone, where it makes this network without being told anything."""
+    """Return the class as settings if it makes the same network without arguments, else None."""
     path = _path_of(type(model))
     if path is None:
         return None
@@ -146,34 +147,33 @@ def _arch_of(model: nn.Module, edits: Sequence[Edit]) -> dict[str, Any] | None:
             twin = type(model)()
         for edit in edits:
             edit.apply(twin)
-    except Exception:  # whatever a class of the user's raises: then it has to be passed in
+    except Exception:  # a class of the user's may raise anything; it then has to be passed in
         return None
-    return {"_target_": path} if _alike(model, twin) else None
+    return {"_target_": path} if _same_structure(model, twin) else None
 
 
 def _path_of(kind: type) -> str | None:
-    """The dotted path under which a class is imported, None where there is none."""
+    """Return the dotted path from which a class can be imported, or None."""
     path = f"{kind.__module__}.{kind.__qualname__}"
     with contextlib.suppress(PrunekitError):
         return path if kind.__module__ != "__main__" and locate(path) is kind else None
     return None
 
 
-def _alike(one: nn.Module, other: nn.Module) -> bool:
-    """Whether networks have the same modules with the same plain attributes and tensor sizes."""
-    pairs = (dict(one.named_modules()), dict(other.named_modules()))
-    if [*pairs[0]] != [*pairs[1]] or any(
-        type(pairs[0][name]) is not type(pairs[1][name])
-        or _settings(pairs[0][name]) != _settings(pairs[1][name])
-        for name in pairs[0]
+def _same_structure(model: nn.Module, twin: nn.Module) -> bool:
+    """Return whether both have the same modules with equal plain attributes and tensor sizes."""
+    modules, others = dict(model.named_modules()), dict(twin.named_modules())
+    if [*modules] != [*others] or any(
+        type(module) is not type(others[name]) or _settings(module) != _settings(others[name])
+        for name, module in modules.items()
     ):
         return False
-    states = [{k: _size(v) for k, v in net.state_dict().items()} for net in (one, other)]
+    states = [{k: _size(v) for k, v in net.state_dict().items()} for net in (model, twin)]
     return states[0] == states[1]
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What decides how a module computes, as far as it can be compared."""
+    """Return the attributes of a module: plain values, and the types of all others."""
     return {
         key: value if isinstance(value, _PLAIN) else type(value)
         for key, value in vars(module).items()
@@ -197,36 +197,36 @@ def _targets(node: Any) -> Iterator[str]:
         yield from _targets(child)
 
 
-def _check_target(path: Path, target: str, trust: Collection[str]) -> None:
-    """Refuse what a stranger's file must not call: all but networks, however they are spelt."""
-    if any(target == one or target.startswith(f"{one}.") for one in trust):
+def _check_target(file: Path, target: str, trust: Collection[str]) -> None:
+    """Raise ArtifactError for anything but networks: a foreign file must not call other code."""
+    if any(target == path or target.startswith(f"{path}.") for path in trust):
         return
-    if target.startswith(_OURS) and _makes_networks(locate(target, str(path))):
+    if target.startswith(_OURS) and _makes_networks(locate(target, str(file))):
         return
     raise ArtifactError(
-        f"{path} wants to call {target!r}, which is no network of prunekit or torchvision.models; "
+        f"{file} wants to call {target!r}, which is no network of prunekit or torchvision.models; "
         f"if you trust the file, load it with trust=[{target!r}]"
     )
 
 
-def _makes_networks(found: Callable[..., Any]) -> bool:
-    home = f"{getattr(found, '__module__', '')}."
-    if isinstance(found, type):
-        return issubclass(found, nn.Module) and home.startswith(_OURS)
-    return home.startswith(("prunekit.models.", "torchvision.models."))
+def _makes_networks(target: Callable[..., Any]) -> bool:
+    module = f"{getattr(target, '__module__', '')}."
+    if isinstance(target, type):
+        return issubclass(target, nn.Module) and module.startswith(_OURS)
+    return module.startswith(("prunekit.models.", "torchvision.models."))
 
 
 def _offline(arch: Any) -> Any:
-    """The settings without pretrained weights of torchvision: the file brings its own."""
+    """Return the settings without pretrained weights, which torchvision would download."""
     if not isinstance(arch, Mapping):
         return arch
     target = str(arch.get("_target_", ""))
     if not target.startswith("torchvision.models."):
         return {key: _offline(value) for key, value in arch.items()}
-    kept = {key: _offline(value) for key, value in arch.items() if key not in _FETCHED}
-    # fetched unless told otherwise
+    settings = {key: _offline(value) for key, value in arch.items() if key not in _FETCHED}
+    # the backbone's weights are downloaded by default
     backbone = "weights_backbone" in inspect.signature(locate(target)).parameters
-    return kept | ({"weights_backbone": None} if backbone else {})
+    return settings | ({"weights_backbone": None} if backbone else {})
 
 
 def _plain(value: Any, where: str) -> Any:
@@ -253,7 +253,119 @@ def _stored(name: str, value: Any) -> Tensor:
     return value.detach().cpu()
 
 
-def _what(content: Any) -> str:
+def _describe(content: Any) -> str:
     if isinstance(content, dict) and str(content.get("format", "")).startswith("prunekit-model-"):
         return f"its format is {content['format']!r}, this version reads {FORMAT!r}"
-    return contents(content)
+    return describe_content(content)
+
+
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a checkpoint of another tool into `model`, which must have the same parameters.
+
+    The file is a state dict of torch or safetensors, alone or under `state_dict`, `model` and the
+    like; prefixes of wrappers (`module.`, `_orig_mod.`, `model.`) are removed. Raises
+    ArtifactError.
+    """
+    path = Path(path)
+    content = read_checkpoint(path)
+    if not is_state_dict(content):
+        raise ArtifactError(f"{path} holds no state dict: {describe_content(content)}")
+    own = model.state_dict()
+    load_matching(model, _omitted(model, content) | strip_prefixes(content, own), str(path))
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return the content of a file; in nested dicts, descend to the one with the weights."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    content = read_torch(path, mend="save its state dict alone", foreign=True)
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    return content
+
+
+def strip_prefixes(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the weights under the names that the network itself uses."""
+    named = dict(weights)
+    while prefix := _prefix(named, own):
+        # AveragedModel stores a counter next to its module
+        named = {k.removeprefix(prefix): v for k, v in named.items() if k != "n_averaged"}
+    if not any("_orig_mod." in name for name in own):  # parts that were compiled
+        named = {name.replace("_orig_mod.", ""): value for name, value in named.items()}
+    return named
+
+
+def load_matching(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load weights; raise one ArtifactError that lists missing, unexpected and misshapen ones."""
+    own = model.state_dict()
+    sizes = [
+        f"{name} is {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} here"
+        for name in own
+        if name in weights and _shape(weights[name]) != _shape(own[name])
+    ]
+    mismatches = [
+        *_some("missing", [name for name in own if name not in weights]),
+        *_some("unexpected", [name for name in weights if name not in own]),
+        *_some("of another size", sizes),
+    ]
+    if mismatches:
+        raise ArtifactError(
+            f"{origin} holds the weights of another network than this {type(model).__name__}: "
+            + "; ".join(mismatches)
+        )
+    model.load_state_dict(weights)
+
+
+def is_state_dict(content: Any) -> bool:
+    """Return whether the content is a mapping to tensors only."""
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(value, Tensor) for value in content.values())
+    )
+
+
+def describe_content(content: Any) -> str:
+    """Describe the content of a file that should have held something else, for messages."""
+    if is_state_dict(content):
+        return "it holds a bare state dict, which load_weights reads"
+    if isinstance(content, Mapping):
+        return f"it holds {', '.join(sorted(map(str, content))[:4]) or 'nothing'}"
+    return f"it holds a {type(content).__name__}"
+
+
+def _prefix(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> str | None:
+    """Return a wrapper's prefix that all names have and none of the network's own names has."""
+    names = [name for name in weights if name != "n_averaged"]
+    for prefix in _PREFIXES:
+        if names and all(name.startswith(prefix) for name in names):
+            return None if any(name.startswith(prefix) for name in own) else prefix
+    return None
+
+
+def _omitted(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the entries that files may omit: batch counters of norms, and tied weights.
+
+    torch wrote no counters before 0.4.1, and safetensors stores tied weights under one name only.
+    """
+    own = model.state_dict(keep_vars=True)
+    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    named = strip_prefixes(weights, own)
+    stored = {id(own[name]): value for name, value in named.items() if name in own}
+    tied = {n: stored[id(v)] for n, v in own.items() if n not in named and id(v) in stored}
+    return {**counters, **tied}
+
+
+def _shape(value: Any) -> Any:
+    return tuple(getattr(value, "shape", ()))
+
+
+def _some(what: str, names: Sequence[str]) -> list[str]:
+    return [f"{what}: {listed(names)}"] if names else []

@@ -1,9 +1,9 @@
-"""New classifiers: for other classes, or without the linear layers that hold most parameters."""
+"""Edits that replace the classifier of a network, for other classes or fewer parameters."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -20,115 +20,114 @@ from prunekit.surgery.edits import register, replace_module
 @register
 @dataclass(frozen=True)
 class NewHead:
-    """Another last layer, `features` inputs wide, with random weights and `classes` outputs.
+    """Replace the last layer by a new one with `features` inputs and `classes` outputs.
 
-    The module `pool` becomes global average pooling, those in `gone` are left out.
+    The new layer has random weights. The module `pool` becomes global average pooling, and the
+    modules in `removed` become identities.
     """
 
     last: str
     features: int
     classes: int
     pool: str | None = None
-    gone: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
     kind: ClassVar[str] = "head"
 
     def apply(self, model: nn.Module) -> None:
-        """Put the layers wherever the old ones are registered; raises SurgeryError."""
+        """Replace the layers wherever they are registered; raise SurgeryError if one is missing."""
         foreign = "the edit was made for another network"
         old = layer_named(model, self.last, foreign)
-        others = {name: layer_named(model, name, foreign) for name in self.gone}
+        others = [layer_named(model, name, foreign) for name in self.removed]
         pool = None if self.pool is None else layer_named(model, self.pool, foreign)
-        _put(model, old, _anew(self.last, old, self.features, self.classes))
+        _replace(model, old, _new_layer(self.last, old, self.features, self.classes))
         if pool is not None:
-            _put(model, pool, nn.AdaptiveAvgPool2d(1))
-        for module in others.values():
-            _put(model, module, nn.Identity())
+            _replace(model, pool, nn.AdaptiveAvgPool2d(1))
+        for module in others:
+            _replace(model, module, nn.Identity())
 
     def to_dict(self) -> dict[str, Any]:
-        """Names and sizes."""
+        """Return names and sizes; `removed` is stored under the name `gone`."""
         pool = {} if self.pool is None else {"pool": self.pool}
         sizes = {"features": self.features, "classes": self.classes}
-        return {"edit": self.kind, "last": self.last, **sizes, **pool, "gone": list(self.gone)}
+        return {"edit": self.kind, "last": self.last, **sizes, **pool, "gone": list(self.removed)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> NewHead:
-        """The inverse of `to_dict`."""
+        """Rebuild the edit that `to_dict` described; raise ArtifactError for damaged entries."""
         try:
-            pool, gone = plain.get("pool"), tuple(str(name) for name in plain["gone"])
+            pool, removed = plain.get("pool"), tuple(str(name) for name in plain["gone"])
             sizes = int(plain["features"]), int(plain["classes"])
-            return cls(str(plain["last"]), *sizes, None if pool is None else str(pool), gone)
+            return cls(str(plain["last"]), *sizes, None if pool is None else str(pool), removed)
         except (KeyError, TypeError, ValueError) as error:
             raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
 
     def __str__(self) -> str:
         pooled = f"{self.pool} pools globally, " if self.pool else ""
-        left = f", {len(self.gone)} modules are left out" if self.gone else ""
+        removed = f", {len(self.removed)} modules are left out" if self.removed else ""
         return (
             f"new classifier: {pooled}{self.last} starts anew from {self.features} to "
-            f"{self.classes}{left}"
+            f"{self.classes}{removed}"
         )
 
 
 @dataclass(frozen=True)
 class Head(Checked, ABC):
-    """What a network is to end in; its new layer trains `rate` times as fast as all others."""
+    """A rule for a new classifier, whose layer trains at `rate` times the usual learning rate."""
 
-    rate: Annotated[Positive, "of the new layer, as a multiple of that of all others"] = 1.0
+    rate: Annotated[Positive, "learning rate of the new layer, relative to all others"] = 1.0
 
     @abstractmethod
     def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:
-        """The change that makes it so, for this network; raises SurgeryError or TraceError."""
+        """Return the edit for this network; raise SurgeryError or TraceError."""
 
 
 @dataclass(frozen=True)
 class LastLayer(Head):
-    """The last layer starts anew, with an output a class: to go on with other images."""
+    """Replace the last layer only, to continue training with other classes."""
 
     def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:
-        """Nothing else changes."""
+        """Return the edit that replaces the last layer."""
         name = last_layer(model, example)
         return NewHead(name, widths(layer_named(model, name))[0], classes)
 
 
 @dataclass(frozen=True)
 class GlobalPooling(Head):
-    """The average of every last map, and one linear layer on these: X-GAP of SSR, section IV-C.
+    """Use global average pooling and one linear layer: X-GAP of SSR, section IV-C.
 
-    All pooling between the last maps and their flattening gives way to it, as do all linear layers
-    but the last, and what stands between them. Functions in between stay, as do modules without
-    parameters that are called elsewhere too.
+    It replaces all pooling between the last feature maps and their flattening, all linear layers
+    but the last, and the modules between them. Functions in between stay, as do modules without
+    parameters that are also called elsewhere.
     """
 
     def edit(self, model: nn.Module, example: Example, classes: int) -> NewHead:
-        """SurgeryError, too, where maps are flattened that no module pools."""
+        """Return the edit; raise SurgeryError also where maps are flattened without pooling."""
         end = ending(model, example)
         if not end.pools and end.features != end.channels:
             raise SurgeryError(
                 f"{type(model).__name__} flattens {end.channels} maps to {end.features} features "
                 "with no pooling layer of their own in front; put nn.AdaptiveAvgPool2d(1) there"
             )
-        pool, *rest = [*end.pools, None]
-        gone = (*(name for name in rest if name is not None), *end.hidden)
-        return NewHead(end.last, end.channels, classes, pool, gone)
+        pool = end.pools[0] if end.pools else None
+        removed = (*end.pools[1:], *end.hidden)
+        return NewHead(end.last, end.channels, classes, pool, removed)
 
 
-def _anew(name: str, old: nn.Module, features: int, classes: int) -> nn.Module:
-    """A layer like the old one, of other sizes, as PyTorch initialises it."""
-    if type(old) is nn.Linear:
-        make: Any = nn.Linear
-        given: dict[str, Any] = {}
-    elif type(old) in CONVOLUTIONS and old.groups == 1:
-        make = type(old)
+def _new_layer(name: str, old: nn.Module, features: int, classes: int) -> nn.Module:
+    """Return a layer like the old one, of other sizes, as PyTorch initialises it."""
+    names: tuple[str, ...] = ()
+    if type(old) in CONVOLUTIONS and old.groups == 1:
         names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-        given = {key: getattr(old, key) for key in names}
-    else:
+    elif type(old) is not nn.Linear:
         raise SurgeryError(
             f"{name} is a {type(old).__name__}({old.extra_repr()}); only a plain linear layer or "
             "convolution can start anew"
         )
+    kind: Callable[..., nn.Module] = type(old)
+    settings = {key: getattr(old, key) for key in names}
     like = {"device": old.weight.device, "dtype": old.weight.dtype}
-    return make(features, classes, bias=old.bias is not None, **given, **like)
+    return kind(features, classes, bias=old.bias is not None, **settings, **like)
 
 
-def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+def _replace(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     replace_module(model, old, new.train(old.training))

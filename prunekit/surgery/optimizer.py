@@ -1,4 +1,4 @@
-"""An optimizer follows its network through a cut: momentum and moments of what stays, stay."""
+"""Carry an optimizer and its state, such as momentum, over from a network to its narrow copy."""
 
 from __future__ import annotations
 
@@ -18,92 +18,98 @@ from prunekit.surgery.edits import Edit
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """Which parameter of the dense network one is made of, and which of its flat entries."""
+class ParameterOrigin:
+    """The dense parameter `name` whose flat entries `indices` make up a narrow parameter."""
 
     name: str
-    places: Tensor
+    indices: Tensor
 
 
 def narrow_optimizer(
     optimizer: Optimizer, dense: nn.Module, narrow: nn.Module, edits: Sequence[Edit]
 ) -> Optimizer:
-    """Move an optimizer of `dense` to `narrow`, which `edits` made of it; the same object returns.
+    """Move an optimizer from `dense` to `narrow`, which `edits` made of it, and return it.
 
-    Groups keep order, options and members, so that learning-rate schedules go on; a parameter that
-    is new joins the group of its layer's weight. State as large as its parameter is narrowed with
-    it, scalars such as step counts are kept. Where a cut recomputes a parameter, as that of a
-    normalised weight, its state starts anew. Raises SurgeryError, and changes nothing, for
-    parameters that are not the network's and state of any other shape.
+    The optimizer is changed in place. Groups keep their order, options and members, so that
+    learning-rate schedules continue; a new parameter joins the group of its layer's weight. State
+    of the shape of its parameter is narrowed with it, and scalars such as step counts are kept.
+    Parameters that a cut recomputes, such as those of a normalised weight, start without state.
+    Raises SurgeryError, and changes nothing, for parameters of another network and state of any
+    other shape.
     """
     dense, narrow = network_in(dense), network_in(narrow)
     names = {id(parameter): name for name, parameter in dense.named_parameters()}
-    mine, found = dict(narrow.named_parameters()), sources(dense, edits)
+    parameters, origins = dict(narrow.named_parameters()), parameter_origins(dense, edits)
     groups = [[_name(p, names) for p in group["params"]] for group in optimizer.param_groups]
     old = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
-    states = {
-        mine[name]: _narrowed(name, optimizer.state[old[source.name]], old[source.name], source)
-        for name, source in found.items()
-        if source.name in old and old[source.name] in optimizer.state
+    states: dict[Tensor, dict[str, Any]] = {
+        parameters[name]: _narrow_state(name, optimizer.state[old[origin.name]], old, origin)
+        for name, origin in origins.items()
+        if origin.name in old and old[origin.name] in optimizer.state
     }
-    homes = _homes(mine, found, set(names.values()))
+    successors = _successors(parameters, origins, set(names.values()))
     for group, members in zip(optimizer.param_groups, groups, strict=True):
-        group["params"] = [mine[new] for name in members for new in homes.get(name, ())]
+        group["params"] = [parameters[new] for name in members for new in successors.get(name, ())]
     optimizer.state.clear()
     optimizer.state.update(states)
     return optimizer
 
 
-def sources(dense: nn.Module, edits: Sequence[Edit]) -> dict[str, Source]:
-    """For every parameter after the edits what it is made of.
+def parameter_origins(dense: nn.Module, edits: Sequence[Edit]) -> dict[str, ParameterOrigin]:
+    """Return, for every parameter after the edits, the entries of the dense network it holds.
 
-    Found by editing a copy whose parameters hold their own places in place of weights, so that no
-    layer has to be known here. New parameters, and those that are not a selection of old entries,
-    are left out.
+    The edits are applied to a copy whose parameters hold running numbers in place of weights, so
+    that no class of layers has to be handled here. New parameters, and those that are no selection
+    of old entries, are left out.
     """
     twin = duplicate(dense)
-    starts, start = {}, 1  # new parameters are zeros, so no place is called 0
+    starts, start = {}, 1  # new parameters are zeros, so no entry has the number 0
     for name, parameter in twin.named_parameters():
         starts[name] = start
-        places = torch.arange(start, start + parameter.numel(), dtype=torch.float64)
-        parameter.data = places.view(parameter.shape)
+        numbers = torch.arange(start, start + parameter.numel(), dtype=torch.float64)
+        parameter.data = numbers.view(parameter.shape)
         start += parameter.numel()
     bounds = torch.tensor([*starts.values(), start], dtype=torch.float64)
     for edit in edits:
         edit.apply(twin)
-    found = {}
+    origins = {}
     for name, parameter in twin.named_parameters():
-        source = _source(parameter.detach().double().cpu(), [*starts], bounds)
-        if source is not None:
-            found[name] = source
-    return found
+        origin = _origin(parameter.detach().double().cpu(), [*starts], bounds)
+        if origin is not None:
+            origins[name] = origin
+    return origins
 
 
-def _source(places: Tensor, names: Sequence[str], bounds: Tensor) -> Source | None:
-    """The parameter in whose range all places lie; None for numbers that are no places."""
-    if not places.numel() or not bool((places == places.round()).all()):
+def _origin(numbers: Tensor, names: Sequence[str], bounds: Tensor) -> ParameterOrigin | None:
+    """Return the parameter whose range contains all numbers; None if there is none."""
+    if not numbers.numel() or not bool((numbers == numbers.round()).all()):
         return None
-    index = int(torch.searchsorted(bounds, places.min(), right=True)) - 1
-    if not 0 <= index < len(names) or float(places.max()) >= float(bounds[index + 1]):
+    index = int(torch.searchsorted(bounds, numbers.min(), right=True)) - 1
+    if not 0 <= index < len(names) or float(numbers.max()) >= float(bounds[index + 1]):
         return None
-    return Source(names[index], (places - bounds[index]).long())
+    return ParameterOrigin(names[index], (numbers - bounds[index]).long())
 
 
-def _homes(
-    mine: Mapping[str, nn.Parameter], found: Mapping[str, Source], dense: set[str]
+def _successors(
+    parameters: Mapping[str, nn.Parameter],
+    origins: Mapping[str, ParameterOrigin],
+    dense: set[str],
 ) -> dict[str, list[str]]:
-    """Dense parameter -> those that stand in its place, and behind a weight what is new there."""
-    home = {name: source.name for name, source in found.items()}
-    home |= {name: name for name in mine if name in dense and name not in home}
-    for name in [name for name in mine if name not in home]:
+    """Return, for every dense parameter, those that take its place in the optimizer's groups.
+
+    A new parameter follows another parameter of its layer.
+    """
+    predecessor = {name: origin.name for name, origin in origins.items()}
+    predecessor |= {n: n for n in parameters if n in dense and n not in predecessor}
+    for name in [name for name in parameters if name not in predecessor]:
         layer = name.rpartition(".")[0]
-        beside = [other for other in home if other.startswith(f"{layer}.")]
-        if beside:
-            home[name] = home[beside[0]]
-    homes: dict[str, list[str]] = {}
-    for name, old in home.items():
-        homes.setdefault(old, []).append(name)
-    return homes
+        siblings = [other for other in predecessor if other.startswith(f"{layer}.")]
+        if siblings:
+            predecessor[name] = predecessor[siblings[0]]
+    successors: dict[str, list[str]] = {}
+    for name, old in predecessor.items():
+        successors.setdefault(old, []).append(name)
+    return successors
 
 
 def _name(parameter: nn.Parameter, names: Mapping[int, str]) -> str:
@@ -115,17 +121,20 @@ def _name(parameter: nn.Parameter, names: Mapping[int, str]) -> str:
     return names[id(parameter)]
 
 
-def _narrowed(name: str, state: Mapping[str, Any], old: Tensor, source: Source) -> dict[str, Any]:
-    found = {}
+def _narrow_state(
+    name: str, state: Mapping[str, Any], old: Mapping[str, Tensor], origin: ParameterOrigin
+) -> dict[str, Any]:
+    shape = old[origin.name].shape
+    narrow: dict[str, Any] = {}
     for key, value in state.items():
-        if not isinstance(value, Tensor) or (value.shape != old.shape and value.numel() == 1):
-            found[key] = value
-        elif value.shape == old.shape:
-            kept = value.detach().flatten()[source.places.to(value.device)]
-            found[key] = arranged(kept, value)
+        if not isinstance(value, Tensor) or (value.shape != shape and value.numel() == 1):
+            narrow[key] = value
+        elif value.shape == shape:
+            kept = value.detach().flatten()[origin.indices.to(value.device)]
+            narrow[key] = arranged(kept, value)
         else:
             raise SurgeryError(
                 f"the optimizer keeps {key!r} of shape {tuple(value.shape)} for {name}, which has "
-                f"shape {tuple(old.shape)}; such state cannot be narrowed, make the optimizer anew"
+                f"shape {tuple(shape)}; such state cannot be narrowed, make the optimizer anew"
             )
-    return found
+    return narrow

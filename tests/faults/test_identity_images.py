@@ -15,7 +15,7 @@ from toys import Brightest
 
 from prunekit.data import CUB200, Digits, ImageFolder, ShapeOnly, Synthetic, TinyImageNet
 from prunekit.data import identity as identity_module
-from prunekit.data.identity import IMAGES, identity_of_files
+from prunekit.data.files import IMAGES, identity_of_files
 from prunekit.errors import DataError
 from prunekit.reporting.collect import collect
 from prunekit.stages.identity import Start

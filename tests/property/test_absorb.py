@@ -17,7 +17,7 @@ from prunekit.errors import TraceError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow
 from prunekit.surgery.bias_compensation import absorb
-from prunekit.surgery.constants import emitting
+from prunekit.surgery.constants import emitting_constants
 from prunekit.surgery.equivalence import Gap, compare
 
 
@@ -33,14 +33,14 @@ def parts(net, data):
 @given(networks.networks(), st.data())
 def test_what_is_called_exact_is_exact(net, data):
     model, narrow, graph, drop = parts(net, data)
-    found = absorb(model, narrow, graph, drop, net.example, maps=data.draw(st.booleans()))
-    with torch.no_grad(), emitting(model, graph, drop):
+    found = absorb(model, narrow, graph, drop, net.example, per_position=data.draw(st.booleans()))
+    with torch.no_grad(), emitting_constants(model, graph, drop):
         reference = net(net.example)
     with torch.no_grad():
         gap = Gap.between(narrow(net.example), reference).relative
     assert abs(gap - found.change.after) < 1e-12
-    assert not found.exact or gap < 1e-9, found.rows
-    if not found.rows:
+    assert not found.exact or gap < 1e-9, found.layers
+    if not found.layers:
         assert found.change.moved == 0 and not found.edits
 
 
@@ -65,7 +65,7 @@ def test_every_pattern(name):
     except TraceError as error:
         pytest.skip(f"not traced, which other tests judge: {error}")
     assert compare(cut.dense, cut.narrow, cut.graph, cut.drop, cut.example).worst < 1e-9
-    found = absorb(cut.dense, cut.narrow, cut.graph, cut.drop, cut.example, maps=True)
+    found = absorb(cut.dense, cut.narrow, cut.graph, cut.drop, cut.example, per_position=True)
     why = "varies between|differs between" + ("|borders|function" if cut.graph.functional else "")
     assert all(re.search(why, note) for note in found.notes)
     assert found.change.after < (1e-9 if found.exact else found.change.before)

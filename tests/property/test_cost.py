@@ -11,12 +11,12 @@ from torch import nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.surgery import Narrow
 
 
 def reference(net):
-    return counted_macs(net, net.example[:1])
+    return fvcore_macs(net, net.example[:1])
 
 
 def size(net):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from prunekit.data import HorizontalFlip, Normalize, RandomCrop, TensorBatches
-from prunekit.data.base import stratified
+from prunekit.data.base import split_by_class
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -16,7 +16,7 @@ seeds = st.integers(0, 2**63 - 1)
 def test_split_is_a_partition_in_proportion(labels, data, seed):
     labels = torch.tensor(labels)
     count = data.draw(st.integers(0, len(labels) - 1))
-    rest, chosen = stratified(labels, count, seed)
+    rest, chosen = split_by_class(labels, count, seed)
     assert sorted([*rest.tolist(), *chosen.tolist()]) == list(range(len(labels)))
     assert len(chosen) == count
     for label in labels.unique():

@@ -24,7 +24,7 @@ from prunekit.methods.hinge import (
 )
 from prunekit.penalties import L1
 from prunekit.rows import Rows
-from prunekit.surgery import Narrow, edit_from_dict, randomised
+from prunekit.surgery import Narrow, edit_from_dict, randomise_constants
 
 ALL = (*networks.BLOCKS, *MORE)
 PLACEMENTS = (Placement(), Placement({}, "svd", (), {"*": "rows"}))
@@ -35,7 +35,7 @@ def hinged(draw: st.DrawFn):
     """A random network, its arguments, and a copy with matrices, all in double precision."""
     chosen = draw(networks.settings(ALL))
     net = networks.Network(**chosen)
-    dense = randomised(net).double().eval()
+    dense = randomise_constants(net).double().eval()
     model, x = copy.deepcopy(dense), net.example.double()
     try:
         edit = InsertMatrices.of(model, x, draw(st.sampled_from(PLACEMENTS)))

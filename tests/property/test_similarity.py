@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prunekit.data.base import balanced
+from prunekit.data.base import balanced_indices
 from prunekit.methods.gram_lasso import (
     ClassBlocks,
     Gaussian,
@@ -80,9 +80,9 @@ def test_the_order_of_examples_and_channels_does_not_matter(kind, seed, n):
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=80), st.integers(1, 90), seeds)
 def test_balanced_draws_differ_by_one_but_for_classes_that_run_out(labels, count, seed):
     labels = torch.tensor(labels)
-    drawn = balanced(labels, count, seed)
+    drawn = balanced_indices(labels, count, seed)
     assert len(drawn) == min(count, len(labels)) == len(drawn.unique())
-    assert torch.equal(drawn, balanced(labels, count, seed))
+    assert torch.equal(drawn, balanced_indices(labels, count, seed))
     sizes, taken = labels.bincount(minlength=6), labels[drawn].bincount(minlength=6)
     most = taken.max()
     assert bool(((taken >= most - 1) | (taken == sizes)).all())

@@ -25,7 +25,7 @@ def test_a_cut_is_refused_or_equals_the_silenced_network(chosen, data):
     keep = {name: ~mask & (name not in whole) for name, mask in removed.items()}
     emptied = graph.emptied(graph.drop({name: ~mask for name, mask in keep.items()}))
     try:
-        made = cut(net, graph, keep, net.example, maps=data.draw(st.booleans()))
+        made = cut(net, graph, keep, net.example, per_position=data.draw(st.booleans()))
     except SurgeryError as error:
         assert emptied and "no residual branch" in str(error) and "\n" not in str(error)
         return

@@ -15,9 +15,9 @@ from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow, edit_from_dict, load_model, save_model
 from prunekit.surgery.bias_compensation import absorb
-from prunekit.surgery.biases import BiasMap, BiasMaps, NewBiases
-from prunekit.surgery.constants import emitting
-from prunekit.surgery.equivalence import Gap, compare, randomised
+from prunekit.surgery.constants import emitting_constants
+from prunekit.surgery.edits import BiasMap, BiasMaps, NewBiases
+from prunekit.surgery.equivalence import Gap, compare, randomise_constants
 
 X = torch.rand(3, 4, 9, 9, generator=torch.Generator().manual_seed(0)).double()
 
@@ -190,7 +190,7 @@ class ByFunction(nn.Module):
 def cut(model, seed=0):
     """The dense network in doubles, the narrow one, and what connects them."""
     torch.manual_seed(seed)
-    model = randomised(model).double().eval()
+    model = randomise_constants(model).double().eval()
     graph = ChannelGraph.trace(model, X)
     chosen = {}
     for group in graph.groups:
@@ -203,7 +203,7 @@ def cut(model, seed=0):
 
 
 def distance(model, narrow, graph, drop):
-    with torch.no_grad(), emitting(model, graph, drop):
+    with torch.no_grad(), emitting_constants(model, graph, drop):
         reference = model(X)
     with torch.no_grad():
         return Gap.between(narrow(X), reference).relative
@@ -238,8 +238,8 @@ PADDED = {
 def test_without_padding_absorption_is_exact(name):
     parts = cut(EXACT[name])
     before = distance(*parts)
-    found = absorb(*parts, X, maps=name == "transposed, one tap each")
-    assert found.exact and found.rows and not found.notes, str(found.rows)
+    found = absorb(*parts, X, per_position=name == "transposed, one tap each")
+    assert found.exact and found.layers and not found.notes, str(found.layers)
     assert distance(*parts) < 1e-9 < 1e-4 < before
     assert found.change.before == pytest.approx(before) and found.change.after < 1e-9
     assert found.change.moved > 1e-4
@@ -252,7 +252,7 @@ def test_maps_make_padding_exact(name):
     rough = absorb(model, other, graph, drop, X)
     assert not rough.exact and "of positions (borders)" in rough.notes[0]
     assert rough.change.after < rough.change.before
-    found = absorb(model, narrow, graph, drop, X, maps=True)
+    found = absorb(model, narrow, graph, drop, X, per_position=True)
     assert found.exact and isinstance(found.edits[-1], BiasMaps)
     assert found.change.after < 1e-9 and distance(model, narrow, graph, drop) < 1e-9
 
@@ -270,7 +270,7 @@ def test_dead_constants_change_nothing():
     before = copy.deepcopy(narrow.state_dict())
     found = absorb(model, narrow, graph, drop, X)
     assert str(found) == "nothing to absorb: removed channels emit nothing"
-    assert found.rows == found.edits == () and found.exact
+    assert found.layers == found.edits == () and found.exact
     assert all(torch.equal(v, before[k]) for k, v in narrow.state_dict().items())
     assert found.change.moved == 0 and found.change.after < 1e-12
 
@@ -288,7 +288,7 @@ def test_dead_constants_change_nothing():
 )
 def test_where_constants_go(name, layer, into):
     parts = cut(EXACT[name])
-    rows = {row.layer: row for row in absorb(*parts, X).rows}
+    rows = {row.layer: row for row in absorb(*parts, X).layers}
     assert rows[layer].into == into
     assert str(rows[layer]).startswith(f"{layer} -> {into}: ")
 
@@ -306,7 +306,7 @@ def test_functions_that_are_given_weights(bias, norm, into):
     parts = cut(ByFunction(bias, norm))
     assert "weight" in parts[2].functional
     found = absorb(*parts, X)
-    assert {row.layer: row.into for row in found.rows} == {"weight": into, "last": "bias"}
+    assert {row.layer: row.into for row in found.layers} == {"weight": into, "last": "bias"}
     assert found.exact is (into != "nothing") is (distance(*parts) < 1e-9)
     assert abs(distance(*parts) - found.change.after) < 1e-12
 
@@ -318,7 +318,7 @@ def test_a_bias_that_two_functions_use_stays():
             return self.last(torch.sigmoid(x + self.bias[:, None, None])).mean((2, 3))
 
     parts = cut(Twice())
-    rows = {row.layer: row.into for row in absorb(*parts, X).rows}
+    rows = {row.layer: row.into for row in absorb(*parts, X).layers}
     assert rows["weight"] == "nothing"
 
 
@@ -330,7 +330,7 @@ def test_a_norm_that_is_not_alone_keeps_its_mean():
 
     parts = cut(Peeked(bias=False))
     found = absorb(*parts, X)
-    assert {row.layer: row.into for row in found.rows}["3"] == "new bias"
+    assert {row.layer: row.into for row in found.layers}["3"] == "new bias"
     assert found.exact and distance(*parts) < 1e-9
 
 
@@ -347,7 +347,7 @@ def test_a_norm_with_two_sources_keeps_its_mean():
 
     parts = cut(Both())
     found = absorb(*parts, X)
-    assert {row.into for row in found.rows} == {"new bias"} and distance(*parts) < 1e-9
+    assert {row.into for row in found.layers} == {"new bias"} and distance(*parts) < 1e-9
 
 
 @pytest.mark.parametrize(
@@ -398,7 +398,7 @@ def test_heads_of_training_get_their_constants():
         pytest.skip("the graph follows eval mode only")
     before = copy.deepcopy(model.state_dict())
     found = absorb(model, narrow, graph, drop, X)
-    assert found.exact and {row.layer for row in found.rows} >= {"aux", "3"}
+    assert found.exact and {row.layer for row in found.layers} >= {"aux", "3"}
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     features = torch.sigmoid(model[1].bias)
     gone = drop[graph.outs["0"]]
@@ -413,7 +413,7 @@ def test_absorbed_networks_train_and_keep_their_flags(maps):
     narrow.norm.eval()
     flags = {name: module.training for name, module in narrow.named_modules()}
     dense = copy.deepcopy(model.state_dict())
-    absorb(model, narrow, graph, drop, X, maps=maps)
+    absorb(model, narrow, graph, drop, X, per_position=maps)
     assert all(torch.equal(v, dense[k]) for k, v in model.state_dict().items())
     assert not [
         hook for m in model.modules() for hook in (*m._forward_hooks, *m._forward_pre_hooks)
@@ -440,7 +440,7 @@ def test_files_repeat_it(tmp_path, maps):
     drop, narrow = graph.drop(masks), copy.deepcopy(net)
     edits = [Narrow.of(graph, drop)]
     edits[0].apply(narrow)
-    edits.extend(absorb(net, narrow, graph, drop, net.example, maps=maps).edits)
+    edits.extend(absorb(net, narrow, graph, drop, net.example, per_position=maps).edits)
     assert [type(edit) for edit in edits[1:]] == [NewBiases, BiasMaps][: 1 + maps] or maps
     save_model(tmp_path / "model.pt", narrow, arch, edits)
     saved = load_model(tmp_path / "model.pt", trust=["networks"])
@@ -450,7 +450,7 @@ def test_files_repeat_it(tmp_path, maps):
 
 def test_a_network_with_maps_can_be_traced_cut_and_checked_again():
     model, narrow, graph, drop = cut(Chain(3, 1))
-    absorb(model, narrow, graph, drop, X, maps=True)
+    absorb(model, narrow, graph, drop, X, per_position=True)
     again = ChannelGraph.trace(narrow, X)
     chosen = {g.name: torch.arange(len(g.units)) == 0 for g in again.groups}
     more = copy.deepcopy(narrow)
@@ -485,7 +485,7 @@ def test_a_layer_in_two_places_gets_one_map():
 def test_real_networks_stay_near_the_emitting_ones(name):
     torch.manual_seed(0)
     known = {"init_weights": True} if name == "googlenet" else {}
-    model = randomised(getattr(torchvision.models, name)(weights=None, **known)).eval()
+    model = randomise_constants(getattr(torchvision.models, name)(weights=None, **known)).eval()
     x = torch.randn(2, 3, 64, 64)
     graph = ChannelGraph.trace(model, x)
     masks = {g.name: torch.randperm(len(g.units)) < len(g.units) // 2 for g in graph.groups}
@@ -494,4 +494,4 @@ def test_real_networks_stay_near_the_emitting_ones(name):
     assert compare(model, narrow, graph, drop, x).worst < 1e-4
     rough = absorb(model, copy.deepcopy(narrow), graph, drop, x)
     assert rough.change.before > 0.1 and rough.change.after < rough.change.before / 4
-    assert absorb(model, narrow, graph, drop, x, maps=True).change.after < 1e-5
+    assert absorb(model, narrow, graph, drop, x, per_position=True).change.after < 1e-5

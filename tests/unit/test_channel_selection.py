@@ -245,7 +245,7 @@ def test_a_removed_channel_emits_relu_of_its_shift():
     keep = {g.name: ~gone for g in graph.groups}
     assert [*keep] == ["bn.select"]
     done = cut(net, graph, keep, X)
-    assert done.absorbed.exact and [str(row) for row in done.absorbed.rows] == [
+    assert done.absorbed.exact and [str(row) for row in done.absorbed.layers] == [
         "conv -> new bias: exact"
     ]
     assert torch.allclose(done.model.eval()(X), reference(X), rtol=0, atol=1e-12)
@@ -262,7 +262,7 @@ def test_at_padded_borders_maps_make_it_exact():
     reference = copy.deepcopy(net)
     with torch.no_grad():
         reference.bn.norm.weight[:3] = 0
-    done = cut(net, graph, {"bn.select": torch.arange(6) > 2}, X, maps=True)
+    done = cut(net, graph, {"bn.select": torch.arange(6) > 2}, X, per_position=True)
     assert torch.allclose(done.model.eval()(X), reference(X), rtol=0, atol=1e-12)
 
 
@@ -278,7 +278,7 @@ def test_a_selection_is_a_reader_so_no_running_mean_behind_it_takes_a_constant()
     graph = ChannelGraph.trace(net, X)
     keep = {"0": torch.arange(6) > 2, "3.select": torch.arange(5) > 1}
     done = cut(net, graph, keep, X)
-    assert [row.into for row in done.absorbed.rows] == ["new bias", "bias"]
+    assert [row.into for row in done.absorbed.layers] == ["new bias", "bias"]
     assert done.absorbed.exact and done.absorbed.change.after < 1e-12
 
 

@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow
-from prunekit.surgery.equivalence import Agreement, Gap, compare, randomised
+from prunekit.surgery.equivalence import Agreement, Gap, compare, randomise_constants
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 
@@ -55,7 +55,7 @@ def cut(model, example, share=0.5):
 @pytest.fixture
 def parts():
     torch.manual_seed(1)
-    return cut(randomised(Net()), torch.rand(1, 3, 8, 8))
+    return cut(randomise_constants(Net()), torch.rand(1, 3, 8, 8))
 
 
 def test_a_cut_agrees_in_both_modes_with_everything_random_off(parts):
@@ -112,7 +112,7 @@ def test_a_mistake_that_only_training_shows_is_found(parts):
 
 def test_one_example_of_zeros_is_enough():
     torch.manual_seed(1)
-    model, narrow, graph, drop = cut(randomised(Net(pool=True)), torch.zeros(1, 3, 8, 8))
+    model, narrow, graph, drop = cut(randomise_constants(Net(pool=True)), torch.zeros(1, 3, 8, 8))
     found = compare(model, narrow, graph, drop, torch.zeros(1, 3, 8, 8))
     assert found.train is not None and found.worst < 1e-4
     with torch.no_grad():
@@ -152,7 +152,9 @@ class Untrainable(Net):
 
 def test_where_training_needs_more_than_a_batch_it_is_said():
     torch.manual_seed(1)
-    found = compare(*cut(randomised(Untrainable()), torch.rand(1, 3, 8, 8)), torch.rand(2, 3, 8, 8))
+    found = compare(
+        *cut(randomise_constants(Untrainable()), torch.rand(1, 3, 8, 8)), torch.rand(2, 3, 8, 8)
+    )
     assert found.train is None
     assert found.note.startswith("train mode not compared: ") and "give me targets" in str(found)
     assert "boxes" not in str(found)
@@ -234,14 +236,16 @@ class Two(nn.Module):
 def test_several_inputs_and_attention():
     torch.manual_seed(0)
     batch = torch.rand(2, 5, 4), torch.rand(2, 5, 3)
-    found = compare(*cut(randomised(Two()), batch), batch)
+    found = compare(*cut(randomise_constants(Two()), batch), batch)
     assert found.train.relative < 1e-5
 
 
 def test_norms_over_channels_cut_on_request_are_told_not_refused():
     torch.manual_seed(0)
     norm = nn.LayerNorm(8)
-    net = randomised(nn.Sequential(nn.Linear(4, 8), norm, nn.Linear(8, 8), nn.Linear(8, 2)))
+    net = randomise_constants(
+        nn.Sequential(nn.Linear(4, 8), norm, nn.Linear(8, 8), nn.Linear(8, 2))
+    )
     x = torch.rand(3, 4)
     graph = ChannelGraph.trace(net, x, over_norms=True)
     for group, exact in (("2", True), ("0", False)):
@@ -270,7 +274,7 @@ def test_randomised_wakes_what_is_idle_and_leaves_the_model():
     nn.init.zeros_(net[3].weight)
     net.scale = nn.Parameter(torch.full((4, 1, 1), 1e-6))
     before = copy.deepcopy(net.state_dict())
-    awake = randomised(net, seed=3)
+    awake = randomise_constants(net, seed=3)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert torch.equal(awake[0].weight, net[0].weight)
     for tensor in (awake[1].weight, awake[1].bias, awake[3].weight, awake.scale):
@@ -278,5 +282,5 @@ def test_randomised_wakes_what_is_idle_and_leaves_the_model():
     for tensor in (awake[1].running_mean, awake[1].running_var):
         assert len(tensor.unique()) > 1
     assert awake.scale.min() > 0.4 and awake[1].running_var.min() > 0.4
-    again = randomised(net, seed=3).state_dict()
+    again = randomise_constants(net, seed=3).state_dict()
     assert all(torch.equal(v, again[k]) for k, v in awake.state_dict().items())

@@ -26,10 +26,10 @@ from prunekit.data import (
     Synthetic,
     TensorBatches,
     TinyImageNet,
-    given_data,
+    data_from_batches,
     images_id,
 )
-from prunekit.data.base import stratified
+from prunekit.data.base import split_by_class
 from prunekit.data.files import read_pickle
 from prunekit.errors import ConfigError, DataError
 
@@ -574,7 +574,7 @@ def test_real_files():
 
 def test_leftover_places_go_to_the_classes_cut_most():
     labels = torch.tensor([0] * 5 + [1] * 4 + [2] * 1)
-    _, chosen = stratified(labels, 5, seed=0)
+    _, chosen = split_by_class(labels, 5, seed=0)
     assert labels[chosen].bincount(minlength=3).tolist() == [3, 2, 0]
 
 
@@ -604,7 +604,7 @@ class TestWithoutImages:
 
 def test_given_batches_are_used_as_they_are():
     pairs = [(torch.full((3, 1), float(i)), torch.full((3,), i)) for i in range(4)]
-    data = given_data(iter(pairs), 7)
+    data = data_from_batches(iter(pairs), 7)
     assert data.train.size == 9 and data.train.steps(2) == 3 and data.shape == (1,)
     assert [len(y) for _, y in data.train.sample(5, 2)] == [2, 1, 2]
     assert torch.cat([x for x, _ in data.train.sample(5, 2)]).flatten().tolist() == [0, 0, 0, 1, 1]

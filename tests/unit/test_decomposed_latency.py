@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.measure import counted_macs
+from prunekit.measure import fvcore_macs
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 
@@ -28,7 +28,7 @@ def latency():
 def test_pruned_and_decomposed_networks_cost_the_same(latency, keep):
     subject = latency.SUBJECTS["resnet20"]
     networks = latency.variants(subject, keep)
-    macs = {name: counted_macs(net, subject.example) for name, net in networks.items()}
+    macs = {name: fvcore_macs(net, subject.example) for name, net in networks.items()}
     for name in ("pruned", "decomposed"):
         assert keep - 0.02 < macs[name] / macs["dense"] <= keep
     pruned, decomposed = (shapes(networks[name]) for name in ("pruned", "decomposed"))

@@ -18,7 +18,15 @@ from torch import nn
 
 import prunekit
 from prunekit.errors import ArtifactError, ConfigError, ExportError
-from prunekit.export import Export, Int8, OnnxModule, Traced, export_onnx, export_program, silent
+from prunekit.export import (
+    Export,
+    Int8,
+    OnnxModule,
+    TracedProgram,
+    export_onnx,
+    export_program,
+    silent,
+)
 from prunekit.export import files as export_files
 from prunekit.export import session as export_session
 
@@ -133,7 +141,7 @@ def check_cut(tmp_path, network, seed):
     example = network.float().example.float()
     narrow = Cut.random(network, (example,), seed).narrow
     files = tmp_path / "model.onnx", tmp_path / "model.pt2"
-    assert Traced.of(narrow, example).difference(narrow) <= 1e-6
+    assert TracedProgram.of(narrow, example).difference(narrow) <= 1e-6
     export_onnx(narrow, example, files[0])
     export_program(narrow, example, files[1])
     check(narrow, *files, (3, 8, 8))
@@ -231,14 +239,14 @@ def test_a_difference_that_is_no_number_is_refused(tmp_path):
 @pytest.mark.parametrize("export", [export_onnx, export_program])
 def test_files_that_compute_something_else_are_not_kept(tmp_path, export, monkeypatch):
     (tmp_path / "x").write_text("what was there before")
-    monkeypatch.setattr(Traced, "difference", lambda self, run: 2e-4)
+    monkeypatch.setattr(TracedProgram, "difference", lambda self, run: 2e-4)
     line = refusal(lambda: export(Small(), EXAMPLE, tmp_path / "x"), tmp_path)
     assert "2.0e-04" in line and "0.0001" in line
     export(Small(), EXAMPLE, tmp_path / "x", tolerance=1e-3)
 
 
 def test_the_difference_is_the_largest_over_batches_and_outputs():
-    traced = Traced.of(Two(), (torch.rand(1, 3), torch.rand(1, 4)))
+    traced = TracedProgram.of(Two(), (torch.rand(1, 3), torch.rand(1, 4)))
 
     def off(x, y):
         out = traced.model(x, y)

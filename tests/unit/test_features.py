@@ -136,22 +136,22 @@ def clusters(count=20, width=5):
 def test_neighbours_stay_neighbours_and_a_seed_gives_the_same_points():
     values, labels = clusters()
     plan = TSNE(perplexity=8)
-    points = plan.place(values)
+    points = plan.embed(values)
     assert points.shape == (60, 2) and np.isfinite(points).all()
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     np.fill_diagonal(distance, np.inf)
     assert (labels.numpy()[distance.argmin(1)] == labels.numpy()).all()
-    assert np.array_equal(points, plan.place(values))
+    assert np.array_equal(points, plan.embed(values))
 
 
 @pytest.mark.parametrize("width", [1, 4])
 def test_features_that_hardly_vary_have_places_too(width):
     """A collapsed network must not stop the pipeline: there are no principal components then."""
-    points = TSNE(perplexity=5).place(torch.ones(30, width))
+    points = TSNE(perplexity=5).embed(torch.ones(30, width))
     assert points.shape == (30, 2) and np.isfinite(points).all()
     one = torch.ones(30, width)
     one[:, 0] = torch.arange(30)
-    assert np.isfinite(TSNE(perplexity=5).place(one)).all()
+    assert np.isfinite(TSNE(perplexity=5).embed(one)).all()
 
 
 def test_silhouette_by_hand():
@@ -186,11 +186,11 @@ def test_settings_out_of_range_are_one_line(settings, words):
 
 def test_too_few_images_and_numbers_that_are_none():
     with pytest.raises(ConfigError, match="below the number of images, 12"):
-        TSNE(perplexity=12).place(torch.rand(12, 3))
+        TSNE(perplexity=12).embed(torch.rand(12, 3))
     values = torch.rand(40, 3)
     values[3, 1] = float("inf")
     with pytest.raises(ConfigError, match="the features are not finite"):
-        TSNE().place(values)
+        TSNE().embed(values)
 
 
 def embedding(classes, count=60):

@@ -13,7 +13,7 @@ from torch.nn.utils import prune
 from prunekit.errors import SurgeryError, TraceError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.partition import Partition
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.surgery import Narrow
 
 
@@ -175,7 +175,7 @@ def test_pattern_is_pruned_exactly(name):
     middle, groups = EXACT[name]
     graph, macs = compare(net := Body(middle))
     assert sizes(graph) == {**groups, **LAST}
-    assert macs == counted_macs(net, EXAMPLE)
+    assert macs == fvcore_macs(net, EXAMPLE)
 
 
 @pytest.mark.parametrize("name", FROZEN)
@@ -187,7 +187,7 @@ def test_pattern_is_frozen_with_a_note(name):
     graph, macs = compare(net)
     assert "first" not in sizes(graph)
     assert "last" in sizes(graph)
-    assert macs == counted_macs(net, EXAMPLE)
+    assert macs == fvcore_macs(net, EXAMPLE)
     assert any(note.startswith("first") and (culprit or "") in note for note in graph.notes)
     assert all("\n" not in note for note in graph.notes)
 
@@ -255,7 +255,7 @@ def test_layer_is_pruned_exactly_or_frozen_with_a_note(name):
     graph, macs = compare(net := Body(middle, width, layer))
     assert sizes(graph) == {**groups, **LAST}
     assert bool(graph.notes) == (not groups)
-    assert macs == counted_macs(net, EXAMPLE)
+    assert macs == fvcore_macs(net, EXAMPLE)
 
 
 def test_groups_that_are_normalised_keep_their_size_in_rehearsals():
@@ -273,7 +273,7 @@ def test_layers_called_twice_and_tied_layers_share_their_units():
     graph, macs = compare(net)
     assert sizes(graph) == {"first": 8, **LAST}
     assert net.a.weight is net.b.weight
-    assert macs == counted_macs(net, EXAMPLE)
+    assert macs == fvcore_macs(net, EXAMPLE)
 
 
 def test_a_weight_that_is_also_used_by_hand_is_frozen():
@@ -329,7 +329,7 @@ def test_networks_of_torchvision_are_pruned_exactly(name):
     networks.randomise(net)
     example = torch.rand(1, 3, 64, 64)
     graph, macs = compare(net, example)
-    assert macs == counted_macs(net, example)
+    assert macs == fvcore_macs(net, example)
     assert [*graph.frozen.values()] == ["they leave the network"]
 
 

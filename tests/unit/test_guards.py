@@ -72,7 +72,7 @@ def inputs(side, width=None):
 def silenced(dense, edit):
     """Inside it, the dense network reads zeros where the narrow one has no input channels."""
     with ExitStack() as stack:
-        for name, keep in edit.keeps.items():
+        for name, keep in edit.layers.items():
             layer = dense.get_submodule(name)
             if keep.ins is None or not isinstance(layer, laws.LAYERS):
                 continue
@@ -177,7 +177,7 @@ SIZES = {
 @pytest.mark.parametrize("middle", SIZES)
 def test_both_sides_of_a_branch_on_sizes_are_followed(middle):
     found = cut(ready(Net(middle)), inputs(32))
-    assert any(found.edit.keeps["first"].outs or ())
+    assert any(found.edit.layers["first"].outs or ())
     check(found, *sized(*SIZES[middle]))
     assert found.graph.notes == ()
 
@@ -187,7 +187,7 @@ def test_a_size_that_is_looked_up_is_a_branch_too():
         return {32: net.a}.get(x.shape[-1], net.b)(y)
 
     found = cut(ready(Net(looked_up)), inputs(32))
-    assert found.edit.keeps["first"].outs
+    assert found.edit.layers["first"].outs
     check(found, *sized(16, 32, 64))
 
 
@@ -196,7 +196,7 @@ def test_a_branch_on_the_number_of_examples():
         return net.a(y) if len(x) == 1 else net.b(y) + y
 
     found = cut(ready(Net(alone)), inputs(16))
-    assert found.edit.keeps["first"].outs
+    assert found.edit.layers["first"].outs
     check(found, *sized(16), ((inputs(16)[:1],), {}))
 
 
@@ -220,7 +220,7 @@ def test_sequences_and_volumes_have_sizes_too(rank):
         torch.rand(2, 3, *[side] * rank, generator=source, dtype=torch.float64) for side in (4, 8)
     )
     found = cut(ready(Other()), small)
-    assert found.edit.keeps["first"].outs
+    assert found.edit.layers["first"].outs
     check(found, ((small,), {}), ((large,), {}))
 
 
@@ -292,7 +292,7 @@ def test_a_network_without_branches_is_recorded_once(monkeypatch):
 
 def test_flags_of_the_forward_are_followed():
     found = cut(ready(Flagged(None)), inputs(16))
-    assert found.edit.keeps["first"].outs
+    assert found.edit.layers["first"].outs
     flags = [{}, {"turned": True}, {"deep": False}]
     check(found, *(((inputs(16),), one) for one in flags))
     graph = found.graph
@@ -316,11 +316,11 @@ def test_a_branch_on_gradients_or_training():
         return net.a(y) + y if net.training else net.b(y)
 
     found = cut(ready(Net(graded)), inputs(16))
-    assert found.edit.keeps["first"].outs
+    assert found.edit.layers["first"].outs
     check(found, *sized(16))
     check_with_gradients(found, inputs(16))
     found = cut(ready(Net(trained)), inputs(16))
-    assert found.edit.keeps["first"].outs
+    assert found.edit.layers["first"].outs
     check(found, *sized(16))
     check(found, *sized(16), train=True)
 
@@ -387,7 +387,7 @@ WIDTHS = (
 def test_what_python_does_with_widths_stays_exact(middle, share):
     net = ready(Net(middle))
     found = cut(net, inputs(16), share)
-    assert found.edit.keeps["last"].outs  # the rest of the network goes on
+    assert found.edit.layers["last"].outs  # the rest of the network goes on
     assert not found.graph.outs["first"].any()
     assert any("first" in note and "test_guards.py:" in note for note in found.graph.notes)
     check(found, *sized(16, 24))

@@ -161,7 +161,7 @@ class TestLastLayer:
         net = torchvision.models.get_model(arch, weights=None).eval()
         images = torch.rand(2, 3, 224, 224)
         edit = LastLayer().edit(net, images, 6)
-        assert edit.last == name and not edit.gone
+        assert edit.last == name and not edit.removed
         edit.apply(net)
         assert net(images).shape == (2, 6)
 

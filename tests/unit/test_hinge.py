@@ -14,7 +14,7 @@ from torch import nn
 from prunekit.data import Synthetic
 from prunekit.errors import ConfigError, SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.methods.hinge import (
     Fold,
     FoldedCost,
@@ -30,7 +30,7 @@ from prunekit.methods.hinge import (
 )
 from prunekit.models import resnet20
 from prunekit.penalties import L1
-from prunekit.surgery import Narrow, edit_from_dict, load_model, randomised, save_model
+from prunekit.surgery import Narrow, edit_from_dict, load_model, randomise_constants, save_model
 from prunekit.targets import Filters
 from prunekit.training import Joint, Regularizer, Schedule, Training
 
@@ -58,7 +58,7 @@ class Net(nn.Module):
 
 def net():
     torch.manual_seed(0)
-    return randomised(Net()).double().eval()
+    return randomise_constants(Net()).double().eval()
 
 
 def sites(start="svd", sides=("rows",), layers=("wide", "strided", "twice")):
@@ -131,7 +131,7 @@ def test_fold_after_pruning_is_the_silenced_network_and_counts_agree(sides, seed
         expected = dense(X)
     assert torch.allclose(folded.model(X), expected, rtol=0, atol=1e-10)
     after = CostModel(folded.model, ChannelGraph.trace(folded.model, X[:1]))
-    assert cost.macs(drop) == after.macs() == counted_macs(folded.model, X[:1])
+    assert cost.macs(drop) == after.macs() == fvcore_macs(folded.model, X[:1])
     assert cost.params(drop) == sum(p.numel() for p in folded.model.parameters())
 
 

@@ -11,9 +11,9 @@ import torchvision
 
 from prunekit import models
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.methods.hinge import FoldedCost, InsertMatrices, Placement, fold, layers_with_matrix
-from prunekit.surgery import Narrow, load_model, randomised, save_model
+from prunekit.surgery import Narrow, load_model, randomise_constants, save_model
 
 SMALL = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -39,7 +39,7 @@ def named(*names):
 def with_matrices(name, placement=None):
     make, x = NETWORKS[name]
     torch.manual_seed(0)
-    dense = randomised(make()).eval()
+    dense = randomise_constants(make()).eval()
     model = copy.deepcopy(dense)
     edit = InsertMatrices.of(model, x[:1], placement or Placement())
     edit.apply(model)
@@ -80,7 +80,7 @@ def test_cut_and_folded_it_is_the_silenced_network(name, tmp_path):
     folded = fold(narrow, x)
     with torch.no_grad(), graph.silencer(model, drop):
         assert relative(folded.model(x), model(x)) < 1e-4
-    assert cost.macs(drop) == counted_macs(folded.model, x[:1])
+    assert cost.macs(drop) == fvcore_macs(folded.model, x[:1])
     assert cost.params(drop) == sum(p.numel() for p in folded.model.parameters())
     place = tmp_path / "model.pt"
     save_model(place, folded.model, None, (attach, edit, folded.edit))

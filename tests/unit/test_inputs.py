@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import prunekit
 from prunekit.errors import TraceError
-from prunekit.measure import LatencyTest, counted_macs, layer_rows, peak_memory
+from prunekit.measure import LatencyTest, fvcore_macs, layer_records, peak_memory
 from prunekit.methods.slimming import slimming_flops
 from prunekit.surgery import Gap, load_model
 
@@ -226,7 +226,7 @@ def test_layers_that_are_called_by_name():
         nn.init.uniform_(net.norm.bias, 0.5, 1.5)
         found = prunekit.prune(net, x, keep=0.5, absorb=True)
         assert found.agreement.worst < 1e-5 and found.widths["left"] == (8, 4)
-        told.append([*map(str, found.absorbed.rows), slimming_flops(net, x), counted_macs(net, x)])
+        told.append([*map(str, found.absorbed.layers), slimming_flops(net, x), fvcore_macs(net, x)])
         kept_alike(net, prunekit.prune(net, x, keep=0.5, absorb=False), (x,))
         assert prunekit.prune(net, x, latency=0.9, on_miss="nearest").aims
     assert told[0] == told[1] and told[0][0] == "mix -> bias: exact"
@@ -264,14 +264,14 @@ def test_costs(name):
     net = kind()
     macs = 64 * 9 * (3 + 1) * 8 + 64 * 8 * 6 + 6 * 3
     macs += 4 * 6 if name in ("by name with integers", "a dict and a number", "a nest") else 0
-    assert counted_macs(net, example) == macs
+    assert fvcore_macs(net, example) == macs
     assert prunekit.prune(net, example, keep=0.5).before.macs == macs
     assert slimming_flops(net, example) > 2 * macs
     images = 4 * 64 * 4
     assert peak_memory(net, example) >= images + 2 * 8 * 64 * 4
     test = LatencyTest(batch=7, runs=5, warmup=1)
     assert test.run({"a": net}, example)["a"].median_ms > 0
-    rows = {row["layer"]: row for row in layer_rows({"net": net}, example, test)}
+    rows = {row["layer"]: row for row in layer_records({"net": net}, example, test)}
     assert rows["mix"]["macs"] == 64 * 8 * 6 and rows["mix"]["cpu_ms"] > 0
 
 

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunekit.criteria import L1Norm, Random
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import Clock, CostModel, LatencyTest, TimedCost
+from prunekit.measure import CostModel, LatencySetup, LatencyTest, TimedCost
 from prunekit.measure.latency import Latency
 from prunekit.measure.latency_table import LayerTimes
 from prunekit.methods.hinge import FoldedCost
@@ -201,7 +201,7 @@ def test_a_cost_model_with_a_clock_measures_once_for_every_timing():
     model, graph, _ = made(Counting())
     selection, cost = (
         LatencyTarget(0.5, timing=Counting()),
-        FoldedCost(model, graph, Clock(EXAMPLE)),
+        FoldedCost(model, graph, LatencySetup(EXAMPLE)),
     )
     timed = cost.timed(Counting())
     assert timed is cost.timed(Counting()) and timed is timed.timed(Counting(batch=2))

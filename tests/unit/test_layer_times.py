@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.measure import LatencyTest, layer_rows
+from prunekit.measure import LatencyTest, layer_records
 from prunekit.models import LeNet5
 
 
@@ -19,7 +19,7 @@ class Sleeping(nn.Identity):
 
 
 def timed(models, example):
-    rows = layer_rows(models, example, LatencyTest(batch=2, runs=5, warmup=1))
+    rows = layer_records(models, example, LatencyTest(batch=2, runs=5, warmup=1))
     return {(row["network"], row["layer"]): row for row in rows}
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import counted_macs
+from prunekit.measure import fvcore_macs
 from prunekit.methods.hinge import (
     Fold,
     FoldedCost,
@@ -110,7 +110,7 @@ SELECTIONS = {
 def test_budgets_hold_in_the_folded_network(net, name, keep):
     selection = SELECTIONS[name](keep)
     masks = selection.choose(net.scores, net.graph, net.cost)
-    counted, dense = (counted_macs(model, EXAMPLE) for model in (cut(net, masks), net.dense))
+    counted, dense = (fvcore_macs(model, EXAMPLE) for model in (cut(net, masks), net.dense))
     assert counted == net.cost.macs(net.graph.drop({n: ~m for n, m in masks.items()}))
     assert net.cost.macs() == dense
     if isinstance(selection, Threshold):

@@ -15,9 +15,9 @@ from prunekit.graph import ChannelGraph
 from prunekit.measure import (
     Latency,
     LatencyTest,
-    counted_macs,
     engines,
     file_bytes,
+    fvcore_macs,
     latency,
     nonzero_params,
     peak_memory,
@@ -56,7 +56,7 @@ def test_counted_macs_leaves_normalisation_and_pooling_out():
         nn.Linear(8 * 2 * 2, 10),
     ).train()
     expected = 8 * 64 * 27 + 8 * 4 * 9 + 320
-    assert counted_macs(model, torch.zeros(1, 3, 8, 8)) == expected
+    assert fvcore_macs(model, torch.zeros(1, 3, 8, 8)) == expected
     assert model.training and model[1].num_batches_tracked == 0
 
 
@@ -105,7 +105,7 @@ def test_slimming_counts_of_a_narrow_network_keep_the_norms_wide():
 
 def test_counting_is_silent(capfd, caplog):
     model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Hardswish(), nn.Softplus())
-    assert counted_macs(model, torch.zeros(1, 1, 4, 4)) == 32
+    assert fvcore_macs(model, torch.zeros(1, 1, 4, 4)) == 32
     assert capfd.readouterr() == ("", "") and not caplog.records
 
 

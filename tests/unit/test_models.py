@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import prunekit
 from prunekit import models
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.methods.slimming import slimming_flops, slimming_params
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -128,7 +128,7 @@ def test_slimming_networks_in_every_convention(make, classes, scales, norms, par
     widths = [module.num_features for module in model.modules() if is_norm(module)]
     assert (sum(widths), len(widths)) == (scales, norms)
     cost = CostModel(model, ChannelGraph.trace(model, IMAGE))
-    assert cost.macs() == counted_macs(model, IMAGE) == counts(model, (3, 32, 32))[1]
+    assert cost.macs() == fvcore_macs(model, IMAGE) == counts(model, (3, 32, 32))[1]
     assert cost.params() == sum(param.numel() for param in model.parameters())
     assert slimming_params(model, IMAGE) == params
     assert float(f"{slimming_flops(model, IMAGE):.4g}") == flops
@@ -166,7 +166,7 @@ def outputs(model, kind):
 def test_the_cost_model_counts_networks_of_hinge(make):
     model = make(2) if make is not models.resnext20 else make()
     cost = CostModel(model, ChannelGraph.trace(model, IMAGE))
-    assert cost.macs() == counted_macs(model, IMAGE) == counts(model, (3, 32, 32))[1]
+    assert cost.macs() == fvcore_macs(model, IMAGE) == counts(model, (3, 32, 32))[1]
     assert cost.params() == sum(param.numel() for param in model.parameters())
 
 

@@ -22,7 +22,7 @@ PACKAGE = Path(prunekit.__file__).parent
 NORMS = ("BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm", "InstanceNorm", "LocalResponseNorm")
 ACTIVATIONS = ("ReLU", "GELU", "SiLU", "Hardswish", "Softmax", "Dropout", "PReLU")
 POOLS = ("MaxPool", "AvgPool", "PixelShuffle", "MultiheadAttention")
-CONVENTION = {"measure/flops.py"}  # counts what one paper counts, by its list of layers
+CONVENTION = {"measure/cost.py"}  # counts what one paper counts, by its list of layers
 
 
 def test_names_and_layers_have_one_entry_each():

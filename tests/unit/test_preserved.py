@@ -19,7 +19,7 @@ import prunekit
 from prunekit.criteria import Criterion
 from prunekit.errors import PrunekitError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import counted_macs
+from prunekit.measure import fvcore_macs
 from prunekit.methods.slimming import slimming_flops
 from prunekit.modes import duplicate, unchanged
 from prunekit.surgery import SkipBlock, absorb, compare
@@ -197,7 +197,7 @@ def test_every_question_leaves_it_alone(name):
     compare(net, narrow, graph, drop, X)
     assert content(narrow) == beside
     absorb(net, narrow, graph, drop, X)
-    for count in (counted_macs, slimming_flops):
+    for count in (fvcore_macs, slimming_flops):
         count(net, X)
     assert content(net) == before and chances() == chance
 

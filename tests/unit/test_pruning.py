@@ -22,7 +22,7 @@ from prunekit.measure import CostModel
 from prunekit.methods.slimming import Slimming
 from prunekit.selection import Scored
 from prunekit.surgery import Narrow, load_model
-from prunekit.surgery.optimizer import sources
+from prunekit.surgery.optimizer import parameter_origins
 
 torch.set_num_threads(1)
 
@@ -211,8 +211,8 @@ class TestOptimizer:
         nn.utils.parametrizations.weight_norm(net[2])
         graph = ChannelGraph.trace(net, torch.zeros(1, 3, 5, 5))
         drop = graph.drop({"0": torch.tensor([False, True, False, True])})
-        found = sources(net, [Narrow.of(graph, drop)])
-        assert found["0.weight"].places.tolist() == [
+        found = parameter_origins(net, [Narrow.of(graph, drop)])
+        assert found["0.weight"].indices.tolist() == [
             *(torch.arange(108).view(4, 3, 3, 3)[[0, 2]].tolist())
         ]
         assert "2.parametrizations.weight.original0" not in found and "2.bias" in found
@@ -386,7 +386,7 @@ class TestSettings:
         example = torch.zeros(1, 1, 28, 28)
         options = {"keep": 0.5, "ignore": ["conv2", "fc1"]}
         assert prunekit.prune(net, example, **options).absorbed is None
-        assert prunekit.prune(net, example, absorb=True, **options).absorbed.rows
+        assert prunekit.prune(net, example, absorb=True, **options).absorbed.layers
         assert self.prune(keep=0.5).absorbed is not None
         assert self.prune(keep=0.5, absorb=False).absorbed is None
 

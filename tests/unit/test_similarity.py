@@ -10,7 +10,7 @@ import torch
 from scipy.spatial.distance import cdist, pdist
 from torch import nn
 
-from prunekit.data import Data, Normalize, ShapeOnly, TensorBatches, given_data
+from prunekit.data import Data, Normalize, ShapeOnly, TensorBatches, data_from_batches
 from prunekit.errors import ConfigError, DataError
 from prunekit.graph import ChannelGraph
 from prunekit.measure.memory import _Live
@@ -400,7 +400,7 @@ def test_bad_settings_and_batches_are_refused_in_one_line(net):
     train = data_of(classes=20).train
     with pytest.raises(ConfigError, match=r"^count=8 is a batch smaller than the 20 classes it is"):
         Calibration(count=8, balance=True).indices(train)
-    soft = given_data([(torch.zeros(4, 3, 6, 6), torch.rand(4))], 4)
+    soft = data_from_batches([(torch.zeros(4, 3, 6, 6), torch.rand(4))], 4)
     with pytest.raises(ConfigError, match="balance=true needs labels that are whole numbers"):
         Calibration(count=8, balance=True).indices(soft.train)
     with pytest.raises(DataError, match="need at least 4 examples and there are 3"):

@@ -18,18 +18,18 @@ import prunekit
 from prunekit import models
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.methods.slimming import InsertChannelSelectors
 from prunekit.surgery import (
+    ChannelBias,
     Narrow,
-    Shift,
     SkipBlock,
     edit_from_dict,
     load_model,
     narrow_optimizer,
     save_model,
 )
-from prunekit.surgery.constants import emitting
+from prunekit.surgery.constants import emitting_constants
 from prunekit.surgery.cut import cut
 from prunekit.surgery.equivalence import Gap
 
@@ -239,9 +239,12 @@ def test_with_maps_nothing_is_lost_that_the_branch_still_emitted(name):
     net = lively(make)
     graph = ChannelGraph.trace(net, X)
     keep = keeping(graph, *emptied, share=0.4)
-    with torch.no_grad(), emitting(net, graph, graph.drop({n: ~m for n, m in keep.items()})):
+    with (
+        torch.no_grad(),
+        emitting_constants(net, graph, graph.drop({n: ~m for n, m in keep.items()})),
+    ):
         reference = net(X)
-    found = cut(net, graph, keep, X, maps=True)
+    found = cut(net, graph, keep, X, per_position=True)
     assert found.absorbed.exact
     with torch.no_grad():
         assert Gap.between(found.model.eval()(X), reference).relative < 1e-9
@@ -257,10 +260,10 @@ def test_without_borders_a_shift_is_exact_and_trained(name):
         if isinstance(module, nn.Conv2d) and module.padding != (0, 0):
             module.padding_mode = "circular"
     found = done(net, *emptied, share=0.4)
-    rows = {row.layer: row for row in found.absorbed.rows if row.into == "shift"}
+    rows = {row.layer: row for row in found.absorbed.layers if row.into == "shift"}
     assert rows.keys() == left.keys() and all(row.exact for row in rows.values())
     assert found.absorbed.change.after < 1e-9
-    assert all(isinstance(found.model.get_submodule(block).shift, Shift) for block in left)
+    assert all(isinstance(found.model.get_submodule(block).shift, ChannelBias) for block in left)
     found.model.train()(X).square().sum().backward()
     assert all(p.grad is not None for p in found.model.parameters() if p.requires_grad)
 
@@ -302,7 +305,7 @@ def test_removed_layers_are_gone_from_the_masks_and_the_counts():
     assert lost == {"layer1.1.bn1.select", "layer1.1.conv1", "layer1.1.conv2"}
     assert bool(keep["layer1.1.conv2"].all())
     after = CostModel(found.model, ChannelGraph.trace(found.model, X))
-    assert after.macs() == counted_macs(found.model, (X[:1],))
+    assert after.macs() == fvcore_macs(found.model, (X[:1],))
     assert after.params() == sum(p.numel() for p in found.model.parameters())
 
 
@@ -441,7 +444,7 @@ def test_prune_by_scales_removes_a_block_and_reports_what_is_left(absorb):
     rule = prunekit.methods.slimming.Slimming(share, on_empty="skip_block")
     found = prunekit.prune(net, X, selection=rule, criterion="bn_scale", absorb=absorb)
     assert any("block layer2.1 was removed whole" in note for note in found.notes)
-    assert found.after.macs == counted_macs(found.model, (X[:1],))
+    assert found.after.macs == fvcore_macs(found.model, (X[:1],))
     assert found.after.params == sum(p.numel() for p in found.model.parameters())
     assert found.widths["layer2.1.conv3"] == (20, 0) and found.widths["layer2.0.conv3"] == (20, 20)
     assert not any(len(found.kept[f"layer2.1.{name}"]) for name in ("bn1.select", "conv1", "conv2"))
@@ -467,7 +470,10 @@ def test_linear_layers_get_a_shift_along_the_last_dimension(shape):
     x = torch.rand(shape, dtype=torch.double)
     graph = ChannelGraph.trace(net, x)
     keep = keeping(graph, "1.a", share=0.5)
-    with torch.no_grad(), emitting(net, graph, graph.drop({n: ~m for n, m in keep.items()})):
+    with (
+        torch.no_grad(),
+        emitting_constants(net, graph, graph.drop({n: ~m for n, m in keep.items()})),
+    ):
         reference = net(x)
     found = cut(net, graph, keep, x)
     assert found.skipped == ("1",) and found.absorbed.exact

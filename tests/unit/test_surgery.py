@@ -8,7 +8,7 @@ from torch import nn
 
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.surgery import Keep, Narrow, edit_from_dict, narrow
+from prunekit.surgery import KeptChannels, Narrow, edit_from_dict, narrow
 
 IN, OUT = [0, 2, 3], [1, 3]
 SINGLE = {  # layer of width 4 -> the shape of an example with 4 channels
@@ -119,7 +119,7 @@ def test_layers_of_your_own_join_by_registering():
         module.scale = nn.Parameter(module.scale.detach()[list(keep_out)])
 
     layer = nn.Sequential(Scale())
-    Narrow({"0": Keep(IN, IN, (4, 4))}).apply(layer)
+    Narrow({"0": KeptChannels(IN, IN, (4, 4))}).apply(layer)
     assert layer[0].scale.tolist() == [0, 2, 3]
 
 
@@ -138,10 +138,10 @@ def graph_and_drop(chosen=(1,)):
 
 def test_the_edit_says_what_every_layer_keeps():
     edit = Narrow.of(*graph_and_drop())
-    assert edit.keeps == {
-        "0": Keep(None, (0, 2, 3), (3, 4)),
-        "1": Keep((0, 2, 3), (0, 2, 3), (4, 4)),
-        "4": Keep((0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15), None, (16, 2)),
+    assert edit.layers == {
+        "0": KeptChannels(None, (0, 2, 3), (3, 4)),
+        "1": KeptChannels((0, 2, 3), (0, 2, 3), (4, 4)),
+        "4": KeptChannels((0, 1, 2, 3, 8, 9, 10, 11, 12, 13, 14, 15), None, (16, 2)),
     }
     assert edit.to_dict()["layers"]["0"] == {"out": [0, 2, 3], "widths": [3, 4]}
     model = chain()
@@ -150,7 +150,7 @@ def test_the_edit_says_what_every_layer_keeps():
 
 
 def test_dropping_nothing_is_no_edit():
-    assert Narrow.of(*graph_and_drop([])).keeps == {}
+    assert Narrow.of(*graph_and_drop([])).layers == {}
 
 
 def test_an_edit_that_does_not_fit_changes_nothing():
@@ -182,7 +182,7 @@ def test_masks_that_make_no_network():
 def test_an_error_inside_a_layer_names_the_layer():
     model = nn.Sequential(nn.Conv2d(4, 4, 1, groups=2))
     with pytest.raises(SurgeryError, match=r"^0: its 2 convolution groups would keep"):
-        Narrow({"0": Keep(None, (0, 1), (4, 4))}).apply(model)
+        Narrow({"0": KeptChannels(None, (0, 1), (4, 4))}).apply(model)
 
 
 def test_damaged_and_unknown_edits():

@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import counted_macs
+from prunekit.measure import fvcore_macs
 from prunekit.methods.hinge import (
     FoldedCost,
     InsertMatrices,
@@ -131,7 +131,7 @@ def test_a_network_is_folded_to_the_share_that_was_found(resnet, keep, same):
     assert aim.met and aim.asked == keep
     narrow = decomposed()
     Narrow.of(graph, graph.drop({name: ~mask for name, mask in masks.items()})).apply(narrow)
-    counted = counted_macs(fold(narrow, torch.randn(2, 3, 32, 32)).model, EXAMPLE)
+    counted = fvcore_macs(fold(narrow, torch.randn(2, 3, 32, 32)).model, EXAMPLE)
     assert counted / cost.macs() == aim.reached
     if same:
         for first, second in cost.pairs:

@@ -17,7 +17,7 @@ import prunekit
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
-from prunekit.measure import CostModel, counted_macs
+from prunekit.measure import CostModel, fvcore_macs
 from prunekit.methods.hinge import Fold, FoldedCost, InsertMatrices, Matrices, Site
 from prunekit.models import ResNeXt, resnext20, resnext164
 from prunekit.surgery import Narrow, load_model, narrow, narrow_optimizer, save_model
@@ -220,10 +220,10 @@ class TestANetwork:
         graph = ChannelGraph.trace(net, images())
         done = cut(net, graph, some(graph), images(), absorb=True, check=True)
         assert max(done.agreement.eval.relative, done.agreement.train.relative) < 1e-9
-        readers = {row.layer for row in done.absorbed.rows}
+        readers = {row.layer for row in done.absorbed.layers}
         assert not any(name.endswith("conv2") for name in readers)
         assert any(name.endswith("conv3") for name in readers)
-        only = [row for row in done.absorbed.rows if row.layer.endswith("conv3")]
+        only = [row for row in done.absorbed.layers if row.layer.endswith("conv3")]
         assert all(row.exact for row in only)
 
     def test_an_optimizer_follows(self):
@@ -335,7 +335,7 @@ class TestUnderHinge:
         assert {type(m) for m in left.modules() if getattr(m, "groups", 1) > 1} == {nn.Conv2d}
         with torch.no_grad(), graph.silencer(net, drop):
             assert laws.gap(left(images()), net(images())) < 1e-12
-        assert cost.macs(drop) == counted_macs(left, images()[:1])
+        assert cost.macs(drop) == fvcore_macs(left, images()[:1])
         assert cost.params(drop) == sum(parameter.numel() for parameter in left.parameters())
 
 
@@ -353,7 +353,7 @@ def test_a_fifth_of_all_groups_leaves_what_hinge_reports(make, flops, params):
     assert cost.params(drop) / cost.params() == pytest.approx(params, abs=6e-4)
     found = (cost.macs(drop) + after) / (cost.macs() + before)
     assert found == pytest.approx(flops, abs=6e-4)
-    assert cost.macs() == counted_macs(net, x)
+    assert cost.macs() == fvcore_macs(net, x)
 
 
 def norms(net, graph, drop=None):

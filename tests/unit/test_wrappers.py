@@ -19,7 +19,7 @@ from prunekit.attachment import attach, shrink
 from prunekit.engine import Traced
 from prunekit.graph import ChannelGraph
 from prunekit.graph.wrappers import network_in
-from prunekit.measure import LatencyTest, counted_macs
+from prunekit.measure import LatencyTest, fvcore_macs
 from prunekit.surgery import load_model, save_model
 
 torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def test_every_door_opens_them():
     narrow = shrink(net, sparse.graph, zeros)
     assert type(narrow) is DataParallel and narrow.module.one.out_channels == 4
     close(narrow, shrink(net.module, bare, zeros))
-    assert counted_macs(net, X) == counted_macs(net.module, X)
+    assert fvcore_macs(net, X) == fvcore_macs(net.module, X)
     assert prunekit.prune(net, X, latency=0.9, on_miss="nearest").model.module.one.weight.numel()
     assert LatencyTest(batch=2, runs=5).run({"a": net}, X)["a"].median_ms > 0
 

@@ -15,7 +15,7 @@ from prunekit.data import Batches
 from prunekit.errors import ConfigError
 from prunekit.methods.gram_lasso.calibration import Calibration, listening
 from prunekit.methods.gram_lasso.features import channel_maps
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 from prunekit.schema import Checked, Count
 
 
@@ -50,7 +50,7 @@ class ClassProfiles(Checked):
                 "other data, or leave similarity out"
             )
         sums = _Sums()
-        with consulting(model):
+        with evaluating_unchanged(model):
             picked = batches.pick(indices, self.batch)
             parts = zip(picked, classes.split(self.batch), strict=True)
             for (inputs, _), labels in track(

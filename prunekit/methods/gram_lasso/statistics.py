@@ -18,7 +18,7 @@ from prunekit.methods.gram_lasso.class_profiles import ClassProfiles
 from prunekit.methods.gram_lasso.features import Responses, channel_maps, input_maps
 from prunekit.methods.gram_lasso.gram_tables import Tables, tables_of
 from prunekit.methods.gram_lasso.grams import Columns, Grams
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 from prunekit.schema import Checked, Range
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Statistics(Checked):
         inputs, labels = self.calibration.batch(data.train, self.columns.least)
         with closing(_ticks(len(layers))) as ticks:
             pass_ = _Pass(self, graph, labels.cpu(), ticks)
-            with consulting(model), listening(model, layers, pass_) as calls:
+            with evaluating_unchanged(model), listening(model, layers, pass_) as calls:
                 model(inputs.to(device))
         again = [name for name, count in calls.items() if count > 1]
         if again:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph import ChannelGraph
-from prunekit.measure.cost import CostModel, counts
-from prunekit.measure.latency_table import Clock
+from prunekit.measure.cost import CostModel, register_cost_model
+from prunekit.measure.latency_table import LatencySetup
 from prunekit.methods.hinge.module import Hinged
 
 
-@counts(Hinged)
+@register_cost_model(Hinged)
 class FoldedCost(CostModel):
     """Counts every matrix as merged into its convolution where that takes no more multiply-adds.
 
@@ -24,8 +24,10 @@ class FoldedCost(CostModel):
     of the channel groups of the two matrices of every block that has two.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, clock: Clock | None = None) -> None:
-        super().__init__(model, graph, clock)
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, latency: LatencySetup | None = None
+    ) -> None:
+        super().__init__(model, graph, latency)
         hinged = {n: m for n, m in model.named_modules() if isinstance(m, Hinged)}
         place = {name: index for index, name in enumerate(self._names)}
         two = [n for n, m in hinged.items() if m.conv is not None and f"{n}.conv" in place]
@@ -33,19 +35,19 @@ class FoldedCost(CostModel):
         self._second = torch.tensor([place[f"{n}.matrix"] for n in two], dtype=torch.long)
         self.pairs = tuple(_pairs(hinged, graph))
 
-    def macs(self, drop: Tensor | None = None) -> int:
+    def macs(self, removed: Tensor | None = None) -> int:
         """Multiply-adds of convolutions and linear layers."""
         uses = self._uses[self._first]
-        return super().macs(drop) - int((uses * self._saved(drop)).sum())
+        return super().macs(removed) - int((uses * self._saved(removed)).sum())
 
-    def params(self, drop: Tensor | None = None) -> int:
+    def params(self, removed: Tensor | None = None) -> int:
         """Parameters of the whole network, shared ones once."""
         own = self._own[self._first]
-        return super().params(drop) - int((own * self._saved(drop)).sum())
+        return super().params(removed) - int((own * self._saved(removed)).sum())
 
-    def _saved(self, drop: Tensor | None) -> Tensor:
+    def _saved(self, removed: Tensor | None) -> Tensor:
         """Weights that merging saves, of every convolution with a matrix; never less than none."""
-        ins, outs = self._kept(drop)
+        ins, outs = self._kept(removed)
         depth = self._area[self._first] * ins[self._first]
         inner, outer = outs[self._first], outs[self._second]
         return (inner * (depth + outer) - depth * outer).clamp_min(0)

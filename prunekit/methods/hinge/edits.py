@@ -20,7 +20,7 @@ from prunekit.methods.hinge.module import Hinged, Site
 from prunekit.methods.hinge.placement import Placement
 from prunekit.modes import duplicate, evaluating
 from prunekit.surgery.edits import register, replace_module
-from prunekit.surgery.equivalence import Gap, inputs_of, run_on
+from prunekit.surgery.equivalence import Gap, check_inputs, compute_outputs
 
 MOVED = 1e-5  # what weights that are rounded once may move outputs by
 
@@ -155,9 +155,9 @@ def fold(model: nn.Module, batch: Example) -> Folded:
     edit, narrow = Fold.of(model), duplicate(model)
     edit.apply(narrow)
     pair = [duplicate(net).double() for net in (narrow, model)]
-    inputs = inputs_of(batch).changed(lambda x: x.double() if x.is_floating_point() else x)
+    inputs = check_inputs(batch).changed(lambda x: x.double() if x.is_floating_point() else x)
     with evaluating(*pair):
-        gap = Gap.between(*(run_on(net, inputs, "the network in doubles") for net in pair))
+        gap = Gap.between(*(compute_outputs(net, inputs, "the network in doubles") for net in pair))
     if gap.relative > MOVED:
         raise SurgeryError(
             f"folding moved the outputs by {gap.relative:.2e} of the largest one (at most "

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from prunekit.graph.arguments import Arguments, Example, input_of
 from prunekit.methods.slimming.selector import ChannelSelector
 from prunekit.methods.slimming.shared_norms import shared_norms
-from prunekit.modes import consulting
+from prunekit.modes import evaluating_unchanged
 
 
 def slimming_flops(model: nn.Module, example: Example) -> int:
@@ -30,7 +30,7 @@ def slimming_flops(model: nn.Module, example: Example) -> int:
         for module in model.modules()
     ]
     try:
-        with consulting(model), torch.no_grad():
+        with evaluating_unchanged(model), torch.no_grad():
             Arguments.of(example).call(model)
     finally:
         for hook in hooks:
