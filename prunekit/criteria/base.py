@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
 from prunekit.registry import Registry
-from prunekit.schema import Checked
+from prunekit.schema import Checked, Count
 
 if TYPE_CHECKING:
-    from prunekit.data import Data
+    from prunekit.data import Batches, Data
     from prunekit.graph import ChannelGraph
 
 Scores = dict[str, Tensor]
+_BATCH = 32  # the result does not depend on it
 
 
 class Criterion(Checked, ABC):
@@ -59,6 +61,16 @@ class Criterion(Checked, ABC):
         return {}
 
 
+Samples = Annotated[Count, "training examples that are read, not augmented"]
+
+
+@dataclass(frozen=True)
+class OnExamples(Criterion):
+    """A criterion that reads `samples` training examples, not augmented."""
+
+    samples: Samples = 1000
+
+
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
@@ -95,3 +107,18 @@ def seen_groups(graph: ChannelGraph, total: Tensor, seen: Tensor, need: str) -> 
     if graph.groups and not met:
         raise ConfigError(f"none of the {len(graph.groups)} channel groups {need}")
     return {name: score for name, score in by_group(graph, total).items() if name in met}
+
+
+def examples(
+    batches: Batches, samples: int, device: str, batch: int = _BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A fixed random mixture of `samples` examples, not augmented, on `device`."""
+    for x, y in batches.sample(samples, batch):
+        yield x.to(device), y.to(device)
+
+
+def training_data(data: Data | None, criterion: str) -> Data:
+    """The data that a criterion asked for; ConfigError when there is none."""
+    if data is None:
+        raise ConfigError(f"{criterion} scores units on training examples; give it a data set")
+    return data
