@@ -5,9 +5,6 @@ Groups without scores stay whole. Settings say what is kept, but for the ratio o
 is the published share that goes.
 """
 
-import importlib
-import pkgutil
-
 from prunekit.selection.base import (
     SELECTIONS,
     Aim,
@@ -20,19 +17,27 @@ from prunekit.selection.base import (
     protected,
     unscored,
 )
-from prunekit.selection.budgets import Budget, Budgets, Global, MacsTarget, ParamsTarget
-from prunekit.selection.curves import Curve, curves_file, curves_of, read_curves
-from prunekit.selection.fixed_widths import LikeRun, Widths, read_plan
-from prunekit.selection.latency import LatencyTarget
-from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise, relative_ranks
-from prunekit.selection.patterns import ignored
-from prunekit.selection.pool import CandidateUnits, FindsWidths
-from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
-from prunekit.selection.sensitivity import Sensitivity
-from prunekit.selection.uniform import PerLayer, Zeros
-
-for _module in pkgutil.iter_modules(__path__):  # each gives its classes their names
-    importlib.import_module(f"{__name__}.{_module.name}")
+from prunekit.selection.budgets import (
+    Budget,
+    Budgets,
+    Global,
+    LatencyTarget,
+    MacsTarget,
+    ParamsTarget,
+)
+from prunekit.selection.candidates import CandidateUnits, FindsWidths, ignored
+from prunekit.selection.ranking import (
+    Limit,
+    MaxNorm,
+    MeanNorm,
+    Normalise,
+    Ranked,
+    Ranking,
+    fewest,
+    relative_ranks,
+)
+from prunekit.selection.sensitivity import Curve, Sensitivity, curves_file, curves_of, read_curves
+from prunekit.selection.widths import LikeRun, PerLayer, Widths, Zeros, read_plan
 
 __all__ = [
     "SELECTIONS",

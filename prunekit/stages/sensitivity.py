@@ -27,8 +27,8 @@ from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.schema import Checked, Count, Filled, Range, Text
 from prunekit.selection import PerLayer, Scored, curves_of
-from prunekit.selection.curves import FILE
-from prunekit.selection.patterns import groups_matching
+from prunekit.selection.candidates import groups_matching
+from prunekit.selection.sensitivity import FILE
 from prunekit.stages.common import counts
 from prunekit.stages.network import FromNetwork, notes_on
 from prunekit.stages.pruned_variants import IMAGES

@@ -11,8 +11,8 @@ from torch import Tensor
 from prunekit.errors import ConfigError
 from prunekit.schema import Count, PartShare, SomeShare
 from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
+from prunekit.selection.candidates import CandidateUnits, Describe, FindsWidths
 from prunekit.selection.emptied_layers import emptied_notes, fewest_left, first_emptied
-from prunekit.selection.pool import CandidateUnits, Describe, FindsWidths
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
