@@ -36,7 +36,7 @@ from prunekit.stages.root import Absorb, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 from prunekit.training import recompute_statistics
-from prunekit.training.evaluate import placed
+from prunekit.training.evaluation import placed
 
 _BATCH = 1000  # images at once
 _TENTHS = tuple(number / 10 for number in range(1, 10))
