@@ -112,7 +112,7 @@ class RadialPenalty(Penalty):
         """The derivative of `phi` for t > 0 (the value at 0 is never used)."""
 
     @abstractmethod
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """The prox of each magnitude; it gets all norms of a block at once."""
 
     def value(self, rows: Tensor) -> Tensor:
@@ -120,11 +120,13 @@ class RadialPenalty(Penalty):
         return self.phi(rows.norm(dim=1)).sum()
 
     def prox(self, rows: Tensor, step: float) -> Tensor:
-        """Every row keeps its direction; its norm becomes `shrink(norm, step)`."""
+        """Every row keeps its direction; its norm becomes `prox_magnitude(norm, step)`."""
         number("step", step, above=0)
         wide = rows.double()
         norms = wide.norm(dim=1)
-        factor = torch.where(norms > 0, self.shrink(norms, step) / norms.clamp_min(1e-300), 0.0)
+        factor = torch.where(
+            norms > 0, self.prox_magnitude(norms, step) / norms.clamp_min(1e-300), 0.0
+        )
         return (wide * factor[:, None]).to(rows.dtype)
 
     def subgradient(self, rows: Tensor) -> Tensor:

@@ -228,4 +228,4 @@ def shrunk(single: RadialPenalty, rows: Tensor, step: float) -> Tensor:
     size = rows.abs()
     if type(single) is L1:
         return torch.nn.functional.softshrink(rows, step * single.lam)
-    return single.shrink(size.flatten(), step).reshape(rows.shape) * rows.sign()
+    return single.prox_magnitude(size.flatten(), step).reshape(rows.shape) * rows.sign()

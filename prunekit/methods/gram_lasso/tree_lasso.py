@@ -250,7 +250,7 @@ class TreeLasso(StructuredPenalty):
         for weight in np.unique(weights[weights > 0]).tolist():
             same = weights[:, 0] == weight
             chosen = torch.from_numpy(size[same])
-            left[same] = self.single.shrink(chosen.flatten(), step * weight).view_as(chosen)
+            left[same] = self.single.prox_magnitude(chosen.flatten(), step * weight).view_as(chosen)
         return left
 
     def _scaled(self, rows: Tensor, scale: Array) -> Tensor:
