@@ -60,7 +60,7 @@ class Penalty(Checked, ABC):
     def subgradient(self, rows: Tensor) -> Tensor:
         """One subgradient, shaped like `rows`; zero at zero rows, so always finite."""
 
-    def vanishing(self, cross: Tensor) -> float:
+    def lam_max(self, cross: Tensor) -> float:
         """The smallest lam whose prox of step one leaves nothing of `cross`, by bisection.
 
         For a norm that is where zero becomes a solution of 1/2 b^T G b - cross^T b + value(b);
@@ -77,7 +77,7 @@ class Penalty(Checked, ABC):
             low, high = (middle, high) if survives else (low, middle)
         return high
 
-    def feasible(
+    def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """The largest factor up to 1 that makes a regression's residual feasible for its dual.
@@ -87,7 +87,7 @@ class Penalty(Checked, ABC):
         """
         return None
 
-    def excess(self, residual: Tensor) -> Tensor:
+    def dual_excess(self, residual: Tensor) -> Tensor:
         """By how much each row's residual is more than what a zero row can bear, (rows,).
 
         A row of zeros with an excess of 0 is zero in the solution with that residual. Infinite

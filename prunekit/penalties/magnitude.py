@@ -68,18 +68,18 @@ class L1(RadialPenalty):
         """Soft threshold at step lam."""
         return (t - step * self.lam).clamp_min(0)
 
-    def vanishing(self, cross: Tensor) -> float:
+    def lam_max(self, cross: Tensor) -> float:
         """The largest row norm."""
         return float(cross.double().norm(dim=1).amax())
 
-    def feasible(
+    def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Row norms of a dual point are at most lam."""
-        largest = self.vanishing(residual)
+        largest = self.lam_max(residual)
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
-    def excess(self, residual: Tensor) -> Tensor:
+    def dual_excess(self, residual: Tensor) -> Tensor:
         """Row norms above lam."""
         return (residual.double().norm(dim=1) - self.lam).clamp_min(0)
 
