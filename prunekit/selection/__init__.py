@@ -13,9 +13,9 @@ from prunekit.selection.base import (
     Selected,
     Selection,
     best,
-    checked,
     protected,
-    unscored,
+    unscored_groups,
+    validate_scores,
 )
 from prunekit.selection.budgets import (
     Budget,
@@ -25,15 +25,15 @@ from prunekit.selection.budgets import (
     MacsTarget,
     ParamsTarget,
 )
-from prunekit.selection.candidates import CandidateUnits, FindsWidths, ignored
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ignored
 from prunekit.selection.ranking import (
     Limit,
     MaxNorm,
     MeanNorm,
     Normalise,
-    Ranked,
+    RankedSelection,
     Ranking,
-    fewest,
+    min_units_to_remove,
     relative_ranks,
 )
 from prunekit.selection.sensitivity import Curve, Sensitivity, curves_file, curves_of, read_curves
@@ -41,12 +41,12 @@ from prunekit.selection.widths import LikeRun, PerLayer, Widths, Zeros, read_pla
 
 __all__ = [
     "SELECTIONS",
+    "AdaptiveSelection",
     "Aim",
     "Budget",
     "Budgets",
     "CandidateUnits",
     "Curve",
-    "FindsWidths",
     "Global",
     "LatencyTarget",
     "LikeRun",
@@ -58,7 +58,7 @@ __all__ = [
     "Normalise",
     "ParamsTarget",
     "PerLayer",
-    "Ranked",
+    "RankedSelection",
     "Ranking",
     "Scored",
     "Selected",
@@ -67,14 +67,14 @@ __all__ = [
     "Widths",
     "Zeros",
     "best",
-    "checked",
     "curves_file",
     "curves_of",
-    "fewest",
     "ignored",
+    "min_units_to_remove",
     "protected",
     "read_curves",
     "read_plan",
     "relative_ranks",
-    "unscored",
+    "unscored_groups",
+    "validate_scores",
 ]

@@ -154,7 +154,7 @@ def _sides(graph: ChannelGraph) -> list[Tensor]:
     return [*{tuple(units.tolist()): units for units in sides if len(units)}.values()]
 
 
-def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
+def validate_scores(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
     """The scores as double vectors on the CPU, in the order of the graph's groups.
 
     Raises ConfigError for unknown groups, wrong lengths, numbers not finite, or no scores at all.
@@ -178,6 +178,6 @@ def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tens
     return {name: scores[name].detach().double().cpu() for name in widths if name in scores}
 
 
-def unscored(scores: Mapping[str, Tensor], graph: ChannelGraph) -> list[str]:
+def unscored_groups(scores: Mapping[str, Tensor], graph: ChannelGraph) -> list[str]:
     """The names of the groups that have no scores, which every selection keeps whole."""
     return [group.name for group in graph.groups if group.name not in scores]

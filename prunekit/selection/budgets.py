@@ -12,13 +12,13 @@ from prunekit.errors import ConfigError
 from prunekit.measure import Compared, LatencyTest, TimedCost
 from prunekit.schema import Positive, SomeShare
 from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
-from prunekit.selection.candidates import Describe
+from prunekit.selection.candidates import ResultFactory
 from prunekit.selection.ranking import (
     Kept,
     Limit,
     MeanNorm,
     Normalise,
-    Ranked,
+    RankedSelection,
     Ranking,
     budget_limit,
     relative_ranks,
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @SELECTIONS.register("global")
 @dataclass(frozen=True)
-class Global(Ranked):
+class Global(RankedSelection):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
     keep: Annotated[SomeShare, "share of all scored units that stays"] = 0.5
@@ -50,7 +50,7 @@ class Global(Ranked):
 
 
 @dataclass(frozen=True)
-class Budget(Ranked):
+class Budget(RankedSelection):
     """The largest network within a budget.
 
     In the scope `local` the same share of every group stays, and only the order within a group
@@ -165,7 +165,7 @@ class LatencyTarget(Budget):
                 "one of them, and null for the other"
             )
 
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         scored = replace(scored, cost=scored.cost.timed(self.timing))
         ranking, limits = self._ranking(scored), self._limits(None, scored.cost)
         masks = ranking.masks(self._search(scored, ranking, limits[0]))

@@ -22,19 +22,19 @@ from prunekit.selection.base import (
     Selected,
     Selection,
     best_first,
-    checked,
     protected,
+    validate_scores,
 )
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 
-Describe = Callable[[ChannelMask], Selected]  # the answer for what is kept
+ResultFactory = Callable[[ChannelMask], Selected]  # the answer for what is kept
 
 
 @dataclass(frozen=True)
-class FindsWidths(Selection):
+class AdaptiveSelection(Selection):
     """A selection that finds how many units of every group stay.
 
     The channels that remain of a group's first layer are a multiple of `round_to`; a group that is
@@ -60,12 +60,12 @@ class FindsWidths(Selection):
         return answer(ChannelMask.of(scored.graph, masks))
 
     @abstractmethod
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         """Masks for the groups that have scores, and what makes the answer of a choice."""
 
     def _open(self, scored: Scored) -> tuple[Scored, list[str]]:
         """The checked scores of the groups that may be narrowed, and a note on those without."""
-        graph, scores = scored.graph, checked(scored.scores, scored.graph)
+        graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
         closed = ignored(graph, self.ignore)
         found = {name: score for name, score in scores.items() if name not in closed}
         if not found:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from prunekit.errors import ConfigError
 from prunekit.selection.base import Aim, Masks, Scored, Selected
-from prunekit.selection.candidates import CandidateUnits, Describe, FindsWidths
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
 from prunekit.selection.emptied_layers import emptied_notes, first_emptied
 from prunekit.validate import number
 
@@ -131,7 +131,7 @@ def budget_limit(
     return Limit(name, setting, kept, price, kept * per * slack, per)
 
 
-def fewest(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
+def min_units_to_remove(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
     """How few units may go so that all limits are met, by bisection; None: even all are too few."""
 
     def within(count: int) -> bool:
@@ -148,7 +148,7 @@ def fewest(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
 
 
 @dataclass(frozen=True)
-class Ranked(FindsWidths):
+class RankedSelection(AdaptiveSelection):
     """The largest network within limits, of those that lose the lowest-scored units of all groups.
 
     `on_miss` says what happens when a limit is below what every network keeps: `refuse`, or
@@ -161,7 +161,7 @@ class Ranked(FindsWidths):
         Literal["refuse", "nearest"], "nearest: the smallest network where the budget is too low"
     ] = "refuse"
 
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         ranking = self._ranking(scored)
         limits = self._limits(ranking, scored.cost)
         masks = ranking.masks(self._count(ranking, limits))
@@ -195,7 +195,7 @@ class Ranked(FindsWidths):
 
     def _count(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
         """How many units go; ConfigError where a limit is out of reach and must not be missed."""
-        count = fewest(ranking, limits)
+        count = min_units_to_remove(ranking, limits)
         if count is None and self.on_miss == "refuse":
             raise _out_of_reach(ranking, limits)
         return ranking.steps if count is None else count

@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ArtifactError, ConfigError, listed, one_of
-from prunekit.selection.base import SELECTIONS, Scored, Selected, Selection, best_first, checked
+from prunekit.selection.base import (
+    SELECTIONS,
+    Scored,
+    Selected,
+    Selection,
+    best_first,
+    validate_scores,
+)
 from prunekit.selection.budgets import Budget, MacsTarget
 from prunekit.selection.candidates import ignored
 
@@ -171,7 +178,7 @@ class Sensitivity(Selection):
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
         """For every unit its place in the order in which units go, equal where nothing decides."""
-        scores = checked(scored.scores, scored.graph)
+        scores = validate_scores(scored.scores, scored.graph)
         curves = self._curves(scores, scored.graph)
         names = [name for name in scores if name in curves]
         each = [curves[name].losses() for name in names]

@@ -20,10 +20,10 @@ from prunekit.selection.base import (
     Selected,
     Selection,
     best,
-    checked,
     protected,
+    validate_scores,
 )
-from prunekit.selection.candidates import CandidateUnits, Describe, FindsWidths, assigned
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory, assigned
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @SELECTIONS.register("zeros")
 @dataclass(frozen=True)
-class Zeros(FindsWidths):
+class Zeros(AdaptiveSelection):
     """Drops the units whose score is exactly zero, as solvers with a proximal map leave them.
 
     Of a group that is all zero the first units stay in place of the best. With `round_to` some
     zeros stay, so that nothing else goes.
     """
 
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         sizes = {name: score.abs() for name, score in scored.scores.items()}
         pool = self._pool(replace(scored, scores=sizes))
         return pool.masks(pool.up(pool.count((pool.scores != 0) | pool.stays))), Selected
@@ -46,7 +46,7 @@ class Zeros(FindsWidths):
 
 @SELECTIONS.register("per_layer")
 @dataclass(frozen=True)
-class PerLayer(FindsWidths):
+class PerLayer(AdaptiveSelection):
     """Keeps the same share of every group, rounded to the nearest count.
 
     `layers` gives other shares to groups with a layer that a pattern matches, the first match
@@ -58,7 +58,7 @@ class PerLayer(FindsWidths):
         Mapping[str, SomeShare], "other shares by pattern of layers, e.g. {layer1.*: 0.8}"
     ] = field(default_factory=dict)
 
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         pool = self._pool(scored)
         asked = self._asked(pool, scored)
         notes = _below_least(pool, asked)
@@ -97,7 +97,7 @@ class Widths(Selection):
 
     def select(self, scored: Scored) -> Selected:
         """Raises ConfigError for a group that the network or the scores lack, or a wider width."""
-        graph, scores = scored.graph, checked(scored.scores, scored.graph)
+        graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
         self._check(scores)
         shrunk = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
         masks = {}

@@ -24,9 +24,9 @@ from prunekit.selection.base import (
     Selected,
     Selection,
     best,
-    checked,
     protected,
-    unscored,
+    unscored_groups,
+    validate_scores,
 )
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Threshold(Selection):
                 f"asked to keep {aim.asked:.6g} of the MACs, kept {aim.reached:.6g}: "
                 "the nearest reachable by one threshold"
             )
-        names = unscored(scored.scores, scored.graph)
+        names = unscored_groups(scored.scores, scored.graph)
         whole = [f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else []
         return Selected(keep, (aim,), notes=(*whole, *notes))
 
@@ -118,7 +118,7 @@ class Threshold(Selection):
             )
 
     def _norms(self, scores: Mapping[str, Tensor], cost: CostModel, graph: ChannelGraph) -> _Norms:
-        known = checked(scores, graph)
+        known = validate_scores(scores, graph)
         stays = protected(known, graph, self.min_keep)
         least = {
             name: stays[name] | best(score, max(1, math.ceil(self.floor * len(score) - 1e-9)))

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunekit.errors import ConfigError
 from prunekit.schema import Count, PartShare, SomeShare
 from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
-from prunekit.selection.candidates import CandidateUnits, Describe, FindsWidths
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
 from prunekit.selection.emptied_layers import emptied_notes, fewest_left, first_emptied
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _NEXT = 3  # layers that a refusal names beside the emptied ones
 
 @SELECTIONS.register("slimming")
 @dataclass(frozen=True)
-class Slimming(FindsWidths):
+class Slimming(AdaptiveSelection):
     """One threshold over all scored units, as network slimming prunes (Liu et al. 2017).
 
     `ratio` in [0, 1) is the share that goes: the one setting that says so, because the published
@@ -63,7 +63,7 @@ class Slimming(FindsWidths):
                 "there are no blocks to remove; give rounds=1, or on_empty=keep_best"
             )
 
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         pool = self._pool(scored)
         above = self._above(pool)
         emptied = first_emptied(scored.graph, pool.without(~above))
