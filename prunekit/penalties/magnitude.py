@@ -1,7 +1,7 @@
 """Penalties of row norms: one class each, and nothing else to write for a new one.
 
-A class states `phi`, its derivative `slope`, and `prox_magnitude`, the prox of a magnitude. Where `phi` is
-not convex, `prox_magnitude` lists the stationary points and `best_of` takes the cheapest.
+A class defines `phi`, its derivative `slope`, and `prox_magnitude`, the prox of a magnitude. Where
+`phi` is not convex, `prox_magnitude` lists the stationary points and `best_of` takes the cheapest.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ is the published share that goes.
 
 from prunekit.selection.base import (
     SELECTIONS,
-    Aim,
+    BudgetResult,
     Masks,
     Scored,
     Selected,
@@ -42,8 +42,8 @@ from prunekit.selection.widths import LikeRun, PerLayer, Widths, Zeros, read_pla
 __all__ = [
     "SELECTIONS",
     "AdaptiveSelection",
-    "Aim",
     "Budget",
+    "BudgetResult",
     "Budgets",
     "CandidateUnits",
     "Curve",

@@ -25,7 +25,7 @@ _LISTED = 4
 
 
 @dataclass(frozen=True)
-class Aim:
+class BudgetResult:
     """What a selection was asked to keep and what its choice has, in the same unit.
 
     `met` is False where the choice exceeds what was asked for, as the nearest that there is.
@@ -33,9 +33,9 @@ class Aim:
     """
 
     name: str
-    asked: float
-    reached: float
-    met: bool = True
+    requested: float
+    achieved: float
+    satisfied: bool = True
     predicted: float | None = None
 
 
@@ -57,14 +57,14 @@ class Scored:
 class Selected:
     """The answer of a selection.
 
-    `keep` says what is kept, `aims` which totals were asked for and reached, `emptied` which layers
+    `keep` says what is kept, `budgets` which totals were asked for and reached, `emptied` which layers
     the scores alone would have emptied, whatever was done about it, and `notes` what a person
     should know, a sentence each. `recount` makes the answer for fewer units, for a selection that
     lets residual blocks go whole.
     """
 
     keep: ChannelMask
-    aims: tuple[Aim, ...] = ()
+    budgets: tuple[BudgetResult, ...] = ()
     emptied: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     recount: Callable[[ChannelMask], Selected] | None = None

@@ -11,7 +11,7 @@ from torch import Tensor
 from prunekit.errors import ConfigError
 from prunekit.measure import Compared, LatencyTest, TimedCost
 from prunekit.schema import Positive, SomeShare
-from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
+from prunekit.selection.base import SELECTIONS, BudgetResult, Masks, Scored, Selected
 from prunekit.selection.candidates import ResultFactory
 from prunekit.selection.ranking import (
     Kept,
@@ -184,8 +184,8 @@ class LatencyTarget(Budget):
             f"latency: {found.narrow_ms:.4g} of {found.dense_ms:.4g} ms measured "
             f"({found.share:.3f} is kept), {share:.3f} predicted by the table of layers"
         )
-        aims = (self._measured_aim(selected.aims[0], found),)
-        return replace(selected, aims=aims, notes=(*selected.notes, note))
+        budgets = (self._measured_result(selected.budgets[0], found),)
+        return replace(selected, budgets=budgets, notes=(*selected.notes, note))
 
     def _search(self, scored: Scored, ranking: Ranking, limit: Limit) -> int:
         """How many units go in the measured network that is nearest to what was asked for."""
@@ -197,10 +197,10 @@ class LatencyTarget(Budget):
                 break
             removed = ranking.removed(count)
             tried[count] = self._reached(_measured(scored.graph, removed, scored.cost))
-            if abs(tried[count] / limit.asked - 1) <= _NEAR:
+            if abs(tried[count] / limit.requested - 1) <= _NEAR:
                 break
-            factor = tried[count] / limit.aim(removed).reached
-        return min(tried, key=lambda count: abs(tried[count] - limit.asked))
+            factor = tried[count] / limit.evaluate(removed).achieved
+        return min(tried, key=lambda count: abs(tried[count] - limit.requested))
 
     def _limits(self, ranking: Ranking | None, cost: CostModel) -> tuple[Limit, ...]:
         """The limit on what the table predicts."""
@@ -210,10 +210,13 @@ class LatencyTarget(Budget):
             per, asked, name, key = cost.latency(), self.keep, "latency", "keep"
         return (Limit(name, key, asked, cost.latency, asked * per, per),)
 
-    def _measured_aim(self, aim: Aim, found: Compared) -> Aim:
+    def _measured_result(self, result: BudgetResult, found: Compared) -> BudgetResult:
         reached = self._reached(found)
         return replace(
-            aim, reached=reached, met=reached <= (1 + _MET) * aim.asked, predicted=aim.reached
+            result,
+            achieved=reached,
+            satisfied=reached <= (1 + _MET) * result.requested,
+            predicted=result.achieved,
         )
 
     def _reached(self, found: Compared) -> float:
@@ -222,7 +225,7 @@ class LatencyTarget(Budget):
 
 def _scaled(limit: Limit, factor: float) -> Limit:
     """The limit for a table whose predictions are off by a factor."""
-    return replace(limit, price=lambda removed: factor * limit.price(removed))
+    return replace(limit, cost_fn=lambda removed: factor * limit.cost_fn(removed))
 
 
 def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared:

@@ -16,7 +16,7 @@ from prunekit.errors import ConfigError, listed, one_of
 from prunekit.graph import ChannelMask
 from prunekit.schema import Count, Text
 from prunekit.selection.base import (
-    Aim,
+    BudgetResult,
     Masks,
     Scored,
     Selected,
@@ -54,7 +54,7 @@ class AdaptiveSelection(Selection):
 
         def answer(keep: ChannelMask) -> Selected:
             found = describe(keep)
-            told = (*notes, *_misses(found.aims), *found.notes)
+            told = (*notes, *_misses(found.budgets), *found.notes)
             return replace(found, notes=told, recount=answer)
 
         return answer(ChannelMask.of(scored.graph, masks))
@@ -154,17 +154,19 @@ def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:
     return round_to // gcd(round_to, max(channels, 1))
 
 
-def _misses(aims: Sequence[Aim]) -> list[str]:
+def _misses(budgets: Sequence[BudgetResult]) -> list[str]:
     """Aims that are not met, and the tightest one where all are missed from below."""
-    over = [f"{_against(aim)}: the nearest there is" for aim in aims if not aim.met]
-    if over or not aims:
+    over = [
+        f"{_against(result)}: the nearest there is" for result in budgets if not result.satisfied
+    ]
+    if over or not budgets:
         return over
-    tight = max(aims, key=lambda aim: aim.reached / aim.asked)
-    return [_against(tight)] if tight.reached < 0.99 * tight.asked else []
+    tight = max(budgets, key=lambda result: result.achieved / result.requested)
+    return [_against(tight)] if tight.achieved < 0.99 * tight.requested else []
 
 
-def _against(aim: Aim) -> str:
-    return f"asked to keep {aim.asked:.6g} of the {aim.name}, kept {aim.reached:.6g}"
+def _against(result: BudgetResult) -> str:
+    return f"asked to keep {result.requested:.6g} of the {result.name}, kept {result.achieved:.6g}"
 
 
 def ignored(graph: ChannelGraph, patterns: Iterable[str]) -> set[str]:

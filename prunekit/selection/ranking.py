@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.selection.base import Aim, Masks, Scored, Selected
+from prunekit.selection.base import BudgetResult, Masks, Scored, Selected
 from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
 from prunekit.selection.emptied_layers import emptied_notes, first_emptied
 from prunekit.validate import number
@@ -111,15 +111,16 @@ class Limit:
 
     name: str
     setting: str
-    asked: float
-    price: Callable[[Tensor], float]
-    budget: float
-    per: float = 1
+    requested: float
+    cost_fn: Callable[[Tensor], float]
+    maximum: float
+    reference: float = 1
 
-    def aim(self, removed: Tensor) -> Aim:
+    def evaluate(self, removed: Tensor) -> BudgetResult:
         """What was asked for beside what a network has."""
-        price = self.price(removed)
-        return Aim(self.name, self.asked, price / self.per, price <= self.budget)
+        cost = self.cost_fn(removed)
+        satisfied = cost <= self.maximum
+        return BudgetResult(self.name, self.requested, cost / self.reference, satisfied)
 
 
 def budget_limit(
@@ -136,7 +137,7 @@ def min_units_to_remove(ranking: Ranking, limits: Sequence[Limit]) -> int | None
 
     def within(count: int) -> bool:
         removed = ranking.removed(count)
-        return all(limit.price(removed) <= limit.budget for limit in limits)
+        return all(limit.cost_fn(removed) <= limit.maximum for limit in limits)
 
     if not within(ranking.steps):
         return None
@@ -174,7 +175,7 @@ class RankedSelection(AdaptiveSelection):
         emptied = self._emptied(scored, ranking, keep)
         return Selected(
             keep=keep,
-            aims=tuple(limit.aim(keep.removed) for limit in limits),
+            budgets=tuple(limit.evaluate(keep.removed) for limit in limits),
             emptied=emptied,
             notes=tuple(emptied_notes(scored.graph, keep, emptied, nearly=scored.scores)),
         )
@@ -228,12 +229,15 @@ Kept = Annotated[float, ShareOrCount()]
 def _out_of_reach(ranking: Ranking, limits: Sequence[Limit]) -> ConfigError:
     """Names the first limit that the smallest network exceeds, and what can be reached."""
     removed = ranking.removed(ranking.steps)
-    limit = next(limit for limit in limits if limit.price(removed) > limit.budget)
-    least, full = limit.price(removed) / limit.per, limit.price(ranking.removed(0)) / limit.per
-    if limit.per != 1:
+    limit = next(limit for limit in limits if limit.cost_fn(removed) > limit.maximum)
+    least, full = (
+        limit.cost_fn(removed) / limit.reference,
+        limit.cost_fn(ranking.removed(0)) / limit.reference,
+    )
+    if limit.reference != 1:
         least = ceil(least * 1e4) / 1e4  # what is shown can be asked for
     return ConfigError(
-        f"selection.{limit.setting}={limit.asked} cannot be reached: these scores, min_keep and "
+        f"selection.{limit.setting}={limit.requested} cannot be reached: these scores, min_keep and "
         f"round_to leave {least:.10g} to {full:.10g}; ask for that, lower selection.min_keep, or "
         "take the smallest network with selection.on_miss=nearest"
     )

@@ -20,7 +20,7 @@ from prunekit.methods.hinge import fold, layers_with_matrix
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.selection import Aim, Selection
+from prunekit.selection import BudgetResult, Selection
 from prunekit.stages.common import counts, history_writer
 from prunekit.stages.network import FromNetwork, notes_on
 from prunekit.stages.pruned_variants import accuracy_note, compared, figures, variants, written
@@ -81,7 +81,7 @@ class Prune(FromNetwork, Stage):
             **counts(model, data),
             **_facts(pruning.cuts),
             **({"fold_error": folded.gap.relative} if folded else {}),
-            **_asked(pruning.selected.aims),
+            **_asked(pruning.selected.budgets),
             **after,
             "collapsed_layers": ", ".join(pruning.selected.emptied) or None,
             **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
@@ -180,13 +180,16 @@ def _facts(cuts: Sequence[Cut]) -> Metrics:
     return found
 
 
-def _asked(aims: tuple[Aim, ...]) -> Metrics:
+def _asked(budgets: tuple[BudgetResult, ...]) -> Metrics:
     """What was asked to be kept of every budget, what the network has, and what was predicted."""
     found: Metrics = {}
-    for aim in aims:
-        found |= {f"asked/{aim.name}": aim.asked, f"reached/{aim.name}": aim.reached}
-        if aim.predicted is not None:
-            found[f"predicted/{aim.name}"] = aim.predicted
+    for budget in budgets:
+        found |= {
+            f"asked/{budget.name}": budget.requested,
+            f"reached/{budget.name}": budget.achieved,
+        }
+        if budget.predicted is not None:
+            found[f"predicted/{budget.name}"] = budget.predicted
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.selection import (
-    Aim,
+    BudgetResult,
     Budgets,
     Global,
     LikeRun,
@@ -291,17 +291,17 @@ def test_a_budget_out_of_reach_may_be_missed_and_says_so():
         assert note.startswith("asked to keep 0.") and note.endswith("the nearest there is")
         with pytest.raises(ConfigError, match="on_miss=nearest"):
             choose(selection)
-    (aim,) = aims(replace(MacsTarget(11), on_miss="nearest"))
-    assert aim == Aim("MACs", 11, 12, met=False)
-    assert aims(Global(3 / 7)) == (Aim("channels", 3 / 7, 3 / 7),)
+    (result,) = budgets(replace(MacsTarget(11), on_miss="nearest"))
+    assert result == BudgetResult("MACs", 11, 12, satisfied=False)
+    assert budgets(Global(3 / 7)) == (BudgetResult("channels", 3 / 7, 3 / 7),)
 
 
 def notes(selection, scores=SCORES, chain=CHAIN):
     return selection.select(Scored(scores, chain, chain)).notes
 
 
-def aims(selection, scores=SCORES, chain=CHAIN):
-    return selection.select(Scored(scores, chain, chain)).aims
+def budgets(selection, scores=SCORES, chain=CHAIN):
+    return selection.select(Scored(scores, chain, chain)).budgets
 
 
 def test_notes_name_what_was_not_scored_and_what_is_at_its_least():

@@ -18,7 +18,7 @@ from prunekit.methods.hinge.cost import FoldedCost
 from prunekit.schema import Share, SomeShare
 from prunekit.selection.base import (
     SELECTIONS,
-    Aim,
+    BudgetResult,
     Masks,
     Scored,
     Selected,
@@ -95,16 +95,16 @@ class Threshold(Selection):
     def _answer(self, scored: Scored, norms: _Norms, keep: ChannelMask) -> Selected:
         """The share of MACs asked for and reached, the threshold, and what the floor held."""
         share = _share(keep, scored.cost)
-        aim = Aim("MACs", self.keep, share, abs(share - self.keep) <= NEAR)
+        budget = BudgetResult("MACs", self.keep, share, abs(share - self.keep) <= NEAR)
         notes = norms.told(keep)
-        if not aim.met:
+        if not budget.satisfied:
             notes.append(
-                f"asked to keep {aim.asked:.6g} of the MACs, kept {aim.reached:.6g}: "
+                f"asked to keep {budget.requested:.6g} of the MACs, kept {budget.achieved:.6g}: "
                 "the nearest reachable by one threshold"
             )
         names = unscored_groups(scored.scores, scored.graph)
         whole = [f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else []
-        return Selected(keep, (aim,), notes=(*whole, *notes))
+        return Selected(keep, (budget,), notes=(*whole, *notes))
 
     def check(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> None:
         """Raise ConfigError where no threshold leaves as little as `keep`; norms do not matter."""

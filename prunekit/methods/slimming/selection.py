@@ -10,7 +10,7 @@ from torch import Tensor
 
 from prunekit.errors import ConfigError
 from prunekit.schema import Count, PartShare, SomeShare
-from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
+from prunekit.selection.base import SELECTIONS, BudgetResult, Masks, Scored, Selected
 from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
 from prunekit.selection.emptied_layers import emptied_notes, fewest_left, first_emptied
 
@@ -77,16 +77,18 @@ class Slimming(AdaptiveSelection):
         def answer(keep: ChannelMask) -> Selected:
             told = emptied_notes(scored.graph, keep, emptied, nearly=pool.names)
             return Selected(
-                keep, (self._aim(keep, pool),), emptied, (*self._ties(pool, above), *told)
+                keep, (self._budget(keep, pool),), emptied, (*self._ties(pool, above), *told)
             )
 
         return masks, answer
 
-    def _aim(self, keep: ChannelMask, pool: CandidateUnits) -> Aim:
+    def _budget(self, keep: ChannelMask, pool: CandidateUnits) -> BudgetResult:
         """The share of the scored units that should stay, and that does."""
         kept = torch.cat([keep[name] for name in pool.names])
         asked, reached = len(kept) - self._lowest(len(kept)), int(kept.sum())
-        return Aim("channels", round(1 - self.ratio, 12), reached / len(kept), reached <= asked)
+        return BudgetResult(
+            "channels", round(1 - self.ratio, 12), reached / len(kept), reached <= asked
+        )
 
     def _lowest(self, units: int) -> int:
         """How many go; cut off, not rounded, as in the released code."""

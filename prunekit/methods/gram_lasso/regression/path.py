@@ -54,9 +54,9 @@ def active_rows(
     """The solution, found on rows that are not known to be zero.
 
     Rows are known to be where the penalty says that their residual is not enough to move them
-    (`Penalty.dual_excess`). Others come in, those of the largest excess first and at most a third of
-    what is there, until none is left or the gap of the whole problem is small. While many come in,
-    parts are solved roughly; when that ends, rows that came in for nothing leave, once.
+    (`Penalty.dual_excess`). Others come in, those of the largest excess first and at most a third
+    of what is there, until none is left or the gap of the whole problem is small. While many come
+    in, parts are solved roughly; when that ends, rows that came in for nothing leave, once.
     """
     beta, active = start, (start != 0).any(dim=1)
     pull, steps, found, last, grew = None, 0, None, True, False
