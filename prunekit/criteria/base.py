@@ -27,12 +27,12 @@ class Criterion(Checked, ABC):
     """Says how much every removable unit of a network is worth.
 
     `comparable` scores are made to be compared between groups as they are; a selection that scales
-    them by group would undo that. `again` says whether a network that was narrowed and trained can
+    them by group would undo that. `rescorable` says whether a network that was narrowed and trained can
     be scored anew.
     """
 
     comparable: ClassVar[bool] = False
-    again: ClassVar[bool] = True
+    rescorable: ClassVar[bool] = True
 
     @abstractmethod
     def scores(
@@ -45,11 +45,11 @@ class Criterion(Checked, ABC):
         """
 
     @property
-    def complete(self) -> bool:
+    def resolved(self) -> bool:
         """Whether everything that it reads has been named."""
         return True
 
-    def beside(self, model: Path | None) -> Criterion:
+    def resolve_beside(self, model: Path | None) -> Criterion:
         """Itself, with what it reads from a file and was not given taken from beside a model's."""
         return self
 

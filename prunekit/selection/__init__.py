@@ -12,8 +12,8 @@ from prunekit.selection.base import (
     Scored,
     Selected,
     Selection,
-    best,
-    protected,
+    mask_of_best,
+    protect_units,
     unscored_groups,
     validate_scores,
 )
@@ -25,7 +25,7 @@ from prunekit.selection.budgets import (
     MacsTarget,
     ParamsTarget,
 )
-from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ignored
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ignored_groups
 from prunekit.selection.ranking import (
     Limit,
     MaxNorm,
@@ -36,7 +36,13 @@ from prunekit.selection.ranking import (
     min_units_to_remove,
     relative_ranks,
 )
-from prunekit.selection.sensitivity import Curve, Sensitivity, curves_file, curves_of, read_curves
+from prunekit.selection.sensitivity import (
+    Curve,
+    Sensitivity,
+    find_curves_file,
+    parse_curves,
+    read_curves,
+)
 from prunekit.selection.widths import LikeRun, PerLayer, Widths, Zeros, read_plan
 
 __all__ = [
@@ -66,12 +72,12 @@ __all__ = [
     "Sensitivity",
     "Widths",
     "Zeros",
-    "best",
-    "curves_file",
-    "curves_of",
-    "ignored",
+    "find_curves_file",
+    "ignored_groups",
+    "mask_of_best",
     "min_units_to_remove",
-    "protected",
+    "parse_curves",
+    "protect_units",
     "read_curves",
     "read_plan",
     "relative_ranks",

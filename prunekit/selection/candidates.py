@@ -21,8 +21,8 @@ from prunekit.selection.base import (
     Scored,
     Selected,
     Selection,
-    best_first,
-    protected,
+    order_best_first,
+    protect_units,
     validate_scores,
 )
 
@@ -66,7 +66,7 @@ class AdaptiveSelection(Selection):
     def _open(self, scored: Scored) -> tuple[Scored, list[str]]:
         """The checked scores of the groups that may be narrowed, and a note on those without."""
         graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
-        closed = ignored(graph, self.ignore)
+        closed = ignored_groups(graph, self.ignore)
         found = {name: score for name, score in scores.items() if name not in closed}
         if not found:
             raise ConfigError(
@@ -93,17 +93,17 @@ class CandidateUnits:
     def __init__(
         self, scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int, round_to: int = 1
     ) -> None:
-        stays = protected(scores, graph, min_keep)
+        stays = protect_units(scores, graph, min_keep)
         ids = {group.name: group.units for group in graph.groups}
         steps = [_step(graph, name, ids[name], round_to) for name in scores]
-        ranks = [best_first(score, stays[name]).argsort() for name, score in scores.items()]
+        ranks = [order_best_first(score, stays[name]).argsort() for name, score in scores.items()]
         self.names, self._step = [*scores], torch.tensor(steps)
         self.widths = torch.tensor([len(score) for score in scores.values()])
         self.group = torch.arange(len(steps)).repeat_interleave(self.widths)
         self.scores, self._rank = torch.cat(list(scores.values())), torch.cat(ranks)
         self.units = torch.cat([ids[name] for name in scores])
-        self.stays = torch.cat([stays[name] for name in scores])
-        self.least = self.up(self.count(self.stays))
+        self.protected = torch.cat([stays[name] for name in scores])
+        self.min_counts = self.round_up(self.count(self.protected))
         self._ids = graph.count
 
     def worst_first(self) -> Tensor:
@@ -114,11 +114,11 @@ class CandidateUnits:
         """How many units of every group are True in a mask over all of them."""
         return torch.bincount(self.group[kept], minlength=len(self.widths))
 
-    def up(self, counts: Tensor) -> Tensor:
+    def round_up(self, counts: Tensor) -> Tensor:
         """The nearest counts that are allowed and not below these."""
         return ((counts + self._step - 1) // self._step * self._step).minimum(self.widths)
 
-    def best(self, counts: Tensor) -> Tensor:
+    def mask_of_best(self, counts: Tensor) -> Tensor:
         """A mask over all units, True for the best of every group, so many as these counts."""
         return self._rank < counts[self.group]
 
@@ -128,9 +128,9 @@ class CandidateUnits:
 
     def removed(self, counts: Tensor) -> Tensor:
         """The same as a mask over unit ids, True where a unit is removed."""
-        return self.without(~self._kept(counts))
+        return self.unit_mask(~self._kept(counts))
 
-    def without(self, units: Tensor) -> Tensor:
+    def unit_mask(self, units: Tensor) -> Tensor:
         """A mask over all units of the pool (True: removed) as one over unit ids."""
         removed = torch.zeros(self._ids, dtype=torch.bool)
         removed[self.units] = units
@@ -138,7 +138,7 @@ class CandidateUnits:
 
     def _kept(self, counts: Tensor) -> Tensor:
         near = (counts + self._step // 2) // self._step * self._step  # halves go up
-        return self.best(near.minimum(self.widths).maximum(self.least))
+        return self.mask_of_best(near.minimum(self.widths).maximum(self.min_counts))
 
 
 def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:
@@ -169,25 +169,25 @@ def _against(result: BudgetResult) -> str:
     return f"asked to keep {result.requested:.6g} of the {result.name}, kept {result.achieved:.6g}"
 
 
-def ignored(graph: ChannelGraph, patterns: Iterable[str]) -> set[str]:
+def ignored_groups(graph: ChannelGraph, patterns: Iterable[str]) -> set[str]:
     """The groups that stay whole because a layer with a matching name has units of theirs.
 
     A pattern may also mean layers whose outputs cannot be cut anyway, a classifier for instance.
     ConfigError with near names where it matches no layer.
     """
     return {
-        name for pattern in patterns for name in groups_matching(graph, pattern, "selection.ignore")
+        name for pattern in patterns for name in matching_groups(graph, pattern, "selection.ignore")
     }
 
 
-def assigned(graph: ChannelGraph, values: Mapping[str, float]) -> dict[str, float]:
+def values_by_group(graph: ChannelGraph, values: Mapping[str, float]) -> dict[str, float]:
     """Group name -> the value of the first pattern that matches; the others are left out.
 
     ConfigError where a pattern matches nothing that can be cut.
     """
     found: dict[str, float] = {}
     for pattern, value in values.items():
-        names = groups_matching(graph, pattern, "selection.layers")
+        names = matching_groups(graph, pattern, "selection.layers")
         if not names:
             raise ConfigError(
                 f"selection.layers: no output channel of {pattern!r} can be cut; "
@@ -197,7 +197,7 @@ def assigned(graph: ChannelGraph, values: Mapping[str, float]) -> dict[str, floa
     return found
 
 
-def groups_matching(graph: ChannelGraph, pattern: str, setting: str) -> set[str]:
+def matching_groups(graph: ChannelGraph, pattern: str, setting: str) -> set[str]:
     """The groups with a unit among the outputs of a layer whose name matches."""
     layers = [name for name in graph.outs if fnmatchcase(name, pattern)]
     found = {group.name for group in graph.groups if fnmatchcase(group.name, pattern)}

@@ -14,7 +14,7 @@ from torch import Tensor
 from prunekit.errors import ConfigError
 from prunekit.selection.base import BudgetResult, Masks, Scored, Selected
 from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
-from prunekit.selection.emptied_layers import emptied_notes, first_emptied
+from prunekit.selection.emptied_layers import describe_emptied_layers, find_emptied_layers
 from prunekit.validate import number
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Ranking:
     def __init__(self, pool: CandidateUnits) -> None:
         order = pool.worst_first()
         self.pool = pool
-        self._groups = pool.group[order[~pool.stays[order]]]
+        self._groups = pool.group[order[~pool.protected[order]]]
         self.steps = len(self._groups)
 
     def counts(self, count: int) -> Tensor:
@@ -98,7 +98,7 @@ class Ranking:
         places = removed[self.pool.units[order]].nonzero().flatten()
         units = torch.zeros(len(order), dtype=torch.bool)
         units[order[: int(places.max()) + 1 if len(places) else 0]] = True
-        return self.pool.without(units)
+        return self.pool.unit_mask(units)
 
 
 @dataclass(frozen=True)
@@ -177,12 +177,12 @@ class RankedSelection(AdaptiveSelection):
             keep=keep,
             budgets=tuple(limit.evaluate(keep.removed) for limit in limits),
             emptied=emptied,
-            notes=tuple(emptied_notes(scored.graph, keep, emptied, nearly=scored.scores)),
+            notes=tuple(describe_emptied_layers(scored.graph, keep, emptied, nearly=scored.scores)),
         )
 
     def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
         """The layers all of whose units come before another one that went."""
-        return first_emptied(scored.graph, ranking.unprotected(keep.removed))
+        return find_emptied_layers(scored.graph, ranking.unprotected(keep.removed))
 
     def _ranking(self, scored: Scored) -> Ranking:
         """The units of these groups in the order in which they go."""

@@ -18,11 +18,11 @@ from prunekit.selection.base import (
     Scored,
     Selected,
     Selection,
-    best_first,
+    order_best_first,
     validate_scores,
 )
 from prunekit.selection.budgets import Budget, MacsTarget
-from prunekit.selection.candidates import ignored
+from prunekit.selection.candidates import ignored_groups
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -62,15 +62,15 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
 
     ArtifactError where there is none, where it is unfinished or damaged.
     """
-    file = curves_file(path)
+    file = find_curves_file(path)
     try:
         with open(file, encoding="utf-8", newline="") as lines:
-            return curves_of(csv.DictReader(lines))
+            return parse_curves(csv.DictReader(lines))
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise ArtifactError(f"{file} holds no sensitivity curves ({error}); {_MEND}") from error
 
 
-def curves_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+def parse_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     """Curves from rows of group, removed, units and val_top1, numbers or their text.
 
     ValueError where one does not begin with nothing removed, or removes more than there is.
@@ -96,7 +96,7 @@ def _curve(name: str, units: int, points: Mapping[int, float]) -> Curve:
     return Curve(units, removed, top1)
 
 
-def curves_file(path: str | Path) -> Path:
+def find_curves_file(path: str | Path) -> Path:
     """The csv that `path` means; ArtifactError where it is missing or its stage is unfinished."""
     place = Path(path)
     for file in (place, place / FILE, place / "sensitivity" / FILE):
@@ -127,7 +127,7 @@ class Sensitivity(Selection):
     first, equal ones by the share of the group, until `budget` is met: that is bisection on a
     common tolerance. Losses compare between groups as they are, so the budget's `normalise` and
     `scope` are left out. `path` is a csv, a stage or a run; None is the sensitivity stage of the
-    same run, see `within`.
+    same run, see `resolve_in`.
     """
 
     budget: Annotated[Budget, "that ends the search"] = field(default_factory=MacsTarget)
@@ -157,13 +157,13 @@ class Sensitivity(Selection):
             recount=lambda keep: self._answer(selected.after(keep)),
         )
 
-    def within(self, run: Path) -> Sensitivity:
+    def resolve_in(self, run: Path) -> Sensitivity:
         """With the curves of the run's own sensitivity stage, where no others are named."""
         return self if self.path is not None else replace(self, path=run / "sensitivity")
 
     def files(self) -> Mapping[str, Path]:
         """The curves, whose losses decide."""
-        return {"curves": curves_file(self._place())}
+        return {"curves": find_curves_file(self._place())}
 
     def _tolerance(self, keep: Mapping[str, Tensor]) -> str:
         """The loss that no group exceeds by itself, and the group that sets it."""
@@ -188,7 +188,7 @@ class Sensitivity(Selection):
         found = {}
         for name, place in zip(names, places.split([len(loss) for loss in each]), strict=True):
             found[name] = torch.empty(len(place), dtype=torch.float64)
-            found[name][best_first(scores[name]).flip(0)] = place.double()
+            found[name][order_best_first(scores[name]).flip(0)] = place.double()
         return found
 
     def _lost(self, keep: Mapping[str, Tensor]) -> dict[str, float]:
@@ -215,7 +215,7 @@ class Sensitivity(Selection):
                     f"{place} is of another network: {name} has {curve.units} units there and "
                     f"{widths[name]} here"
                 )
-        open_ = [name for name in scores if name not in ignored(graph, self.budget.ignore)]
+        open_ = [name for name in scores if name not in ignored_groups(graph, self.budget.ignore)]
         lacking = [name for name in open_ if name not in curves]
         if lacking:
             raise ArtifactError(

@@ -19,11 +19,16 @@ from prunekit.selection.base import (
     Scored,
     Selected,
     Selection,
-    best,
-    protected,
+    mask_of_best,
+    protect_units,
     validate_scores,
 )
-from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory, assigned
+from prunekit.selection.candidates import (
+    AdaptiveSelection,
+    CandidateUnits,
+    ResultFactory,
+    values_by_group,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,7 +46,7 @@ class Zeros(AdaptiveSelection):
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         sizes = {name: score.abs() for name, score in scored.scores.items()}
         pool = self._pool(replace(scored, scores=sizes))
-        return pool.masks(pool.up(pool.count((pool.scores != 0) | pool.stays))), Selected
+        return pool.masks(pool.round_up(pool.count((pool.scores != 0) | pool.protected))), Selected
 
 
 @SELECTIONS.register("per_layer")
@@ -66,14 +71,14 @@ class PerLayer(AdaptiveSelection):
 
     def _asked(self, pool: CandidateUnits, scored: Scored) -> torch.Tensor:
         """How many units every group should have; halves go up."""
-        other = assigned(scored.graph, self.layers)
+        other = values_by_group(scored.graph, self.layers)
         keep = torch.tensor([other.get(n, self.keep) for n in pool.names], dtype=torch.float64)
         return (keep * pool.widths + 0.5).floor().long()
 
 
 def _below_least(pool: CandidateUnits, asked: torch.Tensor) -> tuple[str, ...]:
     """Which groups were asked for less than the least that they keep."""
-    below = (asked < pool.least).tolist()
+    below = (asked < pool.min_counts).tolist()
     names = [name for name, low in zip(pool.names, below, strict=True) if low]
     who = "every group keeps" if len(names) == len(below) else f"{listed(names, 4)} keep"
     return (f"{who} the least width: the share is below it",) if names else ()
@@ -101,14 +106,14 @@ class Widths(Selection):
         self._check(scores)
         shrunk = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
         masks = {}
-        for name, stays in protected(shrunk, graph, self.min_keep).items():
+        for name, stays in protect_units(shrunk, graph, self.min_keep).items():
             width, least = self.widths[name], int(stays.sum())
             if width < least:
                 raise ConfigError(
                     f"selection.widths.{name}={width} would leave a layer of the group without "
                     f"channels: these scores ask for {least}; give {least} or more"
                 )
-            masks[name] = best(scores[name], width, stays)
+            masks[name] = mask_of_best(scores[name], width, stays)
         return Selected(ChannelMask.of(graph, masks))
 
     def _check(self, scores: Mapping[str, Tensor]) -> None:

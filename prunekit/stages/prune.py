@@ -48,7 +48,7 @@ class Prune(FromNetwork, Stage):
 
     def within(self, run: Path, source: Path | None) -> Prune:
         """With stored scores beside the source, and curves of the run's own."""
-        criterion, selection = self.criterion.beside(source), self.selection.within(run)
+        criterion, selection = self.criterion.resolve_beside(source), self.selection.resolve_in(run)
         return replace(self, criterion=criterion, selection=selection)
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
@@ -99,7 +99,7 @@ class Prune(FromNetwork, Stage):
         return Outcome(metrics, notes)
 
     def _check_scores(self, place: StageDir) -> None:
-        if not self.criterion.complete:
+        if not self.criterion.resolved:
             raise ArtifactError(
                 f"prune with criterion=stored starts from a model and its scores, and "
                 f"{place.run.path} holds none; run prunekit pretrain or sparsify first, give "
@@ -114,7 +114,7 @@ class Prune(FromNetwork, Stage):
                 f"selection.rounds={rounds} trains between the rounds, and dataset=none has no "
                 "images; choose a data set, or selection.rounds=1"
             )
-        if rounds > 1 and not self.criterion.again:
+        if rounds > 1 and not self.criterion.rescorable:
             raise ConfigError(
                 f"selection.rounds={rounds} scores the network anew in every round, which "
                 "criterion=stored cannot; choose another criterion, or selection.rounds=1"

@@ -24,12 +24,12 @@ from prunekit.methods.hinge import Threshold
 from prunekit.methods.slimming import Slimming
 from prunekit.selection import (
     Budgets,
+    CandidateUnits,
     Global,
     MacsTarget,
     MaxNorm,
     ParamsTarget,
     PerLayer,
-    CandidateUnits,
     Ranking,
     Scored,
     Widths,

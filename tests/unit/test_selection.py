@@ -26,7 +26,7 @@ from prunekit.selection import (
     Scored,
     Widths,
     Zeros,
-    ignored,
+    ignored_groups,
 )
 
 
@@ -243,8 +243,8 @@ def test_ignoring_a_layer_whose_outputs_are_fixed_changes_nothing():
     group = SimpleNamespace(name="conv", units=units, producers=("conv",))
     outs = {"conv": units, "bn": units, "fc": torch.zeros(9).long()}
     graph = SimpleNamespace(groups=(group,), count=5, outs=outs, ins={"fc": units})
-    assert ignored(graph, ["fc"]) == set()
-    assert ignored(graph, ["bn"]) == {"conv"}
+    assert ignored_groups(graph, ["fc"]) == set()
+    assert ignored_groups(graph, ["bn"]) == {"conv"}
     with pytest.raises(ConfigError, match=r"layers: no output channel of 'fc' can be cut"):
         choose(PerLayer(0.5, layers={"fc": 0.5}), {"conv": torch.ones(4)}, graph)
 

@@ -23,8 +23,8 @@ from prunekit.selection.base import (
     Scored,
     Selected,
     Selection,
-    best,
-    protected,
+    mask_of_best,
+    protect_units,
     unscored_groups,
     validate_scores,
 )
@@ -119,9 +119,10 @@ class Threshold(Selection):
 
     def _norms(self, scores: Mapping[str, Tensor], cost: CostModel, graph: ChannelGraph) -> _Norms:
         known = validate_scores(scores, graph)
-        stays = protected(known, graph, self.min_keep)
+        stays = protect_units(known, graph, self.min_keep)
         least = {
-            name: stays[name] | best(score, max(1, math.ceil(self.floor * len(score) - 1e-9)))
+            name: stays[name]
+            | mask_of_best(score, max(1, math.ceil(self.floor * len(score) - 1e-9)))
             for name, score in known.items()
         }
         return _Norms(known, least, self._pairs(known, cost) if self.same_ratio else {})
@@ -173,7 +174,7 @@ class _Norms:
         """The same share as of the mask `kept`, halves up, and no less than stays anyway."""
         score, least = self.scores[name], self.least[name]
         count = (2 * len(score) * int(kept.sum()) + len(kept)) // (2 * len(kept))
-        return best(score, max(count, int(least.sum())), least)
+        return mask_of_best(score, max(count, int(least.sum())), least)
 
 
 def _share(keep: ChannelMask, cost: CostModel) -> float:

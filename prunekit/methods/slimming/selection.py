@@ -12,7 +12,11 @@ from prunekit.errors import ConfigError
 from prunekit.schema import Count, PartShare, SomeShare
 from prunekit.selection.base import SELECTIONS, BudgetResult, Masks, Scored, Selected
 from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
-from prunekit.selection.emptied_layers import emptied_notes, fewest_left, first_emptied
+from prunekit.selection.emptied_layers import (
+    describe_emptied_layers,
+    find_emptied_layers,
+    smallest_shares,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,16 +70,16 @@ class Slimming(AdaptiveSelection):
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         pool = self._pool(scored)
         above = self._above(pool)
-        emptied = first_emptied(scored.graph, pool.without(~above))
+        emptied = find_emptied_layers(scored.graph, pool.unit_mask(~above))
         if emptied and self.on_empty == "error":
             raise self._refusal(pool, above, emptied)
-        masks = pool.masks(pool.count(above | pool.stays))
+        masks = pool.masks(pool.count(above | pool.protected))
         if self.on_empty == "skip_block":
             lives = dict(zip(pool.names, pool.count(above) > 0, strict=True))
             masks = {name: mask & lives[name] for name, mask in masks.items()}
 
         def answer(keep: ChannelMask) -> Selected:
-            told = emptied_notes(scored.graph, keep, emptied, nearly=pool.names)
+            told = describe_emptied_layers(scored.graph, keep, emptied, nearly=pool.names)
             return Selected(
                 keep, (self._budget(keep, pool),), emptied, (*self._ties(pool, above), *told)
             )
@@ -97,7 +101,7 @@ class Slimming(AdaptiveSelection):
     def _above(self, pool: CandidateUnits) -> Tensor:
         """Which units of the pool stay, when nothing is protected but what `most` spares."""
         going = (pool.widths * self.most + 1e-9).long()  # 0.29 of 100 are 29, not 28.999...
-        return self._by_rule(pool) | pool.best(pool.widths - going)
+        return self._by_rule(pool) | pool.mask_of_best(pool.widths - going)
 
     def _by_rule(self, pool: CandidateUnits) -> Tensor:
         """Which units are above the threshold."""
@@ -111,7 +115,7 @@ class Slimming(AdaptiveSelection):
     def _refusal(self, pool: CandidateUnits, above: Tensor, empty: Sequence[str]) -> ConfigError:
         """What to say where a layer has no unit above the threshold."""
         kept = dict(zip(pool.names, above.split(pool.widths.tolist()), strict=True))
-        rows = [row for row in fewest_left(kept) if row[0] not in empty and row[1] < row[2]]
+        rows = [row for row in smallest_shares(kept) if row[0] not in empty and row[1] < row[2]]
         shares = [f"{name} keeps {n} of {full} ({n / full:.1%})" for name, n, full in rows[:_NEXT]]
         names = ", ".join(empty) if bool(above.any()) else f"all {len(pool.names)} groups"
         return ConfigError(
