@@ -1,30 +1,51 @@
-"""Selections by a total: a share of all units, of the multiply-adds, of the parameters."""
+"""Selections within a budget: of units, multiply-adds, parameters, or latency."""
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+import copy
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from torch import Tensor
 
-from prunekit.schema import SomeShare
-from prunekit.selection.base import SELECTIONS, Scored, Selected
-from prunekit.selection.normalise import MeanNorm, Normalise, relative_ranks
-from prunekit.selection.ranking import Kept, Limit, Ranked, Ranking, budget_limit
+from prunekit.errors import ConfigError
+from prunekit.measure import LatencyComparison, LatencyTest, TimedCost
+from prunekit.schema import Positive, SomeShare
+from prunekit.selection.base import SELECTIONS, BudgetResult, Masks, Scored, Selected
+from prunekit.selection.candidates import ResultFactory
+from prunekit.selection.ranking import (
+    Amount,
+    Limit,
+    MeanNorm,
+    Normalise,
+    RankedSelection,
+    Ranking,
+    budget_limit,
+    relative_ranks,
+)
+from prunekit.surgery import Narrow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from prunekit.graph import ChannelMask
+    from prunekit.graph import ChannelGraph, ChannelMask
     from prunekit.measure import CostModel
+
+_MAX_MEASUREMENTS = 4  # networks that one search measures
+_CLOSE = 0.03  # relative distance from the requested latency that ends the search
+_TOLERANCE = 0.10  # relative excess up to which a measured network still meets the request
 
 
 @SELECTIONS.register("global")
 @dataclass(frozen=True)
-class Global(Ranked):
+class Global(RankedSelection):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
     keep: Annotated[SomeShare, "share of all scored units that stays"] = 0.5
+    _: KW_ONLY
+    normalise: Annotated[Normalise | None, "scales scores by group; null: as they are"] = None
+
+    def _scale(self, scored: Scored) -> Normalise | None:
+        return self.normalise
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         units = ranking.pool.units
@@ -32,18 +53,18 @@ class Global(Ranked):
         def kept(removed: Tensor) -> int:
             return int((~removed[units]).sum())
 
-        budget = int(self.keep * len(units) + 0.5)
-        return (Limit("channels", "keep", self.keep, kept, budget, len(units)),)
+        maximum = int(self.keep * len(units) + 0.5)
+        return (Limit("channels", "keep", self.keep, kept, maximum, len(units)),)
 
 
 @dataclass(frozen=True)
-class Budget(Ranked):
-    """The largest network within a budget.
+class Budget(RankedSelection):
+    """A selection of the largest network within a budget.
 
-    In the scope `local` the same share of every group stays, and only the order within a group
-    counts. In the scope `global` one threshold cuts the scores of all groups, which `normalise`
-    scales: by their scale alone, whole layers would go. `auto` divides each group by its mean,
-    unless the scores are made to be compared between groups; None never does.
+    With the scope `local` the same share of every group is kept, and scores only order the units
+    within a group. With the scope `global` one threshold applies to the scores of all groups.
+    Groups differ in scale, and unscaled scores may remove whole layers, so `normalise=auto` divides
+    each group by its mean, unless the criterion makes scores that compare between groups.
     """
 
     _: KW_ONLY
@@ -61,16 +82,15 @@ class Budget(Ranked):
         return self.normalise
 
     def _ranking(self, scored: Scored) -> Ranking:
-        """In the local scope, places within the group stand for the scores."""
         if self.scope == "global":
             return super()._ranking(scored)
         return Ranking(self._pool(replace(scored, scores=relative_ranks(scored.scores))))
 
-    def _answer(
+    def _result(
         self, scored: Scored, ranking: Ranking, limits: Sequence[Limit], keep: ChannelMask
     ) -> Selected:
-        """Also whether scores were scaled that compare as they are."""
-        selected = super()._answer(scored, ranking, limits, keep)
+        """Add a note where scores that compare as they are were scaled."""
+        selected = super()._result(scored, ranking, limits, keep)
         if self.scope == "local" or self._scale(scored) is None or not scored.comparable:
             return selected
         note = (
@@ -80,7 +100,7 @@ class Budget(Ranked):
         return replace(selected, notes=(*selected.notes, note))
 
     def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
-        """None in the local scope: a share of a narrow group may be less than a unit."""
+        """Return nothing in the local scope: a share of a narrow group may be less than a unit."""
         return () if self.scope == "local" else super()._emptied(scored, ranking, keep)
 
 
@@ -92,7 +112,7 @@ class MacsTarget(Budget):
     `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
     """
 
-    keep: Annotated[Kept, "multiply-adds that stay"] = 0.5
+    keep: Annotated[Amount, "multiply-adds that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("MACs", "keep", self.keep, cost.macs),)
@@ -103,7 +123,7 @@ class MacsTarget(Budget):
 class ParamsTarget(Budget):
     """The largest network within a budget of parameters; `keep` as for MacsTarget."""
 
-    keep: Annotated[Kept, "parameters that stay"] = 0.5
+    keep: Annotated[Amount, "parameters that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("parameters", "keep", self.keep, cost.params),)
@@ -114,11 +134,117 @@ class ParamsTarget(Budget):
 class Budgets(Budget):
     """The largest network that is within both a budget of MACs and one of parameters."""
 
-    macs: Annotated[Kept, "multiply-adds that stay"] = 0.5
-    params: Annotated[Kept, "parameters that stay"] = 0.5
+    macs: Annotated[Amount, "multiply-adds that stay"] = 0.5
+    params: Annotated[Amount, "parameters that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (
             budget_limit("MACs", "macs", self.macs, cost.macs),
             budget_limit("parameters", "params", self.params, cost.params),
         )
+
+
+@dataclass(frozen=True)
+class LatencyTarget(Budget):
+    """The largest network within a latency per batch, on the device that scores the network.
+
+    Give `keep`, a share of the dense network's latency in (0, 1], or `milliseconds`. A table of
+    layer times (`TimedCost`) proposes a network, which is then timed in turns with the dense one as
+    `timing` says. Where the table was wrong, the search is repeated with scaled predictions. The
+    result is the measured network whose latency is nearest to the request.
+    """
+
+    keep: Annotated[SomeShare | None, "of the dense network's latency"] = None
+    milliseconds: Annotated[Positive | None, "per batch, in place of keep (then null)"] = None
+    _: KW_ONLY
+    timing: Annotated[LatencyTest, "how latency is measured"] = field(default_factory=LatencyTest)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.keep is None) == (self.milliseconds is None):
+            raise ConfigError(
+                f"keep={self.keep} and milliseconds={self.milliseconds}: give "
+                "one of them, and null for the other"
+            )
+
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
+        cost = scored.cost.timed(self.timing)
+        scored = replace(scored, cost=cost)
+        ranking, limit = self._ranking(scored), self._limit(cost)
+        masks = ranking.masks(self._search(scored.graph, ranking, limit, cost))
+
+        def result(keep: ChannelMask) -> Selected:
+            return self._measured(self._result(scored, ranking, [limit], keep), cost)
+
+        return masks, result
+
+    def _measured(self, selected: Selected, cost: TimedCost) -> Selected:
+        """Add the measured latency to the result, where this network was measured."""
+        removed = selected.keep.removed
+        comparison = cost.compared(removed)
+        if comparison is None:
+            return selected
+        share = cost.latency(removed) / cost.latency()
+        note = (
+            f"latency: {comparison.narrow_ms:.4g} of {comparison.dense_ms:.4g} ms measured "
+            f"({comparison.share:.3f} is kept), {share:.3f} predicted by the table of layers"
+        )
+        budgets = (self._measured_budget(selected.budgets[0], comparison),)
+        return replace(selected, budgets=budgets, notes=(*selected.notes, note))
+
+    def _search(self, graph: ChannelGraph, ranking: Ranking, limit: Limit, cost: TimedCost) -> int:
+        """Return how many units to remove for the measured latency nearest to the request."""
+        measured: dict[int, float] = {}
+        factor = 1.0
+        for _ in range(_MAX_MEASUREMENTS):
+            count = self._count(ranking, [_scaled(limit, factor)])
+            if count in measured:
+                break
+            removed = ranking.removed(count)
+            measured[count] = self._achieved(_measure(graph, removed, cost))
+            if abs(measured[count] / limit.requested - 1) <= _CLOSE:
+                break
+            factor = measured[count] / limit.evaluate(removed).achieved
+        return min(measured, key=lambda count: abs(measured[count] - limit.requested))
+
+    def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
+        return (self._limit(cost.timed(self.timing)),)
+
+    def _limit(self, cost: TimedCost) -> Limit:
+        """Return the limit on the latency that the table predicts."""
+        if self.keep is not None:
+            dense = cost.latency()
+            return Limit("latency", "keep", self.keep, cost.latency, self.keep * dense, dense)
+        assert self.milliseconds is not None
+        name = "milliseconds"
+        return Limit(name, name, self.milliseconds, cost.latency, self.milliseconds)
+
+    def _measured_budget(self, predicted: BudgetResult, comparison: LatencyComparison) -> BudgetResult:
+        achieved = self._achieved(comparison)
+        return replace(
+            predicted,
+            achieved=achieved,
+            satisfied=achieved <= (1 + _TOLERANCE) * predicted.requested,
+            predicted=predicted.achieved,
+        )
+
+    def _achieved(self, comparison: LatencyComparison) -> float:
+        return comparison.narrow_ms if self.keep is None else comparison.share
+
+
+def _scaled(limit: Limit, factor: float) -> Limit:
+    """Return the limit for a table whose predictions are off by a factor."""
+    return replace(limit, cost_fn=lambda removed: factor * limit.cost_fn(removed))
+
+
+def _measure(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> LatencyComparison:
+    """Build the narrow network and time it in turns with the dense one."""
+    narrow = copy.deepcopy(cost.model)
+    Narrow.of(graph, removed).apply(narrow)
+    return cost.compare(removed, narrow)
+
+
+@SELECTIONS.register("latency")
+def latency(keep: float = 0.6) -> LatencyTarget:
+    """Return a selection of at most this share of the dense network's latency."""
+    return LatencyTarget(keep)

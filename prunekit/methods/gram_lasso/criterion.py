@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.activations import training_data
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups, training_data
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering
 from prunekit.methods.gram_lasso.features import WholeOutput
 from prunekit.methods.gram_lasso.gram_criterion import OnTables, scored_layers

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.activations import training_data
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group, training_data
 from prunekit.errors import ConfigError
 from prunekit.graph.layers import layer_named
 from prunekit.methods.gram_lasso.gram_tables import Tables

@@ -150,7 +150,7 @@ class Folded:
 def fold(model: nn.Module, batch: Example) -> Folded:
     """Fold a copy, and prove by numbers that it is the same function.
 
-    Compared in double precision, in eval mode. SurgeryError where it is another function.
+    LatencyComparison in double precision, in eval mode. SurgeryError where it is another function.
     """
     edit, narrow = Fold.of(model), duplicate(model)
     edit.apply(narrow)

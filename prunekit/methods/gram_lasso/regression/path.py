@@ -54,16 +54,16 @@ def active_rows(
     """The solution, found on rows that are not known to be zero.
 
     Rows are known to be where the penalty says that their residual is not enough to move them
-    (`Penalty.excess`). Others come in, those of the largest excess first and at most a third of
-    what is there, until none is left or the gap of the whole problem is small. While many come in,
-    parts are solved roughly; when that ends, rows that came in for nothing leave, once.
+    (`Penalty.dual_excess`). Others come in, those of the largest excess first and at most a third
+    of what is there, until none is left or the gap of the whole problem is small. While many come
+    in, parts are solved roughly; when that ends, rows that came in for nothing leave, once.
     """
     beta, active = start, (start != 0).any(dim=1)
     pull, steps, found, last, grew = None, 0, None, True, False
     while True:
         chosen = active.nonzero().flatten()
         left = problem.residual_of_few(beta)
-        joining = _joining(penalty.excess(left), active)
+        joining = _joining(penalty.dual_excess(left), active)
         if found is not None or not len(joining) + len(chosen):
             seen = Certificate.of(problem, penalty, beta, pull, left)
             close = solver.close(seen, problem, beta)
