@@ -1,16 +1,23 @@
 """sGLP-IB and sTLP-IB: structured lasso on Gram matrices of a layer's channels."""
 
-from prunekit.methods.gram_lasso.calibration import Calibration
-from prunekit.methods.gram_lasso.centering import HKH, Centring, Unbiased
 from prunekit.methods.gram_lasso.class_profiles import ClassProfiles
 from prunekit.methods.gram_lasso.criterion import APIB, Representatives, StructuredLasso
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering, PublishedSearch
-from prunekit.methods.gram_lasso.features import Maps, Responses, WholeOutput
+from prunekit.methods.gram_lasso.features import Calibration, Maps, Responses, WholeOutput
 from prunekit.methods.gram_lasso.gram_criterion import MaxCKA
 from prunekit.methods.gram_lasso.gram_tables import Tables, tables_of
 from prunekit.methods.gram_lasso.grams import ClassBlocks, Columns, Grams, RawMaps
 from prunekit.methods.gram_lasso.graph_lasso import Edges, GraphLasso
-from prunekit.methods.gram_lasso.kernels import Gaussian, Kernel, Laplacian, Linear, Sigmoid
+from prunekit.methods.gram_lasso.kernels import (
+    HKH,
+    Centring,
+    Gaussian,
+    Kernel,
+    Laplacian,
+    Linear,
+    Sigmoid,
+    Unbiased,
+)
 from prunekit.methods.gram_lasso.regression import (
     FISTA,
     GraphADMM,

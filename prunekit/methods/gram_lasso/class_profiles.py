@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from prunekit.console import track
 from prunekit.data import Batches
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.calibration import Calibration, listening
-from prunekit.methods.gram_lasso.features import channel_maps
+from prunekit.methods.gram_lasso.features import Calibration, channel_maps, listening
 from prunekit.modes import consulting
 from prunekit.schema import Checked, Count
 

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.centering import CENTRINGS, Centring
 from prunekit.methods.gram_lasso.features import Maps
-from prunekit.methods.gram_lasso.kernels import Kernel, Laplacian
+from prunekit.methods.gram_lasso.kernels import CENTRINGS, Centring, Kernel, Laplacian
 from prunekit.schema import Checked, OneOf
 
 _BLOCK = 1024  # entries of maps that are multiplied at a time

@@ -13,9 +13,14 @@ from torch import Tensor, nn
 
 from prunekit.console import track
 from prunekit.errors import ConfigError, listed
-from prunekit.methods.gram_lasso.calibration import Calibration, listening
 from prunekit.methods.gram_lasso.class_profiles import ClassProfiles
-from prunekit.methods.gram_lasso.features import Responses, channel_maps, input_maps
+from prunekit.methods.gram_lasso.features import (
+    Calibration,
+    Responses,
+    channel_maps,
+    input_maps,
+    listening,
+)
 from prunekit.methods.gram_lasso.gram_tables import Tables, tables_of
 from prunekit.methods.gram_lasso.grams import Columns, Grams
 from prunekit.modes import consulting
