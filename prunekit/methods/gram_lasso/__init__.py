@@ -1,11 +1,9 @@
 """sGLP-IB and sTLP-IB: structured lasso on Gram matrices of a layer's channels."""
 
-from prunekit.methods.gram_lasso.class_profiles import ClassProfiles
 from prunekit.methods.gram_lasso.criterion import APIB, Representatives, StructuredLasso
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering, PublishedSearch
 from prunekit.methods.gram_lasso.features import Calibration, Maps, Responses, WholeOutput
 from prunekit.methods.gram_lasso.gram_criterion import MaxCKA
-from prunekit.methods.gram_lasso.gram_tables import Tables, tables_of
 from prunekit.methods.gram_lasso.grams import ClassBlocks, Columns, Grams, RawMaps
 from prunekit.methods.gram_lasso.graph_lasso import Edges, GraphLasso
 from prunekit.methods.gram_lasso.kernels import (
@@ -27,7 +25,7 @@ from prunekit.methods.gram_lasso.regression import (
     Solution,
     lasso_path,
 )
-from prunekit.methods.gram_lasso.statistics import Statistics
+from prunekit.methods.gram_lasso.statistics import ClassProfiles, Statistics, Tables, tables_of
 from prunekit.methods.gram_lasso.structures import (
     Above,
     Graph,

@@ -14,11 +14,10 @@ from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering
 from prunekit.methods.gram_lasso.features import WholeOutput
 from prunekit.methods.gram_lasso.gram_criterion import OnTables, scored_layers
-from prunekit.methods.gram_lasso.gram_tables import Tables
 from prunekit.methods.gram_lasso.regression.admm import GraphADMM
 from prunekit.methods.gram_lasso.regression.fista import FISTA
 from prunekit.methods.gram_lasso.regression.problem import Regression, RegressionSolver
-from prunekit.methods.gram_lasso.statistics import Statistics
+from prunekit.methods.gram_lasso.statistics import Statistics, Tables
 from prunekit.methods.gram_lasso.structures import Graph, Hierarchy, Linkage, Structure
 from prunekit.penalties import L1
 

@@ -15,8 +15,7 @@ from prunekit.criteria.activations import training_data
 from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group
 from prunekit.errors import ConfigError
 from prunekit.graph.layers import layer_named
-from prunekit.methods.gram_lasso.gram_tables import Tables
-from prunekit.methods.gram_lasso.statistics import Statistics
+from prunekit.methods.gram_lasso.statistics import Statistics, Tables
 
 if TYPE_CHECKING:
     from prunekit.data import Data
