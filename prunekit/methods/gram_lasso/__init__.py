@@ -1,9 +1,8 @@
 """sGLP-IB and sTLP-IB: structured lasso on Gram matrices of a layer's channels."""
 
-from prunekit.methods.gram_lasso.criterion import APIB, Representatives, StructuredLasso
+from prunekit.methods.gram_lasso.criterion import APIB, MaxCKA, Representatives, StructuredLasso
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering, PublishedSearch
 from prunekit.methods.gram_lasso.features import Calibration, Maps, Responses, WholeOutput
-from prunekit.methods.gram_lasso.gram_criterion import MaxCKA
 from prunekit.methods.gram_lasso.grams import ClassBlocks, Columns, Grams, RawMaps
 from prunekit.methods.gram_lasso.graph_lasso import Edges, GraphLasso
 from prunekit.methods.gram_lasso.kernels import (
