@@ -20,17 +20,20 @@ from bench import Row, publish, row
 from torch import Tensor
 
 from prunekit.methods.gram_lasso import (
+    FISTA,
     Edges,
     Grams,
+    GraphADMM,
     GraphLasso,
     Maps,
+    Regression,
+    RegressionSolver,
     Tables,
     Tree,
     TreeLasso,
     tables_of,
 )
 from prunekit.methods.gram_lasso.entry import EntryOrder
-from prunekit.methods.gram_lasso.regression import FISTA, GraphADMM, Regression, RegressionSolver
 from prunekit.penalties import Penalty
 
 WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # VGG-16

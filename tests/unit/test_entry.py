@@ -11,10 +11,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso import EntryOrder, Hierarchy, PublishedSearch
+from prunekit.methods.gram_lasso import FISTA, EntryOrder, Hierarchy, PublishedSearch, Regression
 from prunekit.methods.gram_lasso.criterion import lost_at
 from prunekit.methods.gram_lasso.entry import Entered, places, strengths
-from prunekit.methods.gram_lasso.regression import FISTA, Regression
 from prunekit.penalties import L1
 
 small = st.integers(0, 3)

@@ -12,13 +12,17 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso import BlockTreeLasso, Edges, GraphLasso, Tree, TreeLasso
-from prunekit.methods.gram_lasso.regression import (
+from prunekit.methods.gram_lasso import (
     FISTA,
+    BlockTreeLasso,
+    Edges,
     GraphADMM,
+    GraphLasso,
     Regression,
     RegressionSolver,
     SmoothingProximalGradient,
+    Tree,
+    TreeLasso,
     lasso_path,
 )
 from prunekit.penalties import L1, MCP, Penalty

@@ -14,6 +14,7 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.methods.gram_lasso import (
     APIB,
+    FISTA,
     Above,
     Calibration,
     EntryOrder,
@@ -28,7 +29,6 @@ from prunekit.methods.gram_lasso import (
     tables_of,
 )
 from prunekit.methods.gram_lasso.features import channel_maps
-from prunekit.methods.gram_lasso.regression import FISTA
 from prunekit.models import ResNet, googlenet
 from prunekit.penalties import MCP
 from prunekit.pruning import prune

@@ -1,9 +1,10 @@
 """sGLP-IB and sTLP-IB: structured lasso on Gram matrices of a layer's channels."""
 
 from prunekit.methods.gram_lasso.criterion import APIB, MaxCKA, Representatives, StructuredLasso
-from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering, PublishedSearch
+from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering, PublishedSearch, lasso_path
 from prunekit.methods.gram_lasso.features import Calibration, Maps, Responses, WholeOutput
 from prunekit.methods.gram_lasso.grams import ClassBlocks, Columns, Grams, RawMaps
+from prunekit.methods.gram_lasso.graph_admm import GraphADMM
 from prunekit.methods.gram_lasso.graph_lasso import Edges, GraphLasso
 from prunekit.methods.gram_lasso.kernels import (
     HKH,
@@ -15,15 +16,8 @@ from prunekit.methods.gram_lasso.kernels import (
     Sigmoid,
     Unbiased,
 )
-from prunekit.methods.gram_lasso.regression import (
-    FISTA,
-    GraphADMM,
-    Regression,
-    RegressionSolver,
-    SmoothingProximalGradient,
-    Solution,
-    lasso_path,
-)
+from prunekit.methods.gram_lasso.proximal_gradient import FISTA, SmoothingProximalGradient
+from prunekit.methods.gram_lasso.regression import Regression, RegressionSolver, Solution
 from prunekit.methods.gram_lasso.statistics import ClassProfiles, Statistics, Tables, tables_of
 from prunekit.methods.gram_lasso.structures import (
     Above,

@@ -17,9 +17,9 @@ from prunekit.errors import ConfigError
 from prunekit.graph.layers import layer_named
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering
 from prunekit.methods.gram_lasso.features import WholeOutput
-from prunekit.methods.gram_lasso.regression.admm import GraphADMM
-from prunekit.methods.gram_lasso.regression.fista import FISTA
-from prunekit.methods.gram_lasso.regression.problem import Regression, RegressionSolver
+from prunekit.methods.gram_lasso.graph_admm import GraphADMM
+from prunekit.methods.gram_lasso.proximal_gradient import FISTA
+from prunekit.methods.gram_lasso.regression import Regression, RegressionSolver
 from prunekit.methods.gram_lasso.statistics import Statistics, Tables
 from prunekit.methods.gram_lasso.structures import Graph, Hierarchy, Linkage, Structure
 from prunekit.penalties import L1

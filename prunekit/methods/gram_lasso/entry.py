@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Annotated
 
@@ -14,10 +15,15 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.regression.path import lasso_path
-from prunekit.methods.gram_lasso.regression.problem import Regression, RegressionSolver
+from prunekit.methods.gram_lasso.regression import (
+    Regression,
+    RegressionSolver,
+    Solution,
+    active_rows,
+)
 from prunekit.penalties import Penalty
 from prunekit.schema import Checked, Count, Positive, Range, SomeShare
+from prunekit.validate import number
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +80,30 @@ class EntryOrder(Ordering):
             for found in lasso_path(problem, penalty_at, solver, steps):
                 entries.note(walk[-1], found.beta.abs().sum(along))
         return places(entries.entry, entries.mass, entries.largest)
+
+
+def lasso_path(
+    problem: Regression,
+    penalty_at: Callable[[float], Penalty],
+    solver: RegressionSolver,
+    lams: Iterable[float],
+) -> Iterator[Solution]:
+    """A solution for every strength, in the order in which they come; one is taken at a time.
+
+    Each starts at the solution so far whose strength is nearest, and is of the whole problem.
+    """
+    known: list[tuple[float, Tensor, Tensor]] = []
+    for lam in lams:
+        number("lam", lam, above=0)
+        start = torch.zeros_like(problem.cross)
+        if known:
+            _, rows, values = min(known, key=lambda solved: abs(math.log(solved[0] / lam)))
+            start[rows] = values
+        solve = solver.solve if solver.selects else partial(active_rows, solver=solver)
+        solution = solve(problem, penalty_at(lam), start=start)
+        rows = (solution.beta != 0).any(dim=1).nonzero().flatten()
+        known.append((lam, rows, solution.beta[rows]))
+        yield solution
 
 
 @dataclass(frozen=True, eq=False)

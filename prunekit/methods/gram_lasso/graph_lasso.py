@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.smoothed import StructuredPenalty
+from prunekit.methods.gram_lasso.regression import StructuredPenalty
 from prunekit.penalties.base import RadialPenalty
 from prunekit.penalties.magnitude import L1
 from prunekit.schema import NotNegative

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.smoothed import StructuredPenalty
+from prunekit.methods.gram_lasso.regression import StructuredPenalty
 from prunekit.penalties.base import Penalty
 from prunekit.schema import NotNegative
 from prunekit.validate import choice, integer, number

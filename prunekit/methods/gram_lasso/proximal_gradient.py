@@ -1,7 +1,9 @@
-"""Smoothing proximal gradient, the solver that Liu et al. name."""
+"""Proximal gradient solvers of regressions: FISTA, and smoothing for penalties without a prox."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Annotated, ClassVar
@@ -11,8 +13,7 @@ from torch import Tensor
 
 from prunekit.errors import ConfigError
 from prunekit.methods.gram_lasso.graph_lasso import GraphLasso
-from prunekit.methods.gram_lasso.regression.fista import descent
-from prunekit.methods.gram_lasso.regression.problem import (
+from prunekit.methods.gram_lasso.regression import (
     EVERY,
     Certificate,
     Regression,
@@ -20,7 +21,49 @@ from prunekit.methods.gram_lasso.regression.problem import (
     Solution,
 )
 from prunekit.methods.gram_lasso.tree_lasso import TreeLasso
+from prunekit.penalties.base import Penalty
 from prunekit.schema import PartShare, Positive
+
+
+@dataclass(kw_only=True)
+class FISTA(RegressionSolver):
+    """Proximal gradient with momentum (Beck and Teboulle 2009) that restarts where it overshoots.
+
+    Zeros are exact. The step is 1 / lambda_max(G).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"prox"})
+
+    def solve(self, problem: Regression, penalty: Penalty, start: Tensor | None = None) -> Solution:
+        """The minimiser, from `start` or zero."""
+        self.check(penalty)
+        start = torch.zeros_like(problem.cross) if start is None else start
+        steps = descent(lambda b: -problem.residual(b), penalty.prox, problem.step, start)
+        found = self.followed(((beta, None) for beta in steps), problem, penalty, start)
+        return self.told(found)
+
+
+def descent(
+    gradient: Callable[[Tensor], Tensor],
+    prox: Callable[[Tensor, float], Tensor],
+    step: float,
+    start: Tensor,
+) -> Iterator[Tensor]:
+    """Iterates of the accelerated proximal gradient method, without end.
+
+    Momentum is dropped where the step goes against it (O'Donoghue and Candes 2015).
+    """
+    beta, ahead, theta = start, start, 1.0
+    while True:
+        new = prox(ahead - step * gradient(ahead), step)
+        if float(((ahead - new) * (new - beta)).sum()) > 0:
+            theta = 1.0
+            new = prox(beta - step * gradient(beta), step)
+        following = (math.sqrt(theta**4 + 4 * theta**2) - theta**2) / 2
+        ahead = new + (1 - theta) / theta * following * (new - beta)
+        beta, theta = new, following
+        yield beta
+
 
 STALL = 1e-9  # relative change of the objective between two looks at which mu has done its part
 

@@ -1,11 +1,11 @@
-"""Regression of many responses on tables of inner products, its gap, and what a solver is."""
+"""Regressions on tables of inner products: the problem, its duality gap, solvers and paths."""
 
 from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, partial
 from typing import Annotated, ClassVar
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.penalties.base import Penalty
+from prunekit.penalties.base import Penalty, RadialPenalty
+from prunekit.penalties.magnitude import L1, L1MinusL2
 from prunekit.schema import Checked, Count, Positive
 from prunekit.solvers.base import check_fit
 from prunekit.validate import number
@@ -83,6 +84,34 @@ class Regression:
     def rows(self, active: Tensor) -> Regression:
         """The problem in which only these rows (indices) may be non-zero."""
         return Regression(self.gram[active][:, active], self.cross[active], self.energy)
+
+
+@dataclass(frozen=True, eq=False)
+class StructuredPenalty(Penalty):
+    """A penalty with a part of single entries; `entries` makes it of lam, the l1 norm by default.
+
+    ConfigError where that is no penalty of each entry by itself.
+    """
+
+    _: KW_ONLY
+    entries: Callable[[float], RadialPenalty] = L1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.single, RadialPenalty) or isinstance(self.single, L1MinusL2):
+            raise ConfigError(
+                f"entries={self.single!r} is no penalty of single entries; take L1 or MCP"
+            )
+
+    @cached_property
+    def single(self) -> RadialPenalty:
+        """The penalty of single entries, before any weights."""
+        return self.entries(self.lam)
+
+    @property
+    def convex(self) -> bool:
+        """Whether the entries' part is the l1 norm, so that there is a duality gap."""
+        return type(self.single) is L1
 
 
 @dataclass(frozen=True)
@@ -221,3 +250,51 @@ class RegressionSolver(Checked, ABC):
                 f"objective of {found.objective:.4g}; raise solver.iterations or solver.tolerance"
             )
         return found
+
+
+FEW = 8  # rows that are added at least, if so many stir
+
+
+def active_rows(
+    problem: Regression, penalty: Penalty, solver: RegressionSolver, start: Tensor
+) -> Solution:
+    """The solution, found on rows that are not known to be zero.
+
+    Rows are known to be where the penalty says that their residual is not enough to move them
+    (`Penalty.excess`). Others come in, those of the largest excess first and at most a third of
+    what is there, until none is left or the gap of the whole problem is small. While many come in,
+    parts are solved roughly; when that ends, rows that came in for nothing leave, once.
+    """
+    beta, active = start, (start != 0).any(dim=1)
+    pull, steps, found, last, grew = None, 0, None, True, False
+    while True:
+        chosen = active.nonzero().flatten()
+        left = problem.residual_of_few(beta)
+        joining = _joining(penalty.excess(left), active)
+        if found is not None or not len(joining) + len(chosen):
+            seen = Certificate.of(problem, penalty, beta, pull, left)
+            close = solver.close(seen, problem, beta)
+            if close or (last and not len(joining)):
+                good = close or found is None or found.converged
+                return solver.told(Solution(beta, seen.objective, seen.gap, steps, good, pull))
+        last = len(joining) <= GROWN * len(chosen)
+        if last and grew:
+            active, grew = (beta != 0).any(dim=1), False
+        grew = grew or (not last and steps == 0)
+        active[joining] = True
+        chosen = active.nonzero().flatten()
+        part = solver.scaled(FINE if last else ROUGH)
+        found = part.solve(problem.rows(chosen), penalty, beta[chosen])
+        beta = torch.zeros_like(beta).index_copy_(0, chosen, found.beta)
+        if found.pull is not None:
+            pull = torch.zeros_like(beta).index_copy_(0, chosen, found.pull)
+        steps += found.iterations
+
+
+def _joining(excess: Tensor, active: Tensor) -> Tensor:
+    """Inactive rows with the largest excess; all of them where nothing is known of some."""
+    excess = torch.where(active, 0.0, excess)
+    count = int((excess > 0).sum())
+    if not bool(excess.isinf().any()):
+        count = min(count, max(FEW, int(active.sum()) // 3))
+    return excess.topk(count).indices
