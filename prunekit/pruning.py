@@ -26,7 +26,7 @@ from prunekit.measure import CostModel
 from prunekit.modes import random_states_kept, unchanged
 from prunekit.selection import (
     SELECTIONS,
-    Aim,
+    BudgetResult,
     Global,
     LatencyTarget,
     MacsTarget,
@@ -95,9 +95,9 @@ class Pruned:
         return self._cut.absorbed
 
     @property
-    def aims(self) -> tuple[Aim, ...]:
-        """Budgets, asked and reached."""
-        return self.pruning.selected.aims
+    def budgets(self) -> tuple[BudgetResult, ...]:
+        """The requested and the achieved amount of every budget."""
+        return self.pruning.selected.budgets
 
     @property
     def notes(self) -> tuple[str, ...]:

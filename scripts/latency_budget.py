@@ -63,15 +63,15 @@ def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
     for share in shares:
         selection = LatencyTarget(share, timing=timing, scope="global")
         selected = selection.select(Scored(scores, graph, cost))
-        (aim,), drop = selected.aims, selected.keep.removed
+        (budget,), drop = selected.budgets, selected.keep.removed
         narrow = copy.deepcopy(model)
         Narrow.of(graph, drop).apply(narrow)
         again = cost.compare(drop, narrow)
         yield {
             "network": name,
             "asked": share,
-            "table": round(aim.predicted, 3),
-            "found": round(aim.reached, 3),
+            "table": round(budget.predicted, 3),
+            "found": round(budget.achieved, 3),
             "again": round(again.share, 3),
             "dense ms": round(again.dense_ms, 1),
             "MACs kept": round(cost.macs(drop) / cost.macs(), 3),

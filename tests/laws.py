@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, counted_macs
-from prunekit.selection.base import protected
+from prunekit.selection.base import protect_units
 from prunekit.surgery import Narrow, edit_from_dict, load_model, save_model
 
 LAYERS = (
@@ -77,7 +77,7 @@ def masks(graph: ChannelGraph, seed: int, share: float, least: int = 1) -> dict[
         g.name: torch.rand(len(g.units), generator=source, dtype=torch.float64)
         for g in graph.groups
     }
-    stays = protected(scores, graph, least)
+    stays = protect_units(scores, graph, least)
     return {
         name: ~stays[name] & (score.argsort().argsort() < share * len(score))
         for name, score in scores.items()

@@ -3,34 +3,36 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from prunekit.errors import ConfigError
 from prunekit.registry import Registry
-from prunekit.schema import Checked
+from prunekit.schema import Checked, Count
 
 if TYPE_CHECKING:
-    from prunekit.data import Data
+    from prunekit.data import Batches, Data
     from prunekit.graph import ChannelGraph
 
 Scores = dict[str, Tensor]
+_BATCH = 32  # the result does not depend on it
 
 
 class Criterion(Checked, ABC):
     """Says how much every removable unit of a network is worth.
 
     `comparable` scores are made to be compared between groups as they are; a selection that scales
-    them by group would undo that. `again` says whether a network that was narrowed and trained can
+    them by group would undo that. `rescorable` says whether a network that was narrowed and trained can
     be scored anew.
     """
 
     comparable: ClassVar[bool] = False
-    again: ClassVar[bool] = True
+    rescorable: ClassVar[bool] = True
 
     @abstractmethod
     def scores(
@@ -43,11 +45,11 @@ class Criterion(Checked, ABC):
         """
 
     @property
-    def complete(self) -> bool:
+    def resolved(self) -> bool:
         """Whether everything that it reads has been named."""
         return True
 
-    def beside(self, model: Path | None) -> Criterion:
+    def resolve_beside(self, model: Path | None) -> Criterion:
         """Itself, with what it reads from a file and was not given taken from beside a model's."""
         return self
 
@@ -57,6 +59,16 @@ class Criterion(Checked, ABC):
         What they hold is then part of what a run is, and the setting `path` no more.
         """
         return {}
+
+
+Samples = Annotated[Count, "training examples that are read, not augmented"]
+
+
+@dataclass(frozen=True)
+class OnExamples(Criterion):
+    """A criterion that reads `samples` training examples, not augmented."""
+
+    samples: Samples = 1000
 
 
 CRITERIA: Registry[Criterion] = Registry("criterion")
@@ -95,3 +107,18 @@ def seen_groups(graph: ChannelGraph, total: Tensor, seen: Tensor, need: str) -> 
     if graph.groups and not met:
         raise ConfigError(f"none of the {len(graph.groups)} channel groups {need}")
     return {name: score for name, score in by_group(graph, total).items() if name in met}
+
+
+def examples(
+    batches: Batches, samples: int, device: str, batch: int = _BATCH
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """A fixed random mixture of `samples` examples, not augmented, on `device`."""
+    for x, y in batches.sample(samples, batch):
+        yield x.to(device), y.to(device)
+
+
+def training_data(data: Data | None, criterion: str) -> Data:
+    """The data that a criterion asked for; ConfigError when there is none."""
+    if data is None:
+        raise ConfigError(f"{criterion} scores units on training examples; give it a data set")
+    return data

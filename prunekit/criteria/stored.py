@@ -30,17 +30,17 @@ class Stored(Criterion):
     are asked for, since the stage before may not have written it yet.
     """
 
-    again: ClassVar[bool] = False
+    rescorable: ClassVar[bool] = False
     path: Annotated[
         str | Path | None, "a file of scores, or its folder; null: beside the source model"
     ] = None
 
     @property
-    def complete(self) -> bool:
+    def resolved(self) -> bool:
         """Whether the file has been named."""
         return self.path is not None
 
-    def beside(self, model: Path | None) -> Stored:
+    def resolve_beside(self, model: Path | None) -> Stored:
         """The scores beside the model file, unless others are given."""
         if self.path is not None or model is None:
             return self

@@ -60,7 +60,7 @@ class Penalty(Checked, ABC):
     def subgradient(self, rows: Tensor) -> Tensor:
         """One subgradient, shaped like `rows`; zero at zero rows, so always finite."""
 
-    def vanishing(self, cross: Tensor) -> float:
+    def lam_max(self, cross: Tensor) -> float:
         """The smallest lam whose prox of step one leaves nothing of `cross`, by bisection.
 
         For a norm that is where zero becomes a solution of 1/2 b^T G b - cross^T b + value(b);
@@ -77,7 +77,7 @@ class Penalty(Checked, ABC):
             low, high = (middle, high) if survives else (low, middle)
         return high
 
-    def feasible(
+    def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """The largest factor up to 1 that makes a regression's residual feasible for its dual.
@@ -87,7 +87,7 @@ class Penalty(Checked, ABC):
         """
         return None
 
-    def excess(self, residual: Tensor) -> Tensor:
+    def dual_excess(self, residual: Tensor) -> Tensor:
         """By how much each row's residual is more than what a zero row can bear, (rows,).
 
         A row of zeros with an excess of 0 is zero in the solution with that residual. Infinite
@@ -112,7 +112,7 @@ class RadialPenalty(Penalty):
         """The derivative of `phi` for t > 0 (the value at 0 is never used)."""
 
     @abstractmethod
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """The prox of each magnitude; it gets all norms of a block at once."""
 
     def value(self, rows: Tensor) -> Tensor:
@@ -120,11 +120,13 @@ class RadialPenalty(Penalty):
         return self.phi(rows.norm(dim=1)).sum()
 
     def prox(self, rows: Tensor, step: float) -> Tensor:
-        """Every row keeps its direction; its norm becomes `shrink(norm, step)`."""
+        """Every row keeps its direction; its norm becomes `prox_magnitude(norm, step)`."""
         number("step", step, above=0)
         wide = rows.double()
         norms = wide.norm(dim=1)
-        factor = torch.where(norms > 0, self.shrink(norms, step) / norms.clamp_min(1e-300), 0.0)
+        factor = torch.where(
+            norms > 0, self.prox_magnitude(norms, step) / norms.clamp_min(1e-300), 0.0
+        )
         return (wide * factor[:, None]).to(rows.dtype)
 
     def subgradient(self, rows: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Penalties of row norms: one class each, and nothing else to write for a new one.
 
-A class states `phi`, its derivative `slope`, and `shrink`, the prox of a magnitude. Where `phi` is
-not convex, `shrink` lists the stationary points and `best_of` takes the cheapest.
+A class defines `phi`, its derivative `slope`, and `prox_magnitude`, the prox of a magnitude. Where
+`phi` is not convex, `prox_magnitude` lists the stationary points and `best_of` takes the cheapest.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class L0(RadialPenalty):
         """Zero, as everywhere off the jump; `offers` keeps solvers from using it."""
         return torch.zeros_like(t)
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """Hard threshold at sqrt(2 step lam); a tie goes to zero."""
         return torch.where(t > math.sqrt(2 * step * self.lam), t, 0.0)
 
@@ -64,22 +64,22 @@ class L1(RadialPenalty):
         """Always lam."""
         return torch.full_like(t, self.lam)
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """Soft threshold at step lam."""
         return (t - step * self.lam).clamp_min(0)
 
-    def vanishing(self, cross: Tensor) -> float:
+    def lam_max(self, cross: Tensor) -> float:
         """The largest row norm."""
         return float(cross.double().norm(dim=1).amax())
 
-    def feasible(
+    def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Row norms of a dual point are at most lam."""
-        largest = self.vanishing(residual)
+        largest = self.lam_max(residual)
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
-    def excess(self, residual: Tensor) -> Tensor:
+    def dual_excess(self, residual: Tensor) -> Tensor:
         """Row norms above lam."""
         return (residual.double().norm(dim=1) - self.lam).clamp_min(0)
 
@@ -110,7 +110,7 @@ class Lp(RadialPenalty):
         """Without eps it grows without bound towards zero."""
         return self.lam * self.p * (t + self.eps) ** (self.p - 1)
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """The largest root of u + step lam p u^(p-1) = t by Newton's method, or zero.
 
         From u = t the iteration falls monotonically, since the left side is convex and increasing
@@ -149,7 +149,7 @@ class TransformedL1(RadialPenalty):
         """From lam (a + 1) / a at zero down to nothing."""
         return self.lam * self.a * (self.a + 1) / (self.a + t) ** 2
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """The largest root of a cubic in a + u, in its trigonometric form, or zero."""
         width = self.a + t
         cosine = 1 - 13.5 * step * self.lam * self.a * (self.a + 1) / width**3
@@ -188,7 +188,7 @@ class MCP(RadialPenalty):
         """From lam at zero in a straight line to 0 at gamma lam."""
         return (self.lam - t / self.gamma).clamp_min(0)
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """Firm threshold for step < gamma, hard threshold where the parabola is too concave."""
         firm = (t - step * self.lam) / (1 - step / self.gamma)
         return best_of(t, step, self.phi, firm)
@@ -233,7 +233,7 @@ class SCAD(RadialPenalty):
         """Lam up to lam, then in a straight line to 0 at a lam."""
         return ((self.a * self.lam - t) / (self.a - 1)).clamp(0, self.lam)
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """Soft threshold, the middle piece, or the magnitude itself, whichever costs least."""
         soft = t - step * self.lam
         middle = ((self.a - 1) * t - step * self.a * self.lam) / (self.a - 1 - step)
@@ -261,7 +261,7 @@ class LogSum(RadialPenalty):
         """From lam / eps at zero down to nothing."""
         return self.lam / (self.eps + t)
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """The larger root of (u - t)(eps + u) + step lam = 0, or zero."""
         root = ((t + self.eps).square() - 4 * step * self.lam).sqrt()
         return best_of(t, step, self.phi, (t - self.eps + root) / 2)
@@ -289,7 +289,7 @@ class L1MinusL2(RadialPenalty):
         """The derivative of the whole penalty by each magnitude."""
         return self.lam * (1 - t / t.norm())
 
-    def shrink(self, t: Tensor, step: float) -> Tensor:
+    def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
         """Soft threshold and stretch; the largest magnitude alone where the threshold takes all.
 
         Of equal largest ones the first is kept: any is a minimiser, stretching them all is not.

@@ -5,43 +5,54 @@ Groups without scores stay whole. Settings say what is kept, but for the ratio o
 is the published share that goes.
 """
 
-import importlib
-import pkgutil
-
 from prunekit.selection.base import (
     SELECTIONS,
-    Aim,
+    BudgetResult,
     Masks,
     Scored,
     Selected,
     Selection,
-    best,
-    checked,
-    protected,
-    unscored,
+    mask_of_best,
+    protect_units,
+    unscored_groups,
+    validate_scores,
 )
-from prunekit.selection.budgets import Budget, Budgets, Global, MacsTarget, ParamsTarget
-from prunekit.selection.curves import Curve, curves_file, curves_of, read_curves
-from prunekit.selection.fixed_widths import LikeRun, Widths, read_plan
-from prunekit.selection.latency import LatencyTarget
-from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise, relative_ranks
-from prunekit.selection.patterns import ignored
-from prunekit.selection.pool import CandidateUnits, FindsWidths
-from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
-from prunekit.selection.sensitivity import Sensitivity
-from prunekit.selection.uniform import PerLayer, Zeros
-
-for _module in pkgutil.iter_modules(__path__):  # each gives its classes their names
-    importlib.import_module(f"{__name__}.{_module.name}")
+from prunekit.selection.budgets import (
+    Budget,
+    Budgets,
+    Global,
+    LatencyTarget,
+    MacsTarget,
+    ParamsTarget,
+)
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ignored_groups
+from prunekit.selection.ranking import (
+    Limit,
+    MaxNorm,
+    MeanNorm,
+    Normalise,
+    RankedSelection,
+    Ranking,
+    min_units_to_remove,
+    relative_ranks,
+)
+from prunekit.selection.sensitivity import (
+    Curve,
+    Sensitivity,
+    find_curves_file,
+    parse_curves,
+    read_curves,
+)
+from prunekit.selection.widths import LikeRun, PerLayer, Widths, Zeros, read_plan
 
 __all__ = [
     "SELECTIONS",
-    "Aim",
+    "AdaptiveSelection",
     "Budget",
+    "BudgetResult",
     "Budgets",
     "CandidateUnits",
     "Curve",
-    "FindsWidths",
     "Global",
     "LatencyTarget",
     "LikeRun",
@@ -53,7 +64,7 @@ __all__ = [
     "Normalise",
     "ParamsTarget",
     "PerLayer",
-    "Ranked",
+    "RankedSelection",
     "Ranking",
     "Scored",
     "Selected",
@@ -61,15 +72,15 @@ __all__ = [
     "Sensitivity",
     "Widths",
     "Zeros",
-    "best",
-    "checked",
-    "curves_file",
-    "curves_of",
-    "fewest",
-    "ignored",
-    "protected",
+    "find_curves_file",
+    "ignored_groups",
+    "mask_of_best",
+    "min_units_to_remove",
+    "parse_curves",
+    "protect_units",
     "read_curves",
     "read_plan",
     "relative_ranks",
-    "unscored",
+    "unscored_groups",
+    "validate_scores",
 ]

@@ -25,7 +25,7 @@ _LISTED = 4
 
 
 @dataclass(frozen=True)
-class Aim:
+class BudgetResult:
     """What a selection was asked to keep and what its choice has, in the same unit.
 
     `met` is False where the choice exceeds what was asked for, as the nearest that there is.
@@ -33,9 +33,9 @@ class Aim:
     """
 
     name: str
-    asked: float
-    reached: float
-    met: bool = True
+    requested: float
+    achieved: float
+    satisfied: bool = True
     predicted: float | None = None
 
 
@@ -57,14 +57,14 @@ class Scored:
 class Selected:
     """The answer of a selection.
 
-    `keep` says what is kept, `aims` which totals were asked for and reached, `emptied` which layers
+    `keep` says what is kept, `budgets` which totals were asked for and reached, `emptied` which layers
     the scores alone would have emptied, whatever was done about it, and `notes` what a person
     should know, a sentence each. `recount` makes the answer for fewer units, for a selection that
     lets residual blocks go whole.
     """
 
     keep: ChannelMask
-    aims: tuple[Aim, ...] = ()
+    budgets: tuple[BudgetResult, ...] = ()
     emptied: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     recount: Callable[[ChannelMask], Selected] | None = None
@@ -81,7 +81,7 @@ class Selection(Checked, ABC):
     """Decides which units of a network are kept.
 
     A group never has fewer than `min_keep` units (all of them, if it is smaller), and every layer
-    keeps an input and an output channel, unless `min_keep` is 0; see `protected`. `rounds` is how
+    keeps an input and an output channel, unless `min_keep` is 0; see `protect_units`. `rounds` is how
     often a caller that trains scores, cuts and tunes on the way there; `select` gives the end.
     """
 
@@ -102,7 +102,7 @@ class Selection(Checked, ABC):
         """What `select` keeps of a network with these scores."""
         return self.select(Scored(scores, graph, cost)).keep
 
-    def within(self, run: Path) -> Selection:
+    def resolve_in(self, run: Path) -> Selection:
         """The same selection in a run directory, where files that it reads may lie."""
         return self
 
@@ -114,23 +114,23 @@ class Selection(Checked, ABC):
 SELECTIONS: Registry[Selection] = Registry("selection")
 
 
-def best(score: Tensor, count: int, first: Tensor | None = None) -> Tensor:
+def mask_of_best(score: Tensor, count: int, first: Tensor | None = None) -> Tensor:
     """A mask of the `count` largest entries, those in the mask `first` before all others.
 
     Of equal ones the earlier are taken.
     """
     mask = torch.zeros(len(score), dtype=torch.bool)
-    mask[best_first(score, first)[:count]] = True
+    mask[order_best_first(score, first)[:count]] = True
     return mask
 
 
-def best_first(score: Tensor, first: Tensor | None = None) -> Tensor:
+def order_best_first(score: Tensor, first: Tensor | None = None) -> Tensor:
     """The order from the best entry to the worst, those in the mask `first` before all others."""
     order = score.argsort(descending=True, stable=True)
     return order if first is None else order[first[order].argsort(descending=True, stable=True)]
 
 
-def protected(scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int) -> Masks:
+def protect_units(scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int) -> Masks:
     """Which units stay, however little is asked: what keeps every group and every layer alive.
 
     They are the best `min_keep` units of each group, and the best unit on each side of a layer:
@@ -145,7 +145,7 @@ def protected(scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int) 
     stays = torch.zeros(graph.count, dtype=torch.bool)
     for units in _sides(graph):
         stays[units[worth[units].argmax()]] = True
-    return {g.name: stays[g.units] | best(scores[g.name], min_keep) for g in groups}
+    return {g.name: stays[g.units] | mask_of_best(scores[g.name], min_keep) for g in groups}
 
 
 def _sides(graph: ChannelGraph) -> list[Tensor]:
@@ -154,7 +154,7 @@ def _sides(graph: ChannelGraph) -> list[Tensor]:
     return [*{tuple(units.tolist()): units for units in sides if len(units)}.values()]
 
 
-def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
+def validate_scores(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
     """The scores as double vectors on the CPU, in the order of the graph's groups.
 
     Raises ConfigError for unknown groups, wrong lengths, numbers not finite, or no scores at all.
@@ -178,6 +178,6 @@ def checked(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tens
     return {name: scores[name].detach().double().cpu() for name in widths if name in scores}
 
 
-def unscored(scores: Mapping[str, Tensor], graph: ChannelGraph) -> list[str]:
+def unscored_groups(scores: Mapping[str, Tensor], graph: ChannelGraph) -> list[str]:
     """The names of the groups that have no scores, which every selection keeps whole."""
     return [group.name for group in graph.groups if group.name not in scores]

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass, replace
+import copy
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from torch import Tensor
 
-from prunekit.schema import SomeShare
-from prunekit.selection.base import SELECTIONS, Scored, Selected
-from prunekit.selection.normalise import MeanNorm, Normalise, relative_ranks
-from prunekit.selection.ranking import Kept, Limit, Ranked, Ranking, budget_limit
+from prunekit.errors import ConfigError
+from prunekit.measure import Compared, LatencyTest, TimedCost
+from prunekit.schema import Positive, SomeShare
+from prunekit.selection.base import SELECTIONS, BudgetResult, Masks, Scored, Selected
+from prunekit.selection.candidates import ResultFactory
+from prunekit.selection.ranking import (
+    Kept,
+    Limit,
+    MeanNorm,
+    Normalise,
+    RankedSelection,
+    Ranking,
+    budget_limit,
+    relative_ranks,
+)
+from prunekit.surgery import Narrow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from prunekit.graph import ChannelMask
+    from prunekit.graph import ChannelGraph, ChannelMask
     from prunekit.measure import CostModel
 
 
 @SELECTIONS.register("global")
 @dataclass(frozen=True)
-class Global(Ranked):
+class Global(RankedSelection):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
     keep: Annotated[SomeShare, "share of all scored units that stays"] = 0.5
@@ -37,7 +50,7 @@ class Global(Ranked):
 
 
 @dataclass(frozen=True)
-class Budget(Ranked):
+class Budget(RankedSelection):
     """The largest network within a budget.
 
     In the scope `local` the same share of every group stays, and only the order within a group
@@ -122,3 +135,107 @@ class Budgets(Budget):
             budget_limit("MACs", "macs", self.macs, cost.macs),
             budget_limit("parameters", "params", self.params, cost.params),
         )
+
+
+_ROUNDS = 4  # networks that are measured at most
+_NEAR = 0.03  # a network so near to what was asked for ends the search
+_MET = 0.10  # how far above it a network may be measured and still be what was asked for
+
+
+@dataclass(frozen=True)
+class LatencyTarget(Budget):
+    """The largest network within a latency per batch, on the device that scores are taken on.
+
+    Ask for `keep`, a share of the dense network's latency in (0, 1], or for `milliseconds`. A table
+    of layer times (`TimedCost`) finds a network; it is measured in turns with the dense one, as
+    `timing` says, and where the table was wrong the search is repeated with its predictions
+    scaled. Of the networks that were measured the one nearest to what was asked for is chosen.
+    """
+
+    keep: Annotated[SomeShare | None, "of the dense network's latency"] = None
+    milliseconds: Annotated[Positive | None, "per batch, in place of keep (then null)"] = None
+    _: KW_ONLY
+    timing: Annotated[LatencyTest, "how latency is measured"] = field(default_factory=LatencyTest)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.keep is None) == (self.milliseconds is None):
+            raise ConfigError(
+                f"keep={self.keep} and milliseconds={self.milliseconds}: give "
+                "one of them, and null for the other"
+            )
+
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
+        scored = replace(scored, cost=scored.cost.timed(self.timing))
+        ranking, limits = self._ranking(scored), self._limits(None, scored.cost)
+        masks = ranking.masks(self._search(scored, ranking, limits[0]))
+        return masks, lambda keep: self._answer(scored, ranking, limits, keep)
+
+    def _answer(
+        self, scored: Scored, ranking: Ranking, limits: tuple[Limit, ...], keep: ChannelMask
+    ) -> Selected:
+        """Also what was predicted and measured, where this network was measured."""
+        selected, cost = super()._answer(scored, ranking, limits, keep), scored.cost
+        found = cost.compared(keep.removed)
+        if found is None:
+            return selected
+        share = cost.latency(keep.removed) / cost.latency()
+        note = (
+            f"latency: {found.narrow_ms:.4g} of {found.dense_ms:.4g} ms measured "
+            f"({found.share:.3f} is kept), {share:.3f} predicted by the table of layers"
+        )
+        budgets = (self._measured_result(selected.budgets[0], found),)
+        return replace(selected, budgets=budgets, notes=(*selected.notes, note))
+
+    def _search(self, scored: Scored, ranking: Ranking, limit: Limit) -> int:
+        """How many units go in the measured network that is nearest to what was asked for."""
+        tried: dict[int, float] = {}
+        factor = 1.0
+        for _ in range(_ROUNDS):
+            count = self._count(ranking, [_scaled(limit, factor)])
+            if count in tried:
+                break
+            removed = ranking.removed(count)
+            tried[count] = self._reached(_measured(scored.graph, removed, scored.cost))
+            if abs(tried[count] / limit.requested - 1) <= _NEAR:
+                break
+            factor = tried[count] / limit.evaluate(removed).achieved
+        return min(tried, key=lambda count: abs(tried[count] - limit.requested))
+
+    def _limits(self, ranking: Ranking | None, cost: CostModel) -> tuple[Limit, ...]:
+        """The limit on what the table predicts."""
+        if self.keep is None:
+            per, asked, name, key = 1.0, self.milliseconds, "milliseconds", "milliseconds"
+        else:
+            per, asked, name, key = cost.latency(), self.keep, "latency", "keep"
+        return (Limit(name, key, asked, cost.latency, asked * per, per),)
+
+    def _measured_result(self, result: BudgetResult, found: Compared) -> BudgetResult:
+        reached = self._reached(found)
+        return replace(
+            result,
+            achieved=reached,
+            satisfied=reached <= (1 + _MET) * result.requested,
+            predicted=result.achieved,
+        )
+
+    def _reached(self, found: Compared) -> float:
+        return found.narrow_ms if self.keep is None else found.share
+
+
+def _scaled(limit: Limit, factor: float) -> Limit:
+    """The limit for a table whose predictions are off by a factor."""
+    return replace(limit, cost_fn=lambda removed: factor * limit.cost_fn(removed))
+
+
+def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared:
+    """The network that is left, timed in turns with the dense one."""
+    narrow = copy.deepcopy(cost.model)
+    Narrow.of(graph, removed).apply(narrow)
+    return cost.compare(removed, narrow)
+
+
+@SELECTIONS.register("latency")
+def latency(keep: float = 0.6) -> LatencyTarget:
+    """At most this share of the dense network's latency."""
+    return LatencyTarget(keep)

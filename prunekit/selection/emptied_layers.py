@@ -16,7 +16,7 @@ _NEARLY = 0.1  # of its channels: a layer that keeps less is told of
 _LISTED = 6
 
 
-def first_emptied(graph: ChannelGraph, removed: Tensor) -> tuple[str, ...]:
+def find_emptied_layers(graph: ChannelGraph, removed: Tensor) -> tuple[str, ...]:
     """The layers that lose all of a side, without those that are empty because a named one is.
 
     `removed` is a mask over unit ids.
@@ -35,7 +35,7 @@ def first_emptied(graph: ChannelGraph, removed: Tensor) -> tuple[str, ...]:
     return (*(group.name for group in makers), *others)
 
 
-def emptied_notes(
+def describe_emptied_layers(
     graph: ChannelGraph, keep: ChannelMask, emptied: Sequence[str], nearly: Collection[str]
 ) -> list[str]:
     """What a person should know of emptied layers, and of groups in `nearly` that nearly are."""
@@ -48,14 +48,14 @@ def emptied_notes(
         notes.append(f"the scores alone would have emptied layers; {shares}, which is protected")
     if empty:
         notes.append(f"nothing is left of {listed(empty, _LISTED)}")
-    few = fewest_left({name: mask for name, mask in keep.items() if name in nearly})
+    few = smallest_shares({name: mask for name, mask in keep.items() if name in nearly})
     few = [row for row in few if row[0] not in left and 0 < row[1] < _NEARLY * row[2]]
     if few:
         notes.append(f"nearly empty: {listed([_share(*row) for row in few], _LISTED)}")
     return notes
 
 
-def fewest_left(masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
+def smallest_shares(masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
     """Name, units kept and units there were of every group, the smallest share first."""
     rows = [(name, int(mask.sum()), len(mask)) for name, mask in masks.items()]
     return sorted(rows, key=lambda row: row[1] / row[2])

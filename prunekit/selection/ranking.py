@@ -1,9 +1,9 @@
-"""Units of all groups in one order, and the search for the largest network within limits."""
+"""Scales that make the scores of different groups comparable."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,15 +12,58 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.selection.base import Aim, Masks, Scored, Selected
-from prunekit.selection.emptied_layers import emptied_notes, first_emptied
-from prunekit.selection.normalise import Normalise
-from prunekit.selection.pool import CandidateUnits, Describe, FindsWidths
+from prunekit.selection.base import BudgetResult, Masks, Scored, Selected
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
+from prunekit.selection.emptied_layers import describe_emptied_layers, find_emptied_layers
 from prunekit.validate import number
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelMask
     from prunekit.measure import CostModel
+
+
+class Normalise(ABC):
+    """Makes the scores of different groups comparable before one threshold cuts them all."""
+
+    @abstractmethod
+    def scale(self, score: Tensor) -> Tensor:
+        """What the scores of one group are divided by, a positive scalar tensor."""
+
+    def __call__(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The scores of every group over its scale; a group of zeros stays as it is."""
+        return {name: s / self.scale(s) if s.any() else s for name, s in scores.items()}
+
+
+@dataclass(frozen=True)
+class MaxNorm(Normalise):
+    """Divides by the group's largest absolute score."""
+
+    def scale(self, score: Tensor) -> Tensor:
+        """The largest absolute score."""
+        return score.abs().max()
+
+
+@dataclass(frozen=True)
+class MeanNorm(Normalise):
+    """Divides by the group's mean absolute score."""
+
+    def scale(self, score: Tensor) -> Tensor:
+        """The mean absolute score."""
+        return score.abs().mean()
+
+
+def relative_ranks(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The place of every unit in its group as a share, near 1 for the best and 0 for the worst.
+
+    One threshold over such scores keeps the same share of every group. Of equal scores the earlier
+    is better.
+    """
+    return {name: _shares(score) for name, score in scores.items()}
+
+
+def _shares(score: Tensor) -> Tensor:
+    rank = score.argsort(descending=True, stable=True).argsort()
+    return 1 - (rank.double() + 0.5) / len(score)
 
 
 class Ranking:
@@ -33,7 +76,7 @@ class Ranking:
     def __init__(self, pool: CandidateUnits) -> None:
         order = pool.worst_first()
         self.pool = pool
-        self._groups = pool.group[order[~pool.stays[order]]]
+        self._groups = pool.group[order[~pool.protected[order]]]
         self.steps = len(self._groups)
 
     def counts(self, count: int) -> Tensor:
@@ -55,7 +98,7 @@ class Ranking:
         places = removed[self.pool.units[order]].nonzero().flatten()
         units = torch.zeros(len(order), dtype=torch.bool)
         units[order[: int(places.max()) + 1 if len(places) else 0]] = True
-        return self.pool.without(units)
+        return self.pool.unit_mask(units)
 
 
 @dataclass(frozen=True)
@@ -68,15 +111,16 @@ class Limit:
 
     name: str
     setting: str
-    asked: float
-    price: Callable[[Tensor], float]
-    budget: float
-    per: float = 1
+    requested: float
+    cost_fn: Callable[[Tensor], float]
+    maximum: float
+    reference: float = 1
 
-    def aim(self, removed: Tensor) -> Aim:
+    def evaluate(self, removed: Tensor) -> BudgetResult:
         """What was asked for beside what a network has."""
-        price = self.price(removed)
-        return Aim(self.name, self.asked, price / self.per, price <= self.budget)
+        cost = self.cost_fn(removed)
+        satisfied = cost <= self.maximum
+        return BudgetResult(self.name, self.requested, cost / self.reference, satisfied)
 
 
 def budget_limit(
@@ -88,12 +132,12 @@ def budget_limit(
     return Limit(name, setting, kept, price, kept * per * slack, per)
 
 
-def fewest(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
+def min_units_to_remove(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
     """How few units may go so that all limits are met, by bisection; None: even all are too few."""
 
     def within(count: int) -> bool:
         removed = ranking.removed(count)
-        return all(limit.price(removed) <= limit.budget for limit in limits)
+        return all(limit.cost_fn(removed) <= limit.maximum for limit in limits)
 
     if not within(ranking.steps):
         return None
@@ -105,7 +149,7 @@ def fewest(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
 
 
 @dataclass(frozen=True)
-class Ranked(FindsWidths):
+class RankedSelection(AdaptiveSelection):
     """The largest network within limits, of those that lose the lowest-scored units of all groups.
 
     `on_miss` says what happens when a limit is below what every network keeps: `refuse`, or
@@ -118,7 +162,7 @@ class Ranked(FindsWidths):
         Literal["refuse", "nearest"], "nearest: the smallest network where the budget is too low"
     ] = "refuse"
 
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         ranking = self._ranking(scored)
         limits = self._limits(ranking, scored.cost)
         masks = ranking.masks(self._count(ranking, limits))
@@ -131,14 +175,14 @@ class Ranked(FindsWidths):
         emptied = self._emptied(scored, ranking, keep)
         return Selected(
             keep=keep,
-            aims=tuple(limit.aim(keep.removed) for limit in limits),
+            budgets=tuple(limit.evaluate(keep.removed) for limit in limits),
             emptied=emptied,
-            notes=tuple(emptied_notes(scored.graph, keep, emptied, nearly=scored.scores)),
+            notes=tuple(describe_emptied_layers(scored.graph, keep, emptied, nearly=scored.scores)),
         )
 
     def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
         """The layers all of whose units come before another one that went."""
-        return first_emptied(scored.graph, ranking.unprotected(keep.removed))
+        return find_emptied_layers(scored.graph, ranking.unprotected(keep.removed))
 
     def _ranking(self, scored: Scored) -> Ranking:
         """The units of these groups in the order in which they go."""
@@ -152,7 +196,7 @@ class Ranked(FindsWidths):
 
     def _count(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
         """How many units go; ConfigError where a limit is out of reach and must not be missed."""
-        count = fewest(ranking, limits)
+        count = min_units_to_remove(ranking, limits)
         if count is None and self.on_miss == "refuse":
             raise _out_of_reach(ranking, limits)
         return ranking.steps if count is None else count
@@ -185,12 +229,15 @@ Kept = Annotated[float, ShareOrCount()]
 def _out_of_reach(ranking: Ranking, limits: Sequence[Limit]) -> ConfigError:
     """Names the first limit that the smallest network exceeds, and what can be reached."""
     removed = ranking.removed(ranking.steps)
-    limit = next(limit for limit in limits if limit.price(removed) > limit.budget)
-    least, full = limit.price(removed) / limit.per, limit.price(ranking.removed(0)) / limit.per
-    if limit.per != 1:
+    limit = next(limit for limit in limits if limit.cost_fn(removed) > limit.maximum)
+    least, full = (
+        limit.cost_fn(removed) / limit.reference,
+        limit.cost_fn(ranking.removed(0)) / limit.reference,
+    )
+    if limit.reference != 1:
         least = ceil(least * 1e4) / 1e4  # what is shown can be asked for
     return ConfigError(
-        f"selection.{limit.setting}={limit.asked} cannot be reached: these scores, min_keep and "
+        f"selection.{limit.setting}={limit.requested} cannot be reached: these scores, min_keep and "
         f"round_to leave {least:.10g} to {full:.10g}; ask for that, lower selection.min_keep, or "
         "take the smallest network with selection.on_miss=nearest"
     )

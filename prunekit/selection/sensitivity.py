@@ -1,23 +1,118 @@
-"""Ratios from sensitivity curves: every group gives as much as costs it the same accuracy."""
+"""Sensitivity curves: accuracy of a network while one group alone loses channels."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import csv
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from prunekit.errors import ArtifactError, ConfigError, listed, one_of
-from prunekit.selection.base import SELECTIONS, Scored, Selected, Selection, best_first, checked
+from prunekit.selection.base import (
+    SELECTIONS,
+    Scored,
+    Selected,
+    Selection,
+    order_best_first,
+    validate_scores,
+)
 from prunekit.selection.budgets import Budget, MacsTarget
-from prunekit.selection.curves import Curve, curves_file, read_curves
-from prunekit.selection.patterns import ignored
+from prunekit.selection.candidates import ignored_groups
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
+
+
+FILE = "sensitivity.csv"
+_MEND = "run prunekit sensitivity again"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy in percent, `top1`, when `removed` of the `units` of a group are gone.
+
+    Both are as long as there are points; `removed` rises and begins with 0.
+    """
+
+    units: int
+    removed: tuple[int, ...]
+    top1: tuple[float, ...]
+
+    def losses(self) -> Tensor:
+        """Points of accuracy lost when 1, 2, ... all units are gone, a double vector that rises.
+
+        Gains count as no loss, and what was lost once stays lost when more goes: the running
+        maximum, linear in between. Past the last point it rises to the loss of everything.
+        """
+        lost = np.maximum.accumulate(self.top1[0] - np.array(self.top1))
+        known, lost = [*self.removed], [*lost]
+        if known[-1] < self.units:
+            known.append(self.units)
+            lost.append(max(self.top1[0], lost[-1]))
+        return torch.from_numpy(np.interp(np.arange(1, self.units + 1), known, lost))
+
+
+def read_curves(path: str | Path) -> dict[str, Curve]:
+    """Group name -> its curve, of a csv, or of a sensitivity stage or a run with one.
+
+    ArtifactError where there is none, where it is unfinished or damaged.
+    """
+    file = find_curves_file(path)
+    try:
+        with open(file, encoding="utf-8", newline="") as lines:
+            return parse_curves(csv.DictReader(lines))
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise ArtifactError(f"{file} holds no sensitivity curves ({error}); {_MEND}") from error
+
+
+def parse_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Curves from rows of group, removed, units and val_top1, numbers or their text.
+
+    ValueError where one does not begin with nothing removed, or removes more than there is.
+    """
+    points: dict[str, dict[int, float]] = {}
+    units: dict[str, int] = {}
+    for row in rows:
+        name = str(row["group"])
+        points.setdefault(name, {})[int(row["removed"])] = float(row["val_top1"])
+        units[name] = int(row["units"])
+    if not points:
+        raise ValueError("no rows")
+    return {name: _curve(name, units[name], found) for name, found in points.items()}
+
+
+def _curve(name: str, units: int, points: Mapping[int, float]) -> Curve:
+    removed = tuple(sorted(points))
+    if removed[0] != 0 or removed[-1] > units:
+        raise ValueError(f"{name} has points from {removed[0]} to {removed[-1]} of {units} removed")
+    top1 = tuple(points[count] for count in removed)
+    if not np.isfinite(top1).all():
+        raise ValueError(f"{name} has accuracies that are not finite")
+    return Curve(units, removed, top1)
+
+
+def find_curves_file(path: str | Path) -> Path:
+    """The csv that `path` means; ArtifactError where it is missing or its stage is unfinished."""
+    place = Path(path)
+    for file in (place, place / FILE, place / "sensitivity" / FILE):
+        if file.is_file():
+            _check_finished(file)
+            return file
+    raise ArtifactError(
+        f"{place} has no {FILE}; run prunekit sensitivity first, or give selection.path=..."
+    )
+
+
+def _check_finished(file: Path) -> None:
+    beside = file.parent
+    if (beside / "settings.json").is_file() and not (beside / "report.json").is_file():
+        raise ArtifactError(f"{beside} is unfinished; {_MEND} to finish it")
+
 
 _LISTED = 4
 
@@ -32,7 +127,7 @@ class Sensitivity(Selection):
     first, equal ones by the share of the group, until `budget` is met: that is bisection on a
     common tolerance. Losses compare between groups as they are, so the budget's `normalise` and
     `scope` are left out. `path` is a csv, a stage or a run; None is the sensitivity stage of the
-    same run, see `within`.
+    same run, see `resolve_in`.
     """
 
     budget: Annotated[Budget, "that ends the search"] = field(default_factory=MacsTarget)
@@ -62,13 +157,13 @@ class Sensitivity(Selection):
             recount=lambda keep: self._answer(selected.after(keep)),
         )
 
-    def within(self, run: Path) -> Sensitivity:
+    def resolve_in(self, run: Path) -> Sensitivity:
         """With the curves of the run's own sensitivity stage, where no others are named."""
         return self if self.path is not None else replace(self, path=run / "sensitivity")
 
     def files(self) -> Mapping[str, Path]:
         """The curves, whose losses decide."""
-        return {"curves": curves_file(self._place())}
+        return {"curves": find_curves_file(self._place())}
 
     def _tolerance(self, keep: Mapping[str, Tensor]) -> str:
         """The loss that no group exceeds by itself, and the group that sets it."""
@@ -83,7 +178,7 @@ class Sensitivity(Selection):
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
         """For every unit its place in the order in which units go, equal where nothing decides."""
-        scores = checked(scored.scores, scored.graph)
+        scores = validate_scores(scored.scores, scored.graph)
         curves = self._curves(scores, scored.graph)
         names = [name for name in scores if name in curves]
         each = [curves[name].losses() for name in names]
@@ -93,7 +188,7 @@ class Sensitivity(Selection):
         found = {}
         for name, place in zip(names, places.split([len(loss) for loss in each]), strict=True):
             found[name] = torch.empty(len(place), dtype=torch.float64)
-            found[name][best_first(scores[name]).flip(0)] = place.double()
+            found[name][order_best_first(scores[name]).flip(0)] = place.double()
         return found
 
     def _lost(self, keep: Mapping[str, Tensor]) -> dict[str, float]:
@@ -120,7 +215,7 @@ class Sensitivity(Selection):
                     f"{place} is of another network: {name} has {curve.units} units there and "
                     f"{widths[name]} here"
                 )
-        open_ = [name for name in scores if name not in ignored(graph, self.budget.ignore)]
+        open_ = [name for name in scores if name not in ignored_groups(graph, self.budget.ignore)]
         lacking = [name for name in open_ if name not in curves]
         if lacking:
             raise ArtifactError(

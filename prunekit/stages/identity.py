@@ -24,7 +24,7 @@ from prunekit.selection import Selection
 from prunekit.stages.spec import Stage
 from prunekit.stages.weights import Dense, architecture
 from prunekit.torch_io import read_torch
-from prunekit.training.precision import numbers
+from prunekit.training.schedule import numbers
 
 log = logging.getLogger(__name__)
 

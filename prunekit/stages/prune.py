@@ -20,7 +20,7 @@ from prunekit.methods.hinge import fold, layers_with_matrix
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.selection import Aim, Selection
+from prunekit.selection import BudgetResult, Selection
 from prunekit.stages.common import counts, history_writer
 from prunekit.stages.network import FromNetwork, notes_on
 from prunekit.stages.pruned_variants import accuracy_note, compared, figures, variants, written
@@ -48,7 +48,7 @@ class Prune(FromNetwork, Stage):
 
     def within(self, run: Path, source: Path | None) -> Prune:
         """With stored scores beside the source, and curves of the run's own."""
-        criterion, selection = self.criterion.beside(source), self.selection.within(run)
+        criterion, selection = self.criterion.resolve_beside(source), self.selection.resolve_in(run)
         return replace(self, criterion=criterion, selection=selection)
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
@@ -81,7 +81,7 @@ class Prune(FromNetwork, Stage):
             **counts(model, data),
             **_facts(pruning.cuts),
             **({"fold_error": folded.gap.relative} if folded else {}),
-            **_asked(pruning.selected.aims),
+            **_asked(pruning.selected.budgets),
             **after,
             "collapsed_layers": ", ".join(pruning.selected.emptied) or None,
             **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
@@ -99,7 +99,7 @@ class Prune(FromNetwork, Stage):
         return Outcome(metrics, notes)
 
     def _check_scores(self, place: StageDir) -> None:
-        if not self.criterion.complete:
+        if not self.criterion.resolved:
             raise ArtifactError(
                 f"prune with criterion=stored starts from a model and its scores, and "
                 f"{place.run.path} holds none; run prunekit pretrain or sparsify first, give "
@@ -114,7 +114,7 @@ class Prune(FromNetwork, Stage):
                 f"selection.rounds={rounds} trains between the rounds, and dataset=none has no "
                 "images; choose a data set, or selection.rounds=1"
             )
-        if rounds > 1 and not self.criterion.again:
+        if rounds > 1 and not self.criterion.rescorable:
             raise ConfigError(
                 f"selection.rounds={rounds} scores the network anew in every round, which "
                 "criterion=stored cannot; choose another criterion, or selection.rounds=1"
@@ -180,13 +180,16 @@ def _facts(cuts: Sequence[Cut]) -> Metrics:
     return found
 
 
-def _asked(aims: tuple[Aim, ...]) -> Metrics:
+def _asked(budgets: tuple[BudgetResult, ...]) -> Metrics:
     """What was asked to be kept of every budget, what the network has, and what was predicted."""
     found: Metrics = {}
-    for aim in aims:
-        found |= {f"asked/{aim.name}": aim.asked, f"reached/{aim.name}": aim.reached}
-        if aim.predicted is not None:
-            found[f"predicted/{aim.name}"] = aim.predicted
+    for budget in budgets:
+        found |= {
+            f"asked/{budget.name}": budget.requested,
+            f"reached/{budget.name}": budget.achieved,
+        }
+        if budget.predicted is not None:
+            found[f"predicted/{budget.name}"] = budget.predicted
     return found
 
 

@@ -26,9 +26,9 @@ from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.schema import Checked, Count, Filled, Range, Text
-from prunekit.selection import PerLayer, Scored, curves_of
-from prunekit.selection.curves import FILE
-from prunekit.selection.patterns import groups_matching
+from prunekit.selection import PerLayer, Scored, parse_curves
+from prunekit.selection.candidates import matching_groups
+from prunekit.selection.sensitivity import FILE
 from prunekit.stages.common import counts
 from prunekit.stages.network import FromNetwork, notes_on
 from prunekit.stages.pruned_variants import IMAGES
@@ -36,7 +36,7 @@ from prunekit.stages.root import Absorb, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 from prunekit.training import recompute_statistics
-from prunekit.training.evaluate import placed
+from prunekit.training.evaluation import placed
 
 _BATCH = 1000  # images at once
 _TENTHS = tuple(number / 10 for number in range(1, 10))
@@ -64,7 +64,7 @@ class Probe(Checked):
         """The groups that the patterns mean, in the order of the graph; ConfigError for none."""
         found: set[str] = set()
         for pattern in self.groups:
-            found |= groups_matching(graph, pattern, "sensitivity.groups")
+            found |= matching_groups(graph, pattern, "sensitivity.groups")
         if not found:
             raise ConfigError(
                 f"sensitivity.groups={[*self.groups]} leaves no channels that can go; "
@@ -91,8 +91,8 @@ class MeasureSensitivity(FromNetwork, Stage):
 
     def within(self, run: Path, source: Path | None) -> MeasureSensitivity:
         """With stored scores beside the source, where there are some."""
-        beside = self.criterion.beside(source)
-        known = self.criterion.complete or beside.files()
+        beside = self.criterion.resolve_beside(source)
+        known = self.criterion.resolved or beside.files()
         return replace(self, criterion=beside if known else self.criterion)
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
@@ -126,7 +126,7 @@ class MeasureSensitivity(FromNetwork, Stage):
         model = self.start(place, data, runtime).model
         dense = Traced.of(model, data.example, data.inputs(CHECKED), self.over_norms)
         criterion, notes = self.criterion, []
-        if not criterion.complete:
+        if not criterion.resolved:
             criterion = L1Norm()
             notes = ["no scores are stored for this network: the lowest L1 norms go first"]
         options = CutOptions(self.absorb, check=False)
@@ -274,7 +274,7 @@ def _top1(model: nn.Module, images: Batches, runtime: Runtime) -> float:
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> Metrics:
     """The dense accuracy, and the loss at the share nearest to a half, of every group."""
-    found: Metrics = {"val_top1": rows[0]["val_top1"], "groups": len(curves_of(rows))}
+    found: Metrics = {"val_top1": rows[0]["val_top1"], "groups": len(parse_curves(rows))}
     nearest = min((row["share"] for row in rows if row["share"]), key=lambda s: abs(s - 0.5))
     lost = {
         row["group"]: round(rows[0]["val_top1"] - row["val_top1"], 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from prunekit.console import track
@@ -19,10 +19,9 @@ from prunekit.data import Batches, Data
 from prunekit.errors import TrainingError
 from prunekit.solvers.base import Solver
 from prunekit.training.checkpoint import Checkpoint
-from prunekit.training.evaluate import evaluate, placed
-from prunekit.training.precision import HALVES, LAYOUT, about_precision
-from prunekit.training.schedule import Schedule
-from prunekit.training.seed import mix, seed_everything
+from prunekit.training.evaluation import evaluate, placed
+from prunekit.training.losses import CrossEntropy
+from prunekit.training.schedule import HALVES, LAYOUT, Schedule, about_precision
 
 log = logging.getLogger(__name__)
 
@@ -78,18 +77,6 @@ def fit(
         if on_epoch:
             on_epoch(history)
     return history
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """The mean cross entropy of a batch, with label smoothing."""
-
-    smoothing: float = 0.0
-
-    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the logits."""
-        logits = model(x)
-        return F.cross_entropy(logits, y, label_smoothing=self.smoothing), logits
 
 
 def _together(stream: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
@@ -237,3 +224,14 @@ class _Run:
             f"{self.label}: the loss is {loss} in epoch {epoch + 1}, {place}, at learning rate "
             f"{lr:g}; lower the rate or set clip"
         )
+
+
+def mix(*parts: int) -> int:
+    """Hash integers to a seed of 63 bits, the same on every machine and in every version."""
+    text = ",".join(str(int(part)) for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def seed_everything(seed: int) -> None:
+    """Seed PyTorch's global generators, which initialisation and dropout draw from."""
+    torch.manual_seed(seed)

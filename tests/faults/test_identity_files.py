@@ -18,7 +18,7 @@ from prunekit.errors import ArtifactError
 from prunekit.models import LeNet5
 from prunekit.runs.identity import network_of
 from prunekit.stages.identity import Start
-from prunekit.training.precision import numbers
+from prunekit.training.schedule import numbers
 
 FEW = ("criterion=l1_norm", "selection=per_layer")
 NET = """

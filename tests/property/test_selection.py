@@ -24,12 +24,12 @@ from prunekit.methods.hinge import Threshold
 from prunekit.methods.slimming import Slimming
 from prunekit.selection import (
     Budgets,
+    CandidateUnits,
     Global,
     MacsTarget,
     MaxNorm,
     ParamsTarget,
     PerLayer,
-    Pool,
     Ranking,
     Scored,
     Widths,
@@ -234,8 +234,8 @@ def test_of_all_thresholds_the_nearest_share_is_found(case, keep, floor, same):
     for name, mask in masks.items():
         kept, gone = scores[name][mask], scores[name][~mask]
         assert not len(gone) or kept.min() >= gone.max()
-    (aim,) = selection.select(Scored(scores, chain, chain)).aims
-    assert (aim.reached, aim.met) == (nearest, abs(nearest - keep) <= 0.005)
+    (budget,) = selection.select(Scored(scores, chain, chain)).budgets
+    assert (budget.achieved, budget.satisfied) == (nearest, abs(nearest - keep) <= 0.005)
 
 
 @given(
@@ -338,7 +338,7 @@ def test_what_is_protected_is_enough_and_can_be_asked_for(chosen, seed):
     graph = ChannelGraph.trace(net, net.example)
     scores = random_scores(graph, seed)
     stays = protected(scores, graph, 1)
-    ranking = Ranking(Pool(scores, graph, min_keep=1))
+    ranking = Ranking(CandidateUnits(scores, graph, min_keep=1))
     least = ranking.masks(ranking.steps)
     assert all(torch.equal(least[name], stays[name]) for name in scores)
     widths = {name: int(mask.sum()) for name, mask in stays.items()}

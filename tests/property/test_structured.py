@@ -82,7 +82,7 @@ def test_the_prox_of_a_tree_beats_its_neighbours_and_never_expands(kind, seed, n
         rows - found
     ) / step  # a subgradient: <dual, found> is the value, and no longer dual norm
     assert float((dual * found).sum()) == pytest.approx(float(penalty.value(found)), abs=1e-9)
-    assert penalty.vanishing(dual) <= 0.5 * (1 + 1e-6)
+    assert penalty.lam_max(dual) <= 0.5 * (1 + 1e-6)
 
 
 @settings(max_examples=40, deadline=None)
@@ -120,7 +120,7 @@ def test_a_graph_solved_on_few_entries_is_the_graph_solved_on_all(seed, kappa, s
 def test_gaps_on_a_path_are_those_of_the_whole_problem(kind, seed, order):
     problem, among = tables(seed, 30, 8)
     tree = Tree.linkage(among)
-    top = kind(1.0, tree).vanishing(problem.cross)
+    top = kind(1.0, tree).lam_max(problem.cross)
     lams = [top * share for share in order]
     path = lasso_path(problem, lambda lam: kind(lam, tree), FISTA(), lams)
     for lam, found in zip(lams, path, strict=True):

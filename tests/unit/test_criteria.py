@@ -26,7 +26,7 @@ from prunekit.criteria import (
     load_scores,
     save_scores,
 )
-from prunekit.criteria.curvature import _signs, hessian_diagonal
+from prunekit.criteria.derivatives import _signs, hessian_diagonal
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
@@ -411,7 +411,7 @@ def test_hessian_scores_add_up_what_a_unit_has_in_every_layer(monkeypatch):
     model.conv1.weight.requires_grad_(False)
     probes = orthogonal_signs(list(model.parameters()))
     turns = itertools.cycle(probes)
-    monkeypatch.setattr("prunekit.criteria.curvature._signs", lambda *_: next(turns))
+    monkeypatch.setattr("prunekit.criteria.derivatives._signs", lambda *_: next(turns))
     data = toy_data()
     found = HessianDiagonal(samples=37, probes=len(probes)).scores(model, graph, data)
     diagonal = true_diagonal(model, *next(data.train.sample(37, 37)))

@@ -126,12 +126,12 @@ def test_smoothing_has_its_gradient_bound_and_curvature():
 def test_vanishing_and_excess_are_those_of_the_entries():
     penalty = GraphLasso(0.5, Edges.threshold(SIMILARITY, 0.5), kappa=0.1)
     cross = torch.tensor([[0.1, -0.5, 0.2, 0.0], [0.3, 0.7, -0.9, 0.1]], dtype=torch.float64)
-    assert penalty.vanishing(cross) == 0.9
-    assert (penalty.excess(cross) == 0).tolist() == [True, False]
-    assert penalty.feasible(cross) == pytest.approx(0.5 / 0.9)
-    assert penalty.feasible(cross, cross) == 1.0
+    assert penalty.lam_max(cross) == 0.9
+    assert (penalty.dual_excess(cross) == 0).tolist() == [True, False]
+    assert penalty.dual_scale(cross) == pytest.approx(0.5 / 0.9)
+    assert penalty.dual_scale(cross, cross) == 1.0
     bent = replace(penalty, entries=partial(MCP, gamma=3.0))
-    assert bent.vanishing(cross) == pytest.approx(0.9) and bent.feasible(cross) is None
+    assert bent.lam_max(cross) == pytest.approx(0.9) and bent.dual_scale(cross) is None
 
 
 def test_bad_graphs_are_refused():

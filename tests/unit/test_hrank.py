@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toys import made, toy_data
 
 from prunekit.criteria import HRank
-from prunekit.criteria.hrank import map_ranks
+from prunekit.criteria.relu_outputs import map_ranks
 from prunekit.data import ShapeOnly
 from prunekit.errors import ConfigError, DataError
 

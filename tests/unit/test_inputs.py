@@ -228,7 +228,7 @@ def test_layers_that_are_called_by_name():
         assert found.agreement.worst < 1e-5 and found.widths["left"] == (8, 4)
         told.append([*map(str, found.absorbed.rows), slimming_flops(net, x), counted_macs(net, x)])
         kept_alike(net, prunekit.prune(net, x, keep=0.5, absorb=False), (x,))
-        assert prunekit.prune(net, x, latency=0.9, on_miss="nearest").aims
+        assert prunekit.prune(net, x, latency=0.9, on_miss="nearest").budgets
     assert told[0] == told[1] and told[0][0] == "mix -> bias: exact"
 
 
@@ -288,7 +288,7 @@ def test_a_timed_batch_is_like_the_example():
 def test_a_budget_of_latency(name):
     kind, example = cases(1)[name]
     found = prunekit.prune(kind(), example, latency=0.9, on_miss="nearest")
-    assert found.aims and found.agreement.worst < 1e-5
+    assert found.budgets and found.agreement.worst < 1e-5
 
 
 def test_files_and_copies(tmp_path):

@@ -178,9 +178,13 @@ def test_what_the_table_gets_wrong_is_corrected_by_measuring(scope, ask):
     reached = narrow / dense if "keep" in ask else narrow
     (asked,) = ask.values()
     assert reached == pytest.approx(asked, rel=0.05)
-    (aim,) = selected.aims
-    assert (aim.asked, aim.reached, aim.met) == (asked, pytest.approx(reached), True)
-    assert abs(aim.predicted / asked - 1) > 0.05  # the table alone would have missed
+    (budget,) = selected.budgets
+    assert (budget.requested, budget.achieved, budget.satisfied) == (
+        asked,
+        pytest.approx(reached),
+        True,
+    )
+    assert abs(budget.predicted / asked - 1) > 0.05  # the table alone would have missed
     *_, note = selected.notes
     assert note.startswith(f"latency: {narrow:.4g} of {dense:.4g} ms measured")
 

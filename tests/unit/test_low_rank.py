@@ -118,7 +118,8 @@ def test_budgets_hold_in_the_folded_network(net, name, keep):
     else:
         assert 0.97 * keep < counted / dense <= keep
     assert (
-        selection.select(Scored(net.scores, net.graph, net.cost)).aims[0].reached == counted / dense
+        selection.select(Scored(net.scores, net.graph, net.cost)).budgets[0].achieved
+        == counted / dense
     )
 
 

@@ -171,6 +171,6 @@ def test_a_selection_orders_the_units_once(monkeypatch):
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.Flatten())
     for scope in ("local", "global"):
         found = prunekit.prune(net, torch.randn(2, 3, 8, 8), macs=0.5, scope=scope)
-        asked = (found.aims, found.notes, found.masks, str(found))
+        asked = (found.budgets, found.notes, found.masks, str(found))
         assert len(asked[0]) == 1 and made == [1]
         made.clear()

@@ -339,7 +339,7 @@ class TestSettings:
     def test_budgets(self, scope):
         found = self.prune(macs=0.5, scope=scope)
         assert 0.4 < found.after.macs / found.before.macs <= 0.5
-        assert [aim.name for aim in found.aims] == ["MACs"]
+        assert [budget.name for budget in found.budgets] == ["MACs"]
         found = self.prune(params=0.3, scope=scope, absorb=False)
         assert 0.2 < found.after.params / found.before.params <= 0.3
 
@@ -350,15 +350,15 @@ class TestSettings:
         scored = Scored(scores, found.graph, CostModel(net, found.graph))
         masks = rule.select(scored).keep
         assert all(torch.equal(mask, found.masks[name]) for name, mask in masks.items())
-        assert found.aims == rule.select(scored).aims
+        assert found.budgets == rule.select(scored).budgets
         rule = Slimming(0.99, rule="published")
         with pytest.raises(ConfigError, match=r"^selection.ratio=0.99 would leave nothing of"):
             prunekit.prune(net, X, selection=rule, criterion="bn_scale")
 
     def test_latency(self):
         found = self.prune(latency=1)
-        assert found.after.macs <= found.before.macs and found.aims[0].name == "latency"
-        assert found.aims[0].asked == 1 and found.aims[0].reached > 0
+        assert found.after.macs <= found.before.macs and found.budgets[0].name == "latency"
+        assert found.budgets[0].requested == 1 and found.budgets[0].achieved > 0
 
     def test_data_for_criteria_that_look_at_examples(self):
         data = Synthetic(train=40, val=10, test=10).load()

@@ -54,7 +54,7 @@ CASES = [Case(seed, 3 + seed % 6, 3 + (5 * seed) % 8, signed=seed % 2 == 0) for 
 
 
 def at_share(case: Case, penalty_at, share: float) -> Penalty:
-    return penalty_at(share * penalty_at(1.0).vanishing(case.problem.cross))
+    return penalty_at(share * penalty_at(1.0).lam_max(case.problem.cross))
 
 
 def graph(case: Case, share: float, kappa: float = 0.3) -> GraphLasso:
@@ -210,7 +210,7 @@ def paths(case: Case):
 def test_a_path_has_the_solutions_of_single_strengths_in_any_order(which: int):
     case = Case(13, 24, 9)
     solver, penalty_at = next(itertools.islice(paths(case), which, None))
-    top = penalty_at(1.0).vanishing(case.problem.cross)
+    top = penalty_at(1.0).lam_max(case.problem.cross)
     lams = [top * share for share in (1.0, 0.8, 0.3, 0.5, 0.1)]
     for lam, found in zip(lams, lasso_path(case.problem, penalty_at, solver, lams), strict=True):
         alone = solver.solve(case.problem, penalty_at(lam))
@@ -231,7 +231,7 @@ def test_a_path_solves_small_problems_and_stops_with_its_caller():
             return super().solve(problem, penalty, start)
 
     penalty = TreeLasso(1.0, case.tree)
-    top = penalty.vanishing(case.problem.cross)
+    top = penalty.lam_max(case.problem.cross)
     asked: list[float] = []
     strengths = (asked.append(top * 0.9**k) or asked[-1] for k in range(1, 1000))
     path = lasso_path(case.problem, lambda lam: TreeLasso(lam, case.tree), Spy(), strengths)

@@ -14,7 +14,7 @@ import torch
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.selection import (
-    Aim,
+    BudgetResult,
     Budgets,
     Global,
     LikeRun,
@@ -26,7 +26,7 @@ from prunekit.selection import (
     Scored,
     Widths,
     Zeros,
-    ignored,
+    ignored_groups,
 )
 
 
@@ -243,8 +243,8 @@ def test_ignoring_a_layer_whose_outputs_are_fixed_changes_nothing():
     group = SimpleNamespace(name="conv", units=units, producers=("conv",))
     outs = {"conv": units, "bn": units, "fc": torch.zeros(9).long()}
     graph = SimpleNamespace(groups=(group,), count=5, outs=outs, ins={"fc": units})
-    assert ignored(graph, ["fc"]) == set()
-    assert ignored(graph, ["bn"]) == {"conv"}
+    assert ignored_groups(graph, ["fc"]) == set()
+    assert ignored_groups(graph, ["bn"]) == {"conv"}
     with pytest.raises(ConfigError, match=r"layers: no output channel of 'fc' can be cut"):
         choose(PerLayer(0.5, layers={"fc": 0.5}), {"conv": torch.ones(4)}, graph)
 
@@ -291,17 +291,17 @@ def test_a_budget_out_of_reach_may_be_missed_and_says_so():
         assert note.startswith("asked to keep 0.") and note.endswith("the nearest there is")
         with pytest.raises(ConfigError, match="on_miss=nearest"):
             choose(selection)
-    (aim,) = aims(replace(MacsTarget(11), on_miss="nearest"))
-    assert aim == Aim("MACs", 11, 12, met=False)
-    assert aims(Global(3 / 7)) == (Aim("channels", 3 / 7, 3 / 7),)
+    (result,) = budgets(replace(MacsTarget(11), on_miss="nearest"))
+    assert result == BudgetResult("MACs", 11, 12, satisfied=False)
+    assert budgets(Global(3 / 7)) == (BudgetResult("channels", 3 / 7, 3 / 7),)
 
 
 def notes(selection, scores=SCORES, chain=CHAIN):
     return selection.select(Scored(scores, chain, chain)).notes
 
 
-def aims(selection, scores=SCORES, chain=CHAIN):
-    return selection.select(Scored(scores, chain, chain)).aims
+def budgets(selection, scores=SCORES, chain=CHAIN):
+    return selection.select(Scored(scores, chain, chain)).budgets
 
 
 def test_notes_name_what_was_not_scored_and_what_is_at_its_least():

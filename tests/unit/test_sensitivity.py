@@ -26,7 +26,7 @@ from prunekit.selection import (
     ParamsTarget,
     Scored,
     Sensitivity,
-    curves_of,
+    parse_curves,
     read_curves,
 )
 from prunekit.stages import Made, Request, execute
@@ -337,7 +337,7 @@ def test_the_picture_has_a_panel_for_what_is_known(tmp_path, groups, timed):
     ]
     draw(rows, tmp_path / "a.png", "title")
     assert (tmp_path / "a.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
-    assert len(curves_of(rows)) == groups
+    assert len(parse_curves(rows)) == groups
 
 
 def test_the_toy_is_read_without_a_mistake():

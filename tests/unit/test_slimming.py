@@ -124,8 +124,13 @@ def test_zeros_of_a_proximal_solver():
     assert "25 score exactly zero, and selection=zeros takes just those" in case.notes(exact)
     assert "25 go, because so many are not above 0" in case.notes(published)
     assert case.gone(Slimming(0.5)) == 25 and case.notes(Slimming(0.5)) == ""
-    (aim,) = case.select(published).aims
-    assert (aim.name, aim.asked, aim.reached, aim.met) == ("channels", 0.8, 0.5, True)
+    (budget,) = case.select(published).budgets
+    assert (budget.name, budget.requested, budget.achieved, budget.satisfied) == (
+        "channels",
+        0.8,
+        0.5,
+        True,
+    )
 
 
 @pytest.mark.parametrize("rule", ["exact", "published"])
@@ -276,9 +281,9 @@ def test_a_block_whose_branch_is_emptied_goes_whole():
     assert "nothing is left of layer2.1.conv1" in found.notes
     norms = [m for m in found.model.modules() if isinstance(m, nn.BatchNorm2d)]
     scored = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    (aim,) = found.aims
-    assert aim.reached == pytest.approx(sum(m.num_features for m in norms) / scored)
-    assert aim.asked == 0.9 and aim.reached < 0.85 and aim.met
+    (budget,) = found.budgets
+    assert budget.achieved == pytest.approx(sum(m.num_features for m in norms) / scored)
+    assert budget.requested == 0.9 and budget.achieved < 0.85 and budget.satisfied
     rescued = prune(selection=Slimming(0.1, on_empty="keep_best", min_keep=3))
     assert len(rescued.kept["layer2.1.conv1"]) == 3
 

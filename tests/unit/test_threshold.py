@@ -127,12 +127,12 @@ def test_a_half_unit_goes_up():
 def test_a_network_is_folded_to_the_share_that_was_found(resnet, keep, same):
     selection, (scores, graph, cost) = Threshold(keep, same_ratio=same), resnet.given
     selected = selection.select(Scored(scores, graph, cost))
-    masks, (aim,) = selected.keep, selected.aims
-    assert aim.met and aim.asked == keep
+    masks, (budget,) = selected.keep, selected.budgets
+    assert budget.satisfied and budget.requested == keep
     narrow = decomposed()
     Narrow.of(graph, graph.drop({name: ~mask for name, mask in masks.items()})).apply(narrow)
     counted = counted_macs(fold(narrow, torch.randn(2, 3, 32, 32)).model, EXAMPLE)
-    assert counted / cost.macs() == aim.reached
+    assert counted / cost.macs() == budget.achieved
     if same:
         for first, second in cost.pairs:
             assert masks[first].sum() == masks[second].sum()
@@ -142,10 +142,10 @@ def test_below_the_floor_is_refused_with_what_can_be_asked_for(resnet):
     message = rf"selection\.keep=0\.2 cannot be reached: selection\.floor=0\.2 .*leave {FLOOR}"
     with pytest.raises(ConfigError, match=message):
         Threshold(0.2).choose(*resnet.given)
-    (aim,) = Threshold(FLOOR).select(Scored(*resnet.given)).aims
-    assert aim.met and aim.reached <= FLOOR
+    (budget,) = Threshold(FLOOR).select(Scored(*resnet.given)).budgets
+    assert budget.satisfied and budget.achieved <= FLOOR
     near = Threshold(FLOOR - 0.0049)  # as near as counts as met
-    assert near.select(Scored(*resnet.given)).aims[0].reached == aim.reached
+    assert near.select(Scored(*resnet.given)).budgets[0].achieved == budget.achieved
     with pytest.raises(ConfigError, match="cannot be reached"):
         Threshold(0.2).check(*resnet.given)
     assert Threshold(0.2, floor=0.1).check(*resnet.given) is None
@@ -161,8 +161,8 @@ def test_what_is_missed_held_and_found_is_told():
     case = spread()
     selection = Threshold(0.4, floor=0.2)
     selected = selection.select(Scored(*case.given))
-    (aim,), told = selected.aims, selected.notes
-    assert not aim.met
+    (budget,), told = selected.budgets, selected.notes
+    assert not budget.satisfied
     assert any("asked to keep 0.4 of the MACs, kept 0.373" in note for note in told)
     assert any("nearest reachable" in note for note in told)
     del case.scores["2"]
@@ -247,9 +247,9 @@ def test_no_farther_than_the_released_search(resnet, target, same):
     def share(threshold):
         return cost.macs(selection.at(threshold, small, graph, cost).removed) / cost.macs()
 
-    (aim,) = selection.select(Scored(small, graph, cost)).aims
+    (budget,) = selection.select(Scored(small, graph, cost)).budgets
     theirs = released(share, target)
-    assert abs(aim.reached - target) <= min(abs(one - target) for one in theirs) + 1e-12
+    assert abs(budget.achieved - target) <= min(abs(one - target) for one in theirs) + 1e-12
     assert abs(theirs[-1] - target) < 0.02  # it is a search
 
 

@@ -25,7 +25,7 @@ from prunekit.training import (
     mix,
     predictions,
 )
-from prunekit.training.precision import about_precision
+from prunekit.training.schedule import about_precision
 
 TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
 
@@ -376,7 +376,7 @@ def test_a_precision_that_the_cpu_works_around_is_told(able, monkeypatch, caplog
 
 
 def test_a_torch_that_cannot_tell_says_nothing(monkeypatch):
-    monkeypatch.setattr("prunekit.training.precision._PROBES", {"bfloat16": "_no_such_probe"})
+    monkeypatch.setattr("prunekit.training.schedule._PROBES", {"bfloat16": "_no_such_probe"})
     assert about_precision("bfloat16", "cpu") is None
 
 

@@ -130,20 +130,20 @@ def test_prox_is_the_minimiser_by_cvxpy(kind: type[TreeLasso]):
 def test_zero_is_a_solution_from_the_vanishing_strength_on(kind: type[TreeLasso], mix):
     cross = drawn(7, 5, 8)
     penalty = kind(1.0, Tree.linkage(similar(8, 8)), mix=mix)
-    top = penalty.vanishing(cross)
+    top = penalty.lam_max(cross)
     assert not bool(replace(penalty, lam=top).prox(cross, 1.0).any())
     assert bool(replace(penalty, lam=top * (1 - 1e-6)).prox(cross, 1.0).any())
-    assert top == pytest.approx(Penalty.vanishing(penalty, cross), rel=1e-8)
+    assert top == pytest.approx(Penalty.lam_max(penalty, cross), rel=1e-8)
     half = replace(penalty, lam=top / 2)
-    assert 0.5 * (1 - 1e-3) <= half.feasible(cross) <= 0.5
-    assert replace(penalty, lam=top).feasible(cross) == 1.0
-    assert penalty.vanishing(0 * cross) == 0
+    assert 0.5 * (1 - 1e-3) <= half.dual_scale(cross) <= 0.5
+    assert replace(penalty, lam=top).dual_scale(cross) == 1.0
+    assert penalty.lam_max(0 * cross) == 0
 
 
 def test_the_dual_norm_bounds_inner_products():
     penalty = TreeLasso(1.0, Tree.linkage(similar(9, 7)))
     cross = drawn(10, 1, 7)
-    dual = penalty.vanishing(cross)
+    dual = penalty.lam_max(cross)
     for seed in range(200):
         other = penalty.prox(drawn(seed, 1, 7), 0.5) if seed % 2 else drawn(seed, 1, 7)
         assert float((cross * other).sum()) <= dual * float(penalty.value(other)) * (1 + 1e-8)
@@ -152,9 +152,9 @@ def test_the_dual_norm_bounds_inner_products():
 def test_rows_without_excess_stay_at_zero():
     penalty = TreeLasso(1.2, Tree.linkage(similar(11, 6)))
     residual = drawn(12, 8, 6)
-    alone = torch.tensor([penalty.vanishing(row[None]) for row in residual])
-    assert torch.equal(penalty.excess(residual) == 0, alone <= 1.2)
-    assert bool(BlockTreeLasso(1.2, penalty.tree).excess(residual).isinf().all())
+    alone = torch.tensor([penalty.lam_max(row[None]) for row in residual])
+    assert torch.equal(penalty.dual_excess(residual) == 0, alone <= 1.2)
+    assert bool(BlockTreeLasso(1.2, penalty.tree).dual_excess(residual).isinf().all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -215,7 +215,7 @@ def test_nonconvex_leaves_shrink_by_their_weights_first():
     assert torch.allclose(penalty.prox_entries(rows, 0.9), leaves, atol=1e-12)
     groups = replace(convex, entries=lambda lam: MCP(lam, gamma=1e12))
     assert torch.allclose(groups.prox(rows, 0.9), convex.prox(rows, 0.9), atol=1e-9)
-    assert not penalty.convex and penalty.feasible(rows) is None
+    assert not penalty.convex and penalty.dual_scale(rows) is None
 
 
 def test_bad_trees_are_refused():

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.activations import training_data
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group, seen_groups
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group, seen_groups, training_data
 from prunekit.errors import ConfigError
 from prunekit.graph.layers import layer_named
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering

@@ -73,7 +73,7 @@ class EntryOrder(Ordering):
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, along: int
     ) -> Tensor:
         entries = Entered.none(problem.cross.abs().amax(along))
-        top = penalty_at(1.0).vanishing(problem.cross)
+        top = penalty_at(1.0).lam_max(problem.cross)
         if top > 0:
             walk = [top]  # the strengths so far, the current one last
             steps = _noted(strengths(top, self.least, self.points, entries), walk)
@@ -212,7 +212,7 @@ class PublishedSearch(Ordering):
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, wanted: int
     ) -> list[Trial]:
         """Every trial of the search, in order."""
-        top = penalty_at(1.0).vanishing(problem.cross) or 1.0
+        top = penalty_at(1.0).lam_max(problem.cross) or 1.0
         high, low = self.high or top, self.low or 1e-3 * top
         trials: list[Trial] = []
         start = None

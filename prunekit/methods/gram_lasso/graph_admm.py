@@ -129,7 +129,7 @@ class Alive:
         size = (beta.abs() - step * self.extra).clamp_min_(0)
         return self.penalty.prox_entries(size.copysign(beta), step)
 
-    def feasible(
+    def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """The factor that makes the residual dual feasible at the entries."""

@@ -199,7 +199,7 @@ class GraphLasso(StructuredPenalty):
         """What mu is multiplied by in the smoothing error of `count` rows."""
         return 0.5 * count * len(self.edges.weight) if self.gamma > 0 else 0.0
 
-    def feasible(
+    def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """The factor in (0, 1] that makes the residual dual feasible; None where not convex.
@@ -211,14 +211,14 @@ class GraphLasso(StructuredPenalty):
         largest = float((residual if pull is None else residual - pull).abs().amax())
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
-    def vanishing(self, cross: Tensor) -> float:
+    def lam_max(self, cross: Tensor) -> float:
         """An upper bound of the lam from which zero is optimal: that of the entries alone.
 
         Coupling can make zero optimal before: with all columns fused, from max_k |mean_j A_kj|.
         """
-        return self.entries(1.0).vanishing(cross.reshape(-1, 1))
+        return self.entries(1.0).lam_max(cross.reshape(-1, 1))
 
-    def excess(self, residual: Tensor) -> Tensor:
+    def dual_excess(self, residual: Tensor) -> Tensor:
         """What the entries' prox of step one leaves of each row; coupling could only hold it."""
         return self.prox_entries(residual, 1.0).norm(dim=1)
 
@@ -228,4 +228,4 @@ def shrunk(single: RadialPenalty, rows: Tensor, step: float) -> Tensor:
     size = rows.abs()
     if type(single) is L1:
         return torch.nn.functional.softshrink(rows, step * single.lam)
-    return single.shrink(size.flatten(), step).reshape(rows.shape) * rows.sign()
+    return single.prox_magnitude(size.flatten(), step).reshape(rows.shape) * rows.sign()

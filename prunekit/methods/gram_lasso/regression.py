@@ -146,7 +146,7 @@ class Certificate:
         objective, gap, needed = problem.energy / 2 - fit, None, 0.0
         if enough is not None and inner > 0:
             needed = (value - enough(objective, fit)) / inner
-        factor = penalty.feasible(left, pull, needed)
+        factor = penalty.dual_scale(left, pull, needed)
         if factor is not None:
             error = max(0.0, problem.energy - 2 * both + quadratic)
             gap = max(0.0, value - factor * inner + 0.5 * (1 - factor) ** 2 * error)
@@ -270,7 +270,7 @@ def active_rows(
     while True:
         chosen = active.nonzero().flatten()
         left = problem.residual_of_few(beta)
-        joining = _joining(penalty.excess(left), active)
+        joining = _joining(penalty.dual_excess(left), active)
         if found is not None or not len(joining) + len(chosen):
             seen = Certificate.of(problem, penalty, beta, pull, left)
             close = solver.close(seen, problem, beta)

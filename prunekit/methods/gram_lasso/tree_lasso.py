@@ -250,7 +250,7 @@ class TreeLasso(StructuredPenalty):
         for weight in np.unique(weights[weights > 0]).tolist():
             same = weights[:, 0] == weight
             chosen = torch.from_numpy(size[same])
-            left[same] = self.single.shrink(chosen.flatten(), step * weight).view_as(chosen)
+            left[same] = self.single.prox_magnitude(chosen.flatten(), step * weight).view_as(chosen)
         return left
 
     def _scaled(self, rows: Tensor, scale: Array) -> Tensor:
@@ -293,7 +293,7 @@ class TreeLasso(StructuredPenalty):
         """What mu is multiplied by in the smoothing error of `count` rows: half of all balls."""
         return 0.5 * count * len(self.tree.children)
 
-    def feasible(
+    def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """The factor in (0, 1] that makes the residual dual feasible; None where not convex."""
@@ -305,10 +305,10 @@ class TreeLasso(StructuredPenalty):
         largest = self._dual_norm(size, self.lam)
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
-    def vanishing(self, cross: Tensor) -> float:
+    def lam_max(self, cross: Tensor) -> float:
         """The smallest lam from which zero is optimal: the dual of the tree norm at `cross`."""
         if not self.convex:
-            return super().vanishing(cross)
+            return super().lam_max(cross)
         return self._dual_norm(self.magnitudes(cross), 0.0)
 
     def _dual_norm(self, size: Array, least: float) -> float:
@@ -347,7 +347,7 @@ class TreeLasso(StructuredPenalty):
         square, _ = levels.climb(left, strength * self.slots)
         return (square[levels.parents == len(levels.order)] == 0).all(axis=0)
 
-    def excess(self, residual: Tensor) -> Tensor:
+    def dual_excess(self, residual: Tensor) -> Tensor:
         """What the prox of step one leaves of each row."""
         return self.prox(residual, 1.0).norm(dim=1)
 
@@ -368,9 +368,9 @@ class BlockTreeLasso(TreeLasso):
         """One ball a node, whatever the number of rows."""
         return super().spread(1)
 
-    def excess(self, residual: Tensor) -> Tensor:
+    def dual_excess(self, residual: Tensor) -> Tensor:
         """Unknown for all."""
-        return Penalty.excess(self, residual)
+        return Penalty.dual_excess(self, residual)
 
 
 def _array(rows: Tensor) -> Array:

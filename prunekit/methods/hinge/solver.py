@@ -12,7 +12,7 @@ from prunekit.errors import ConfigError
 from prunekit.rows import Rows
 from prunekit.schema import Checked, NotNegative, Positive, Range
 from prunekit.solvers.base import SOLVERS
-from prunekit.solvers.proximal import Proximal
+from prunekit.solvers.gradient import Proximal
 
 NEWEST = 0.9  # weight of a step's gradient ratio in the running one, as in the released code
 MOST = 9 / 5  # the running ratio stays between 1 / MOST and MOST

@@ -19,15 +19,15 @@ from prunekit.rows import Rows
 from prunekit.schema import NotNegative, Share, SomeShare
 from prunekit.selection.base import (
     SELECTIONS,
-    Aim,
+    BudgetResult,
     Masks,
     Scored,
     Selected,
     Selection,
-    best,
-    checked,
-    protected,
-    unscored,
+    mask_of_best,
+    protect_units,
+    unscored_groups,
+    validate_scores,
 )
 from prunekit.solvers import Solver
 from prunekit.targets import unit_scores
@@ -100,16 +100,16 @@ class Threshold(Selection):
     def _answer(self, scored: Scored, norms: _Norms, keep: ChannelMask) -> Selected:
         """The share of MACs asked for and reached, the threshold, and what the floor held."""
         share = _share(keep, scored.cost)
-        aim = Aim("MACs", self.keep, share, abs(share - self.keep) <= NEAR)
+        budget = BudgetResult("MACs", self.keep, share, abs(share - self.keep) <= NEAR)
         notes = norms.told(keep)
-        if not aim.met:
+        if not budget.satisfied:
             notes.append(
-                f"asked to keep {aim.asked:.6g} of the MACs, kept {aim.reached:.6g}: "
+                f"asked to keep {budget.requested:.6g} of the MACs, kept {budget.achieved:.6g}: "
                 "the nearest reachable by one threshold"
             )
-        names = unscored(scored.scores, scored.graph)
+        names = unscored_groups(scored.scores, scored.graph)
         whole = [f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else []
-        return Selected(keep, (aim,), notes=(*whole, *notes))
+        return Selected(keep, (budget,), notes=(*whole, *notes))
 
     def check(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> None:
         """Raise ConfigError where no threshold leaves as little as `keep`; norms do not matter."""
@@ -123,10 +123,11 @@ class Threshold(Selection):
             )
 
     def _norms(self, scores: Mapping[str, Tensor], cost: CostModel, graph: ChannelGraph) -> _Norms:
-        known = checked(scores, graph)
-        stays = protected(known, graph, self.min_keep)
+        known = validate_scores(scores, graph)
+        stays = protect_units(known, graph, self.min_keep)
         least = {
-            name: stays[name] | best(score, max(1, math.ceil(self.floor * len(score) - 1e-9)))
+            name: stays[name]
+            | mask_of_best(score, max(1, math.ceil(self.floor * len(score) - 1e-9)))
             for name, score in known.items()
         }
         return _Norms(known, least, self._pairs(known, cost) if self.same_ratio else {})
@@ -178,7 +179,7 @@ class _Norms:
         """The same share as of the mask `kept`, halves up, and no less than stays anyway."""
         score, least = self.scores[name], self.least[name]
         count = (2 * len(score) * int(kept.sum()) + len(kept)) // (2 * len(kept))
-        return best(score, max(count, int(least.sum())), least)
+        return mask_of_best(score, max(count, int(least.sum())), least)
 
 
 def _share(keep: ChannelMask, cost: CostModel) -> float:

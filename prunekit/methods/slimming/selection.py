@@ -10,9 +10,13 @@ from torch import Tensor
 
 from prunekit.errors import ConfigError
 from prunekit.schema import Count, PartShare, SomeShare
-from prunekit.selection.base import SELECTIONS, Aim, Masks, Scored, Selected
-from prunekit.selection.emptied_layers import emptied_notes, fewest_left, first_emptied
-from prunekit.selection.pool import CandidateUnits, Describe, FindsWidths
+from prunekit.selection.base import SELECTIONS, BudgetResult, Masks, Scored, Selected
+from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
+from prunekit.selection.emptied_layers import (
+    describe_emptied_layers,
+    find_emptied_layers,
+    smallest_shares,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,7 +28,7 @@ _NEXT = 3  # layers that a refusal names beside the emptied ones
 
 @SELECTIONS.register("slimming")
 @dataclass(frozen=True)
-class Slimming(FindsWidths):
+class Slimming(AdaptiveSelection):
     """One threshold over all scored units, as network slimming prunes (Liu et al. 2017).
 
     `ratio` in [0, 1) is the share that goes: the one setting that says so, because the published
@@ -63,30 +67,32 @@ class Slimming(FindsWidths):
                 "there are no blocks to remove; give rounds=1, or on_empty=keep_best"
             )
 
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         pool = self._pool(scored)
         above = self._above(pool)
-        emptied = first_emptied(scored.graph, pool.without(~above))
+        emptied = find_emptied_layers(scored.graph, pool.unit_mask(~above))
         if emptied and self.on_empty == "error":
             raise self._refusal(pool, above, emptied)
-        masks = pool.masks(pool.count(above | pool.stays))
+        masks = pool.masks(pool.count(above | pool.protected))
         if self.on_empty == "skip_block":
             lives = dict(zip(pool.names, pool.count(above) > 0, strict=True))
             masks = {name: mask & lives[name] for name, mask in masks.items()}
 
         def answer(keep: ChannelMask) -> Selected:
-            told = emptied_notes(scored.graph, keep, emptied, nearly=pool.names)
+            told = describe_emptied_layers(scored.graph, keep, emptied, nearly=pool.names)
             return Selected(
-                keep, (self._aim(keep, pool),), emptied, (*self._ties(pool, above), *told)
+                keep, (self._budget(keep, pool),), emptied, (*self._ties(pool, above), *told)
             )
 
         return masks, answer
 
-    def _aim(self, keep: ChannelMask, pool: CandidateUnits) -> Aim:
+    def _budget(self, keep: ChannelMask, pool: CandidateUnits) -> BudgetResult:
         """The share of the scored units that should stay, and that does."""
         kept = torch.cat([keep[name] for name in pool.names])
         asked, reached = len(kept) - self._lowest(len(kept)), int(kept.sum())
-        return Aim("channels", round(1 - self.ratio, 12), reached / len(kept), reached <= asked)
+        return BudgetResult(
+            "channels", round(1 - self.ratio, 12), reached / len(kept), reached <= asked
+        )
 
     def _lowest(self, units: int) -> int:
         """How many go; cut off, not rounded, as in the released code."""
@@ -95,7 +101,7 @@ class Slimming(FindsWidths):
     def _above(self, pool: CandidateUnits) -> Tensor:
         """Which units of the pool stay, when nothing is protected but what `most` spares."""
         going = (pool.widths * self.most + 1e-9).long()  # 0.29 of 100 are 29, not 28.999...
-        return self._by_rule(pool) | pool.best(pool.widths - going)
+        return self._by_rule(pool) | pool.mask_of_best(pool.widths - going)
 
     def _by_rule(self, pool: CandidateUnits) -> Tensor:
         """Which units are above the threshold."""
@@ -109,7 +115,7 @@ class Slimming(FindsWidths):
     def _refusal(self, pool: CandidateUnits, above: Tensor, empty: Sequence[str]) -> ConfigError:
         """What to say where a layer has no unit above the threshold."""
         kept = dict(zip(pool.names, above.split(pool.widths.tolist()), strict=True))
-        rows = [row for row in fewest_left(kept) if row[0] not in empty and row[1] < row[2]]
+        rows = [row for row in smallest_shares(kept) if row[0] not in empty and row[1] < row[2]]
         shares = [f"{name} keeps {n} of {full} ({n / full:.1%})" for name, n, full in rows[:_NEXT]]
         names = ", ".join(empty) if bool(above.any()) else f"all {len(pool.names)} groups"
         return ConfigError(

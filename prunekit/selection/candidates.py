@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from fnmatch import fnmatchcase
 from math import gcd
 from typing import TYPE_CHECKING, Annotated
 
 import torch
 from torch import Tensor
 
-from prunekit.errors import ConfigError, listed
+from prunekit.errors import ConfigError, listed, one_of
 from prunekit.graph import ChannelMask
 from prunekit.schema import Count, Text
 from prunekit.selection.base import (
-    Aim,
+    BudgetResult,
     Masks,
     Scored,
     Selected,
     Selection,
-    best_first,
-    checked,
-    protected,
+    order_best_first,
+    protect_units,
+    validate_scores,
 )
-from prunekit.selection.patterns import ignored
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
-Describe = Callable[[ChannelMask], Selected]  # the answer for what is kept
+
+ResultFactory = Callable[[ChannelMask], Selected]  # the answer for what is kept
 
 
 @dataclass(frozen=True)
-class FindsWidths(Selection):
+class AdaptiveSelection(Selection):
     """A selection that finds how many units of every group stay.
 
     The channels that remain of a group's first layer are a multiple of `round_to`; a group that is
@@ -53,19 +54,19 @@ class FindsWidths(Selection):
 
         def answer(keep: ChannelMask) -> Selected:
             found = describe(keep)
-            told = (*notes, *_misses(found.aims), *found.notes)
+            told = (*notes, *_misses(found.budgets), *found.notes)
             return replace(found, notes=told, recount=answer)
 
         return answer(ChannelMask.of(scored.graph, masks))
 
     @abstractmethod
-    def _decide(self, scored: Scored) -> tuple[Masks, Describe]:
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         """Masks for the groups that have scores, and what makes the answer of a choice."""
 
     def _open(self, scored: Scored) -> tuple[Scored, list[str]]:
         """The checked scores of the groups that may be narrowed, and a note on those without."""
-        graph, scores = scored.graph, checked(scored.scores, scored.graph)
-        closed = ignored(graph, self.ignore)
+        graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
+        closed = ignored_groups(graph, self.ignore)
         found = {name: score for name, score in scores.items() if name not in closed}
         if not found:
             raise ConfigError(
@@ -92,17 +93,17 @@ class CandidateUnits:
     def __init__(
         self, scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int, round_to: int = 1
     ) -> None:
-        stays = protected(scores, graph, min_keep)
+        stays = protect_units(scores, graph, min_keep)
         ids = {group.name: group.units for group in graph.groups}
         steps = [_step(graph, name, ids[name], round_to) for name in scores]
-        ranks = [best_first(score, stays[name]).argsort() for name, score in scores.items()]
+        ranks = [order_best_first(score, stays[name]).argsort() for name, score in scores.items()]
         self.names, self._step = [*scores], torch.tensor(steps)
         self.widths = torch.tensor([len(score) for score in scores.values()])
         self.group = torch.arange(len(steps)).repeat_interleave(self.widths)
         self.scores, self._rank = torch.cat(list(scores.values())), torch.cat(ranks)
         self.units = torch.cat([ids[name] for name in scores])
-        self.stays = torch.cat([stays[name] for name in scores])
-        self.least = self.up(self.count(self.stays))
+        self.protected = torch.cat([stays[name] for name in scores])
+        self.min_counts = self.round_up(self.count(self.protected))
         self._ids = graph.count
 
     def worst_first(self) -> Tensor:
@@ -113,11 +114,11 @@ class CandidateUnits:
         """How many units of every group are True in a mask over all of them."""
         return torch.bincount(self.group[kept], minlength=len(self.widths))
 
-    def up(self, counts: Tensor) -> Tensor:
+    def round_up(self, counts: Tensor) -> Tensor:
         """The nearest counts that are allowed and not below these."""
         return ((counts + self._step - 1) // self._step * self._step).minimum(self.widths)
 
-    def best(self, counts: Tensor) -> Tensor:
+    def mask_of_best(self, counts: Tensor) -> Tensor:
         """A mask over all units, True for the best of every group, so many as these counts."""
         return self._rank < counts[self.group]
 
@@ -127,9 +128,9 @@ class CandidateUnits:
 
     def removed(self, counts: Tensor) -> Tensor:
         """The same as a mask over unit ids, True where a unit is removed."""
-        return self.without(~self._kept(counts))
+        return self.unit_mask(~self._kept(counts))
 
-    def without(self, units: Tensor) -> Tensor:
+    def unit_mask(self, units: Tensor) -> Tensor:
         """A mask over all units of the pool (True: removed) as one over unit ids."""
         removed = torch.zeros(self._ids, dtype=torch.bool)
         removed[self.units] = units
@@ -137,7 +138,7 @@ class CandidateUnits:
 
     def _kept(self, counts: Tensor) -> Tensor:
         near = (counts + self._step // 2) // self._step * self._step  # halves go up
-        return self.best(near.minimum(self.widths).maximum(self.least))
+        return self.mask_of_best(near.minimum(self.widths).maximum(self.min_counts))
 
 
 def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:
@@ -153,14 +154,64 @@ def _step(graph: ChannelGraph, name: str, units: Tensor, round_to: int) -> int:
     return round_to // gcd(round_to, max(channels, 1))
 
 
-def _misses(aims: Sequence[Aim]) -> list[str]:
+def _misses(budgets: Sequence[BudgetResult]) -> list[str]:
     """Aims that are not met, and the tightest one where all are missed from below."""
-    over = [f"{_against(aim)}: the nearest there is" for aim in aims if not aim.met]
-    if over or not aims:
+    over = [
+        f"{_against(result)}: the nearest there is" for result in budgets if not result.satisfied
+    ]
+    if over or not budgets:
         return over
-    tight = max(aims, key=lambda aim: aim.reached / aim.asked)
-    return [_against(tight)] if tight.reached < 0.99 * tight.asked else []
+    tight = max(budgets, key=lambda result: result.achieved / result.requested)
+    return [_against(tight)] if tight.achieved < 0.99 * tight.requested else []
 
 
-def _against(aim: Aim) -> str:
-    return f"asked to keep {aim.asked:.6g} of the {aim.name}, kept {aim.reached:.6g}"
+def _against(result: BudgetResult) -> str:
+    return f"asked to keep {result.requested:.6g} of the {result.name}, kept {result.achieved:.6g}"
+
+
+def ignored_groups(graph: ChannelGraph, patterns: Iterable[str]) -> set[str]:
+    """The groups that stay whole because a layer with a matching name has units of theirs.
+
+    A pattern may also mean layers whose outputs cannot be cut anyway, a classifier for instance.
+    ConfigError with near names where it matches no layer.
+    """
+    return {
+        name for pattern in patterns for name in matching_groups(graph, pattern, "selection.ignore")
+    }
+
+
+def values_by_group(graph: ChannelGraph, values: Mapping[str, float]) -> dict[str, float]:
+    """Group name -> the value of the first pattern that matches; the others are left out.
+
+    ConfigError where a pattern matches nothing that can be cut.
+    """
+    found: dict[str, float] = {}
+    for pattern, value in values.items():
+        names = matching_groups(graph, pattern, "selection.layers")
+        if not names:
+            raise ConfigError(
+                f"selection.layers: no output channel of {pattern!r} can be cut; "
+                f"{one_of(pattern, _accepted(group.name for group in graph.groups))}"
+            )
+        found = dict.fromkeys(names, value) | found
+    return found
+
+
+def matching_groups(graph: ChannelGraph, pattern: str, setting: str) -> set[str]:
+    """The groups with a unit among the outputs of a layer whose name matches."""
+    layers = [name for name in graph.outs if fnmatchcase(name, pattern)]
+    found = {group.name for group in graph.groups if fnmatchcase(group.name, pattern)}
+    if not layers and not found:
+        hint = one_of(pattern, _accepted(graph.outs))
+        raise ConfigError(f"{setting}: {pattern!r} matches no layer; {hint}")
+    hit = torch.zeros(graph.count, dtype=torch.bool)
+    for name in layers:
+        hit[graph.outs[name]] = True
+    return found | {group.name for group in graph.groups if bool(hit[group.units].any())}
+
+
+def _accepted(names: Iterable[str]) -> set[str]:
+    """Names, and the patterns that mean all layers inside a module."""
+    found = set(names)
+    inside = {f"{'.'.join(n.split('.')[:i])}.*" for n in found for i in range(1, n.count(".") + 1)}
+    return found | inside

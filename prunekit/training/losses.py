@@ -11,7 +11,18 @@ from torch.nn import functional as F
 from prunekit.errors import ConfigError
 from prunekit.modes import duplicate
 from prunekit.schema import Checked, PartShare, Positive, Share
-from prunekit.training.loop import CrossEntropy
+
+
+@dataclass(frozen=True)
+class CrossEntropy:
+    """The mean cross entropy of a batch, with label smoothing."""
+
+    smoothing: float = 0.0
+
+    def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss and the logits."""
+        logits = model(x)
+        return F.cross_entropy(logits, y, label_smoothing=self.smoothing), logits
 
 
 @dataclass(frozen=True, eq=False)

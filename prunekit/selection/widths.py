@@ -1,28 +1,87 @@
-"""Selections whose widths are given: by hand, or by another run."""
+"""Selections that decide group by group: zeros go, or a share stays."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from prunekit.errors import ArtifactError, ConfigError, one_of
+import torch
+
+from prunekit.errors import ArtifactError, ConfigError, listed, one_of
 from prunekit.graph import ChannelMask
-from prunekit.schema import Whole
+from prunekit.schema import SomeShare, Whole
 from prunekit.selection.base import (
     SELECTIONS,
+    Masks,
     Scored,
     Selected,
     Selection,
-    best,
-    checked,
-    protected,
+    mask_of_best,
+    protect_units,
+    validate_scores,
+)
+from prunekit.selection.candidates import (
+    AdaptiveSelection,
+    CandidateUnits,
+    ResultFactory,
+    values_by_group,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@SELECTIONS.register("zeros")
+@dataclass(frozen=True)
+class Zeros(AdaptiveSelection):
+    """Drops the units whose score is exactly zero, as solvers with a proximal map leave them.
+
+    Of a group that is all zero the first units stay in place of the best. With `round_to` some
+    zeros stay, so that nothing else goes.
+    """
+
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
+        sizes = {name: score.abs() for name, score in scored.scores.items()}
+        pool = self._pool(replace(scored, scores=sizes))
+        return pool.masks(pool.round_up(pool.count((pool.scores != 0) | pool.protected))), Selected
+
+
+@SELECTIONS.register("per_layer")
+@dataclass(frozen=True)
+class PerLayer(AdaptiveSelection):
+    """Keeps the same share of every group, rounded to the nearest count.
+
+    `layers` gives other shares to groups with a layer that a pattern matches, the first match
+    counts: `{"layer1.*": 0.8}`.
+    """
+
+    keep: Annotated[SomeShare, "share of every group that stays"] = 0.5
+    layers: Annotated[
+        Mapping[str, SomeShare], "other shares by pattern of layers, e.g. {layer1.*: 0.8}"
+    ] = field(default_factory=dict)
+
+    def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
+        pool = self._pool(scored)
+        asked = self._asked(pool, scored)
+        notes = _below_least(pool, asked)
+        return pool.masks(asked), lambda keep: Selected(keep, notes=notes)
+
+    def _asked(self, pool: CandidateUnits, scored: Scored) -> torch.Tensor:
+        """How many units every group should have; halves go up."""
+        other = values_by_group(scored.graph, self.layers)
+        keep = torch.tensor([other.get(n, self.keep) for n in pool.names], dtype=torch.float64)
+        return (keep * pool.widths + 0.5).floor().long()
+
+
+def _below_least(pool: CandidateUnits, asked: torch.Tensor) -> tuple[str, ...]:
+    """Which groups were asked for less than the least that they keep."""
+    below = (asked < pool.min_counts).tolist()
+    names = [name for name, low in zip(pool.names, below, strict=True) if low]
+    who = "every group keeps" if len(names) == len(below) else f"{listed(names, 4)} keep"
+    return (f"{who} the least width: the share is below it",) if names else ()
 
 
 @SELECTIONS.register("widths")
@@ -43,18 +102,18 @@ class Widths(Selection):
 
     def select(self, scored: Scored) -> Selected:
         """Raises ConfigError for a group that the network or the scores lack, or a wider width."""
-        graph, scores = scored.graph, checked(scored.scores, scored.graph)
+        graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
         self._check(scores)
         shrunk = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
         masks = {}
-        for name, stays in protected(shrunk, graph, self.min_keep).items():
+        for name, stays in protect_units(shrunk, graph, self.min_keep).items():
             width, least = self.widths[name], int(stays.sum())
             if width < least:
                 raise ConfigError(
                     f"selection.widths.{name}={width} would leave a layer of the group without "
                     f"channels: these scores ask for {least}; give {least} or more"
                 )
-            masks[name] = best(scores[name], width, stays)
+            masks[name] = mask_of_best(scores[name], width, stays)
         return Selected(ChannelMask.of(graph, masks))
 
     def _check(self, scores: Mapping[str, Tensor]) -> None:
