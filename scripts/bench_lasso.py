@@ -31,7 +31,7 @@ from prunekit.methods.gram_lasso import (
     Tables,
     Tree,
     TreeLasso,
-    tables_of,
+    compute_tables,
 )
 from prunekit.methods.gram_lasso.entry import EntryOrder
 from prunekit.penalties import Penalty
@@ -98,7 +98,7 @@ def layer(inputs: int, outputs: int, seed: int) -> Tables:
     maps = (patterns[:, classes] + noise).clamp_min(0)
     read = torch.rand(outputs, inputs, generator=draw).argsort(dim=1) < READ
     weights = torch.randn(outputs, inputs, generator=draw) * read
-    return tables_of(Grams(), Maps.of(maps), Maps.of(torch.tensordot(weights, maps, dims=1)))
+    return compute_tables(Grams(), Maps.of(maps), Maps.of(torch.tensordot(weights, maps, dims=1)))
 
 
 if __name__ == "__main__":

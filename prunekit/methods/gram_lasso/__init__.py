@@ -1,7 +1,7 @@
 """sGLP-IB and sTLP-IB: structured lasso on Gram matrices of a layer's channels."""
 
 from prunekit.methods.gram_lasso.criterion import APIB, MaxCKA, Representatives, StructuredLasso
-from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering, PublishedSearch, lasso_path
+from prunekit.methods.gram_lasso.entry import EntryOrder, LambdaBisection, Ordering, lasso_path
 from prunekit.methods.gram_lasso.features import Calibration, Maps, Responses, WholeOutput
 from prunekit.methods.gram_lasso.grams import ClassBlocks, Columns, Grams, RawMaps
 from prunekit.methods.gram_lasso.graph_admm import GraphADMM
@@ -18,7 +18,12 @@ from prunekit.methods.gram_lasso.kernels import (
 )
 from prunekit.methods.gram_lasso.proximal_gradient import FISTA, SmoothingProximalGradient
 from prunekit.methods.gram_lasso.regression import Regression, RegressionSolver, Solution
-from prunekit.methods.gram_lasso.statistics import ClassProfiles, Statistics, Tables, tables_of
+from prunekit.methods.gram_lasso.statistics import (
+    ClassProfiles,
+    Statistics,
+    Tables,
+    compute_tables,
+)
 from prunekit.methods.gram_lasso.structures import (
     Above,
     Graph,
@@ -49,13 +54,13 @@ __all__ = [
     "GraphLasso",
     "Hierarchy",
     "Kernel",
+    "LambdaBisection",
     "Laplacian",
     "Linear",
     "Maps",
     "MaxCKA",
     "Nearest",
     "Ordering",
-    "PublishedSearch",
     "RawMaps",
     "Regression",
     "RegressionSolver",
@@ -73,6 +78,6 @@ __all__ = [
     "TreeLasso",
     "Unbiased",
     "WholeOutput",
+    "compute_tables",
     "lasso_path",
-    "tables_of",
 ]

@@ -12,75 +12,73 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.graph_lasso import GraphLasso
 from prunekit.methods.gram_lasso.regression import (
     EVERY,
     Certificate,
     Regression,
     RegressionSolver,
     Solution,
+    StructuredPenalty,
 )
-from prunekit.methods.gram_lasso.tree_lasso import TreeLasso
 from prunekit.penalties.base import Penalty
 from prunekit.schema import PartShare, Positive
+
+STALLED = 1e-9  # relative change of the objective between two checks at which mu is lowered
 
 
 @dataclass(kw_only=True)
 class FISTA(RegressionSolver):
-    """Proximal gradient with momentum (Beck and Teboulle 2009) that restarts where it overshoots.
+    """Accelerated proximal gradient (Beck and Teboulle 2009) with restarts, for an exact prox.
 
-    Zeros are exact. The step is 1 / lambda_max(G).
+    Zeros are exact. The step size is 1 / lambda_max(G).
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prox"})
 
     def solve(self, problem: Regression, penalty: Penalty, start: Tensor | None = None) -> Solution:
-        """The minimiser, from `start` or zero."""
+        """Return the minimiser, starting from `start` or zero."""
         self.check(penalty)
         start = torch.zeros_like(problem.cross) if start is None else start
-        steps = descent(lambda b: -problem.residual(b), penalty.prox, problem.step, start)
-        found = self.followed(((beta, None) for beta in steps), problem, penalty, start)
-        return self.told(found)
+        betas = descend(lambda b: -problem.residual(b), penalty.prox, problem.step, start)
+        solution = self.iterate(((beta, None) for beta in betas), problem, penalty, start)
+        return self.warn_unless_converged(solution)
 
 
-def descent(
+def descend(
     gradient: Callable[[Tensor], Tensor],
     prox: Callable[[Tensor, float], Tensor],
     step: float,
     start: Tensor,
 ) -> Iterator[Tensor]:
-    """Iterates of the accelerated proximal gradient method, without end.
+    """Yield the iterates of the accelerated proximal gradient method, without end.
 
-    Momentum is dropped where the step goes against it (O'Donoghue and Candes 2015).
+    Momentum restarts if a step goes against it (O'Donoghue and Candes 2015).
     """
     beta, ahead, theta = start, start, 1.0
     while True:
-        new = prox(ahead - step * gradient(ahead), step)
-        if float(((ahead - new) * (new - beta)).sum()) > 0:
+        following = prox(ahead - step * gradient(ahead), step)
+        if float(((ahead - following) * (following - beta)).sum()) > 0:
             theta = 1.0
-            new = prox(beta - step * gradient(beta), step)
-        following = (math.sqrt(theta**4 + 4 * theta**2) - theta**2) / 2
-        ahead = new + (1 - theta) / theta * following * (new - beta)
-        beta, theta = new, following
+            following = prox(beta - step * gradient(beta), step)
+        next_theta = (math.sqrt(theta**4 + 4 * theta**2) - theta**2) / 2
+        ahead = following + (1 - theta) / theta * next_theta * (following - beta)
+        beta, theta = following, next_theta
         yield beta
-
-
-STALL = 1e-9  # relative change of the objective between two looks at which mu has done its part
 
 
 @dataclass(kw_only=True)
 class SmoothingProximalGradient(RegressionSolver):
-    """FISTA on the structured part smoothed by mu, single entries by their prox (Chen et al. 2012).
+    """FISTA on the smoothed coupling part, with the prox of single entries (Chen et al. 2012).
 
-    mu falls from `mu` to `least_mu` by tens, each solution starting the next. The smoothed
-    objective is off by up to least_mu * `penalty.spread(inputs)`, so that the tolerance of the gap
-    may be out of reach: it also stops where the last mu gains nothing more. Entries that should be
-    zero stay small: those below `zero` of the largest are set to zero in the end.
+    mu falls from `mu` to `least_mu` by factors of ten; each solution starts the next one. The
+    objective may be off by `least_mu` * `penalty.smoothing_error(inputs)`, so the gap may stay
+    above the tolerance; the solver also stops when the last mu gains nothing more. Entries that
+    should be zero stay small, so those below `zero` of the largest are set to zero in the end.
     """
 
     mu: Annotated[Positive, "smoothing in the beginning"] = 0.1
     least_mu: Annotated[Positive, "smoothing in the end"] = 1e-5
-    zero: Annotated[PartShare, "entries below this share of the largest are zero"] = 1e-3
+    zero: Annotated[PartShare, "entries below this share of the largest are set to zero"] = 1e-3
     needs: ClassVar[frozenset[str]] = frozenset({"smoothing"})
 
     def __post_init__(self) -> None:
@@ -88,45 +86,49 @@ class SmoothingProximalGradient(RegressionSolver):
         if self.mu < self.least_mu:
             raise ConfigError(f"mu={self.mu:g} is below least_mu={self.least_mu:g}")
 
-    def solve(
-        self, problem: Regression, penalty: GraphLasso | TreeLasso, start: Tensor | None = None
-    ) -> Solution:
-        """The minimiser up to the smoothing, from `start` or zero."""
+    def solve(self, problem: Regression, penalty: Penalty, start: Tensor | None = None) -> Solution:
+        """Return the minimiser up to the smoothing, starting from `start` or zero."""
         self.check(penalty)
+        assert isinstance(penalty, StructuredPenalty)  # no other penalty offers smoothing
         beta = torch.zeros_like(problem.cross) if start is None else start
-        mu, count, converged = self.mu, 0, False
+        mu, iterations = self.mu, 0
         while True:
             last = mu <= self.least_mu * (1 + 1e-9)
-            beta, steps, converged, close = self.smoothed(problem, penalty, beta, mu)
-            count += steps
+            beta, steps, stalled, close = self._solve_smoothed(problem, penalty, beta, mu)
+            iterations += steps
             if last or close:
                 break
             mu = max(mu / 10, self.least_mu)
         largest = float(beta.abs().amax())
         beta = torch.where(beta.abs() > self.zero * largest, beta, 0.0)
-        seen = Certificate.of(problem, penalty, beta, penalty.smooth_pull(beta, mu))
-        found = Solution(beta, seen.objective, seen.gap, count, converged or close)
-        return self.told(found)
+        pull = penalty.smoothed_gradient(beta, mu)
+        certificate = Certificate.of(problem, penalty, beta, pull)
+        objective, gap = certificate.objective, certificate.gap
+        return self.warn_unless_converged(
+            Solution(beta, objective, gap, iterations, stalled or close)
+        )
 
-    def smoothed(
-        self, problem: Regression, penalty: GraphLasso | TreeLasso, start: Tensor, mu: float
+    def _solve_smoothed(
+        self, problem: Regression, penalty: StructuredPenalty, start: Tensor, mu: float
     ) -> tuple[Tensor, int, bool, bool]:
-        """At one mu: where it ends, steps, whether it stalled, whether the gap is small."""
-        step = 1 / (problem.steepest + penalty.curvature(mu) or 1.0)
-        steps = descent(
-            lambda b: penalty.smooth_pull(b, mu) - problem.residual(b),
+        """Solve for one mu; return beta, steps, whether it stalled, whether the gap is small."""
+        step = 1 / (problem.lipschitz + penalty.curvature(mu) or 1.0)
+        betas = descend(
+            lambda b: penalty.smoothed_gradient(b, mu) - problem.residual(b),
             penalty.prox_entries,
             step,
             start,
         )
-        beta, before, count, every = start, float("inf"), 0, EVERY
+        beta, previous, count = start, float("inf"), 0
         while count < self.iterations:
-            seen = Certificate.of(problem, penalty, beta, penalty.smooth_pull(beta, mu))
-            close = seen.gap is not None and self.close(seen, problem, beta)
-            stalled = abs(before - seen.objective) <= STALL * abs(seen.objective)
+            pull = penalty.smoothed_gradient(beta, mu)
+            certificate = Certificate.of(problem, penalty, beta, pull)
+            close = certificate.gap is not None and self.has_converged(certificate, problem, beta)
+            objective = certificate.objective
+            stalled = abs(previous - objective) <= STALLED * abs(objective)
             if close or stalled:
                 return beta, count, stalled, close
-            before, every = seen.objective, max(EVERY, count // 4)
-            beta = next(islice(steps, every - 1, None))
+            every = max(EVERY, count // 4)
+            beta, previous = next(islice(betas, every - 1, None)), objective
             count += every
         return beta, count, False, False

@@ -1,4 +1,4 @@
-"""Regressions on tables of inner products: the problem, its duality gap, solvers and paths."""
+"""Regressions on tables of inner products: the problem, structured penalties, gaps and solvers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import cached_property, partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,20 +21,50 @@ from prunekit.validate import number
 
 log = logging.getLogger(__name__)
 
-EVERY = 10  # steps between the first looks at the gap
-ROUGH, FINE = 30.0, 0.5  # of the tolerances, for parts of a problem that grow yet, or no more
-GROWN = 0.05  # of a part: it grows yet
-ROUNDING = 1e-13  # of the energy: gaps below it are rounding
+EVERY = 10  # steps between the first computations of the gap
+ROUGH, FINE = 30.0, 0.5  # factors on tolerances of parts: while parts still grow, and afterwards
+GROWING = 0.05  # a part that grows by a larger share still grows
+ROUNDING = 1e-13  # of the energy: smaller gaps are rounding errors
+MIN_NEW_ROWS = 8  # rows that are added at once, if so many would move
 Iterate = tuple[Tensor, Tensor | None]
+"""beta and its `pull`: what the solver's dual variables subtract from the residual, if any."""
+S = TypeVar("S", bound="RegressionSolver")
+
+
+class Quadratic(Protocol):
+    """The quadratic part of a regression, as gaps need it."""
+
+    @property
+    def cross(self) -> Tensor:
+        """A, see `Regression`."""
+
+    @property
+    def energy(self) -> float:
+        """The sum of the squared norms of the responses."""
+
+    def residual(self, beta: Tensor) -> Tensor:
+        """Return A - G beta."""
+
+
+class DualPenalty(Protocol):
+    """The penalty of a regression, as gaps need it."""
+
+    def value(self, rows: Tensor) -> Tensor:
+        """Return the penalty, see `Penalty.value`."""
+
+    def dual_scale(
+        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+    ) -> float | None:
+        """Return the factor that makes a residual dual feasible, see `Penalty.dual_scale`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Regression:
-    """min over beta of 1/2 tr(beta^T G beta) - tr(A^T beta) + energy / 2, and a penalty of beta.
+    """min over beta of 1/2 tr(beta^T G beta) - tr(A^T beta) + energy / 2 + penalty(beta).
 
-    `gram` is G (inputs, inputs), `cross` A (inputs, outputs), both double; `energy` is the sum of
-    the responses' squared norms, so that the objective is half the squared error (Liu et al.
-    2025, eq. 4).
+    `gram` is G (inputs, inputs) and `cross` is A (inputs, outputs), both double. `energy` is the
+    sum of the squared norms of the responses, so that the objective without the penalty is half the
+    squared error (Liu et al. 2025, eq. 4).
     """
 
     gram: Tensor
@@ -58,39 +88,40 @@ class Regression:
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues, none below 0, and eigenvectors of G; computed once."""
+        """The eigenvalues of G, clamped to at least 0, and its eigenvectors."""
         values, vectors = torch.linalg.eigh(self.gram)
         return values.clamp_min(0), vectors
 
     @cached_property
-    def steepest(self) -> float:
+    def lipschitz(self) -> float:
         """The Lipschitz constant of the gradient: the largest eigenvalue of G, rounded up."""
         return float(torch.linalg.eigvalsh(self.gram)[-1]) * (1 + 1e-9)
 
     @property
     def step(self) -> float:
-        """One over `steepest`; 1 where there is no slope at all."""
-        return 1 / self.steepest if self.steepest > 0 else 1.0
+        """The step size 1 / `lipschitz`; 1 if G is zero."""
+        return 1 / self.lipschitz if self.lipschitz > 0 else 1.0
 
     def residual(self, beta: Tensor) -> Tensor:
-        """A - G beta: what the regressors have in common with what is left; minus the gradient."""
+        """Return A - G beta, the negative gradient of the quadratic part."""
         return torch.addmm(self.cross, self.gram, beta, alpha=-1)
 
-    def residual_of_few(self, beta: Tensor) -> Tensor:
-        """The same, fast where most rows of beta are zero."""
+    def sparse_residual(self, beta: Tensor) -> Tensor:
+        """Return A - G beta, fast if most rows of beta are zero."""
         rows = (beta != 0).any(dim=1)
         return torch.addmm(self.cross, self.gram[:, rows], beta[rows], alpha=-1)
 
-    def rows(self, active: Tensor) -> Regression:
-        """The problem in which only these rows (indices) may be non-zero."""
-        return Regression(self.gram[active][:, active], self.cross[active], self.energy)
+    def restrict(self, rows: Tensor) -> Regression:
+        """Return the problem in which all rows of beta but these indices are zero."""
+        return Regression(self.gram[rows][:, rows], self.cross[rows], self.energy)
 
 
 @dataclass(frozen=True, eq=False)
 class StructuredPenalty(Penalty):
-    """A penalty with a part of single entries; `entries` makes it of lam, the l1 norm by default.
+    """A penalty of single entries of beta plus a penalty that couples entries of its rows.
 
-    ConfigError where that is no penalty of each entry by itself.
+    `entries` makes the former from lam; by default it is the l1 norm. Raises ConfigError if it is
+    no penalty of single entries.
     """
 
     _: KW_ONLY
@@ -105,60 +136,82 @@ class StructuredPenalty(Penalty):
 
     @cached_property
     def single(self) -> RadialPenalty:
-        """The penalty of single entries, before any weights."""
+        """The penalty of single entries, without weights."""
         return self.entries(self.lam)
 
     @property
     def convex(self) -> bool:
-        """Whether the entries' part is the l1 norm, so that there is a duality gap."""
+        """True if single entries have the l1 norm, so that there is a duality gap."""
         return type(self.single) is L1
+
+    @abstractmethod
+    def prox_entries(self, rows: Tensor, step: float) -> Tensor:
+        """Return the prox of the penalty of single entries."""
+
+    @abstractmethod
+    def smoothed_gradient(self, rows: Tensor, mu: float) -> Tensor:
+        """Return the gradient of the coupling part smoothed by `mu` (Chen et al. 2012).
+
+        The smoothed part is smaller than the part itself by at most mu * `smoothing_error`.
+        """
+
+    @abstractmethod
+    def curvature(self, mu: float) -> float:
+        """Return a Lipschitz constant of `smoothed_gradient`."""
+
+    @abstractmethod
+    def smoothing_error(self, rows: int) -> float:
+        """Return the largest smoothing error of a matrix with so many rows, divided by mu."""
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """The objective at a point, what it is below that of zero, and the duality gap, if any."""
+    """The objective at a point, how much it gained over zero, and the duality gap, if there is one.
+
+    The gain is the objective at zero minus the objective.
+    """
 
     objective: float
-    fit: float
+    gain: float
     gap: float | None
 
     @classmethod
     def of(
         cls,
-        problem: Regression,
-        penalty: Penalty,
+        problem: Quadratic,
+        penalty: DualPenalty,
         beta: Tensor,
         pull: Tensor | None = None,
-        left: Tensor | None = None,
-        enough: Callable[[float, float], float] | None = None,
+        residual: Tensor | None = None,
+        limit: Callable[[float, float], float] | None = None,
     ) -> Certificate:
-        """From the tables alone; `pull` is what the solver's dual variables take off.
+        """Compute the certificate at `beta`; `residual` is computed unless it is given.
 
-        With the residual T, the factor t that makes it feasible and the squared error q, the gap
-        is value - t <beta, T> + (1 - t)^2 q / 2: no difference of large numbers. `left` is T, if it
-        is known. A gap above enough(objective, fit) may be given as a larger one, for less work.
+        With the residual T, the factor t that makes T dual feasible and the squared error q, the
+        gap is value - t <beta, T> + (1 - t)^2 q / 2, which is no difference of large numbers. If
+        the gap is above limit(objective, gain), a larger one may be returned, which is cheaper.
         """
-        left = problem.residual(beta) if left is None else left
+        residual = problem.residual(beta) if residual is None else residual
         value = float(penalty.value(beta))
-        both, inner = float((problem.cross * beta).sum()), float((left * beta).sum())
+        both, inner = float((problem.cross * beta).sum()), float((residual * beta).sum())
         quadratic = both - inner
-        fit = both - quadratic / 2 - value
-        objective, gap, needed = problem.energy / 2 - fit, None, 0.0
-        if enough is not None and inner > 0:
-            needed = (value - enough(objective, fit)) / inner
-        factor = penalty.dual_scale(left, pull, needed)
+        gain = both - quadratic / 2 - value
+        objective, gap, needed = problem.energy / 2 - gain, None, 0.0
+        if limit is not None and inner > 0:
+            needed = (value - limit(objective, gain)) / inner
+        factor = penalty.dual_scale(residual, pull, needed)
         if factor is not None:
             error = max(0.0, problem.energy - 2 * both + quadratic)
             gap = max(0.0, value - factor * inner + 0.5 * (1 - factor) ** 2 * error)
-        return cls(objective, fit, gap)
+        return cls(objective, gain, gap)
 
 
 @dataclass(frozen=True, eq=False)
 class Solution:
-    """Where a solver stopped: beta (inputs, outputs), its objective, and how sure that is.
+    """The result of a solver: beta (inputs, outputs) and its objective.
 
-    `gap` bounds how much lower the objective can get; None where the penalty is not convex. `pull`
-    is what the solver's dual variables take off the residual, if it has any.
+    `gap` bounds how much lower the objective could be; it is None if the penalty is not convex.
+    `pull` is what the solver's dual variables subtract from the residual, if it has any.
     """
 
     beta: Tensor
@@ -171,130 +224,140 @@ class Solution:
 
 @dataclass(kw_only=True)
 class RegressionSolver(Checked, ABC):
-    """Minimises a regression and a penalty of its coefficients.
+    """Minimises a regression with a penalty on its coefficients.
 
-    It stops when the duality gap is below `tolerance` of the objective and `of_fit` of what the fit
-    gained over zero; without a gap, when no entry changes by `tolerance` of the largest one; after
-    `iterations` at the latest, which is said once.
+    It stops when the duality gap is below `tolerance` of the objective and below `of_fit` of the
+    gain over zero. Without a gap it stops when no entry changes by more than `tolerance` of the
+    largest one. It logs a warning the first time that `iterations` were not enough.
     """
 
-    tolerance: Annotated[Positive, "duality gap at which it stops, of the objective"] = 1e-6
-    of_fit: Annotated[Positive, "and of what the fit gained over zero"] = 1e-3
+    tolerance: Annotated[Positive, "duality gap at which it stops, relative to the objective"] = (
+        1e-6
+    )
+    of_fit: Annotated[Positive, "and relative to the gain over zero coefficients"] = 1e-3
     iterations: Annotated[Count, "iterations at most"] = 20000
     warned: bool = field(default=False, init=False, repr=False, compare=False)
     needs: ClassVar[frozenset[str]] = frozenset()
-    selects: ClassVar[bool] = False  # whether it finds by itself what moves
+    finds_active_entries: ClassVar[bool] = False
+    """True if `solve` itself works on the entries that move; others need `solve_active_rows`."""
 
     def check(self, penalty: Penalty) -> None:
-        """Raise ConfigError when the penalty lacks what the solver needs."""
+        """Raise ConfigError if the penalty lacks what the solver needs."""
         check_fit(self, penalty)
 
     @abstractmethod
     def solve(self, problem: Regression, penalty: Penalty, start: Tensor | None = None) -> Solution:
-        """The minimiser, from `start` or zero."""
+        """Return the minimiser, starting from `start` or zero."""
 
-    def followed(
-        self, steps: Iterable[Iterate], problem: Regression, penalty: Penalty, start: Tensor
+    def iterate(
+        self, steps: Iterable[Iterate], problem: Quadratic, penalty: DualPenalty, start: Tensor
     ) -> Solution:
-        """Take the steps of a method until the answer is good enough.
+        """Take steps until the solution has converged.
 
-        Each is an iterate and what its dual variables take off the residual. The gap costs as much
-        as some steps, so it is looked at ever more rarely.
+        The gap costs as much as some steps, so it is computed ever more rarely.
         """
-        state, before, due = (start, None), None, 0
+        state: Iterate = (start, None)
+        previous, due = None, 0
         for count, following in enumerate(steps):
             if count == due or count == self.iterations:
                 last = count == self.iterations
-                enough = None if last else partial(self.limit, problem)
-                seen = Certificate.of(problem, penalty, *state, enough=enough)
-                converged = self.close(seen, problem, state[0], before)
+                limit = None if last else partial(self.gap_limit, problem)
+                certificate = Certificate.of(problem, penalty, *state, limit=limit)
+                converged = self.has_converged(certificate, problem, state[0], previous)
                 if converged or last:
                     break
-                due, before = count + max(EVERY, count // 8), state[0]
+                due, previous = count + max(EVERY, count // 8), state[0]
             state = following
         beta, pull = state
-        return Solution(beta, seen.objective, seen.gap, count, converged, pull)
+        return Solution(beta, certificate.objective, certificate.gap, count, converged, pull)
 
-    def limit(self, problem: Regression, objective: float, fit: float) -> float:
-        """The gap that is small enough, beside the objective and beside what the fit has gained.
+    def gap_limit(self, problem: Quadratic, objective: float, gain: float) -> float:
+        """Return the largest gap that counts as converged.
 
-        Near the strength that leaves nothing the fit gains so little that the first says nothing.
+        The gain matters near the lam that leaves nothing, where it is small beside the objective.
         """
-        small = min(self.tolerance * objective, self.of_fit * max(0.0, fit))
+        small = min(self.tolerance * objective, self.of_fit * max(0.0, gain))
         return small + ROUNDING * problem.energy
 
-    def close(
-        self, seen: Certificate, problem: Regression, beta: Tensor, before: Tensor | None = None
+    def has_converged(
+        self,
+        certificate: Certificate,
+        problem: Quadratic,
+        beta: Tensor,
+        previous: Tensor | None = None,
     ) -> bool:
-        """Whether to stop: by the gap, or where there is none by the change since the last look."""
-        if seen.gap is not None:
-            return seen.gap <= self.limit(problem, seen.objective, seen.fit)
-        largest = float(beta.abs().amax())
-        return (
-            before is not None and float((beta - before).abs().amax()) <= self.tolerance * largest
-        )
+        """Return whether the gap is small or, without one, the change since `previous`."""
+        if certificate.gap is not None:
+            limit = self.gap_limit(problem, certificate.objective, certificate.gain)
+            return certificate.gap <= limit
+        if previous is None:
+            return False
+        change = float((beta - previous).abs().amax())
+        return change <= self.tolerance * float(beta.abs().amax())
 
-    def scaled(self, factor: float) -> RegressionSolver:
-        """The same solver with other tolerances, for parts of a problem; it says nothing."""
-        changed = replace(self, tolerance=self.tolerance * factor, of_fit=self.of_fit * factor)
-        changed.warned = True
-        return changed
+    def with_tolerances(self: S, factor: float) -> S:
+        """Return a copy with scaled tolerances that logs no warning, for parts of a problem."""
+        solver = replace(self, tolerance=self.tolerance * factor, of_fit=self.of_fit * factor)
+        solver.warned = True
+        return solver
 
-    def told(self, found: Solution) -> Solution:
-        """The solution; the first that did not converge is said."""
-        if not found.converged and not self.warned:
+    def warn_unless_converged(self, solution: Solution) -> Solution:
+        """Log a warning, once per solver, if the solution has not converged; return it."""
+        if not solution.converged and not self.warned:
             self.warned = True
-            gap = "" if found.gap is None else f" with a gap of {found.gap:.2g}"
+            gap = "" if solution.gap is None else f" with a gap of {solution.gap:.2g}"
             log.warning(
-                f"{type(self).__name__} stopped after {found.iterations} iterations{gap} at an "
-                f"objective of {found.objective:.4g}; raise solver.iterations or solver.tolerance"
+                f"{type(self).__name__} stopped after {solution.iterations} iterations{gap} at an "
+                f"objective of {solution.objective:.4g}; raise solver.iterations or "
+                "solver.tolerance"
             )
-        return found
+        return solution
 
 
-FEW = 8  # rows that are added at least, if so many stir
-
-
-def active_rows(
+def solve_active_rows(
     problem: Regression, penalty: Penalty, solver: RegressionSolver, start: Tensor
 ) -> Solution:
-    """The solution, found on rows that are not known to be zero.
+    """Return the solution, computed on an active set of rows outside which beta is zero.
 
-    Rows are known to be where the penalty says that their residual is not enough to move them
-    (`Penalty.excess`). Others come in, those of the largest excess first and at most a third of
-    what is there, until none is left or the gap of the whole problem is small. While many come in,
-    parts are solved roughly; when that ends, rows that came in for nothing leave, once.
+    A row stays zero while its residual is not large enough to move it (`Penalty.dual_excess`). The
+    others become active, those with the largest excess first and at most a third of the active set
+    at once, until none is left or the gap of the whole problem is small. While the set grows, parts
+    are solved roughly. When it stops growing, rows that are still zero become inactive, once.
     """
     beta, active = start, (start != 0).any(dim=1)
-    pull, steps, found, last, grew = None, 0, None, True, False
+    pull: Tensor | None = None
+    part: Solution | None = None
+    iterations, last, prune = 0, True, False
     while True:
-        chosen = active.nonzero().flatten()
-        left = problem.residual_of_few(beta)
-        joining = _joining(penalty.dual_excess(left), active)
-        if found is not None or not len(joining) + len(chosen):
-            seen = Certificate.of(problem, penalty, beta, pull, left)
-            close = solver.close(seen, problem, beta)
+        rows = active.nonzero().flatten()
+        residual = problem.sparse_residual(beta)
+        joining = _joining_rows(penalty.dual_excess(residual), active)
+        if part is not None or not len(joining) + len(rows):
+            certificate = Certificate.of(problem, penalty, beta, pull, residual)
+            close = solver.has_converged(certificate, problem, beta)
             if close or (last and not len(joining)):
-                good = close or found is None or found.converged
-                return solver.told(Solution(beta, seen.objective, seen.gap, steps, good, pull))
-        last = len(joining) <= GROWN * len(chosen)
-        if last and grew:
-            active, grew = (beta != 0).any(dim=1), False
-        grew = grew or (not last and steps == 0)
+                converged = close or part is None or part.converged
+                objective, gap = certificate.objective, certificate.gap
+                solution = Solution(beta, objective, gap, iterations, converged, pull)
+                return solver.warn_unless_converged(solution)
+        last = len(joining) <= GROWING * len(rows)
+        if last and prune:
+            active, prune = (beta != 0).any(dim=1), False
+        prune = prune or (not last and iterations == 0)
         active[joining] = True
-        chosen = active.nonzero().flatten()
-        part = solver.scaled(FINE if last else ROUGH)
-        found = part.solve(problem.rows(chosen), penalty, beta[chosen])
-        beta = torch.zeros_like(beta).index_copy_(0, chosen, found.beta)
-        if found.pull is not None:
-            pull = torch.zeros_like(beta).index_copy_(0, chosen, found.pull)
-        steps += found.iterations
+        rows = active.nonzero().flatten()
+        part_solver = solver.with_tolerances(FINE if last else ROUGH)
+        part = part_solver.solve(problem.restrict(rows), penalty, beta[rows])
+        beta = torch.zeros_like(beta).index_copy_(0, rows, part.beta)
+        if part.pull is not None:
+            pull = torch.zeros_like(beta).index_copy_(0, rows, part.pull)
+        iterations += part.iterations
 
 
-def _joining(excess: Tensor, active: Tensor) -> Tensor:
-    """Inactive rows with the largest excess; all of them where nothing is known of some."""
+def _joining_rows(excess: Tensor, active: Tensor) -> Tensor:
+    """Return the inactive rows with the largest excess; all of them if any is infinite."""
     excess = torch.where(active, 0.0, excess)
     count = int((excess > 0).sum())
     if not bool(excess.isinf().any()):
-        count = min(count, max(FEW, int(active.sum()) // 3))
+        count = min(count, max(MIN_NEW_ROWS, int(active.sum()) // 3))
     return excess.topk(count).indices
