@@ -4,7 +4,7 @@ from prunekit.methods.hinge.edits import Fold, Folded, InsertMatrices, fold, lay
 from prunekit.methods.hinge.matrices import FoldedCost, Hinged, Matrices, MatrixNorm, Site
 from prunekit.methods.hinge.placement import Placement
 from prunekit.methods.hinge.solver import Annealing, Hinge
-from prunekit.methods.hinge.threshold import Threshold, Until
+from prunekit.methods.hinge.threshold import StopNearBudget, Threshold
 
 __all__ = [
     "Annealing",
@@ -18,8 +18,8 @@ __all__ = [
     "MatrixNorm",
     "Placement",
     "Site",
+    "StopNearBudget",
     "Threshold",
-    "Until",
     "fold",
     "layers_with_matrix",
 ]

@@ -187,7 +187,7 @@ def _share(keep: ChannelMask, cost: CostModel) -> float:
 
 
 @dataclass(frozen=True)
-class Until(StopRule):
+class StopNearBudget(StopRule):
     """Stop when rows below a `threshold` would leave little more than the share of MACs asked for.
 
     That is, at most `within` above `selection.keep`, with its floor and its same-ratio rule (Li et
