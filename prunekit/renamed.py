@@ -14,7 +14,6 @@ _MOVED = {
         prunekit.criteria.Hierarchy
         prunekit.criteria.MaxCKA
         prunekit.criteria.Nearest
-        prunekit.criteria.PublishedSearch
         prunekit.criteria.Representatives
         prunekit.criteria.Strongest
         prunekit.criteria.StructuredLasso
@@ -34,7 +33,6 @@ _MOVED = {
     "prunekit.methods.hinge": """
         prunekit.criteria.MatrixNorm
         prunekit.graph.Placement
-        prunekit.problems.Until
         prunekit.selection.Threshold
         prunekit.solvers.Annealing
         prunekit.solvers.Hinge
@@ -53,11 +51,21 @@ _MOVED = {
         prunekit.problems.Layerwise
     """,
 }
+_RENAMED = {
+    "prunekit.methods.gram_lasso.LambdaBisection": """
+        prunekit.criteria.PublishedSearch
+        prunekit.methods.gram_lasso.PublishedSearch
+    """,
+    "prunekit.methods.hinge.StopNearBudget": """
+        prunekit.methods.hinge.Until
+        prunekit.problems.Until
+    """,
+}
 _NOW = {
     former: f"{package}.{former.rpartition('.')[2]}"
     for package, names in _MOVED.items()
     for former in names.split()
-}
+} | {former: path for path, names in _RENAMED.items() for former in names.split()}
 
 
 def current_path(path: str) -> str | None:

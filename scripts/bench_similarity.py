@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from prunekit.data import Data, TensorBatches
 from prunekit.graph import ChannelGraph
-from prunekit.methods.gram_lasso import Grams, Maps, RawMaps, Statistics, tables_of
+from prunekit.methods.gram_lasso import Grams, Maps, RawMaps, Statistics, compute_tables
 from prunekit.models import vgg16
 
 EXAMPLES = 128
@@ -56,7 +56,7 @@ def whole_network(rounds: int) -> Row:
     times = []
     for _ in range(rounds):
         start = time.perf_counter()
-        Statistics().of(model, graph, data, "cpu", layers)
+        Statistics().compute(model, graph, data, "cpu", layers)
         times.append(time.perf_counter() - start)
     what = f"tables of VGG-16, {EXAMPLES} examples, Laplacian, seconds"
     return row(what, min(times), f"< {MOST:g}", min(times) < MOST)
@@ -79,7 +79,7 @@ def growth(rounds: int) -> Iterator[Row]:
 def saved(rounds: int) -> Iterator[Row]:
     """Gradient steps of the regression on all pairs of examples against steps on the tables."""
     maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
-    made = partial(tables_of, Grams(), *maps)
+    made = partial(compute_tables, Grams(), *maps)
     columns, responses = _explicit(maps[0]), _explicit(maps[1])
     tables = made()
     explicit = partial(_on_pairs, columns, responses)
@@ -96,7 +96,9 @@ def with_and_without(rounds: int) -> Row:
     After this the regression is the same, so this is all that Gram matrices save or cost.
     """
     maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
-    found = ratio(partial(tables_of, Grams(), *maps), partial(tables_of, RawMaps(), *maps), rounds)
+    found = ratio(
+        partial(compute_tables, Grams(), *maps), partial(compute_tables, RawMaps(), *maps), rounds
+    )
     return told(f"tables with / without Gram matrices, {SIDE} x {SIDE} maps", found)
 
 
@@ -105,7 +107,7 @@ def _maps(channels: int, examples: int) -> Maps:
 
 
 def _tables(channels: int, examples: int) -> partial:
-    return partial(tables_of, Grams(), _maps(channels, examples), _maps(channels, examples))
+    return partial(compute_tables, Grams(), _maps(channels, examples), _maps(channels, examples))
 
 
 def _explicit(maps: Maps) -> Tensor:

@@ -20,7 +20,7 @@ from torch import nn
 import prunekit
 from prunekit import criteria
 from prunekit import selection as selections
-from prunekit.methods.gram_lasso.regression import FISTA
+from prunekit.methods.gram_lasso import FISTA
 from prunekit.selection import MeanNorm
 
 STILL = (  # training that moves nothing: it only leaves what sparsify leaves

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Size, Tensor
@@ -118,7 +118,13 @@ def below(blocks: Sequence[Rows]) -> dict[str, float]:
     return {f"below/{limit:.0e}": float((norms < limit).float().mean()) for limit in BELOW}
 
 
-def check_fit(solver: Solver, penalty: Penalty) -> None:
+class HasNeeds(Protocol):
+    """A solver of any kind that names what it needs a penalty to offer."""
+
+    needs: ClassVar[frozenset[str]]
+
+
+def check_fit(solver: HasNeeds, penalty: Penalty) -> None:
     """Raise ConfigError when the penalty lacks what the solver needs; no data is needed for it."""
     missing = solver.needs - penalty.offers
     if missing:

@@ -14,7 +14,7 @@ from prunekit.methods.gram_lasso import (
     Maps,
     RawMaps,
     Sigmoid,
-    tables_of,
+    compute_tables,
 )
 from prunekit.methods.gram_lasso import grams as columns
 
@@ -41,10 +41,10 @@ def maps(seed, n, channels, entries, dtype=torch.float64):
 def test_panels_of_any_size_give_the_same_tables(kind, seed, n, wide, out, room, block):
     x, y = maps(seed, n, wide, 5), maps(seed + 1, n, out, 5)
     labels = torch.arange(n) % 3
-    plain = tables_of(kind, x, y, labels)
+    plain = compute_tables(kind, x, y, labels)
     before, columns._BLOCK = columns._BLOCK, block
     try:
-        narrow = tables_of(kind, x, y, labels, memory=room / 2**20)
+        narrow = compute_tables(kind, x, y, labels, memory=room / 2**20)
     finally:
         columns._BLOCK = before
     for name in ("inputs", "cross", "outputs"):
@@ -55,13 +55,13 @@ def test_panels_of_any_size_give_the_same_tables(kind, seed, n, wide, out, room,
 @given(grams, seeds, st.integers(4, 16), st.integers(1, 5), st.integers(1, 4))
 def test_tables_are_a_gram_matrix_of_unit_vectors(kind, seed, n, wide, out):
     x, y = maps(seed, n, wide, 3), maps(seed + 1, n, out, 4)
-    found = tables_of(kind, x, y)
+    found = compute_tables(kind, x, y)
     whole = torch.cat(
         [torch.cat([found.inputs, found.cross], 1), torch.cat([found.cross.T, found.outputs], 1)]
     )
     assert torch.equal(whole, whole.T) and whole.abs().max() <= 1
     assert torch.linalg.eigvalsh(whole).min() > -1e-9
-    assert torch.equal(found.energy, (~found.dead_outputs).double())
+    assert torch.equal(found.energy, (~found.zero_outputs).double())
     if not isinstance(kind.kernel, Sigmoid) and kind.centring == "hkh":
         assert whole.min() > -1e-12  # positive kernels
 
@@ -71,8 +71,10 @@ def test_tables_are_a_gram_matrix_of_unit_vectors(kind, seed, n, wide, out):
 def test_the_order_of_examples_and_channels_does_not_matter(kind, seed, n):
     x, y = maps(seed, n, 4, 3), maps(seed + 1, n, 3, 3)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    first = tables_of(kind, x, y)
-    other = tables_of(kind, Maps.of(x.values[[2, 0, 3, 1]][:, order]), Maps.of(y.values[:, order]))
+    first = compute_tables(kind, x, y)
+    other = compute_tables(
+        kind, Maps.of(x.values[[2, 0, 3, 1]][:, order]), Maps.of(y.values[:, order])
+    )
     torch.testing.assert_close(other.cross, first.cross[[2, 0, 3, 1]], rtol=0, atol=1e-9)
 
 

@@ -11,10 +11,9 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso import EntryOrder, Hierarchy, PublishedSearch
-from prunekit.methods.gram_lasso.criterion import lost_at
-from prunekit.methods.gram_lasso.entry import Entered, places, strengths
-from prunekit.methods.gram_lasso.regression import FISTA, Regression
+from prunekit.methods.gram_lasso import FISTA, EntryOrder, Hierarchy, LambdaBisection, Regression
+from prunekit.methods.gram_lasso.criterion import merge_heights
+from prunekit.methods.gram_lasso.entry import Entries, rank_shares, strengths
 from prunekit.penalties import L1
 
 small = st.integers(0, 3)
@@ -22,16 +21,18 @@ small = st.integers(0, 3)
 
 @given(st.lists(st.tuples(small, small, small), min_size=1, max_size=12))
 def test_places_go_by_the_first_key_then_by_the_next(keys: list[tuple[int, ...]]) -> None:
-    place = places(*(torch.tensor(key, dtype=torch.float64) for key in zip(*keys, strict=True)))
+    place = rank_shares(
+        *(torch.tensor(key, dtype=torch.float64) for key in zip(*keys, strict=True))
+    )
     best_first = sorted(range(len(keys)), key=lambda i: (*(-k for k in keys[i]), i))
     for rank, item in enumerate(best_first):
         expected = 1 - rank / len(keys) if any(keys[item]) else 0
         assert float(place[item]) == pytest.approx(expected)
 
 
-def entered(entry: list[float]) -> Entered:
-    found = Entered.none(torch.ones(len(entry), dtype=torch.float64))
-    found.entry.copy_(torch.tensor(entry))
+def entered(entry: list[float]) -> Entries:
+    found = Entries.empty(torch.ones(len(entry), dtype=torch.float64))
+    found.lam.copy_(torch.tensor(entry))
     return found
 
 
@@ -39,7 +40,7 @@ def test_strengths_fall_until_all_columns_have_entered() -> None:
     entries = entered([0.0, 0.0])
     steps = strengths(1.0, 0.01, 8, entries)
     assert [next(steps) for _ in range(2)] == pytest.approx([0.01 ** (1 / 8), 0.01 ** (2 / 8)])
-    entries.entry.fill_(0.01 ** (2 / 8))
+    entries.lam.fill_(0.01 ** (2 / 8))
     between = next(steps)
     assert 0.01 ** (2 / 8) < between < 0.01 ** (1 / 8), "both entered at the second: look between"
 
@@ -52,7 +53,7 @@ def test_no_strength_is_spent_where_columns_are_told_apart() -> None:
     entries = entered([0.0, 0.0])
     steps = strengths(1.0, 0.01, 20, entries)
     first, second = next(steps), next(steps)
-    entries.entry.copy_(torch.tensor([first, second]))
+    entries.lam.copy_(torch.tensor([first, second]))
     assert list(steps) == []
 
 
@@ -82,20 +83,20 @@ def test_rows_of_one_response_enter_in_the_order_of_its_lasso_path() -> None:
     _, active, _ = lars_path_gram(
         problem.cross[:, 0].numpy(), problem.gram.numpy(), n_samples=1, method="lasso"
     )
-    found = EntryOrder(points=40).of_rows(problem, L1, FISTA())
+    found = EntryOrder(points=40).row_scores(problem, L1, FISTA())
     assert found.argsort(descending=True).tolist()[: len(active)] == active
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5, 1.0])
 def test_published_search_finds_a_count_that_a_lasso_has(keep: float) -> None:
-    found = PublishedSearch(keep).scores(regression(1), LASSO, FISTA(), "layer")
+    found = LambdaBisection(keep).scores(regression(1), LASSO, FISTA(), "layer")
     assert int((found > 0).sum()) == 8 * keep
 
 
 def test_published_search_says_what_it_reached(caplog: pytest.LogCaptureFixture) -> None:
     twins = regression(2)
     cross = twins.cross[:, :1].expand(-1, 8).clone()
-    found = PublishedSearch(0.5).scores(
+    found = LambdaBisection(0.5).scores(
         Regression(twins.gram, cross, 8.0), LASSO, FISTA(), "layer3.0.conv1"
     )
     assert int((found > 0).sum()) in (0, 8), "equal columns enter together"
@@ -104,7 +105,7 @@ def test_published_search_says_what_it_reached(caplog: pytest.LogCaptureFixture)
 
 def test_a_bracket_must_be_one() -> None:
     with pytest.raises(ConfigError, match="low=2 is not below high=1"):
-        PublishedSearch(low=2, high=1)
+        LambdaBisection(low=2, high=1)
 
 
 @settings(max_examples=40, deadline=None)
@@ -114,7 +115,7 @@ def test_the_n_best_representatives_come_from_n_clusters(seed: int, count: int, 
     maps = rng.standard_normal((count, 6))
     similarity = torch.tensor(np.corrcoef(maps))
     worth = torch.tensor(rng.random(count))
-    scores = lost_at(similarity, worth, how)
+    scores = merge_heights(similarity, worth, how)
     distance = np.clip(1 - similarity.numpy(), 0, None)
     np.fill_diagonal(distance, 0)
     merges = linkage(squareform(distance, checks=False), how)

@@ -67,7 +67,7 @@ def test_differences_and_their_adjoint_are_those_of_the_matrix():
     edges = Edges.threshold(SIMILARITY, 0.15)
     full, beta, dual = matrix(edges), drawn(2, 6, 4), drawn(3, len(edges.weight), 6)
     assert torch.allclose(edges.differences(beta), full @ beta.T)
-    assert torch.allclose(edges.gathered(dual), dual.T @ full)
+    assert torch.allclose(edges.adjoint(dual), dual.T @ full)
     assert torch.allclose(edges.laplacian, full.T @ full)
     assert torch.allclose(edges.degree, full.abs().sum(dim=0))
     values, vectors = edges.spectrum
@@ -115,11 +115,11 @@ def test_smoothing_has_its_gradient_bound_and_curvature():
 
     exact = float((beta @ full.T).abs().sum())
     for mu in (1e-3, 0.1, 10.0):
-        assert exact - mu * penalty.spread(5) <= float(smoothed(beta, mu)) <= exact
+        assert exact - mu * penalty.smoothing_error(5) <= float(smoothed(beta, mu)) <= exact
         rows = beta.clone().requires_grad_()
         smoothed(rows, mu).backward()
-        assert torch.allclose(penalty.smooth_pull(beta, mu), rows.grad)
-        apart = penalty.smooth_pull(beta, mu) - penalty.smooth_pull(other, mu)
+        assert torch.allclose(penalty.smoothed_gradient(beta, mu), rows.grad)
+        apart = penalty.smoothed_gradient(beta, mu) - penalty.smoothed_gradient(other, mu)
         assert float(apart.norm()) <= penalty.curvature(mu) * float((beta - other).norm()) * 1.0001
 
 

@@ -23,8 +23,8 @@ from prunekit.methods.hinge import (
     InsertMatrices,
     Matrices,
     Site,
+    StopNearBudget,
     Threshold,
-    Until,
     fold,
     layers_with_matrix,
 )
@@ -242,7 +242,7 @@ def search(lam=0.05, epochs=2, until=None, others=0.01, seen=None):
 def test_parameters_keep_their_identity_and_all_move_in_the_second_epoch():
     """The published code loses W and A from its optimizer when it counts FLOPs."""
     seen = []
-    until = Until(Threshold(0.5, same_ratio=True), threshold=0.0, within=0.0)
+    until = StopNearBudget(Threshold(0.5, same_ratio=True), threshold=0.0, within=0.0)
     rows = search(until=until, seen=seen)
     assert len(seen) == 2 and seen[0] == seen[1]
     (_, first), (row, second) = rows
@@ -252,7 +252,7 @@ def test_parameters_keep_their_identity_and_all_move_in_the_second_epoch():
 
 def test_the_search_stops_near_the_share_asked_for():
     """Every row is below a threshold of 1000, so the floor of 20 % is reached after an epoch."""
-    until = Until(Threshold(0.5, floor=0.2), threshold=1000.0)
+    until = StopNearBudget(Threshold(0.5, floor=0.2), threshold=1000.0)
     rows = search(until=until, epochs=3)
     assert len(rows) == 1
     share = rows[0][0]["macs_share"]
@@ -262,7 +262,7 @@ def test_the_search_stops_near_the_share_asked_for():
 def test_a_share_out_of_reach_is_refused_before_training():
     seen = []
     with pytest.raises(ConfigError, match=r"selection\.keep=0\.1 cannot be reached"):
-        search(until=Until(Threshold(0.1)), seen=seen)
+        search(until=StopNearBudget(Threshold(0.1)), seen=seen)
     assert not seen
 
 

@@ -18,7 +18,7 @@ from prunekit.config import config_dir, groups, resolve
 from prunekit.errors import ConfigError
 from prunekit.methods.hinge import InsertMatrices, Placement, Site
 from prunekit.methods.hinge.blocks import Block, blocks
-from prunekit.methods.hinge.places import Sites
+from prunekit.methods.hinge.placement import Sites
 
 X = torch.zeros(1, 3, 32, 32)
 

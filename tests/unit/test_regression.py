@@ -12,13 +12,17 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso import BlockTreeLasso, Edges, GraphLasso, Tree, TreeLasso
-from prunekit.methods.gram_lasso.regression import (
+from prunekit.methods.gram_lasso import (
     FISTA,
+    BlockTreeLasso,
+    Edges,
     GraphADMM,
+    GraphLasso,
     Regression,
     RegressionSolver,
     SmoothingProximalGradient,
+    Tree,
+    TreeLasso,
     lasso_path,
 )
 from prunekit.penalties import L1, MCP, Penalty
@@ -115,7 +119,7 @@ def test_smoothing_is_within_its_bound(case: Case):
             solver = SmoothingProximalGradient(mu=mu, least_mu=mu, zero=0, tolerance=1e-12)
             found = solver.solve(case.problem, penalty)
             excess = found.objective - least
-            assert -1e-9 <= excess <= mu * penalty.spread(len(case.problem.gram)) + 1e-6
+            assert -1e-9 <= excess <= mu * penalty.smoothing_error(len(case.problem.gram)) + 1e-6
         found = SmoothingProximalGradient().solve(case.problem, penalty)
         assert found.converged and found.objective <= least * (1 + 1e-4)
         columns = (exact.solve(case.problem, penalty).beta != 0).any(dim=0)

@@ -27,9 +27,9 @@ from prunekit.methods.gram_lasso import (
     Sigmoid,
     Statistics,
     WholeOutput,
-    tables_of,
+    compute_tables,
 )
-from prunekit.methods.gram_lasso.features import members
+from prunekit.methods.gram_lasso.features import inputs_by_unit
 
 KERNELS = {
     "linear": (Linear(), lambda x: x @ x.T),
@@ -88,7 +88,9 @@ def some_maps(seed=0, n=11, dtype=torch.float64):
 
 def made(x, y, columns, **options):
     """Tables of (examples, channels, entries)."""
-    return tables_of(columns, Maps.of(x.transpose(0, 1)), Maps.of(y.transpose(0, 1)), **options)
+    return compute_tables(
+        columns, Maps.of(x.transpose(0, 1)), Maps.of(y.transpose(0, 1)), **options
+    )
 
 
 @pytest.mark.parametrize("centring", CENTRINGS)
@@ -164,8 +166,8 @@ def test_channels_that_do_not_vary_are_dead_and_everything_stays_finite():
         Grams(Gaussian("apib")),
     ):
         tables = made(x, y, columns)
-        assert tables.dead_inputs.tolist() == [False, True, True, False]
-        assert tables.dead_outputs.tolist() == [False] * 3 + [True, False]
+        assert tables.zero_inputs.tolist() == [False, True, True, False]
+        assert tables.zero_outputs.tolist() == [False] * 3 + [True, False]
         for table in (tables.inputs, tables.cross, tables.outputs):
             assert table.isfinite().all()
         assert not tables.cross[1:3].any() and not tables.cross[:, 3].any()
@@ -176,14 +178,14 @@ def test_a_filter_of_a_millionth_of_the_others_norm_is_dead_where_scales_count()
     x, y = some_maps()
     y = y - y.mean(0)
     y[:, 2] *= 1e-7
-    assert made(x[..., :6], y, RawMaps()).dead_outputs.tolist() == [
+    assert made(x[..., :6], y, RawMaps()).zero_outputs.tolist() == [
         False,
         False,
         True,
         False,
         False,
     ]
-    assert not made(x, y, Grams()).dead_outputs.any()
+    assert not made(x, y, Grams()).zero_outputs.any()
 
 
 def test_a_channel_that_is_silent_for_most_examples_takes_the_mean_as_its_bandwidth():
@@ -227,7 +229,7 @@ def test_memory_stays_within_the_bound_beyond_maps_and_tables(columns):
     generator = torch.Generator().manual_seed(0)
     x, y = (Maps.of(torch.randn(channels, n, 4, generator=generator)) for _ in range(2))
     with _Live() as live:
-        tables = tables_of(columns, x, y, memory=48)
+        tables = compute_tables(columns, x, y, memory=48)
     held = sum(table.nbytes for table in (tables.inputs, tables.cross, tables.outputs))
     assert live.peak - held < 48 * 2**20
 
@@ -238,12 +240,12 @@ def test_resident_memory_of_a_process_stays_within_the_bound():
     """What tensors hold is one thing, what an allocator keeps of it another."""
     program = """
 import resource, torch
-from prunekit.methods.gram_lasso import Grams, Maps, tables_of
+from prunekit.methods.gram_lasso import Grams, Maps, compute_tables
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 x, y = (Maps.of(torch.randn(1024, 256, 4)) for _ in range(2))
-tables_of(Grams(), Maps.of(x.values[:9]), Maps.of(y.values[:9]))
+compute_tables(Grams(), Maps.of(x.values[:9]), Maps.of(y.values[:9]))
 before = peak()
-tables_of(Grams(), x, y, memory=96)
+compute_tables(Grams(), x, y, memory=96)
 print(peak() - before - 3 * 8 - 8)  # tables, and the copy that makes them symmetric
 """
     taken = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
@@ -290,7 +292,7 @@ def test_tables_of_a_network_are_those_of_what_enters_and_leaves_its_layers(net,
     calibration = Calibration(count=24, seed=5)
     layers = ["last", "first", "second", "third", "hidden", "unused"]
     with caplog.at_level(logging.WARNING):
-        found = Statistics(calibration=calibration).of(model, graph, data_of(), "cpu", layers)
+        found = Statistics(calibration=calibration).compute(model, graph, data_of(), "cpu", layers)
     assert list(found) == ["first", "second", "third", "hidden", "last"]
     assert [r.getMessage() for r in caplog.records] == [
         "second: called more than once; the first call is looked at"
@@ -320,7 +322,7 @@ def test_tables_of_a_network_are_those_of_what_enters_and_leaves_its_layers(net,
 
 
 def test_inputs_of_a_linear_layer_that_are_one_unit_are_one_channel():
-    inputs, owners = members(torch.tensor([5, 5, 0, 9, 5, 0, 2]))
+    inputs, owners = inputs_by_unit(torch.tensor([5, 5, 0, 9, 5, 0, 2]))
     assert owners.tolist() == [5, 0, 9, 0, 2]
     assert inputs.tolist() == [[0, 1, 4], [2, -1, -1], [3, -1, -1], [5, -1, -1], [6, -1, -1]]
 
@@ -328,7 +330,7 @@ def test_inputs_of_a_linear_layer_that_are_one_unit_are_one_channel():
 def test_the_whole_output_is_one_response(net):
     model, graph = net
     settings = Statistics(Grams(Gaussian("apib")), responses=WholeOutput())
-    found = settings.of(model, graph, data_of(), "cpu", ["third"])["third"]
+    found = settings.compute(model, graph, data_of(), "cpu", ["third"])["third"]
     assert found.cross.shape == (6, 1) and found.outputs.shape == (1, 1)
     x, _ = settings.calibration.batch(data_of().train, 2)
     after = []
@@ -343,7 +345,7 @@ def test_raw_maps_leave_strided_layers_out_and_say_so(net, caplog):
     model, graph = net
     settings = Statistics(RawMaps())
     with caplog.at_level(logging.WARNING):
-        found = settings.of(model, graph, data_of(), "cpu", ["first", "third"])
+        found = settings.compute(model, graph, data_of(), "cpu", ["first", "third"])
     assert list(found) == ["first"]
     assert caplog.records[-1].getMessage() == (
         "columns=RawMaps cannot compare channels of third (third: maps of 36 positions become maps "
@@ -352,13 +354,15 @@ def test_raw_maps_leave_strided_layers_out_and_say_so(net, caplog):
     with pytest.raises(
         ConfigError, match=r"cannot compare channels of third .*; use columns=Grams"
     ):
-        settings.of(model, graph, data_of(), "cpu", ["third"])
+        settings.compute(model, graph, data_of(), "cpu", ["third"])
 
 
 def test_class_profiles_tie_filters_by_correlated_class_means(net):
     model, graph = net
     profiles = ClassProfiles(Calibration(count=48, balance=False), batch=10)
-    found = Statistics(profiles=profiles).of(model, graph, data_of(), "cpu", ["first", "third"])
+    found = Statistics(profiles=profiles).compute(
+        model, graph, data_of(), "cpu", ["first", "third"]
+    )
     x, y = next(data_of().train.epoch(48, None))
     with torch.no_grad():
         means = model.eval().first(x).mean((2, 3))
@@ -367,7 +371,7 @@ def test_class_profiles_tie_filters_by_correlated_class_means(net):
     np.testing.assert_allclose(found["first"].similarity.numpy(), expected, atol=1e-4)
     assert not torch.equal(found["first"].similarity, found["first"].outputs)
     with pytest.raises(ConfigError, match="class profiles need examples of three classes"):
-        profiles.of(model, data_of(classes=2).train, "cpu", ["first"])
+        profiles.compute(model, data_of(classes=2).train, "cpu", ["first"])
 
 
 def test_a_filter_that_is_off_has_no_profile_and_is_dead(net):
@@ -375,8 +379,8 @@ def test_a_filter_that_is_off_has_no_profile_and_is_dead(net):
     with torch.no_grad():
         model.first.weight[2] = 0
     settings = Statistics(profiles=ClassProfiles(Calibration(count=48)))
-    found = settings.of(model, graph, data_of(), "cpu", ["first"])["first"]
-    assert found.dead_outputs.tolist() == [False, False, True, False, False, False]
+    found = settings.compute(model, graph, data_of(), "cpu", ["first"])["first"]
+    assert found.zero_outputs.tolist() == [False, False, True, False, False, False]
     assert not found.similarity[2].any()
 
 
@@ -404,12 +408,12 @@ def test_bad_settings_and_batches_are_refused_in_one_line(net):
     with pytest.raises(ConfigError, match="balance=true needs labels that are whole numbers"):
         Calibration(count=8, balance=True).indices(soft.train)
     with pytest.raises(DataError, match="need at least 4 examples and there are 3"):
-        Statistics(Grams(centring="unbiased")).of(model, graph, data_of(3), "cpu", ["first"])
+        Statistics(Grams(centring="unbiased")).compute(model, graph, data_of(3), "cpu", ["first"])
     with pytest.raises(DataError, match="dataset=none has none"):
-        Statistics().of(model, graph, ShapeOnly(shape=[3, 6, 6]).load(), "cpu", ["first"])
+        Statistics().compute(model, graph, ShapeOnly(shape=[3, 6, 6]).load(), "cpu", ["first"])
     for name, what in (("fist", "no layer of the network; did you mean first"), ("", "a Net")):
         with pytest.raises(ConfigError, match=f"{name!r} is {what}"):
-            Statistics().of(model, graph, data_of(), "cpu", [name])
+            Statistics().compute(model, graph, data_of(), "cpu", [name])
     for make in (
         lambda: Gaussian("mean"),
         lambda: Grams(centring="none"),
@@ -429,4 +433,4 @@ def test_weights_that_are_not_finite_name_the_layer(net):
     with torch.no_grad():
         model.second.weight[0, 0, 0, 0] = float("nan")
     with pytest.raises(ConfigError, match=r"what enters or leaves second is not finite"):
-        Statistics().of(model, graph, data_of(), "cpu", ["first", "second"])
+        Statistics().compute(model, graph, data_of(), "cpu", ["first", "second"])

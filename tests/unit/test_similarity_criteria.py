@@ -14,6 +14,7 @@ from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.methods.gram_lasso import (
     APIB,
+    FISTA,
     Above,
     Calibration,
     EntryOrder,
@@ -25,10 +26,9 @@ from prunekit.methods.gram_lasso import (
     Statistics,
     Strongest,
     StructuredLasso,
-    tables_of,
+    compute_tables,
 )
 from prunekit.methods.gram_lasso.features import channel_maps
-from prunekit.methods.gram_lasso.regression import FISTA
 from prunekit.models import ResNet, googlenet
 from prunekit.penalties import MCP
 from prunekit.pruning import prune
@@ -101,7 +101,7 @@ def test_max_cka_is_the_largest_column_of_the_table(data: Data) -> None:
     with torch.no_grad():
         model(x)
     handle.remove()
-    tables = tables_of(Grams(), *(channel_maps(module, maps) for maps in seen))
+    tables = compute_tables(Grams(), *(channel_maps(module, maps) for maps in seen))
     expected = tables.cross.amax(0)
     assert torch.allclose(criterion.scores(model, graph, data)[layer], expected, atol=1e-5)
 

@@ -164,7 +164,7 @@ def test_gradients_are_finite_differences(kind: type[TreeLasso], entries):
     rows = drawn(14, 4, 7)
     for function, slope in (
         (penalty.value, penalty.subgradient(rows)),
-        (partial(smoothed, penalty, mu=0.3), penalty.smooth_pull(rows, 0.3)),
+        (partial(smoothed, penalty, mu=0.3), penalty.smoothed_gradient(rows, 0.3)),
     ):
         for k, j in ((0, 0), (1, 3), (3, 6)):
             moved = rows.clone()
@@ -192,12 +192,16 @@ def test_smoothing_is_within_its_bound_and_its_curvature(kind: type[TreeLasso]):
     penalty = kind(0.6, Tree.linkage(similar(15, 7)))
     rows = drawn(16, 4, 7)
     inner = float(penalty.value(rows)) - float(
-        (penalty.magnitudes(rows) * penalty.slots[:7]).sum() * 0.6
+        (penalty.magnitudes(rows) * penalty.slot_weights[:7]).sum() * 0.6
     )
     for mu in (1e-3, 0.1, 10.0):
-        assert inner - mu * penalty.spread(4) - 1e-9 <= smoothed(penalty, rows, mu) <= inner + 1e-9
+        assert (
+            inner - mu * penalty.smoothing_error(4) - 1e-9
+            <= smoothed(penalty, rows, mu)
+            <= inner + 1e-9
+        )
         other = drawn(17, 4, 7)
-        apart = penalty.smooth_pull(rows, mu) - penalty.smooth_pull(other, mu)
+        apart = penalty.smoothed_gradient(rows, mu) - penalty.smoothed_gradient(other, mu)
         assert float(apart.norm()) <= penalty.curvature(mu) * float((rows - other).norm()) * 1.0001
 
 

@@ -1,26 +1,29 @@
 """sGLP-IB and sTLP-IB: structured lasso on Gram matrices of a layer's channels."""
 
-from prunekit.methods.gram_lasso.calibration import Calibration
-from prunekit.methods.gram_lasso.centering import HKH, Centring, Unbiased
-from prunekit.methods.gram_lasso.class_profiles import ClassProfiles
-from prunekit.methods.gram_lasso.criterion import APIB, Representatives, StructuredLasso
-from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering, PublishedSearch
-from prunekit.methods.gram_lasso.features import Maps, Responses, WholeOutput
-from prunekit.methods.gram_lasso.gram_criterion import MaxCKA
-from prunekit.methods.gram_lasso.gram_tables import Tables, tables_of
+from prunekit.methods.gram_lasso.criterion import APIB, MaxCKA, Representatives, StructuredLasso
+from prunekit.methods.gram_lasso.entry import EntryOrder, LambdaBisection, Ordering, lasso_path
+from prunekit.methods.gram_lasso.features import Calibration, Maps, Responses, WholeOutput
 from prunekit.methods.gram_lasso.grams import ClassBlocks, Columns, Grams, RawMaps
+from prunekit.methods.gram_lasso.graph_admm import GraphADMM
 from prunekit.methods.gram_lasso.graph_lasso import Edges, GraphLasso
-from prunekit.methods.gram_lasso.kernels import Gaussian, Kernel, Laplacian, Linear, Sigmoid
-from prunekit.methods.gram_lasso.regression import (
-    FISTA,
-    GraphADMM,
-    Regression,
-    RegressionSolver,
-    SmoothingProximalGradient,
-    Solution,
-    lasso_path,
+from prunekit.methods.gram_lasso.kernels import (
+    HKH,
+    Centring,
+    Gaussian,
+    Kernel,
+    Laplacian,
+    Linear,
+    Sigmoid,
+    Unbiased,
 )
-from prunekit.methods.gram_lasso.statistics import Statistics
+from prunekit.methods.gram_lasso.proximal_gradient import FISTA, SmoothingProximalGradient
+from prunekit.methods.gram_lasso.regression import Regression, RegressionSolver, Solution
+from prunekit.methods.gram_lasso.statistics import (
+    ClassProfiles,
+    Statistics,
+    Tables,
+    compute_tables,
+)
 from prunekit.methods.gram_lasso.structures import (
     Above,
     Graph,
@@ -51,13 +54,13 @@ __all__ = [
     "GraphLasso",
     "Hierarchy",
     "Kernel",
+    "LambdaBisection",
     "Laplacian",
     "Linear",
     "Maps",
     "MaxCKA",
     "Nearest",
     "Ordering",
-    "PublishedSearch",
     "RawMaps",
     "Regression",
     "RegressionSolver",
@@ -75,6 +78,6 @@ __all__ = [
     "TreeLasso",
     "Unbiased",
     "WholeOutput",
+    "compute_tables",
     "lasso_path",
-    "tables_of",
 ]

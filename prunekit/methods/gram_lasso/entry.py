@@ -1,4 +1,4 @@
-"""In which order columns of a regression become non-zero, and the published search for a count."""
+"""The order in which columns of a regression become non-zero, and a search for a number of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Annotated
 
@@ -14,153 +15,195 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.regression.path import lasso_path
-from prunekit.methods.gram_lasso.regression.problem import Regression, RegressionSolver
+from prunekit.methods.gram_lasso.regression import (
+    Regression,
+    RegressionSolver,
+    Solution,
+    solve_active_rows,
+)
 from prunekit.penalties import Penalty
 from prunekit.schema import Checked, Count, Positive, Range, SomeShare
+from prunekit.validate import number
 
 log = logging.getLogger(__name__)
 
 PenaltyAt = Callable[[float], Penalty]
-_NEAR = 1e-3  # strengths nearer than this are not told apart
+_NEAR = 1e-3  # relative: strengths that are closer count as equal
 
 
 class Ordering(Checked, ABC):
-    """A way from the solutions of a regression to scores of its columns."""
+    """Computes scores of the columns of a regression from its solutions."""
 
     @abstractmethod
     def scores(
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, layer: str
     ) -> Tensor:
-        """A score per column, larger means keep; `layer` is what log lines call the problem."""
+        """Return a score per column, larger for more important ones.
+
+        `layer` is the name of the problem in log messages.
+        """
 
 
 @dataclass(frozen=True)
 class EntryOrder(Ordering):
-    """Columns by the largest lam at which they are not zero.
+    """Orders columns by the largest lam at which they are not zero.
 
-    Ties go by their sum of absolute entries there, then by their largest similarity. Strengths fall
-    geometrically to `least` of the one that leaves nothing, or to where all columns are alive; of
-    `points` solutions, those that are not needed for it are spent where most columns enter at once.
-    The order is nested in the count that is kept, and keeps what the published search would
-    wherever that finds a count.
+    Ties are broken by the sum of absolute entries at that lam, then by the largest similarity. The
+    problem is solved at `points` strengths at most. They fall geometrically, from the one that
+    leaves nothing to `least` of it, until all columns are non-zero. The remaining strengths go
+    where most columns enter together. The n first columns are always among the n + 1 first, unlike
+    the solutions of the published search, with which they agree when it finds exactly n columns.
     """
 
     points: Annotated[int, Range(at_least=2), "strengths that are solved, at most"] = 25
     least: Annotated[
-        float, Range(above=0, below=1), "smallest strength, of the one that leaves nothing"
+        float,
+        Range(above=0, below=1),
+        "smallest strength, relative to the one that leaves nothing",
     ] = 0.01
 
     def scores(
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, layer: str
     ) -> Tensor:
-        """Places in the order as shares, 1 for the first to enter."""
-        return self._walked(problem, penalty_at, solver, along=0)
+        """Return ranks as shares, 1 for the first column to enter."""
+        return self._ranks(problem, penalty_at, solver, dim=0)
 
-    def of_rows(
+    def row_scores(
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver
     ) -> Tensor:
-        """The same for rows, which are input channels."""
-        return self._walked(problem, penalty_at, solver, along=1)
+        """Return the ranks of rows, which are input channels."""
+        return self._ranks(problem, penalty_at, solver, dim=1)
 
-    def _walked(
-        self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, along: int
+    def _ranks(
+        self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, dim: int
     ) -> Tensor:
-        entries = Entered.none(problem.cross.abs().amax(along))
+        """Return ranks as shares; sums over `dim` of beta say what is non-zero."""
+        entries = Entries.empty(problem.cross.abs().amax(dim))
         top = penalty_at(1.0).lam_max(problem.cross)
         if top > 0:
-            walk = [top]  # the strengths so far, the current one last
-            steps = _noted(strengths(top, self.least, self.points, entries), walk)
-            for found in lasso_path(problem, penalty_at, solver, steps):
-                entries.note(walk[-1], found.beta.abs().sum(along))
-        return places(entries.entry, entries.mass, entries.largest)
+            lams = [top]  # the current one last
+            steps = _recorded(strengths(top, self.least, self.points, entries), lams)
+            for solution in lasso_path(problem, penalty_at, solver, steps):
+                entries.record(lams[-1], solution.beta.abs().sum(dim))
+        return rank_shares(entries.lam, entries.mass, entries.largest)
+
+
+def lasso_path(
+    problem: Regression,
+    penalty_at: Callable[[float], Penalty],
+    solver: RegressionSolver,
+    lams: Iterable[float],
+) -> Iterator[Solution]:
+    """Yield a solution of the whole problem for every strength, which is taken when it is needed.
+
+    Each solution is warm-started at the previous one with the nearest strength.
+    """
+    previous: list[tuple[float, Tensor, Tensor]] = []  # lam, non-zero rows, their values
+    for lam in lams:
+        number("lam", lam, above=0)
+        start = torch.zeros_like(problem.cross)
+        if previous:
+            _, rows, values = min(previous, key=lambda solved: abs(math.log(solved[0] / lam)))
+            start[rows] = values
+        finds_active = solver.finds_active_entries
+        solve = solver.solve if finds_active else partial(solve_active_rows, solver=solver)
+        solution = solve(problem, penalty_at(lam), start=start)
+        rows = (solution.beta != 0).any(dim=1).nonzero().flatten()
+        previous.append((lam, rows, solution.beta[rows]))
+        yield solution
 
 
 @dataclass(frozen=True, eq=False)
-class Entered:
-    """At which strength every column (or row) was seen to enter, and how large it was there."""
+class Entries:
+    """The largest strength at which every column (or row) was non-zero so far, and its size there.
 
-    largest: Tensor  # the largest similarity; 0: nothing can make it enter
-    entry: Tensor
+    `largest` is the largest similarity of the column; if it is 0, the column never enters. `lam` is
+    the strength and `mass` the sum of absolute entries, both 0 for columns that have not entered.
+    """
+
+    largest: Tensor
+    lam: Tensor
     mass: Tensor
 
     @classmethod
-    def none(cls, largest: Tensor) -> Entered:
-        """No column has entered."""
+    def empty(cls, largest: Tensor) -> Entries:
+        """Return the state in which no column has entered."""
         return cls(largest, torch.zeros_like(largest), torch.zeros_like(largest))
 
     @property
     def complete(self) -> bool:
-        """Whether every column that can has entered."""
-        return bool((self.entry[self.largest > 0] > 0).all())
+        """True if every column that can enter has entered."""
+        return bool((self.lam[self.largest > 0] > 0).all())
 
-    def note(self, lam: float, size: Tensor) -> None:
-        """What a solution at `lam` says, in sums of absolute entries."""
-        new = (size > 0) & (self.entry < lam)
-        self.entry[new], self.mass[new] = lam, size[new]
+    def record(self, lam: float, size: Tensor) -> None:
+        """Update with the sums of absolute entries of the solution at `lam`."""
+        new = (size > 0) & (self.lam < lam)
+        self.lam[new], self.mass[new] = lam, size[new]
 
 
-def strengths(top: float, least: float, points: int, entries: Entered) -> Iterator[float]:
-    """Strengths below `top`, chosen by what `entries` holds by the time each is asked for.
+def strengths(top: float, least: float, points: int, entries: Entries) -> Iterator[float]:
+    """Yield at most `points` strengths below `top`, each chosen from the current `entries`.
 
-    They fall geometrically to `least` of `top` in `points` steps, and end where all columns have
-    entered: small strengths are the dearest to solve for, so it pays not to overshoot. Each of what
-    is left halves, in logarithms, the gap in which most columns entered together.
+    They fall geometrically to `least` of `top` in `points` steps, and stop once all columns have
+    entered, because small strengths take longest to solve. Each remaining one halves, in
+    logarithms, the interval in which most columns entered together.
     """
-    given = [top]
+    lams = [top]
     for _ in range(points):
-        given.append(given[-1] * least ** (1 / points))
-        yield given[-1]
+        lams.append(lams[-1] * least ** (1 / points))
+        yield lams[-1]
         if entries.complete:
             break
-    while len(given) <= points:
-        given.sort(reverse=True)
-        crowds = [int((entries.entry == lam).sum()) for lam in given[1:]]
-        wide = [high > low * (1 + _NEAR) for high, low in pairwise(given)]
-        at = max(range(len(crowds)), key=lambda i: crowds[i] * wide[i])
-        if crowds[at] * wide[at] < 2:
+    while len(lams) <= points:
+        lams.sort(reverse=True)
+        counts = [int((entries.lam == lam).sum()) for lam in lams[1:]]
+        divisible = [high > low * (1 + _NEAR) for high, low in pairwise(lams)]
+        index = max(range(len(counts)), key=lambda i: counts[i] * divisible[i])
+        if counts[index] * divisible[index] < 2:
             return
-        given.append(math.sqrt(given[at] * given[at + 1]))
-        yield given[-1]
+        lams.append(math.sqrt(lams[index] * lams[index + 1]))
+        yield lams[-1]
 
 
-def _noted(steps: Iterable[float], walk: list[float]) -> Iterator[float]:
-    """The steps, each put at the end of `walk` when it is taken."""
+def _recorded(steps: Iterable[float], lams: list[float]) -> Iterator[float]:
+    """Yield the steps, and append each to `lams` when it is taken."""
     for step in steps:
-        walk.append(step)
+        lams.append(step)
         yield step
 
 
-def places(*keys: Tensor) -> Tensor:
-    """Places as shares, 1 for the best: by the first key, ties by the next; larger is better.
+def rank_shares(*keys: Tensor) -> Tensor:
+    """Return ranks as shares, 1 for the largest: by the first key, ties by the next ones.
 
     An entry whose keys are all zero gets 0.
     """
     order = torch.arange(len(keys[0]))
     for key in reversed(keys):
         order = order[key[order].argsort(descending=True, stable=True)]
-    place = torch.empty(len(order), dtype=torch.float64)
-    place[order] = 1 - torch.arange(len(order), dtype=torch.float64) / len(order)
-    return place * torch.stack([key != 0 for key in keys]).any(0)
+    share = torch.empty(len(order), dtype=torch.float64)
+    share[order] = 1 - torch.arange(len(order), dtype=torch.float64) / len(order)
+    return share * torch.stack([key != 0 for key in keys]).any(0)
 
 
 @dataclass(frozen=True)
-class PublishedSearch(Ordering):
-    """Bisection of lam for a count of columns, layer by layer, as Algorithm 1 has it.
+class LambdaBisection(Ordering):
+    """Bisects lam for a number of columns, layer by layer, as in Algorithm 1 of Liu et al. 2025.
 
-    Columns that are zero in the solution score zero and others their sum of absolute entries, so
-    that `selection=zeros` removes what the search does. `keep` is the share of columns wanted. The
-    bracket is from `low` to `high`, by default a thousandth of the strength that leaves nothing,
-    and that strength (published: 1e-7 to 1e7); it is halved in logarithms until a count is met, it
-    is narrower than `width`, or after `trials`. A tree may reach no count near the one wanted: the
-    nearest is taken, and a warning says what was reached.
+    Columns that are zero in the solution score 0 and others their sum of absolute entries, so that
+    `selection=zeros` removes what the search does. The bracket is halved in logarithms until the
+    number is met, or `high` - `low` is below `width`, or after `trials` solutions. A tree may have
+    no strength for a number; then the nearest one is used, with a warning.
     """
 
-    keep: Annotated[SomeShare, "share of columns wanted"] = 0.5
-    low: Annotated[Positive | None, "of the bracket; published: 1e-7"] = None
-    high: Annotated[Positive | None, "of the bracket; published: 1e7"] = None
+    keep: Annotated[SomeShare, "share of columns to keep"] = 0.5
+    low: Annotated[
+        Positive | None, "lower end of the bracket, published: 1e-7; null: a thousandth of high"
+    ] = None
+    high: Annotated[
+        Positive | None, "upper end of the bracket, published: 1e7; null: what leaves nothing"
+    ] = None
     trials: Annotated[Count, "bisections, at most"] = 100
-    width: Annotated[Positive, "of the bracket, at which the search ends"] = 1e-5
+    width: Annotated[Positive, "width of the bracket at which the search ends"] = 1e-5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -170,45 +213,44 @@ class PublishedSearch(Ordering):
     def scores(
         self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, layer: str
     ) -> Tensor:
-        """Sums of absolute entries per column of the solution that is nearest in count."""
-        wanted = max(1, round(self.keep * problem.cross.shape[1]))
-        found = min(self.tried(problem, penalty_at, solver, wanted), key=lambda t: t.off(wanted))
-        line = f"{layer}: {found.count} of {len(found.size)} columns at lam={found.lam:.4g}"
-        if found.count != wanted:
-            log.warning(f"{line}, asked for {wanted}: no strength that was tried reaches it")
-        return found.size
+        """Return sums of absolute entries per column, of the trial that is nearest in number."""
+        count = max(1, round(self.keep * problem.cross.shape[1]))
+        trials = self._search(problem, penalty_at, solver, count)
+        nearest = min(trials, key=lambda trial: abs(trial.count - count))
+        if nearest.count != count:
+            log.warning(
+                f"{layer}: {nearest.count} of {len(nearest.size)} columns at "
+                f"lam={nearest.lam:.4g}, asked for {count}: no strength that was tried reaches it"
+            )
+        return nearest.size
 
-    def tried(
-        self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, wanted: int
-    ) -> list[Trial]:
-        """Every trial of the search, in order."""
+    def _search(
+        self, problem: Regression, penalty_at: PenaltyAt, solver: RegressionSolver, count: int
+    ) -> list[_Trial]:
+        """Return every trial of the bisection, in order."""
         top = penalty_at(1.0).lam_max(problem.cross) or 1.0
         high, low = self.high or top, self.low or 1e-3 * top
-        trials: list[Trial] = []
+        trials: list[_Trial] = []
         start = None
         while len(trials) < self.trials and high - low >= self.width:
             lam = math.sqrt(low * high)
             solution = solver.solve(problem, penalty_at(lam), start)
             start = solution.beta
-            trials.append(Trial(lam, start.abs().sum(0)))
-            if trials[-1].count == wanted:
+            trials.append(_Trial(lam, start.abs().sum(0)))
+            if trials[-1].count == count:
                 break
-            low, high = (low, lam) if trials[-1].count < wanted else (lam, high)
-        return trials or [Trial(high, torch.zeros_like(problem.cross[0]))]
+            low, high = (low, lam) if trials[-1].count < count else (lam, high)
+        return trials or [_Trial(high, torch.zeros_like(problem.cross[0]))]
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
-    """A strength, and the sums of absolute entries per column that it left."""
+class _Trial:
+    """A strength, and the sums of absolute entries per column of its solution."""
 
     lam: float
     size: Tensor
 
     @property
     def count(self) -> int:
-        """How many columns are not zero."""
+        """The number of columns that are not zero."""
         return int((self.size > 0).sum())
-
-    def off(self, wanted: int) -> int:
-        """How far the count is from the one wanted."""
-        return abs(self.count - wanted)

@@ -1,4 +1,4 @@
-"""The graph-structured fused lasso: neighbouring columns of a matrix are drawn together."""
+"""The graph-structured fused lasso: columns of a matrix that are neighbours become similar."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso.smoothed import StructuredPenalty
+from prunekit.methods.gram_lasso.regression import StructuredPenalty
 from prunekit.penalties.base import RadialPenalty
 from prunekit.penalties.magnitude import L1
 from prunekit.schema import NotNegative
@@ -19,10 +19,10 @@ from prunekit.validate import integer, number
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Pairs of nodes of an undirected graph, each pair once, without loops.
+    """The edges of an undirected graph without loops; each pair of nodes appears at most once.
 
-    `first` and `second` are long node numbers, `weight` >= 0 and `sign` +-1 doubles: one entry an
-    edge. Weights are absolute similarities (Chen et al. 2010), signs those of the similarities.
+    `first` and `second` are node numbers (long), `weight` >= 0 and `sign` +-1 (double), one entry
+    per edge. Weights are absolute similarities (Chen et al. 2010), signs those of similarities.
     """
 
     first: Tensor
@@ -45,49 +45,45 @@ class Edges:
 
     @classmethod
     def top(cls, similarity: Tensor, k: int) -> Edges:
-        """Every node and its `k` neighbours of largest absolute similarity; pairs are united.
-
-        Of equal ones those with the smallest numbers are taken.
-        """
+        """Join every node with the `k` nodes of largest absolute similarity; ties go in order."""
         integer("k", k, at_least=1)
-        size = _pairs_of(similarity)
+        size = _absolute(similarity)
         near = size.argsort(dim=1, descending=True, stable=True)[:, : min(k, len(size) - 1)]
-        chosen = torch.zeros_like(size, dtype=torch.bool).scatter_(1, near, True)
-        return cls._where(similarity, chosen | chosen.T)
+        mask = torch.zeros_like(size, dtype=torch.bool).scatter_(1, near, True)
+        return cls._from_mask(similarity, mask | mask.T)
 
     @classmethod
     def quantile(cls, similarity: Tensor, share: float) -> Edges:
-        """The `share` of all pairs with the largest absolute similarity, rounded to a count."""
+        """Join the `share` of all pairs with the largest absolute similarity."""
         number("share", share, at_least=0, at_most=1)
-        size = _pairs_of(similarity)
+        size = _absolute(similarity)
         pairs = torch.triu_indices(len(size), len(size), 1)
         order = size[pairs[0], pairs[1]].argsort(descending=True, stable=True)
         first, second = pairs[:, order[: round(share * len(order))]]
-        chosen = torch.zeros_like(size, dtype=torch.bool)
-        chosen[first, second] = True
-        return cls._where(similarity, chosen)
+        mask = torch.zeros_like(size, dtype=torch.bool)
+        mask[first, second] = True
+        return cls._from_mask(similarity, mask)
 
     @classmethod
     def threshold(cls, similarity: Tensor, least: float) -> Edges:
-        """All pairs of an absolute similarity of `least` or more (rho of the paper)."""
+        """Join all pairs with an absolute similarity of at least `least` (rho in the paper)."""
         number("least", least, at_least=0)
-        return cls._where(similarity, _pairs_of(similarity) >= least)
+        return cls._from_mask(similarity, _absolute(similarity) >= least)
 
     @classmethod
-    def _where(cls, similarity: Tensor, chosen: Tensor) -> Edges:
-        """Chosen pairs, but for those without any similarity, which pull nothing."""
+    def _from_mask(cls, similarity: Tensor, mask: Tensor) -> Edges:
+        """Join the pairs in the mask; pairs without similarity would have no effect."""
         wide = similarity.double().cpu()
-        first, second = (chosen & (wide != 0)).triu(1).nonzero().T
-        r = wide[first, second]
-        return cls(first, second, r.abs(), r.sign(), len(wide))
+        first, second = (mask & (wide != 0)).triu(1).nonzero().T
+        values = wide[first, second]
+        return cls(first, second, values.abs(), values.sign(), len(wide))
 
-    def none(self) -> Edges:
-        """The same nodes without edges."""
-        return Edges(*(part[:0] for part in self._parts), self.nodes)
-
-    @property
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return self.first, self.second, self.weight, self.sign
+    def without_edges(self) -> Edges:
+        """Return the graph of the same nodes without edges."""
+        none = slice(0)
+        return Edges(
+            self.first[none], self.second[none], self.weight[none], self.sign[none], self.nodes
+        )
 
     @cached_property
     def degree(self) -> Tensor:
@@ -97,40 +93,44 @@ class Edges:
 
     @cached_property
     def laplacian(self) -> Tensor:
-        """C^T C, a row of C being an edge: w in the first column, -sign w in the second."""
+        """C^T C, where the row of C for an edge has w at the first node, -sign w at the second."""
         square = self.weight.square()
         matrix = torch.zeros(self.nodes, self.nodes, dtype=torch.float64)
         cross = -self.sign * square
-        for at, value in (
+        for ends, value in (
             ((self.first, self.first), square),
             ((self.second, self.second), square),
             ((self.first, self.second), cross),
             ((self.second, self.first), cross),
         ):
-            matrix.index_put_(at, value, accumulate=True)
+            matrix.index_put_(ends, value, accumulate=True)
         return matrix
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues and eigenvectors of `laplacian`; computed once."""
-        return torch.linalg.eigh(self.laplacian)
+        """The eigenvalues and eigenvectors of `laplacian`."""
+        values, vectors = torch.linalg.eigh(self.laplacian)
+        return values, vectors
 
     def differences(self, beta: Tensor) -> Tensor:
-        """C beta^T, (edges, rows): weighted differences of columns. Fast where beta.T is dense."""
-        columns = beta.T
-        found = columns.index_select(0, self.second).mul_(-self.sign[:, None])
-        return found.add_(columns.index_select(0, self.first)).mul_(self.weight[:, None])
+        """Return C beta^T, the weighted differences of columns, (edges, rows).
 
-    def gathered(self, dual: Tensor) -> Tensor:
-        """The adjoint of `differences`: dual^T C, (rows, nodes), of a dual (edges, rows)."""
+        It is fast if beta.T is contiguous.
+        """
+        columns = beta.T
+        result = columns.index_select(0, self.second).mul_(-self.sign[:, None])
+        return result.add_(columns.index_select(0, self.first)).mul_(self.weight[:, None])
+
+    def adjoint(self, dual: Tensor) -> Tensor:
+        """Return dual^T C, (rows, nodes), the adjoint of `differences` at `dual` (edges, rows)."""
         total = torch.zeros(self.nodes, dual.shape[1], dtype=dual.dtype)
         total.index_add_(0, self.first, dual * self.weight[:, None])
         total.index_add_(0, self.second, dual * (-self.sign * self.weight)[:, None])
         return total.T
 
 
-def _pairs_of(similarity: Tensor) -> Tensor:
-    """Absolute similarities with -1 on the diagonal, so that no node is its own neighbour."""
+def _absolute(similarity: Tensor) -> Tensor:
+    """Return absolute similarities with -1 on the diagonal, so that no node joins itself."""
     if similarity.dim() != 2 or similarity.shape[0] != similarity.shape[1]:
         raise ConfigError(f"similarities of shape {tuple(similarity.shape)} are not square")
     if not bool(similarity.isfinite().all()):
@@ -142,10 +142,10 @@ def _pairs_of(similarity: Tensor) -> Tensor:
 class GraphLasso(StructuredPenalty):
     """entries(beta) + gamma sum_e w_e sum_k |beta_km - sign beta_kl| over edges (Liu et al. eq. 5).
 
-    Rows of beta are input channels, columns the nodes of the graph. `kappa` is the coupling that a
-    node of mean weighted degree feels, relative to lam: gamma = kappa lam / mean degree. `entries`
-    is what stands for the l1 part on single entries. It has no closed prox: solvers split it (two
-    easy proxes) or smooth the differences.
+    Rows of beta are input channels, columns are the nodes of the graph. `kappa` is the strength of
+    the coupling at a node of mean weighted degree, relative to lam: gamma = kappa lam / mean
+    degree. `entries` takes the place of the l1 norm of single entries. The penalty has no closed
+    prox: solvers split it into two simple proxes, or smooth the differences.
     """
 
     edges: Edges
@@ -159,52 +159,49 @@ class GraphLasso(StructuredPenalty):
         return self.kappa * self.lam / mean if mean > 0 else 0.0
 
     def value(self, rows: Tensor) -> Tensor:
-        """Both parts, a scalar tensor."""
+        """Return the sum of both parts, a scalar tensor."""
         wide = rows.double()
         apart = self.edges.differences(wide).abs().sum()
         return self.single.phi(wide.abs().flatten()).sum() + self.gamma * apart
 
     def prox(self, rows: Tensor, step: float) -> Tensor:
-        """Not offered: raises ConfigError."""
+        """Raise ConfigError: the penalty has no closed prox."""
         raise ConfigError(
             "GraphLasso has no closed prox; choose the solver GraphADMM or "
             "SmoothingProximalGradient"
         )
 
     def subgradient(self, rows: Tensor) -> Tensor:
-        """Slopes of entries and differences; zero where an entry or a difference is zero."""
+        """Return the subgradient that is zero where an entry or a difference is zero."""
         wide = rows.double()
-        pull = self.edges.gathered(self.edges.differences(wide).sign())
+        coupling = self.edges.adjoint(self.edges.differences(wide).sign())
         size = wide.abs()
         slope = torch.where(size > 0, self.single.slope(size.clamp_min(1e-300)), 0.0) * wide.sign()
-        return (slope + self.gamma * pull).to(rows.dtype)
+        return (slope + self.gamma * coupling).to(rows.dtype)
 
     def prox_entries(self, rows: Tensor, step: float) -> Tensor:
-        """The prox of the entries' part alone."""
-        return shrunk(self.single, rows, step)
+        """Return the prox of the penalty of single entries."""
+        return prox_of_entries(self.single, rows, step)
 
-    def smooth_pull(self, rows: Tensor, mu: float) -> Tensor:
-        """The gradient of the differences' part, smoothed by mu (Chen et al. 2012).
-
-        The smoothed part is below the part itself by at most mu * rows * edges / 2.
-        """
+    def smoothed_gradient(self, rows: Tensor, mu: float) -> Tensor:
+        """Return the gradient of the differences' part, smoothed by `mu`."""
         dual = (self.edges.differences(rows) * (self.gamma / mu)).clamp_(-1, 1)
-        return self.edges.gathered(dual).mul_(self.gamma)
+        return self.edges.adjoint(dual).mul_(self.gamma)
 
     def curvature(self, mu: float) -> float:
-        """A Lipschitz constant of `smooth_pull`: gamma^2 lambda_max(C^T C) / mu."""
+        """Return gamma^2 lambda_max(C^T C) / mu."""
         return self.gamma**2 * max(0.0, float(self.edges.spectrum[0][-1])) / mu
 
-    def spread(self, count: int) -> float:
-        """What mu is multiplied by in the smoothing error of `count` rows."""
-        return 0.5 * count * len(self.edges.weight) if self.gamma > 0 else 0.0
+    def smoothing_error(self, rows: int) -> float:
+        """Return half the number of differences."""
+        return 0.5 * rows * len(self.edges.weight) if self.gamma > 0 else 0.0
 
     def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
-        """The factor in (0, 1] that makes the residual dual feasible; None where not convex.
+        """Return the factor in (0, 1] that makes the residual dual feasible; None if not convex.
 
-        `pull` is dual^T C gamma for a dual within +-1; without it the differences count as free.
+        `pull` is gamma dual^T C for a dual within +-1; without it the dual is zero.
         """
         if not self.convex:
             return None
@@ -212,20 +209,21 @@ class GraphLasso(StructuredPenalty):
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
     def lam_max(self, cross: Tensor) -> float:
-        """An upper bound of the lam from which zero is optimal: that of the entries alone.
+        """Return an upper bound of the smallest lam for which zero is optimal: that of entries.
 
-        Coupling can make zero optimal before: with all columns fused, from max_k |mean_j A_kj|.
+        With coupling a smaller lam may do: with all columns fused, max_k |mean_j A_kj|.
         """
         return self.entries(1.0).lam_max(cross.reshape(-1, 1))
 
     def dual_excess(self, residual: Tensor) -> Tensor:
-        """What the entries' prox of step one leaves of each row; coupling could only hold it."""
-        return self.prox_entries(residual, 1.0).norm(dim=1)
+        """Return the norm of each row of the entries' prox of step 1, an upper bound."""
+        excess: Tensor = self.prox_entries(residual, 1.0).norm(dim=1)
+        return excess
 
 
-def shrunk(single: RadialPenalty, rows: Tensor, step: float) -> Tensor:
-    """The prox of a penalty of single entries, on a double matrix."""
-    size = rows.abs()
+def prox_of_entries(single: RadialPenalty, rows: Tensor, step: float) -> Tensor:
+    """Return the prox of a penalty of single entries, of a double matrix."""
     if type(single) is L1:
         return torch.nn.functional.softshrink(rows, step * single.lam)
+    size = rows.abs()
     return single.prox_magnitude(size.flatten(), step).reshape(rows.shape) * rows.sign()

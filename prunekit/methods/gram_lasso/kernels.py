@@ -1,7 +1,7 @@
-"""How alike two feature maps are: linear, Gaussian, sigmoid and Laplacian kernels.
+"""Kernels that compare two feature maps, and the centring of their matrices.
 
-A kernel is a function of inner products or of squared distances of flattened maps. It is computed
-for many channels at once, block by block of examples; tensors are overwritten to save memory.
+A kernel is a function of inner products, or of squared distances, of flattened maps. Kernels of
+many channels are computed at once, block by block of examples, in place to save memory.
 """
 
 from __future__ import annotations
@@ -17,46 +17,46 @@ from prunekit.schema import Checked
 
 
 class Kernel(Checked, ABC):
-    """A similarity of two examples' maps, for every channel by itself."""
+    """A similarity of the maps of two examples, computed for every channel separately."""
 
     shifts: ClassVar[bool] = True
-    """Whether a map that is added to all examples alike leaves the centred kernel as it is."""
+    """True if adding one map to all examples leaves the centred kernel matrix unchanged."""
 
     @abstractmethod
     def argument(self, products: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """What the kernel is a function of, in place of `products`.
+        """Return the argument of the kernel function, computed in place of `products`.
 
-        `products` are inner products of examples (channels, rows, columns), a block whose diagonal
-        is an example with itself; `left` and `right` are squared norms (channels, rows), (channels,
-        columns).
+        `products` are inner products of examples, (channels, rows, columns); the diagonal of each
+        block pairs an example with itself. `left` (channels, rows) and `right` (channels, columns)
+        are squared norms.
         """
 
     @abstractmethod
     def scale(self, argument: Tensor, sizes: Tensor) -> Tensor:
-        """What the argument is divided by, per channel; never zero.
+        """Return the divisor of the argument of each channel, (channels,), never zero.
 
-        `argument` is that of all examples (channels, n, n), `sizes` the entries of a map.
+        `argument` covers all examples, (channels, n, n); `sizes` counts the entries of a map.
         """
 
     @abstractmethod
     def values(self, argument: Tensor, scale: Tensor) -> Tensor:
-        """The kernel's values, in place of `argument`."""
+        """Return the kernel values, computed in place of `argument`."""
 
 
 @dataclass(frozen=True)
 class Linear(Kernel):
-    """The inner product; its scale cancels where Gram matrices are normalised."""
+    """The inner product. It has no bandwidth, because Gram matrices are normalised anyway."""
 
     def argument(self, products: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Inner products."""
+        """Return the inner products."""
         return products
 
     def scale(self, argument: Tensor, sizes: Tensor) -> Tensor:
-        """One."""
+        """Return ones."""
         return argument.new_ones(len(argument))
 
     def values(self, argument: Tensor, scale: Tensor) -> Tensor:
-        """Inner products."""
+        """Return the inner products."""
         return argument
 
 
@@ -64,53 +64,56 @@ class Linear(Kernel):
 class Scaled(Kernel):
     """A kernel with a bandwidth.
 
-    `median` takes it from the maps of each channel, so that their scale does not matter (where
-    more than half of what it is the median of is zero, the mean); `apib` is the fixed one of
-    APIB's released code, which reads maps as they are.
+    `median` computes the bandwidth from the maps of each channel, so that their scale does not
+    matter; if the median is zero, the mean is used. `apib` is the fixed bandwidth of the code
+    released with APIB, which depends on the scale of the maps.
     """
 
     bandwidth: Annotated[
-        Literal["median", "apib"], "of each channel's maps; apib: fixed, as released"
+        Literal["median", "apib"], "median of each channel's maps, or fixed as in APIB's code"
     ] = "median"
 
     def scale(self, argument: Tensor, sizes: Tensor) -> Tensor:
-        """The median of the channel, or what the map's size gives."""
+        """Return the bandwidth of each channel."""
         if self.bandwidth == "apib":
             return self.fixed(sizes).to(argument.dtype)
-        found = self.spread(argument)
-        middle = median(found)
-        middle = torch.where(middle > 0, middle, found.mean(1))
+        samples = self.samples(argument)
+        middle = median(samples)
+        middle = torch.where(middle > 0, middle, samples.mean(1))
         return torch.where(middle > 0, middle, torch.ones_like(middle))
 
     @abstractmethod
     def fixed(self, sizes: Tensor) -> Tensor:
-        """APIB's bandwidth for maps of these sizes."""
+        """Return APIB's bandwidth for maps with these numbers of entries."""
 
     @abstractmethod
-    def spread(self, argument: Tensor) -> Tensor:
-        """What the median is taken of, (channels, values)."""
+    def samples(self, argument: Tensor) -> Tensor:
+        """Return the numbers whose median is the bandwidth, (channels, samples)."""
 
 
 @dataclass(frozen=True)
 class Sigmoid(Scaled):
-    """The hyperbolic tangent of the inner product over the median squared norm; may be negative."""
+    """tanh(inner product / m), where m is the median squared norm (1 for `apib`); may be negative.
+
+    A map that is added to all examples changes it.
+    """
 
     shifts: ClassVar[bool] = False
 
     def argument(self, products: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Inner products."""
+        """Return the inner products."""
         return products
 
     def fixed(self, sizes: Tensor) -> Tensor:
-        """No bandwidth."""
+        """Return ones."""
         return torch.ones_like(sizes)
 
-    def spread(self, argument: Tensor) -> Tensor:
-        """Squared norms."""
+    def samples(self, argument: Tensor) -> Tensor:
+        """Return the squared norms."""
         return argument.diagonal(dim1=1, dim2=2)
 
     def values(self, argument: Tensor, scale: Tensor) -> Tensor:
-        """Hyperbolic tangents."""
+        """Return the hyperbolic tangents."""
         return argument.div_(scale[:, None, None]).tanh_()
 
 
@@ -119,47 +122,109 @@ class OfDistance(Scaled):
     """A kernel of the Euclidean distance; its bandwidth is the median over pairs of examples."""
 
     def argument(self, products: Tensor, left: Tensor, right: Tensor) -> Tensor:
-        """Squared distances, zero where they are no more than what rounding makes of equal maps."""
-        least = left[:, :, None] + right[:, None, :]
-        found = products.mul_(-2).add_(least)
-        found.masked_fill_(found <= least.mul_(8 * torch.finfo(found.dtype).eps), 0)
-        found.diagonal(dim1=1, dim2=2).zero_()
-        return found
+        """Return squared distances; those within the rounding error of equal maps become zero."""
+        sums = left[:, :, None] + right[:, None, :]
+        distances = products.mul_(-2).add_(sums)
+        rounding = sums.mul_(8 * torch.finfo(distances.dtype).eps)
+        distances.masked_fill_(distances <= rounding, 0)
+        distances.diagonal(dim1=1, dim2=2).zero_()
+        return distances
 
-    def spread(self, argument: Tensor) -> Tensor:
-        """Squared distances of the pairs."""
-        first, second = torch.triu_indices(*argument.shape[1:], 1, device=argument.device)
-        return argument.flatten(1).index_select(1, first * argument.shape[2] + second)
+    def samples(self, argument: Tensor) -> Tensor:
+        """Return the squared distances of all pairs."""
+        count = argument.shape[2]
+        first, second = torch.triu_indices(count, count, 1, device=argument.device)
+        return argument.flatten(1).index_select(1, first * count + second)
 
 
 @dataclass(frozen=True)
 class Gaussian(OfDistance):
-    """exp(-d^2 / m), m the median of d^2 over pairs of examples, or the size of a map (`apib`)."""
+    """exp(-d^2 / m), where m is the median of d^2 (for `apib` the number of entries of a map)."""
 
     def fixed(self, sizes: Tensor) -> Tensor:
-        """The size of a map."""
+        """Return the numbers of entries."""
         return sizes
 
     def values(self, argument: Tensor, scale: Tensor) -> Tensor:
-        """Exponentials of squared distances."""
+        """Return the exponentials of the squared distances."""
         return argument.div_(-scale[:, None, None]).exp_()
 
 
 @dataclass(frozen=True)
 class Laplacian(OfDistance):
-    """exp(-d / sqrt(m)) with the Euclidean distance, m as in `Gaussian`; 2 x size with `apib`."""
+    """exp(-d / sqrt(m)), where m is the median of d^2 (for `apib` twice the entries of a map)."""
 
     def fixed(self, sizes: Tensor) -> Tensor:
-        """Twice the size of a map."""
+        """Return twice the numbers of entries."""
         return 2 * sizes
 
     def values(self, argument: Tensor, scale: Tensor) -> Tensor:
-        """Exponentials of distances."""
+        """Return the exponentials of the distances."""
         return argument.div_(scale[:, None, None]).sqrt_().neg_().exp_()
 
 
 def median(values: Tensor) -> Tensor:
-    """The median of each row; the mean of the middle two where their number is even."""
+    """Return the median of each row; for an even count, the mean of the middle two."""
     count = values.shape[1]
     low = values.kthvalue((count + 1) // 2, 1).values
     return low if count % 2 else (low + values.kthvalue(count // 2 + 1, 1).values) / 2
+
+
+class Centring(ABC):
+    """Centres an n x n kernel matrix: subtracts one number per row and one per column."""
+
+    min_examples: ClassVar[int]
+    """The smallest n for which the centred matrix is not always zero."""
+
+    @abstractmethod
+    def offsets(self, sums: Tensor, diagonal: Tensor) -> Tensor:
+        """Return the numbers to subtract from each row and, equally, each column, (channels, n).
+
+        `sums` are the row sums and `diagonal` the diagonal entries, both double.
+        """
+
+    @abstractmethod
+    def fix_diagonal(self, block: Tensor) -> None:
+        """Correct the diagonal of a centred block in place, (channels, rows, columns)."""
+
+
+@dataclass(frozen=True)
+class HKH(Centring):
+    """H K H with H = I - 11'/n, as published.
+
+    All channels share the diagonal of K, which makes even independent channels look similar, more
+    so for few examples: noise has 0.85 with 128 examples and the Laplacian kernel.
+    """
+
+    min_examples: ClassVar[int] = 2
+
+    def offsets(self, sums: Tensor, diagonal: Tensor) -> Tensor:
+        """Return the row means minus half the grand mean."""
+        n = sums.shape[1]
+        return sums / n - sums.sum(1, keepdim=True) / (2 * n * n)
+
+    def fix_diagonal(self, block: Tensor) -> None:
+        """Leave the diagonal as it is."""
+
+
+@dataclass(frozen=True)
+class Unbiased(Centring):
+    """U-centring (Song et al. 2012): the diagonal is zero, the other entries sum to zero by row.
+
+    The expected inner product of independent channels is zero, so values may be negative.
+    """
+
+    min_examples: ClassVar[int] = 4
+
+    def offsets(self, sums: Tensor, diagonal: Tensor) -> Tensor:
+        """Return the means without the diagonal."""
+        n = sums.shape[1]
+        others = sums - diagonal
+        return others / (n - 2) - others.sum(1, keepdim=True) / (2 * (n - 1) * (n - 2))
+
+    def fix_diagonal(self, block: Tensor) -> None:
+        """Set the diagonal to zero."""
+        block.diagonal(dim1=1, dim2=2).zero_()
+
+
+CENTRINGS: dict[str, Centring] = {"hkh": HKH(), "unbiased": Unbiased()}

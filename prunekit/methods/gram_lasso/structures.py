@@ -1,4 +1,4 @@
-"""What ties the output channels of a layer together: a graph, or a tree."""
+"""Structures over the output channels of a layer: a graph, or a tree, and their penalties."""
 
 from __future__ import annotations
 
@@ -17,64 +17,67 @@ from prunekit.schema import Checked, Count, NotNegative, Share, SomeShare
 
 EntryPenalty = Callable[[float], RadialPenalty]
 Linkage = Annotated[
-    Literal["average", "complete", "single"], "how far two clusters of the dendrogram are apart"
+    Literal["average", "complete", "single"], "distance of two clusters of the dendrogram"
 ]
 
 
 class Pairs(Checked, ABC):
-    """A rule which output channels are neighbours."""
+    """Decides which output channels are neighbours in the graph."""
 
     @abstractmethod
     def edges(self, similarity: Tensor) -> Edges:
-        """The edges of a graph over channels with these similarities, (channels, channels)."""
+        """Return the edges for similarities of shape (channels, channels)."""
 
 
 @dataclass(frozen=True)
 class Nearest(Pairs):
-    """Every channel and its `count` most similar ones."""
+    """Joins every channel with the `count` channels most similar to it."""
 
     count: Annotated[Count, "neighbours of each channel"] = 3
 
     def edges(self, similarity: Tensor) -> Edges:
-        """Pairs that are near for one of both."""
+        """Return the pairs in which one channel is among the nearest of the other."""
         return Edges.top(similarity, self.count)
 
 
 @dataclass(frozen=True)
 class Strongest(Pairs):
-    """The `share` of all pairs that is most similar."""
+    """Joins the `share` of all pairs with the largest absolute similarity."""
 
-    share: Annotated[SomeShare, "of all pairs"] = 0.05
+    share: Annotated[SomeShare, "share of all pairs"] = 0.05
 
     def edges(self, similarity: Tensor) -> Edges:
-        """Pairs above a quantile of the absolute similarities."""
+        """Return the pairs above a quantile of the absolute similarities."""
         return Edges.quantile(similarity, self.share)
 
 
 @dataclass(frozen=True)
 class Above(Pairs):
-    """Pairs of at least one absolute similarity, whatever the layer; published code has 0.5."""
+    """Joins pairs with an absolute similarity of at least `least`, as published.
+
+    With kernels centred by `hkh` these may be nearly all pairs.
+    """
 
     least: Annotated[Share, "absolute similarity; published code has 0.5, 0.6 and 0.618"] = 0.5
 
     def edges(self, similarity: Tensor) -> Edges:
-        """Where kernels are centred with a bias, that may be nearly all pairs."""
+        """Return the pairs above the threshold."""
         return Edges.threshold(similarity, self.least)
 
 
 class Structure(Checked, ABC):
-    """Makes the penalty of a layer from the similarities of its output channels."""
+    """Builds the penalty of a layer from the similarities of its output channels."""
 
     @abstractmethod
     def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
-        """The penalty at each strength lam; the structure itself is found once."""
+        """Return a function from lam to the penalty; the structure is computed once."""
 
 
 @dataclass(frozen=True)
 class Graph(Structure):
-    """Entries shrink, and those of neighbours in the same row are drawn together (eq. 5).
+    """A graph lasso: coefficients of neighbours in the same row become similar (eq. 5).
 
-    `kappa` is the coupling relative to lam, for a node of the mean weighted degree.
+    `kappa` is the coupling at a node of mean weighted degree, relative to lam.
     """
 
     pairs: Annotated[Pairs, "which channels are neighbours"] = Nearest()
@@ -82,32 +85,33 @@ class Graph(Structure):
     entries: Annotated[EntryPenalty, "penalty of single entries, called with lam"] = L1
 
     def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
-        """Weights of edges are absolute similarities."""
+        """Return the graph lasso whose edges are weighted by absolute similarities."""
         edges = self.pairs.edges(similarity)
         return lambda lam: GraphLasso(lam, edges, kappa=self.kappa, entries=self.entries)
 
 
 @dataclass(frozen=True)
 class Hierarchy(Structure):
-    """Groups of columns that a dendrogram puts together shrink together (eqs. 6 and 7).
+    """A tree lasso: coefficients of channels that a dendrogram joins vanish together (eqs. 6, 7).
 
-    Per row as published, or whole columns at once with `blocks`. With `mix` leaves weigh one and
-    inner nodes `mix` times what eq. 7 gives. Nodes above `cut` of the root's height are left out,
-    and no share `s` is below `floor`, since near copies would leave their leaves no weight at all.
+    As published, a group is part of one row; with `blocks` it is whole columns. With `mix`, leaves
+    have weight 1 and inner nodes `mix` times the weight of eq. 7. Nodes above `cut` of the root's
+    height have no penalty. `floor` is a lower bound of s in eq. 7, without which near copies leave
+    their leaves no weight.
     """
 
     linkage: Linkage = "average"
     _: KW_ONLY
-    blocks: Annotated[bool, "groups are whole columns"] = False
+    blocks: Annotated[bool, "groups are whole columns, not parts of one row"] = False
     mix: Annotated[
-        NotNegative | None, "leaves weigh 1, inner nodes this times; null: as published"
+        NotNegative | None, "factor on inner nodes, with leaves of weight 1; null: as published"
     ] = None
-    cut: Annotated[SomeShare | None, "leaves out nodes above this share of the height"] = None
-    floor: Annotated[Share, "the least share that passes on to the children of a node"] = 0.0
+    cut: Annotated[SomeShare | None, "share of the height above which nodes have no penalty"] = None
+    floor: Annotated[Share, "lower bound of the share s of eq. 7"] = 0.0
     entries: Annotated[EntryPenalty, "penalty of single entries, called with lam"] = L1
 
     def penalty(self, similarity: Tensor) -> Callable[[float], Penalty]:
-        """Distances are one minus the similarity."""
+        """Return the tree lasso of the dendrogram of 1 - similarity."""
         tree = Tree.linkage(similarity, self.linkage, cut=self.cut, floor=self.floor)
         kind = BlockTreeLasso if self.blocks else TreeLasso
         return lambda lam: kind(lam, tree, mix=self.mix, entries=self.entries)

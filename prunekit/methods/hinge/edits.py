@@ -16,7 +16,7 @@ from prunekit.graph.arguments import Example
 from prunekit.graph.layers import CONVOLUTIONS, layer_named
 from prunekit.graph.strides import arranged
 from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
-from prunekit.methods.hinge.module import Hinged, Site
+from prunekit.methods.hinge.matrices import Hinged, Site
 from prunekit.methods.hinge.placement import Placement
 from prunekit.modes import duplicate, evaluating
 from prunekit.surgery.edits import register, replace_module

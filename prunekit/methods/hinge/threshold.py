@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Annotated
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from prunekit.errors import ConfigError, listed
 from prunekit.graph import ChannelMask
-from prunekit.methods.hinge.cost import FoldedCost
-from prunekit.schema import Share, SomeShare
+from prunekit.methods.hinge.matrices import FoldedCost
+from prunekit.rows import Rows
+from prunekit.schema import NotNegative, Share, SomeShare
 from prunekit.selection.base import (
     SELECTIONS,
     BudgetResult,
@@ -28,10 +29,14 @@ from prunekit.selection.base import (
     unscored_groups,
     validate_scores,
 )
+from prunekit.solvers import Solver
+from prunekit.targets import unit_scores
+from prunekit.training.orders import StopRule, Training
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
     from prunekit.measure import CostModel
+
 
 NEAR = 0.005  # a share of MACs this near to the one asked for is met
 _LISTED = 4
@@ -179,3 +184,36 @@ class _Norms:
 
 def _share(keep: ChannelMask, cost: CostModel) -> float:
     return cost.macs(keep.removed) / cost.macs()
+
+
+@dataclass(frozen=True)
+class StopNearBudget(StopRule):
+    """Stop when rows below a `threshold` would leave little more than the share of MACs asked for.
+
+    That is, at most `within` above `selection.keep`, with its floor and its same-ratio rule (Li et
+    al. 2020, section 3.3). Counted from masks; the network is not touched.
+    """
+
+    selection: Annotated[Threshold, "whose share, floor and same-ratio rule count"]
+    threshold: Annotated[NotNegative, "rows with a smaller norm count as gone"] = 5e-3
+    within: Annotated[NotNegative, "stops this near the share asked for"] = 0.1
+
+    def watch(
+        self, training: Training, blocks: Sequence[Rows], solver: Solver
+    ) -> Callable[[], tuple[dict[str, float], bool]]:
+        """What `fit` asks after every epoch: the share of MACs left, and whether that is enough.
+
+        ConfigError before the first one, where the share asked for is out of reach.
+        """
+        cost = FoldedCost(training.model, training.graph)
+        dense = cost.macs()
+        scores = unit_scores(training.graph, blocks, solver.solution())
+        self.selection.check(scores, training.graph, cost)
+
+        def look() -> tuple[dict[str, float], bool]:
+            scores = unit_scores(training.graph, blocks, solver.solution())
+            keep = self.selection.at(self.threshold, scores, training.graph, cost)
+            share = cost.macs(keep.removed) / dense
+            return {"macs_share": share}, share - self.selection.keep <= self.within
+
+        return look

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.arguments import Arguments, Example, input_of
-from prunekit.methods.slimming.selector import ChannelSelector
-from prunekit.methods.slimming.shared_norms import shared_norms
+from prunekit.methods.slimming.channel_selector import ChannelSelector, shared_norms
 from prunekit.modes import evaluating_unchanged
 
 
