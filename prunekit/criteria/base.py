@@ -27,8 +27,8 @@ class Criterion(Checked, ABC):
     """Says how much every removable unit of a network is worth.
 
     `comparable` scores are made to be compared between groups as they are; a selection that scales
-    them by group would undo that. `rescorable` says whether a network that was narrowed and trained can
-    be scored anew.
+    them by group would undo that. `rescorable` says whether a network that was narrowed and trained
+    can be scored anew.
     """
 
     comparable: ClassVar[bool] = False

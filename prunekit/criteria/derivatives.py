@@ -147,7 +147,10 @@ class HessianDiagonal(OnExamples):
         """Twice differentiates the network; frozen parameters count like all others."""
         batches = examples(training_data(data, "HessianDiagonal").train, self.samples, device)
         source = torch.Generator().manual_seed(self.seed)
-        with evaluating_unchanged(model), sdpa_kernel(SDPBackend.MATH):  # the others derive only once
+        with (
+            evaluating_unchanged(model),
+            sdpa_kernel(SDPBackend.MATH),
+        ):  # the others derive only once
             saliency = self._saliency(model, batches, source)
         return by_group(graph, unit_sums(graph, _per_channel(model, graph, saliency)))
 

@@ -137,8 +137,8 @@ def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
     refused = [key for key in settings if key in _FETCHING and settings[key]]
     if refused:
         raise ConfigError(
-            f"{refused[0]}={settings[refused[0]]!r} would fetch or read weights; the networks here are "
-            "built without, give model.weights=... instead"
+            f"{refused[0]}={settings[refused[0]]!r} would fetch or read weights; the networks here "
+            "are built without, give model.weights=... instead"
         )
     return {key: value for key, value in settings.items() if key not in _FETCHING}
 

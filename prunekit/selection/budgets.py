@@ -219,7 +219,9 @@ class LatencyTarget(Budget):
         name = "milliseconds"
         return Limit(name, name, self.milliseconds, cost.latency, self.milliseconds)
 
-    def _measured_budget(self, predicted: BudgetResult, comparison: LatencyComparison) -> BudgetResult:
+    def _measured_budget(
+        self, predicted: BudgetResult, comparison: LatencyComparison
+    ) -> BudgetResult:
         achieved = self._achieved(comparison)
         return replace(
             predicted,

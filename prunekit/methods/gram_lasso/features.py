@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prunekit.data import Batches
-from prunekit.data.base import balanced, sampled
+from prunekit.data.base import balanced_indices, sample_indices
 from prunekit.errors import ConfigError, DataError, one_of
 from prunekit.graph.layers import CONVOLUTIONS
 from prunekit.schema import Checked, Range, Whole
@@ -135,7 +135,7 @@ class Calibration(Checked):
         Raises ConfigError if classes cannot be balanced.
         """
         if self.balance is False:
-            return sampled(batches.size, self.count, self.seed)
+            return sample_indices(batches.size, self.count, self.seed)
         classes = _count_classes(batches.labels)
         if self.balance and not 0 < classes <= self.count:
             raise ConfigError(
@@ -145,8 +145,8 @@ class Calibration(Checked):
                 else "balance=true needs labels that are whole numbers; set balance=false"
             )
         if self.balance or 0 < classes <= self.count / _PER_CLASS:
-            return balanced(batches.labels, self.count, self.seed)
-        return sampled(batches.size, self.count, self.seed)
+            return balanced_indices(batches.labels, self.count, self.seed)
+        return sample_indices(batches.size, self.count, self.seed)
 
     def batch(self, batches: Batches, min_examples: int) -> tuple[Tensor, Tensor]:
         """Return images and labels; raises DataError for fewer than `min_examples`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure.cost import CostModel, counts
+from prunekit.measure.cost import CostModel, register_cost_model
 from prunekit.measure.latency_table import LatencySetup
 from prunekit.rows import Rows, Slice, unit_norms
 from prunekit.targets import TARGETS, Target, removable, span
@@ -139,7 +139,7 @@ class MatrixNorm(Criterion):
         return seen_groups(graph, norms, seen, "has a matrix for each of its channels")
 
 
-@counts(Hinged)
+@register_cost_model(Hinged)
 class FoldedCost(CostModel):
     """Counts every matrix as merged into its convolution where that takes no more multiply-adds.
 
@@ -147,8 +147,10 @@ class FoldedCost(CostModel):
     of the channel groups of the two matrices of every block that has two.
     """
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, clock: LatencySetup | None = None) -> None:
-        super().__init__(model, graph, clock)
+    def __init__(
+        self, model: nn.Module, graph: ChannelGraph, latency: LatencySetup | None = None
+    ) -> None:
+        super().__init__(model, graph, latency)
         hinged = {n: m for n, m in model.named_modules() if isinstance(m, Hinged)}
         place = {name: index for index, name in enumerate(self._names)}
         two = [n for n, m in hinged.items() if m.conv is not None and f"{n}.conv" in place]
