@@ -18,7 +18,7 @@ from prunekit.build import locate
 from prunekit.comments import commented, keys, package
 from prunekit.config import config_dir
 from prunekit.schema import settings_of
-from prunekit.stages.root import Root
+from prunekit.stages.settings import Root
 
 
 def told(text: str, at: str) -> dict[tuple[str, str], str]:

@@ -55,7 +55,7 @@ def _single(command: str, config: Any, place: str, shown: Shown) -> Any:
     from prunekit.stages import inspect, pipeline  # torch is imported here, after that
 
     commands = {"run": pipeline.run, "inspect": inspect.inspect}
-    return commands.get(command, pipeline.one)(settings, place)
+    return commands.get(command, pipeline.run_stage)(settings, place)
 
 
 def _settings(command: str, config: Any) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _work(command: str, settings: dict[str, Any], place: str, root: str, notice:
     if command == "inspect":
         return inspect.inspect(settings, place)
     pool = StageCache(Path(root) / SHARED)
-    stages = pipeline.run if command == "run" else pipeline.one
+    stages = pipeline.run if command == "run" else pipeline.run_stage
     return stages(settings, place, pool, notice.stage)
 
 

@@ -13,7 +13,7 @@ from prunekit.build import locate
 from prunekit.comments import commented, keys, meanings, package
 from prunekit.config import config_dir
 from prunekit.schema import settings_of
-from prunekit.stages.root import Root
+from prunekit.stages.settings import Root
 
 FILES = [f for f in sorted(config_dir().rglob("*.yaml")) if "hydra" not in f.parts]
 
