@@ -236,13 +236,13 @@ def prune(
 
     Raises ConfigError for settings, TraceError, SurgeryError.
     """
-    criterion = CRITERIA.named(criterion, Criterion)
+    criterion = CRITERIA.resolve(criterion, Criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
     common = {"round_to": round_to, "ignore": ignore}
     if selection is None:
         selection = _selection(shares, scope, layers, common, on_miss)
     else:
-        selection = SELECTIONS.named(selection, Selection)
+        selection = SELECTIONS.resolve(selection, Selection)
         rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(selection, shares | rules)
     choice("over_norms", over_norms, (True, False))
