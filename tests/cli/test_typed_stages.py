@@ -93,6 +93,6 @@ def test_finished_before_needs_neither_network_nor_images(finished, go, monkeypa
         raise AssertionError("nothing is loaded for what is finished")
 
     monkeypatch.setattr(Synthetic, "load", refuse)
-    monkeypatch.setattr(network, "_network", refuse)
+    monkeypatch.setattr(network, "_module", refuse)
     monkeypatch.setattr("prunekit.surgery.files.load_model", refuse)
     assert go("run", "name=whole").count("finished before") == 5
