@@ -43,9 +43,10 @@ faults: $(STAMP)  ## runs that are killed, files that are damaged: what is left,
 test-all: $(STAMP)  ## all tests
 	$(PYTEST)
 
-lint: $(STAMP)  ## style and formatting
+lint: $(STAMP)  ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python -m mypy
 
 bench: $(STAMP)  ## speed, as ratios inside one run
 	$(BIN)/python scripts/bench.py
@@ -61,4 +62,4 @@ head-to-head: $(STAMP)  ## all methods for equal epochs: ResNet-20, then LeNet; 
 	$(if $(filter gpu,$(SCALE)),,$(BIN)/python scripts/reproduce_tables.py --table head_to_head_lenet --scale $(SCALE) --data $(DATA))
 
 clean:  ## remove the environment, caches and builds; outputs/ stays
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

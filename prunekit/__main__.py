@@ -1,4 +1,4 @@
-"""`python -m prunekit` is the console command."""
+"""Run the console command as `python -m prunekit`."""
 
 from prunekit.cli import main
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there, in folders that are still those of this process."""
+"""Write files so that they are complete or absent, and only in folders this process still owns."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from prunekit.errors import ArtifactError
 
 Check = Callable[[], None]
-_guards: list[tuple[Path, Check]] = []  # folders that this process holds, as absolute paths
+_guards: list[tuple[Path, Check]] = []  # absolute paths of the folders that this process owns
 
 
 @contextlib.contextmanager
 def guarded(folder: Path, check: Check) -> Iterator[None]:
-    """Inside it, `check` is asked before a file below `folder` takes its name; it may raise."""
+    """Call `check`, which may raise, before any file below `folder` is renamed into place."""
     guard = _absolute(folder), check
     _guards.append(guard)
     try:
@@ -25,15 +25,15 @@ def guarded(folder: Path, check: Check) -> Iterator[None]:
 
 
 def assure(path: Path) -> None:
-    """Ask those who guard a folder above `path` whether it is still the one they hold."""
-    above = _absolute(path).parents
+    """Call the checks of all guarded folders above `path`; they raise if a folder was lost."""
+    parents = _absolute(path).parents
     for folder, check in [*_guards]:
-        if folder in above:
+        if folder in parents:
             check()
 
 
 def set_aside(path: Path, reason: str = "damaged") -> Path:
-    """Rename a file to `<name>.<reason>`, numbered where that is taken; returns the new path."""
+    """Rename a file to `<name>.<reason>`, with a number if that exists; return the new path."""
     assure(path)
     target, number = path.with_name(f"{path.name}.{reason}"), 1
     while target.exists():
@@ -49,13 +49,13 @@ def _absolute(path: Path) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes the name only when the block succeeds.
+    """Yield a temporary path beside `path`, and rename it to `path` when the block succeeds.
 
-    Raises ArtifactError when the disk refuses (full, read-only), and where the folder was taken
-    from this process; what was there before stays.
+    Raises ArtifactError when the disk is full or read-only, and when this process no longer owns
+    the folder. An existing file stays as it was.
     """
     assure(path)
-    # torch writes the stem of a file into it: the process goes into the suffix, for equal bytes
+    # torch writes the stem of the path into the file, so the process id goes into the suffix
     draft = path.with_name(f".{path.name}.part{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -79,13 +79,13 @@ def attach(
     penalty, solver and target do not fit, TraceError when the network cannot be traced.
     """
     model = network_in(model)
-    solver = SOLVERS.named(solver, Solver)
-    penalty = PENALTIES.named(penalty, Penalty, **({} if lam is None else {"lam": lam}))
+    solver = SOLVERS.resolve(solver, Solver)
+    penalty = PENALTIES.resolve(penalty, Penalty, **({} if lam is None else {"lam": lam}))
     if lam is not None and penalty.lam != lam:
         raise ConfigError(f"lam={lam} beside {penalty}, which has its own; leave lam out")
     check_fit(solver, penalty)
     graph = ChannelGraph.trace(model, example)
-    blocks = TARGETS.named(target, Target).rows(model, graph)
+    blocks = TARGETS.resolve(target, Target).rows(model, graph)
     solver.bind(penalty, blocks)
     return Attached(graph, solver, blocks)
 
@@ -104,7 +104,7 @@ def shrink(
     """
     dense = Traced(network_in(model), graph, example=Arguments((), {}), batch=None)
     scored = Scored(scores, graph, dense.cost())
-    keep = SELECTIONS.named(selection, Selection).select(scored).keep
+    keep = SELECTIONS.resolve(selection, Selection).select(scored).keep
     narrow = dense.cut(keep, absorb=False, check=False).model
     Fold.of(narrow).apply(narrow)
     return rewrapped(model, narrow)

@@ -1,4 +1,4 @@
-"""Turn plain settings into objects: a mapping with `_target_` becomes a call of that class."""
+"""Build objects from plain settings: a mapping with `_target_` becomes a call of that class."""
 
 from __future__ import annotations
 
@@ -22,23 +22,24 @@ Settings = Mapping[str, Any]
 def build(node: Any, where: str = "settings", kind: type | None = None) -> Any:
     """Build the object that `node` describes, children first; plain values come back unchanged.
 
-    `_partial_: true` binds the arguments and returns a callable. `name`, where the class does not
-    take it, is only a label. Raises ConfigError that names the key, also where the object is none
-    of the `kind` that belongs there; the signature is checked before anything is called.
+    `where` is the dotted key of the node, for messages. `_partial_: true` binds the arguments and
+    returns a callable. `name` is only a label where the class does not take it. Raises ConfigError
+    that names the key, also for an object that is not of the `kind`. The signature is checked
+    before anything is called.
     """
-    built = _built(node, where)
-    if kind is not None and not isinstance(built, kind):
+    value = _build(node, where)
+    if kind is not None and not isinstance(value, kind):
         raise ConfigError(
-            f"{where} describes a {type(built).__name__}, not a {kind.__name__}; give a _target_ "
+            f"{where} describes a {type(value).__name__}, not a {kind.__name__}; give a _target_ "
             "that makes one"
         )
-    return built
+    return value
 
 
-def _built(node: Any, where: str) -> Any:
+def _build(node: Any, where: str) -> Any:
     if isinstance(node, Mapping):
         children = {
-            key: _built(value, f"{where}.{key}")
+            key: _build(value, f"{where}.{key}")
             for key, value in node.items()
             if key not in ("_target_", "_partial_")
         }
@@ -46,35 +47,35 @@ def _built(node: Any, where: str) -> Any:
             return children
         return _call(node, children, where)
     if isinstance(node, Sequence) and not isinstance(node, str):
-        return [_built(value, f"{where}.{index}") for index, value in enumerate(node)]
+        return [_build(value, f"{where}.{index}") for index, value in enumerate(node)]
     return node
 
 
 def locate(path: str, where: str = "settings") -> Callable[..., Any]:
-    """Import the class or function at a dotted path, `my_package.nets.Net` for instance."""
-    if (now := current_path(str(path))) is not None:
-        raise ConfigError(f"{where}._target_={path!r} is now {now}; write that")
+    """Import the class or function at a dotted path, such as `my_package.nets.Net`."""
+    if (present := current_path(str(path))) is not None:
+        raise ConfigError(f"{where}._target_={path!r} is now {present}; write that")
     module, _, name = str(path).rpartition(".")
     try:
-        found = getattr(_imported(module), name)
+        target = getattr(_import(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
             f"{where}._target_={path!r} cannot be imported: {error}; give a dotted path to a class"
         ) from error
-    if not callable(found):
+    if not callable(target):
         raise ConfigError(f"{where}._target_={path!r} is not a class or a function")
-    return found
+    return target
 
 
-def _imported(module: str) -> ModuleType:
-    """A module, from the current folder too: it is no place to look where a command starts."""
+def _import(module: str) -> ModuleType:
+    """Import a module, also from the current folder, which is not in the path of a command."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        here = os.getcwd()
-        if error.name != module.split(".")[0] or here in sys.path:
+        folder = os.getcwd()
+        if error.name != module.split(".")[0] or folder in sys.path:
             raise
-        sys.path.append(here)
+        sys.path.append(folder)
         return importlib.import_module(module)
 
 
@@ -88,16 +89,16 @@ def _call(node: Settings, arguments: dict[str, Any], where: str) -> Any:
     try:
         return target(**arguments)
     except PrunekitError as error:
-        raise type(error)(_placed(str(error), where, target)) from error
+        raise type(error)(_with_key(str(error), where, target)) from error
     except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{where}: {node['_target_']} refuses {_listed(arguments)}: {reason}"
+            f"{where}: {node['_target_']} refuses {_call_text(arguments)}: {reason}"
         ) from error
 
 
-def _placed(message: str, where: str, target: Callable[..., Any]) -> str:
-    """A message with its place in front: `keep=2 ...` is about `selection.keep` in `selection`."""
+def _with_key(message: str, where: str, target: Callable[..., Any]) -> str:
+    """Return a message with the full key: `keep=2 ...` becomes `selection.keep=2 ...`."""
     if message.startswith(f"{where}."):
         return message
     argument = re.match(r"(\w+)(?=[=.]| is )", message)
@@ -105,30 +106,30 @@ def _placed(message: str, where: str, target: Callable[..., Any]) -> str:
     return f"{where}.{message}" if own else f"{where}: {message}"
 
 
-def _listed(arguments: Mapping[str, Any]) -> str:
-    """Arguments as they would be written in a call, long ones cut."""
-    shown = [f"{key}={reprlib.repr(value)}" for key, value in arguments.items()]
-    return ", ".join(shown) or "a call without arguments"
+def _call_text(arguments: Mapping[str, Any]) -> str:
+    """Return the arguments as they are written in a call, with long values shortened."""
+    texts = [f"{key}={reprlib.repr(value)}" for key, value in arguments.items()]
+    return ", ".join(texts) or "a call without arguments"
 
 
 def _without_label(target: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
-    """Leave out `name`, a label for people, unless the class wants it."""
-    wanted = "name" in _signature(target).parameters
-    return {key: value for key, value in arguments.items() if wanted or key != "name"}
+    """Return the arguments without `name`, a label for people, unless the class takes it."""
+    takes_name = "name" in _signature(target).parameters
+    return {key: value for key, value in arguments.items() if takes_name or key != "name"}
 
 
 def _signature(target: Callable[..., Any]) -> inspect.Signature:
-    """What the target takes; anything where Python cannot tell, as for some built-ins."""
+    """Return the signature of the target; `**settings` for built-ins that have none."""
     try:
         return inspect.signature(target)
     except (TypeError, ValueError):
-        anything = inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)
-        return inspect.Signature([anything])
+        return inspect.Signature([inspect.Parameter("settings", inspect.Parameter.VAR_KEYWORD)])
 
 
 def _check(
     target: Callable[..., Any], arguments: dict[str, Any], where: str, partial: bool
 ) -> None:
+    """Raise ConfigError where the target does not take these arguments, or needs more."""
     signature = _signature(target)
     try:
         (signature.bind_partial if partial else signature.bind)(**arguments)

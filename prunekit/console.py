@@ -1,4 +1,4 @@
-"""Everything that prunekit shows a person: progress bars on a terminal, plain lines elsewhere."""
+"""Output for people: progress bars and tables on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 T = TypeVar("T")
-Watch = Callable[[str, int, int], None]  # is told a label, how many items are done, of how many
+OnProgress = Callable[[str, int, int], None]  # gets a label, the items done, and their total
+DrawTable = Callable[[str, Sequence[str], Iterable[Sequence[str]]], None]
 _LINE_EVERY = 20.0  # seconds between plain progress lines where there is no terminal
-_BAR_AFTER = 1.0  # seconds before a bar appears: what is over sooner would only flicker
+_BAR_AFTER = 1.0  # seconds before a bar appears; a shorter one would only flicker
 _log: ContextVar[TextIO | None] = ContextVar("log", default=None)
-_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+_on_progress: ContextVar[OnProgress | None] = ContextVar("on_progress", default=None)
 
 
 def say(line: str) -> None:
@@ -31,63 +32,64 @@ def complain(line: str) -> None:
 
 
 @contextmanager
-def aside(log: TextIO, watch: Watch) -> Iterator[None]:
-    """Inside it, lines go to a file and `watch` is told how far work is; other threads print on."""
-    tokens = _log.set(log), _watch.set(watch)
+def redirect_output(log: TextIO, on_progress: OnProgress) -> Iterator[None]:
+    """Send the lines of this thread to a file, and its progress to `on_progress`."""
+    tokens = _log.set(log), _on_progress.set(on_progress)
     try:
         yield
     finally:
         _log.reset(tokens[0])
-        _watch.reset(tokens[1])
+        _on_progress.reset(tokens[1])
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """Pass `items` on and show how far it is: a bar on a terminal, else a line now and then."""
-    if (watch := _watch.get()) is not None:
-        return _watched(items, label, total, watch)
+    """Yield the items and show the progress: a bar on a terminal, elsewhere a line at times."""
+    if (on_progress := _on_progress.get()) is not None:
+        return _reported(items, label, total, on_progress)
     return _bar(items, label, total) if sys.stderr.isatty() else _lines(items, label, total)
 
 
-def doing(label: str) -> None:
-    """Say what is going on where somebody watches, and nothing elsewhere."""
-    if (watch := _watch.get()) is not None:
-        watch(label, 0, 1)
+def set_status(label: str) -> None:
+    """Send a label to `on_progress` of a redirected output; print nothing elsewhere."""
+    if (on_progress := _on_progress.get()) is not None:
+        on_progress(label, 0, 1)
 
 
 @contextmanager
-def redrawn() -> Iterator[Callable[[str, Sequence[str], Iterable[Sequence[str]]], None]]:
-    """A function like `table` that draws over what it drew before, on a terminal."""
+def live_table() -> Iterator[DrawTable]:
+    """Yield a function like `table` that replaces the table it printed before, on a terminal."""
     from rich.console import Console
     from rich.live import Live
 
     with Live(console=Console(), auto_refresh=False) as live:
 
-        def draw(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-            live.update(_grid(title, [tuple(columns), *map(tuple, rows)]), refresh=True)
+        def draw(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+            live.update(_grid(title, [tuple(columns), *map(tuple, lines)]), refresh=True)
 
         yield draw
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table; the first column is left-aligned, numbers are right-aligned.
+def table(title: str, columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """Print a table with the first column left-aligned and the others right-aligned.
 
-    Nothing is ever cut: a table wider than the terminal is turned, rows for columns, if it fits
-    then, and broken by the terminal otherwise.
+    No cell is cut. A table wider than the terminal is transposed where it fits then; otherwise the
+    terminal wraps its lines.
     """
     from rich.console import Console
 
-    lines = [tuple(columns), *map(tuple, rows)]
-    shown, turned = _grid(title, lines), _grid(title, list(zip(*lines, strict=True)))
+    cells = [tuple(columns), *map(tuple, lines)]
+    grid, transposed = _grid(title, cells), _grid(title, list(zip(*cells, strict=True)))
     console = Console(file=_log.get())
     wide = Console(width=400, height=100)
-    whole = wide.measure(shown).maximum
-    if console.is_terminal and whole > console.width >= wide.measure(turned).maximum:
-        shown = turned
-    out = Console(file=_log.get(), width=max(whole, console.width), height=100)
-    out.print(shown, crop=False)
+    width = wide.measure(grid).maximum
+    if console.is_terminal and width > console.width >= wide.measure(transposed).maximum:
+        grid = transposed
+    out = Console(file=_log.get(), width=max(width, console.width), height=100)
+    out.print(grid, crop=False)
 
 
 def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """Return a table of rich; the first line holds the names of the columns."""
     from rich import box
     from rich.table import Table
 
@@ -100,7 +102,7 @@ def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
 
 
 def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """The items; a bar appears when they take long."""
+    """Yield the items, with a bar once they take longer than a second."""
     stream = iter(items)
     start, done = time.monotonic(), 0
     while time.monotonic() - start < _BAR_AFTER:
@@ -110,10 +112,10 @@ def _bar(items: Iterable[T], label: str, total: int) -> Iterator[T]:
             return
         yield item
         done += 1
-    yield from _drawn(stream, label, total, done)
+    yield from _rich_bar(stream, label, total, done)
 
 
-def _drawn(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]:
+def _rich_bar(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -130,17 +132,17 @@ def _drawn(items: Iterable[T], label: str, total: int, done: int) -> Iterator[T]
         yield from bar.track(items, total=total, completed=done, description=label)
 
 
-def _watched(items: Iterable[T], label: str, total: int, watch: Watch) -> Iterator[T]:
-    watch(label, 0, total)
+def _reported(items: Iterable[T], label: str, total: int, on_progress: OnProgress) -> Iterator[T]:
+    on_progress(label, 0, total)
     for done, item in enumerate(items, start=1):
         yield item
-        watch(label, done, total)
+        on_progress(label, done, total)
 
 
 def _lines(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    last = time.monotonic()
+    printed = time.monotonic()
     for index, item in enumerate(items, start=1):
         yield item
-        if time.monotonic() - last > _LINE_EVERY and index < total:
-            last = time.monotonic()
+        if time.monotonic() - printed > _LINE_EVERY and index < total:
+            printed = time.monotonic()
             complain(f"{label}: {index}/{total}")

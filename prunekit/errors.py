@@ -1,4 +1,4 @@
-"""Every error that prunekit raises on purpose: one line with the value, the place, the way out."""
+"""The errors that prunekit raises on purpose; each is one line that says how to go on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 class PrunekitError(Exception):
-    """Something the user can mend; its text is one line, lower case, without a full stop."""
+    """The base of errors that the user can mend; the text is one line without a full stop."""
 
 
 class ConfigError(PrunekitError):
@@ -15,7 +15,7 @@ class ConfigError(PrunekitError):
 
 
 class DataError(PrunekitError):
-    """A data set is missing, incomplete or not what its settings say."""
+    """A data set is missing, incomplete or does not agree with its settings."""
 
 
 class TraceError(PrunekitError):
@@ -47,7 +47,7 @@ class SweepError(PrunekitError):
 
 
 def one_of(value: object, accepted: Iterable[str]) -> str:
-    """Say what would have been accepted in place of `value`, the nearest names first."""
+    """Return a hint that names the accepted values nearest to `value`, or all of them."""
     names = sorted(set(accepted))
     near = get_close_matches(str(value), names, n=3, cutoff=0.5)
     if near:
@@ -57,7 +57,7 @@ def one_of(value: object, accepted: Iterable[str]) -> str:
     return f"accepted: {listed(names, 16)}"
 
 
-def listed(names: Sequence[str], most: int = 3, between: str = ", ") -> str:
-    """The first names of a list, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return between.join(names[:most]) + more
+def listed(names: Sequence[str], limit: int = 3, separator: str = ", ") -> str:
+    """Join the first names of a list, and say how many more there are."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return separator.join(names[:limit]) + more

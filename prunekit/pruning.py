@@ -243,15 +243,15 @@ def prune(
 
     Raises ConfigError for settings, TraceError and SurgeryError.
     """
-    criterion = CRITERIA.named(criterion, Criterion)
+    criterion = CRITERIA.resolve(criterion, Criterion)
     shares = {"keep": keep, "macs": macs, "params": params, "latency": latency}
     common = {"round_to": round_to, "ignore": ignore}
     if selection is None:
         rule = _selection(shares, scope, layers, common, on_miss)
     else:
-        rule = SELECTIONS.named(selection, Selection)
-        settings = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
-        _check_alone(rule, shares | settings)
+        selection = SELECTIONS.resolve(selection, Selection)
+        rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
+        _check_alone(selection, shares | rules)
     choice("over_norms", over_norms, (True, False))
     options = CutOptions(absorb, check)
     with random_states_kept():  # a loader that shuffles draws from the global generator, too

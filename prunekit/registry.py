@@ -1,4 +1,4 @@
-"""Names for the objects of one kind, which mean the same in Python and on the command line."""
+"""Registries of names, which mean the same in Python and on the command line."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Maker = TypeVar("Maker", bound=Callable[..., Any])
 
 @functools.cache
 def load_methods() -> None:
-    """Import every package in `prunekit.methods`, which registers the parts of its method.
+    """Import every package in `prunekit.methods`; each registers the parts of its method.
 
-    Lookups call this, so that no part of the core has to know which methods there are.
+    Lookups call this, so that the core does not import the methods by name.
     """
     methods = importlib.import_module("prunekit.methods")
     for package in pkgutil.iter_modules(methods.__path__):
@@ -27,9 +27,9 @@ def load_methods() -> None:
 
 
 class Registry(Generic[T]):
-    """The names of one kind of object, such as criteria, and what makes the object of a name.
+    """Maps the names of one kind of object, such as criteria, to classes or functions.
 
-    `setting` is what a person calls the kind. Iterating gives the names.
+    `setting` is the name of the kind in messages. Iterating yields the registered names.
     """
 
     def __init__(self, setting: str) -> None:
@@ -37,7 +37,7 @@ class Registry(Generic[T]):
         self._makers: dict[str, Callable[..., T]] = {}
 
     def register(self, name: str) -> Callable[[Maker], Maker]:
-        """A decorator that gives a class, or a function that makes the object, a name."""
+        """Return a decorator that registers a class, or a function that returns an object."""
 
         def keep(maker: Maker) -> Maker:
             self._makers[name] = maker
@@ -49,26 +49,26 @@ class Registry(Generic[T]):
         load_methods()
         return iter(self._makers)
 
-    def named(self, given: T | str, kind: type[T], **settings: Any) -> T:
-        """The object itself, or the one of that name; `settings` are arguments for a named one.
+    def resolve(self, value: T | str, kind: type[T], **settings: Any) -> T:
+        """Return an object as it is, or build the one of that name with `settings` as arguments.
 
-        Raises ConfigError for an unknown name, for one that needs more settings, for what is no
-        object of the kind.
+        Raises ConfigError for an unknown name, for one that needs more settings, and for objects
+        that are not of the kind.
         """
-        if isinstance(given, str):
-            return self._made(given, settings)
-        if isinstance(given, kind):
-            return given
+        if isinstance(value, str):
+            return self._build(value, settings)
+        if isinstance(value, kind):
+            return value
         hint = f"give an object, or one of these names: {', '.join(sorted(self))}"
-        if isinstance(given, type) and issubclass(given, kind):
+        if isinstance(value, type) and issubclass(value, kind):
             raise ConfigError(
-                f"{self.setting}={given.__name__} is a class; {given.__name__}(...) makes an object"
+                f"{self.setting}={value.__name__} is a class; {value.__name__}(...) makes an object"
             )
         raise ConfigError(
-            f"{self.setting}={given!r} is a {type(given).__name__}, not a {kind.__name__}; {hint}"
+            f"{self.setting}={value!r} is a {type(value).__name__}, not a {kind.__name__}; {hint}"
         )
 
-    def _made(self, name: str, settings: dict[str, Any]) -> T:
+    def _build(self, name: str, settings: dict[str, Any]) -> T:
         if name not in self._makers:
             load_methods()
         if name not in self._makers:

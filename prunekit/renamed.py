@@ -1,10 +1,11 @@
-"""Former places of public classes, so that what was written before still says the same."""
+"""The former paths of public classes, so that old settings and run directories are understood."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+# package or module -> former paths of its classes, each followed by the new name where it differs
 _MOVED = {
     "prunekit.methods.gram_lasso": """
         prunekit.criteria.APIB
@@ -41,43 +42,41 @@ _MOVED = {
     "prunekit.methods.slimming": """
         prunekit.selection.Slimming
     """,
-    "prunekit.models": """
-        prunekit.models.bottleneck.BottleneckResNet
-        prunekit.models.resnext.ResNeXt
-        prunekit.models.wideresnet.WideResNet
+    "prunekit.stages.finetune": """
+        prunekit.stages.teacher.Distill
+    """,
+    "prunekit.stages.sensitivity": """
+        prunekit.stages.sensitivity.Probe SensitivityGrid
     """,
     "prunekit.training": """
         prunekit.problems.Joint
         prunekit.problems.Layerwise
     """,
 }
-_RENAMED = {
-    "prunekit.methods.gram_lasso.LambdaBisection": """
-        prunekit.criteria.PublishedSearch
-        prunekit.methods.gram_lasso.PublishedSearch
-    """,
-    "prunekit.methods.hinge.StopNearBudget": """
-        prunekit.methods.hinge.Until
-        prunekit.problems.Until
-    """,
-}
-_NOW = {
-    former: f"{package}.{former.rpartition('.')[2]}"
-    for package, names in _MOVED.items()
-    for former in names.split()
-} | {former: path for path, names in _RENAMED.items() for former in names.split()}
+
+
+def _renamed() -> Iterator[tuple[str, str]]:
+    """Yield the former and the present path of every class that moved."""
+    for package, lines in _MOVED.items():
+        for line in lines.split("\n"):
+            if line.strip():
+                former, _, name = line.strip().partition(" ")
+                yield former, f"{package}.{name or former.rpartition('.')[2]}"
+
+
+RENAMED = dict(_renamed())
 
 
 def current_path(path: str) -> str | None:
-    """Return the present path of a class that moved; None for a path that never was a class's."""
-    return _NOW.get(path)
+    """Return the present path of a class that moved; None for any other path."""
+    return RENAMED.get(path)
 
 
 def current(settings: Any) -> Any:
     """Return recorded settings with every `_target_` by its present path."""
     if isinstance(settings, Mapping):
         return {
-            key: _NOW.get(value, value) if key == "_target_" else current(value)
+            key: RENAMED.get(value, value) if key == "_target_" else current(value)
             for key, value in settings.items()
         }
     if isinstance(settings, Sequence) and not isinstance(settings, str):

@@ -1,8 +1,8 @@
-"""What a setting means and may be: said once, on the field of the class that takes it.
+"""The meaning and the accepted values of settings, declared on the fields of classes.
 
     rho: Annotated[Positive, "how strongly the parameters are tied to their copy"] = 1.0
 
-`Checked` classes refuse anything else when they are made; `settings_of` tells it to people.
+`Checked` dataclasses refuse other values; `settings_of` lists the declarations for help texts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from prunekit.validate import choice, flag, instance, integer, number, text, wor
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """Bounds of a number, in the words of `checks.number`."""
+    """The bounds of a number, named as the arguments of `validate.number`."""
 
     above: float | None = None
     at_least: float | None = None
@@ -33,19 +33,19 @@ class Range:
     infinite: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ConfigError where a number is out of bounds."""
+        """Raise ConfigError for a number out of bounds."""
         number(name, value, **self.__dict__)
 
     def __str__(self) -> str:
-        given = {k: v for k, v in self.__dict__.items() if k != "infinite" and v is not None}
-        if given.keys() == {"at_least", "at_most"}:
+        bounds = {k: v for k, v in self.__dict__.items() if k != "infinite" and v is not None}
+        if bounds.keys() == {"at_least", "at_most"}:
             return f"{self.at_least:.10g} to {self.at_most:.10g}"
-        return ", ".join(f"{words.replace('_', ' ')} {v:.10g}" for words, v in given.items())
+        return ", ".join(f"{key.replace('_', ' ')} {v:.10g}" for key, v in bounds.items())
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """The words that are accepted, for instance the names of a table."""
+    """The accepted words, where they are known only at run time, as the names of a table."""
 
     words: Sequence[str]
 
@@ -59,16 +59,16 @@ class OneOf:
 
 @dataclass(frozen=True)
 class Filled:
-    """A text or a list that may not be empty; `instance` shows one."""
+    """The rule that a text or a list is not empty; `instance` is an example for the message."""
 
     instance: str = ""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ConfigError where there is nothing in it."""
+        """Raise ConfigError for an empty value."""
         if not value:
-            shown = repr(value) if isinstance(value, str) else "[]"
-            way = f"give {self.instance}, for instance" if self.instance else "give at least one"
-            raise ConfigError(f"{name}={shown} is empty; {way}")
+            text = repr(value) if isinstance(value, str) else "[]"
+            mend = f"give {self.instance}, for instance" if self.instance else "give at least one"
+            raise ConfigError(f"{name}={text} is empty; {mend}")
 
     def __str__(self) -> str:
         return ""
@@ -87,61 +87,66 @@ REQUIRED = inspect.Parameter.empty
 
 @dataclass(frozen=True)
 class Setting:
-    """One argument of a class or function; `default` is REQUIRED where there is none."""
+    """One argument of a class or a function; `default` is REQUIRED where it must be given."""
 
     name: str
     hint: Any
     default: Any = REQUIRED
 
-    def taken(self, value: Any) -> Any:
-        """The value as it is kept, lists as tuples; ConfigError where it does not belong here."""
-        return _taken(self.name, value, self.hint)
+    def accept(self, value: Any) -> Any:
+        """Return the value with lists as tuples; ConfigError where it does not fit the hint."""
+        return _accept(self.name, value, self.hint)
 
     @property
     def meaning(self) -> str:
-        """What it does, in a few words; empty where nothing was said."""
-        return next((m for m in reversed(_parted(self.hint)[1]) if isinstance(m, str)), "")
+        """The text of the annotation; empty where there is none."""
+        return next((m for m in reversed(_split(self.hint)[1]) if isinstance(m, str)), "")
 
     @property
     def type(self) -> str:
-        """What may stand there, in plain words."""
-        return _type(self.hint)
+        """The accepted types in plain words."""
+        return _type_words(self.hint)
 
     @property
     def range(self) -> str:
-        """Its bounds or choices in plain words; empty where its type says all."""
-        return _range(self.hint)
+        """The bounds or choices in plain words; empty where there are none."""
+        return _limit_words(self.hint)
 
     @property
     def comment(self) -> str:
-        """The line behind the setting in files and in help; empty where nothing was said."""
+        """The comment behind the setting in files and in help; empty without a meaning."""
         return f"{self.meaning} ({self.range})" if self.meaning and self.range else self.meaning
 
 
 class Checked:
-    """The base of dataclasses whose annotations are kept to.
+    """The base of dataclasses that check their fields against the annotations.
 
-    A class whose fields must also fit each other says so in a `__post_init__` of its own, behind
-    `super().__post_init__()`. Errors begin with the field's name: `build` puts its place in front.
+    A class whose fields must also fit each other checks that in its own `__post_init__`, after
+    `super().__post_init__()`. Errors begin with the field's name; `build` puts the path before it.
     """
 
     def __post_init__(self) -> None:
         for setting in settings_of(type(self)):
             value = getattr(self, setting.name)
-            kept = setting.taken(value)
-            if kept is not value:
-                object.__setattr__(self, setting.name, kept)
+            accepted = setting.accept(value)
+            if accepted is not value:
+                object.__setattr__(self, setting.name, accepted)
+
+
+def settings_of(target: Callable[..., Any]) -> tuple[Setting, ...]:
+    """Return everything that a class or a function takes by name, in order."""
+    return _settings_of(target)
 
 
 @functools.cache
-def settings_of(target: Callable[..., Any]) -> tuple[Setting, ...]:
-    """Everything that a class or a function takes by name, in order."""
+def _settings_of(target: Callable[..., Any]) -> tuple[Setting, ...]:
     if dataclasses.is_dataclass(target):
         hints = typing.get_type_hints(target, include_extras=True)
         fields = [field for field in dataclasses.fields(target) if field.init]
         return tuple(Setting(f.name, hints[f.name], _default(f)) for f in fields)
-    made = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
-    hints = typing.get_type_hints(made, include_extras=True)
+    owner: Any = target
+    function = owner.__init__ if isinstance(target, type) else owner
+    hints = typing.get_type_hints(function, include_extras=True)
     return tuple(
         Setting(name, hints.get(name, Any), parameter.default)
         for name, parameter in inspect.signature(target).parameters.items()
@@ -155,47 +160,48 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return REQUIRED if field.default is dataclasses.MISSING else field.default
 
 
-def _parted(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """The type of an annotation, and what stands beside it."""
+def _split(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the type of an annotation, and its metadata."""
     if get_origin(hint) is Annotated:
         return hint.__origin__, hint.__metadata__
     return hint, ()
 
 
-def _kinds(kind: Any) -> tuple[Any, ...]:
-    """The alternatives of a type."""
+def _alternatives(kind: Any) -> tuple[Any, ...]:
+    """Return the members of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
-def _taken(name: str, value: Any, hint: Any) -> Any:
-    """The value as it is kept; of several types the first that it fits, the last one complains."""
-    kind, beside = _parted(hint)
-    *others, last = sorted(_kinds(kind), key=lambda one: one is not NoneType)
+def _accept(name: str, value: Any, hint: Any) -> Any:
+    """Return the value by the first type of the hint that it fits; the last type's error counts."""
+    kind, metadata = _split(hint)
+    *others, last = sorted(_alternatives(kind), key=lambda other: other is not NoneType)
     if value is None and NoneType in others:
         return None
-    limits = [limit for limit in beside if hasattr(limit, "check")]
+    limits = [limit for limit in metadata if hasattr(limit, "check")]
     for other in others:
         with contextlib.suppress(ConfigError):
-            return _limited(name, value, other, limits)
-    return _limited(name, value, last, limits)
+            return _accept_kind(name, value, other, limits)
+    return _accept_kind(name, value, last, limits)
 
 
-def _limited(name: str, value: Any, kind: Any, limits: list[Any]) -> Any:
-    """A value of one type, within its limits."""
+def _accept_kind(name: str, value: Any, kind: Any, limits: list[Any]) -> Any:
+    """Return the value where it has this one type and is within the limits."""
     if get_origin(kind) is Annotated:
-        kept = _taken(name, value, kind)
+        accepted = _accept(name, value, kind)
     elif kind is float:
-        endless = any(getattr(limit, "infinite", False) for limit in limits)
-        kept = number(name, value, infinite=endless)
+        infinite = any(getattr(limit, "infinite", False) for limit in limits)
+        accepted = number(name, value, infinite=infinite)
+    elif any(isinstance(limit, OneOf) for limit in limits):
+        accepted = value  # the limit itself raises for anything but its words
     else:
-        words = any(isinstance(limit, OneOf) for limit in limits)  # these say what is accepted
-        kept = value if words else _plain(name, value, kind)
+        accepted = _accept_plain(name, value, kind)
     for limit in limits:
-        limit.check(name, kept)
-    return kept
+        limit.check(name, accepted)
+    return accepted
 
 
-def _plain(name: str, value: Any, kind: Any) -> Any:
+def _accept_plain(name: str, value: Any, kind: Any) -> Any:
     origin = get_origin(kind)
     if kind in _CHECKS:
         return _CHECKS[kind](name, value)
@@ -207,8 +213,8 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
         return _mapping(name, value, get_args(kind)[1])
     if origin is Callable or kind is Callable:
         if not callable(value):
-            made = type(value).__name__
-            raise ConfigError(f"{name} is a {made}, not a function or a class; give one of those")
+            owner = type(value).__name__
+            raise ConfigError(f"{name} is a {owner}, not a function or a class; give one of those")
     elif isinstance(kind, type) and kind is not Any and not getattr(kind, "_is_protocol", False):
         instance(name, value, kind)
     return value
@@ -225,60 +231,69 @@ def _path(name: str, value: Any) -> Any:
     return value
 
 
-_CHECKS = {bool: flag, int: integer, str: text, Path: _path, NoneType: _none}
+_CHECKS: dict[Any, Callable[[str, Any], Any]] = {
+    bool: flag,
+    int: integer,
+    str: text,
+    Path: _path,
+    NoneType: _none,
+}
 
 
-def _list(name: str, value: Any, of: Any) -> tuple[Any, ...]:
+def _list(name: str, value: Any, hint: Any) -> tuple[Any, ...]:
     if isinstance(value, str | Mapping | Set) or not isinstance(value, Collection):
         single = f"; write [{value}] for one" if isinstance(value, str | float | int) else ""
         raise ConfigError(f"{name}={value!r} is not a list{single}")
-    return tuple(_taken(name, item, of) for item in value)
+    return tuple(_accept(name, item, hint) for item in value)
 
 
-def _mapping(name: str, value: Any, of: Any) -> dict[Any, Any]:
+def _mapping(name: str, value: Any, hint: Any) -> dict[Any, Any]:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name}={value!r} is not a mapping; write {{NAME: {_type(of).upper()}}}")
-    return {key: _taken(f"{name}.{key}", item, of) for key, item in value.items()}
+        words = _type_words(hint).upper()
+        raise ConfigError(f"{name}={value!r} is not a mapping; write {{NAME: {words}}}")
+    return {key: _accept(f"{name}.{key}", item, hint) for key, item in value.items()}
 
 
-_NAMES = {
+_NAMES: dict[Any, str] = {
     bool: "true or false",
     int: "whole number",
     float: "number",
     str: "text",
     Path: "path",
     NoneType: "null",
+    Any: "anything",
 }
 
 
-def _type(hint: Any) -> str:
-    """An annotation in plain words."""
-    kinds = _kinds(_parted(hint)[0])
+def _type_words(hint: Any) -> str:
+    """Return the type of an annotation in plain words; str beside Path is left out."""
+    kinds = _alternatives(_split(hint)[0])
     if Path in kinds:
         kinds = tuple(kind for kind in kinds if kind is not str)
-    return " or ".join(_composed(_parted(kind)[0]) for kind in kinds)
+    return " or ".join(_kind_words(_split(kind)[0]) for kind in kinds)
 
 
-def _composed(kind: Any) -> str:
+def _kind_words(kind: Any) -> str:
     origin = get_origin(kind)
     if origin in (Sequence, tuple, list):
-        return f"list of {_type(get_args(kind)[0])}"
+        return f"list of {_type_words(get_args(kind)[0])}"
     if origin is Mapping:
-        return f"mapping of names to {_type(get_args(kind)[1])}"
+        return f"mapping of names to {_type_words(get_args(kind)[1])}"
     if origin is Literal:
         return "word"
     if origin is Callable or kind is Callable:
         return "function or class"
-    return _NAMES.get(kind) or ("anything" if kind is Any else getattr(kind, "__name__", str(kind)))
+    return _NAMES[kind] if kind in _NAMES else str(getattr(kind, "__name__", kind))
 
 
-def _range(hint: Any) -> str:
-    """The limits of an annotation in plain words, wherever in it they stand."""
-    kind, beside = _parted(hint)
+def _limit_words(hint: Any) -> str:
+    """Return the limits of an annotation in plain words, with those of its inner types first."""
+    kind, metadata = _split(hint)
     if get_origin(kind) is Literal:
         return " | ".join(map(word, get_args(kind)))
-    inner = [_range(part) for part in _kinds(kind)] if len(_kinds(kind)) > 1 else []
+    kinds = _alternatives(kind)
+    inner = [_limit_words(part) for part in kinds] if len(kinds) > 1 else []
     if get_origin(kind) in (Sequence, tuple, list, Mapping):
-        inner = [_range(get_args(kind)[0 if get_origin(kind) is not Mapping else 1])]
-    limits = [str(limit) for limit in beside if hasattr(limit, "check")]
+        inner = [_limit_words(get_args(kind)[1 if get_origin(kind) is Mapping else 0])]
+    limits = [str(limit) for limit in metadata if hasattr(limit, "check")]
     return ", ".join(filter(None, (*inner, *limits)))

@@ -1,4 +1,4 @@
-"""Files of torch: written whole or not at all, checked, read without running code from them."""
+"""Read and write files of torch: completely or not at all, checked, without running code."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import pickle
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from torch import Tensor
 from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError, ConfigError, DamageError
 
-_DIRECTORY = 0x10  # an attribute of entries of zip archives
+_DIRECTORY = 0x10  # the attribute of directories in zip archives
 
 
 def write_torch(path: Path, content: Any) -> None:
-    """Write tensors, numbers, text, lists and dicts; ArtifactError when the disk refuses."""
+    """Write tensors, numbers, text, lists and dicts; ArtifactError when that fails."""
     with replacing(path) as draft:
         torch.save(content, draft)
 
@@ -30,31 +31,35 @@ def read_torch(
     mend: str = "make it again",
     foreign: bool = False,
 ) -> Any:
-    """What `write_torch` wrote, tensors on `device`; ArtifactError for what is no such file.
+    """Read what `write_torch` wrote, with tensors on `device`; ArtifactError for other files.
 
-    Archives, which all newer files are, are compared with their own checksums first: DamageError
-    where they differ, which `torch.load` does not notice. `mend` says in the error what to do about
-    a file that is damaged or asks for more. Files of other tools (`foreign`) may hold the command
-    line they were made with, which is plain data.
+    The checksums of zip archives are verified first, which `torch.load` does not do; DamageError
+    where they differ. `mend` is the advice in the message about a damaged or unsafe file. Files of
+    other tools (`foreign`) may hold the command line of that tool, which is plain data.
     """
     _refuse_absent(path)
     if not _intact(path):
         raise DamageError(f"{path} is damaged: its checksums do not agree; {mend}")
-    allowed = [argparse.Namespace] if foreign else []
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+    if foreign:
+        allowed = [argparse.Namespace]
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(allowed):
-            warnings.simplefilter("ignore")  # about pickles that torch did not write
+            warnings.simplefilter("ignore")  # torch warns about pickles of other tools
             return torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch.load reports damage in a dozen ways
+    except Exception as error:  # torch.load raises many types for damaged files
         if isinstance(error, pickle.UnpicklingError) and _asks_for_code(str(error)):
             raise ArtifactError(f"{path} is not loaded, since it could run code; {mend}") from error
         raise DamageError(f"{path} is damaged or no file of torch; {mend}") from error
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ArtifactError, ConfigError without that package."""
+    """Return the tensors of a safetensors file; ConfigError where the package is missing.
+
+    ArtifactError where the file cannot be read.
+    """
     _refuse_absent(path)
     try:
         from safetensors import SafetensorError
@@ -79,15 +84,15 @@ def _refuse_absent(path: Path) -> None:
 
 
 def _intact(path: Path) -> bool:
-    """Whether an archive agrees with its checksums; what is no archive has none to disagree with.
+    """Return False for a zip archive that differs from its checksums; other files have none.
 
-    A few hundred megabytes take a fraction of a second.
+    It takes a fraction of a second for a few hundred megabytes.
     """
     try:
         if not zipfile.is_zipfile(path):
             return True
         with zipfile.ZipFile(path) as archive:
-            # torch reads nothing of an entry that says it is a directory, and no checksum is on it
+            # torch reads nothing from entries marked as directories, whose mark has no checksum
             odd = any(
                 entry.external_attr & _DIRECTORY and not entry.is_dir()
                 for entry in archive.infolist()
@@ -95,7 +100,7 @@ def _intact(path: Path) -> bool:
             return not odd and archive.testzip() is None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
-    except Exception:  # damaged archives make zipfile raise in a dozen ways
+    except Exception:  # zipfile raises many types for damaged archives
         return False
 
 

@@ -1,4 +1,4 @@
-"""Checks that constructors share: a setting is refused where it is given, not where it is used."""
+"""Checks of single values, which constructors share; each raises ConfigError with the name."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def number(
     at_most: float | None = None,
     infinite: bool = False,
 ) -> float:
-    """Return `value` as given, or raise ConfigError when it is no finite number in the range.
+    """Return `value`, or raise ConfigError when it is no finite number within the bounds.
 
-    With `infinite` it may be infinite too.
+    With `infinite`, infinite numbers are accepted too.
     """
     real = isinstance(value, Real) and not isinstance(value, bool)
     if not real or math.isnan(value) or (math.isinf(value) and not infinite):
@@ -32,14 +32,14 @@ def number(
         (below, lambda bound: value < bound, "below"),
         (at_most, lambda bound: value <= bound, "at most"),
     )
-    for bound, holds, words in bounds:
-        if bound is not None and not holds(bound):
+    for bound, is_kept, words in bounds:
+        if bound is not None and not is_kept(bound):
             raise ConfigError(f"{name}={value} must be {words} {bound:.10g}")
     return value
 
 
 def integer(name: str, value: Any, *, at_least: int | None = None) -> int:
-    """Return `value`, or raise ConfigError when it is no whole number or too small."""
+    """Return `value`, or raise ConfigError when it is no whole number or is too small."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise ConfigError(f"{name}={value!r} is not a whole number")
     return int(number(name, value, at_least=at_least))
@@ -60,28 +60,28 @@ def text(name: str, value: Any) -> str:
 
 
 def instance(name: str, value: object, kind: type) -> None:
-    """Raise ConfigError when `value` is no object of the class that belongs there."""
+    """Raise ConfigError when `value` is no object of the class `kind`."""
     if isinstance(value, kind):
         return
     if isinstance(value, type) and issubclass(value, kind):
-        made = value.__name__
-        raise ConfigError(f"{name}={made} is a class; give an object of it, {made}(...)")
-    found = type(value).__name__
-    shown = " ".join(repr(value).split())
+        title = value.__name__
+        raise ConfigError(f"{name}={title} is a class; give an object of it, {title}(...)")
+    owner = type(value).__name__
+    shortened = " ".join(repr(value).split())
     raise ConfigError(
-        f"{name}={shown} is a {found}, not a {kind.__name__}; give a _target_ that makes one"
+        f"{name}={shortened} is a {owner}, not a {kind.__name__}; give a _target_ that makes one"
     )
 
 
 def word(value: object) -> str:
-    """A value as it is written in settings."""
+    """Return a value as it is written in settings: null, true, 0.5."""
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def choice(name: str, value: Any, accepted: tuple[object, ...]) -> str:
-    """Return `value`, or raise ConfigError when it is none of the accepted words."""
+    """Return `value`, or raise ConfigError when it is not one of the accepted words."""
     if value not in accepted:
         raise ConfigError(
             f"{name}={value!r} is unknown; accepted: {', '.join(map(word, accepted))}"

@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from prunekit.build import locate
-from prunekit.comments import commented, keys, package
+from prunekit.comments import keys, package, write_comments
 from prunekit.config import config_dir
 from prunekit.schema import settings_of
-from prunekit.stages.root import Root
+from prunekit.stages.settings import Root
 
 
 def told(text: str, at: str) -> dict[tuple[str, str], str]:
@@ -37,9 +37,9 @@ def written(file: Path) -> str:
     """The file as it should be."""
     text = file.read_text(encoding="utf-8")
     if file == config_dir() / "config.yaml":
-        return commented(text, _comments({"": Root}))
+        return write_comments(text, _comments({"": Root}))
     at = package(config_dir(), file, text)
-    return commented(text, told(text, at), at)
+    return write_comments(text, told(text, at), at)
 
 
 def main() -> None:

@@ -117,7 +117,7 @@ def test_links_lead_somewhere():
 def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
     """Importing a module puts it on the package, over a function that has its name."""
     modules = {file.stem for file in (ROOT / "prunekit").glob("*.py")}
-    assert not modules & set(prunekit._HOMES)
+    assert not modules & set(prunekit._OWNERS)
 
 
 def test_the_one_call_prunes_saves_and_loads(tmp_path, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The command line: a thin front picks the command, Hydra composes its settings."""
+"""The command line: `main` picks the command, and Hydra composes its settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import PrunekitError, one_of
 from prunekit.runs.layout import PIPELINE
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _MODULES = {"report": "prunekit.reporting.command", "clean": "prunekit.runs.clea
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exits 1 with one line on any error that the user can mend, 2 on usage."""
+    """Run one command; exit with 1 on errors that the user can mend, with 2 on wrong usage."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     if not arguments:
@@ -64,8 +64,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _refuse_unknown(parser: argparse.ArgumentParser, command: str) -> None:
-    from prunekit.errors import one_of
-
     if command not in STAGES | TOOLS:
         parser.exit(
             2, f"prunekit: unknown command {command!r}; {one_of(command, STAGES | TOOLS)}\n"
@@ -73,57 +71,57 @@ def _refuse_unknown(parser: argparse.ArgumentParser, command: str) -> None:
 
 
 def _launch(stage: str, argv: Sequence[str]) -> None:
-    """Start Hydra with the stage's primary config; errors come back here, not to Hydra."""
+    """Run a command through Hydra, and print one line for every error that can be mended."""
     import hydra
 
     from prunekit.cli import jobs, sweep
     from prunekit.config import config_dir, explain, warn_about_shadowed
 
-    sweeps = "," if {"-m", "--multirun"} & {*argv} else ""
-    argv = [_quoted(argument, sweeps) for argument in argv]
+    separators = "," if {"-m", "--multirun"} & {*argv} else ""
+    argv = [_quote(argument, separators) for argument in argv]
     warn_about_shadowed(argv)
-    asked_for_trace = "HYDRA_FULL_ERROR" in os.environ
+    with_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and exiting
 
-    def shown(error: Exception) -> str | None:
-        return None if asked_for_trace else explain(error, stage, argv)
+    def message_of(error: Exception) -> str | None:
+        return None if with_trace else explain(error, stage, argv)
 
     failures: dict[str, str] = {}
-    said: dict[int, Status] = {}
+    statuses: dict[int, Status] = {}
     sys.argv = [f"prunekit {stage}", *sorted(argv, key=_is_override)]
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)
     try:
-        start(jobs.task(stage, shown, failures))()
+        start(jobs.task(stage, message_of, failures))()
     except Exception as error:
-        message = shown(error)
+        message = message_of(error)
         if message is None:
             raise
         _fail(message)
     finally:
-        said = sweep.close()
-        if not asked_for_trace:
+        statuses = sweep.close()
+        if not with_trace:
             os.environ.pop("HYDRA_FULL_ERROR", None)
     for message in failures.values():
         _fail(message)
-    if said:
-        sweep.conclude(said)
+    if statuses:
+        sweep.conclude(statuses)
 
 
-def _quoted(argument: str, sweeps: str) -> str:
-    """A plain value with = in it, as directories of sweeps have it, in the quotes Hydra wants.
+def _quote(argument: str, separators: str) -> str:
+    """Quote a value that contains =, as the paths of sweeps do, because Hydra requires it.
 
-    Characters that mean something to Hydra are left to it, and those that make a sweep, unless the
-    value is a path that there is.
+    Values with characters of Hydra's grammar, or with separators of a sweep, stay as they are
+    unless they are existing paths.
     """
     key, _, value = argument.partition("=")
     if not _is_override(argument) or "=" not in value or {*value} & {*"'\"\\"}:
         return argument
-    plain = not {*value} & {*"()[]{}", *sweeps}
+    plain = not {*value} & {*"()[]{}", *separators}
     return f'{key}="{value}"' if plain or os.path.exists(value) else argument
 
 
 def _is_override(argument: str) -> bool:
-    """Hydra 1.3 wants its flags on one side of the overrides, not between them."""
+    """Return True for an override; Hydra 1.3 does not accept flags between overrides."""
     return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
 
 

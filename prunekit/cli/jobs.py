@@ -1,4 +1,4 @@
-"""What Hydra calls with a composed config: once for a command, once a job in a sweep."""
+"""The functions that Hydra calls with a composed config, once for every command or job."""
 
 from __future__ import annotations
 
@@ -12,113 +12,119 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from prunekit.runs.job_status import Notice
 
-Shown = Callable[[Exception], str | None]
+MessageOf = Callable[[Exception], str | None]  # one line for an error that can be mended
 
 
-def task(command: str, shown: Shown, failures: dict[str, str]) -> Callable[[Any], Any]:
-    """The function for one command. `shown` makes a line of what the user can mend.
+def task(command: str, message_of: MessageOf, failures: dict[str, str]) -> Callable[[Any], Any]:
+    """Return the function that Hydra calls for a command.
 
-    Of a single command that line lands in `failures`; a job of a sweep says it on the board, so
-    that the others go on.
+    The error of a single command is stored in `failures`, by directory. A job of a sweep writes
+    its error to the status board, so that the other jobs go on.
     """
 
     def run(config: Any) -> Any:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
-        place = HydraConfig.get().runtime.output_dir
-        job = _job if HydraConfig.get().mode is RunMode.MULTIRUN else _single
+        directory = HydraConfig.get().runtime.output_dir
+        job = _run_job if HydraConfig.get().mode is RunMode.MULTIRUN else _run_command
         try:
-            return job(command, config, place, shown)
+            return job(command, config, directory, message_of)
         except Exception as error:
-            if (message := shown(error)) is None:
+            if (message := message_of(error)) is None:
                 raise
-            failures[place] = message
+            failures[directory] = message
             return float("nan")
         finally:
-            _tidy(os.path.relpath(place))
+            _remove_empty(os.path.relpath(directory))
 
     return run
 
 
-def _tidy(place: str) -> None:
-    """Remove the folder that Hydra makes, and those above it, where they are empty."""
-    while place and not os.path.exists(place):
-        place = os.path.dirname(place)
+def _remove_empty(directory: str) -> None:
+    """Remove the directory that Hydra created, and its parents, where they are empty."""
+    while directory and not os.path.exists(directory):
+        directory = os.path.dirname(directory)
     with contextlib.suppress(OSError):
-        os.removedirs(place)
+        os.removedirs(directory)
 
 
-def _single(command: str, config: Any, place: str, shown: Shown) -> Any:
-    del shown  # errors go to the caller
+def _run_command(command: str, config: Any, directory: str, message_of: MessageOf) -> Any:
+    """Run a single command; its errors go to the caller."""
+    del message_of
     settings = _settings(command, config)
-    from prunekit.stages import inspect, pipeline  # torch is imported here, after that
+    from prunekit.stages import inspect, pipeline  # imports torch, after settings were checked
 
-    commands = {"run": pipeline.run, "inspect": inspect.inspect}
-    return commands.get(command, pipeline.one)(settings, place)
+    if command == "inspect":
+        return inspect.inspect(settings, directory)
+    stages = pipeline.run if command == "run" else pipeline.run_stage
+    return stages(settings, directory)
 
 
 def _settings(command: str, config: Any) -> dict[str, Any]:
-    """The composed settings, and the command that asks for them."""
+    """Return the composed settings, with the command line that repeats them."""
     from hydra.core.hydra_config import HydraConfig
 
-    from prunekit.config import command_of, resolve
+    from prunekit.config import command_line, resolve
 
-    return {**resolve(config), "command": command_of(command, HydraConfig.get())}
+    return {**resolve(config), "command": command_line(command, HydraConfig.get())}
 
 
-def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
-    """One job of a sweep: its lines go to a log, its progress and its errors to the board."""
+def _run_job(command: str, config: Any, directory: str, message_of: MessageOf) -> Any:
+    """Run one job of a sweep, with its output in a log, its progress and errors on the board."""
     from hydra.core.hydra_config import HydraConfig
 
-    from prunekit.cli.sweep import board, follow
-    from prunekit.console import aside, complain
+    from prunekit.cli.sweep import current_board, end_with_sweep
+    from prunekit.console import complain, redirect_output
     from prunekit.runs.job_status import DONE, FAILED, Notice, Status
 
-    hydra, seen = HydraConfig.get(), board()
-    if seen is not None:
-        follow(seen.path)
-    folder = Path(place).parent
+    hydra, board = HydraConfig.get(), current_board()
+    if board is not None:
+        end_with_sweep(board.path)
+    folder = Path(directory).parent
     status = Status(os.path.relpath(folder), tuple(hydra.overrides.task))
-    notice = Notice(seen, hydra.job.num, status)
+    notice = Notice(board, hydra.job.num, status)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / "log.txt").open("a", encoding="utf-8") as log,
-        _logged_to(log),
-        aside(log, notice.progress),
+        _redirect_logging(log),
+        redirect_output(log, notice.progress),
     ):
         try:
-            found = _work(command, _settings(command, config), place, hydra.sweep.dir, notice)
+            settings = _settings(command, config)
+            objectives = _run_stages(command, settings, directory, hydra.sweep.dir, notice)
         except Exception as error:
-            message = shown(error)
+            message = message_of(error)
             complain(f"prunekit: {message or repr(error)}")
             if message is None:
                 logging.exception("a defect of prunekit, or of a class of your own")
             notice.tell(state=FAILED, error=message or f"{type(error).__name__}: {error}")
             return float("nan")
         notice.tell(state=DONE, step="")
-        return found
+        return objectives
 
 
-def _work(command: str, settings: dict[str, Any], place: str, root: str, notice: Notice) -> Any:
+def _run_stages(
+    command: str, settings: dict[str, Any], directory: str, root: str, notice: Notice
+) -> Any:
+    """Run the stages of a job, sharing equal ones with the other jobs; return the objectives."""
     from prunekit.runs.stage_cache import SHARED, StageCache
     from prunekit.stages import inspect, pipeline
 
     if command == "inspect":
-        return inspect.inspect(settings, place)
-    pool = StageCache(Path(root) / SHARED)
-    stages = pipeline.run if command == "run" else pipeline.one
-    return stages(settings, place, pool, notice.stage)
+        return inspect.inspect(settings, directory)
+    stages = pipeline.run if command == "run" else pipeline.run_stage
+    return stages(settings, directory, StageCache(Path(root) / SHARED), notice.stage)
 
 
 @contextlib.contextmanager
-def _logged_to(file: TextIO) -> Iterator[None]:
-    """Send what is logged to a file instead of to the terminal."""
+def _redirect_logging(file: TextIO) -> Iterator[None]:
+    """Send log records to a file instead of to the terminal."""
     root = logging.getLogger()
-    before, handler = root.handlers[:], logging.StreamHandler(file)
+    handlers, handler = root.handlers[:], logging.StreamHandler(file)
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
     root.handlers[:] = [handler]
     try:
         yield
     finally:
-        root.handlers[:] = before
+        root.handlers[:] = handlers

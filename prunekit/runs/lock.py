@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prunekit.atomic_write import guarded
-from prunekit.console import doing
+from prunekit.console import set_status
 from prunekit.errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -93,11 +93,11 @@ def _waited(folder: Path, wait: bool) -> BaseFileLock:
             f"another process is working on {folder}; wait for it, or choose name=..."
         )
     lock = FileLock(folder / NAME)
-    doing("waits for another process")
+    set_status("waits for another process")
     try:
         lock.acquire()
     finally:
-        doing("")
+        set_status("")
     return lock
 
 

@@ -1,19 +1,18 @@
-"""The stages of the pipeline: a module each, with a class that holds all that a stage is asked."""
+"""The stages of the pipeline, each a module with a class for everything that the stage reads."""
 
-import importlib
+from prunekit.build import Settings
+from prunekit.runs.layout import STAGES
+from prunekit.stages.pipeline import Request, StageResult, execute, find_stage_class
+from prunekit.stages.settings import Runtime
+from prunekit.stages.stage import Stage
 
-from prunekit.runs.rundir import STAGES
-from prunekit.stages.base import Made, Request, execute
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Settings, Stage
-
-
-def stage_named(name: str) -> type[Stage]:
-    """The class of a stage; imported late, so that the command line starts fast."""
-    module = importlib.import_module(f"prunekit.stages.{name}")
-    kinds = [kind for kind in vars(module).values() if isinstance(kind, type)]
-    (found,) = [k for k in kinds if issubclass(k, Stage) and vars(k).get("name") == name]
-    return found
-
-
-__all__ = ["STAGES", "Made", "Request", "Runtime", "Settings", "Stage", "execute", "stage_named"]
+__all__ = [
+    "STAGES",
+    "Request",
+    "Runtime",
+    "Settings",
+    "Stage",
+    "StageResult",
+    "execute",
+    "find_stage_class",
+]

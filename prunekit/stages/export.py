@@ -1,4 +1,4 @@
-"""Write the model for other engines, and see that it says the same there."""
+"""The stage that writes the model for other engines, and checks that they agree with it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from prunekit.export import Export, Exported, Int8, OnnxModule, Precision
 from prunekit.measure import LatencyTest
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.common import counts, load_source, quality
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Stage
+from prunekit.stages.network import load_source, measure_accuracy, measure_size
+from prunekit.stages.settings import Runtime
+from prunekit.stages.stage import Stage
 from prunekit.training import evaluate
 
 FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torch": "model.pt2"}
@@ -27,12 +27,12 @@ FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx", "torch": "model.pt2"}
 
 @dataclass(frozen=True)
 class ExportFiles(Stage):
-    """Write the files; all of them are there afterwards, or none."""
+    """Writes all files, or none where one of them fails."""
 
     name = "export"
     latency: Annotated[LatencyTest, "how files are timed"]
     export: Annotated[Export, "which files are written"]
-    quantize: Annotated[Precision, "of numbers in a further file"]
+    quantize: Annotated[Precision, "number format of a further file"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -42,24 +42,28 @@ class ExportFiles(Stage):
                 "export=both or export=onnx"
             )
 
-    def show(self, place: StageDir) -> None:
-        """The exported files, one a row."""
-        show_files(place.report().metrics)
+    def show(self, stage_dir: StageDir) -> None:
+        """Print the table of files."""
+        metrics = stage_dir.report().metrics
+        columns = ("file", "MB", "difference", "top-1 %", "CPU ms")
+        lines = [_line(kind, metrics) for kind in FILES if f"{kind}_bytes" in metrics]
+        table("exported files", columns, lines)
 
-    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
-        """Write, and see that the files say what the network does."""
-        model = load_source(place.source, runtime).model
+    def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
+        """Write the files and compare their outputs with those of the network."""
+        model = load_source(stage_dir.source, runtime).model
         data = self.data(runtime)
         _check_images(self.quantize, data)
-        with _all_or_none(place.path):
-            written = self.export.write(model, data.example, place.path)
-            found = {**_facts(written), **_accuracy(place.path, "onnx", data)}
+        folder = stage_dir.path
+        with _all_or_none(folder):
+            files = self.export.write(model, data.example, folder)
+            facts = {**_file_metrics(files), **_accuracy(folder, "onnx", data)}
             if isinstance(self.quantize, Int8):
-                found |= _quantise(self.quantize, place.path, data)
-                found |= _accuracy(place.path, "int8", data)
-                found |= _latency(place.path, data, self.latency)
-        metrics = {**quality(model, data, runtime), **counts(model, data), **found}
-        return Outcome(metrics, data.notes)
+                facts |= _quantise(self.quantize, folder, data)
+                facts |= _accuracy(folder, "int8", data)
+                facts |= _latency(folder, data, self.latency)
+        size = measure_size(model, data)
+        return Outcome({**measure_accuracy(model, data, runtime), **size, **facts}, data.notes)
 
 
 def _check_images(precision: Precision, data: Data) -> None:
@@ -70,26 +74,17 @@ def _check_images(precision: Precision, data: Data) -> None:
         )
 
 
-def show_files(metrics: Metrics) -> None:
-    """Print the exported files, one a row."""
-    columns = ("file", "MB", "difference", "top-1 %", "CPU ms")
-    forms = {"bytes": "{:.2f}", "difference": "{:.1e}", "top1": "{:.2f}", "ms": "{:.3g}"}
-    rows = []
-    for kind, name in FILES.items():
-        values = {key: metrics.get(f"{kind}_{key}") for key in forms}
-        if values["bytes"] is not None:
-            values["bytes"] = float(values["bytes"]) / 1e6
-            rows.append((name, *(_shown(values[key], form) for key, form in forms.items())))
-    table("exported files", columns, rows)
-
-
-def _shown(value: object, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def _line(kind: str, metrics: Metrics) -> tuple[str, ...]:
+    megabytes = float(metrics[f"{kind}_bytes"] or 0) / 1e6
+    formats = {"difference": "{:.1e}", "top1": "{:.2f}", "ms": "{:.3g}"}
+    values = [(metrics.get(f"{kind}_{key}"), form) for key, form in formats.items()]
+    texts = ["-" if value is None else form.format(value) for value, form in values]
+    return (FILES[kind], f"{megabytes:.2f}", *texts)
 
 
 @contextmanager
 def _all_or_none(folder: Path) -> Iterator[None]:
-    """Delete what was exported so far when the rest fails."""
+    """Delete the files that were exported so far when the rest fails."""
     try:
         yield
     except BaseException:
@@ -98,13 +93,13 @@ def _all_or_none(folder: Path) -> Iterator[None]:
         raise
 
 
-def _facts(written: dict[str, Exported]) -> Metrics:
-    found: Metrics = {}
-    for kind, file in written.items():
-        found |= {f"{kind}_bytes": file.bytes, f"{kind}_difference": file.difference}
+def _file_metrics(files: dict[str, Exported]) -> Metrics:
+    metrics: Metrics = {}
+    for kind, file in files.items():
+        metrics |= {f"{kind}_bytes": file.bytes, f"{kind}_difference": file.difference}
         if file.opset is not None:
-            found["opset"] = file.opset
-    return found
+            metrics["opset"] = file.opset
+    return metrics
 
 
 def _quantise(precision: Int8, folder: Path, data: Data) -> Metrics:
@@ -114,7 +109,7 @@ def _quantise(precision: Int8, folder: Path, data: Data) -> Metrics:
 
 
 def _accuracy(folder: Path, kind: str, data: Data) -> Metrics:
-    """Test top-1 on onnxruntime, where there are labels and the file."""
+    """Return test accuracy on onnxruntime in percent; empty without test images or the file."""
     if not data.test.size or not (folder / FILES[kind]).is_file():
         return {}
     network = OnnxModule(folder / FILES[kind], torch.get_num_threads())
@@ -122,9 +117,9 @@ def _accuracy(folder: Path, kind: str, data: Data) -> Metrics:
 
 
 def _latency(folder: Path, data: Data, timing: LatencyTest) -> Metrics:
-    """Milliseconds of the float and the int8 file, timed in turns on onnxruntime."""
+    """Return milliseconds of the float and the int8 file, timed in turns on onnxruntime."""
     runners = {kind: OnnxModule(folder / FILES[kind], timing.threads) for kind in ("onnx", "int8")}
     times = timing.race(runners, timing.inputs(data.example))
-    found: Metrics = {f"{kind}_ms": round(time.median_ms, 4) for kind, time in times.items()}
+    metrics: Metrics = {f"{kind}_ms": round(time.median_ms, 4) for kind, time in times.items()}
     speedup = times["onnx"].median_ms / times["int8"].median_ms
-    return {**found, "int8_speedup": round(speedup, 4)}
+    return {**metrics, "int8_speedup": round(speedup, 4)}

@@ -1,4 +1,4 @@
-"""Draw how the network sees test images: t-SNE of its features, classes in colours."""
+"""The stage that draws how the network sees test images: t-SNE of its features, by class."""
 
 from __future__ import annotations
 
@@ -13,50 +13,50 @@ from prunekit.reporting.embedding import Embedding, draw
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.common import check_fits, counts, load_source, quality
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Stage
+from prunekit.stages.network import check_fits, load_source, measure_accuracy, measure_size
+from prunekit.stages.settings import Runtime
+from prunekit.stages.stage import Stage
 
-_LONG = 3000  # so many images take t-SNE more than ten seconds
+_SLOW = 3000  # images for which t-SNE takes more than ten seconds
 
 
 @dataclass(frozen=True)
 class DrawFeatures(Stage):
-    """Write features.csv (x, y, label) and features.png; the network stays as it is."""
+    """Writes features.csv (x, y, label) and features.png; the network stays as it is."""
 
     name = "features"
     features: Annotated[TSNE, "how features become points"]
 
-    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
-        """Draw test images as the network sees them."""
-        plan, data = self.features, self.data(runtime)
+    def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
+        """Compute the features of test images, place them in the plane and draw them."""
+        settings, data = self.features, self.data(runtime)
         _check_images(data)
-        model = load_source(place.source, runtime).model
+        model = load_source(stage_dir.source, runtime).model
         check_fits(model, data)
-        found = features_of(model, data, plan.images, plan.layer, runtime.device)
-        if len(found.labels) > _LONG:
-            complain(f"t-SNE of {len(found.labels):,} images, which takes a while")
-        points = plan.embed(found.values)
-        known = quality(model, data, runtime)
-        rows = [
+        features = features_of(model, data, settings.images, settings.layer, runtime.device)
+        count = len(features.labels)
+        if count > _SLOW:
+            complain(f"t-SNE of {count:,} images, which takes a while")
+        points = settings.place(features.values)
+        accuracy = measure_accuracy(model, data, runtime)
+        records = [
             {"x": float(x), "y": float(y), "label": label}
-            for (x, y), label in zip(points, found.labels.tolist(), strict=True)
+            for (x, y), label in zip(points, features.labels.tolist(), strict=True)
         ]
-        write_csv(place.path / "features.csv", rows)
-        title = (
-            f"{place.run.path.resolve().name}: {place.source.parent.name}, {known['top1']:.2f} %"
-        )
-        draw({title: Embedding.of(rows)}, place.path / "features.png")
+        write_csv(stage_dir.path / "features.csv", records)
+        run, stage = stage_dir.run.path.resolve().name, stage_dir.source.parent.name
+        title = f"{run}: {stage}, {accuracy['top1']:.2f} %"
+        draw({title: Embedding.of(records)}, stage_dir.path / "features.png")
         metrics = {
-            **known,
-            **counts(model, data),
-            "layer": found.layer,
-            "images": len(rows),
-            "width": found.values.shape[1],
-            "silhouette": silhouette(found.values, found.labels),
-            "silhouette_embedded": silhouette(points, found.labels),
+            **accuracy,
+            **measure_size(model, data),
+            "layer": features.layer,
+            "images": count,
+            "width": features.values.shape[1],
+            "silhouette": silhouette(features.values, features.labels),
+            "silhouette_embedded": silhouette(points, features.labels),
         }
-        return Outcome(metrics, (*data.notes, *_notes(plan, found)))
+        return Outcome(metrics, (*data.notes, *_notes(settings, features)))
 
 
 def _check_images(data: Data) -> None:
@@ -66,13 +66,15 @@ def _check_images(data: Data) -> None:
         )
 
 
-def _notes(plan: TSNE, found: Features) -> list[str]:
-    """Where the picture is of less than was asked for, or of nothing."""
+def _notes(settings: TSNE, features: Features) -> list[str]:
+    """Return a note where there are fewer images than requested, or all features are equal."""
     notes = []
-    if len(found.labels) < plan.images:
+    if len(features.labels) < settings.images:
         notes.append(
-            f"the test set has {len(found.labels)} images of features.images={plan.images}"
+            f"the test set has {len(features.labels)} images of features.images={settings.images}"
         )
-    if bool((found.values == found.values[0]).all()):
-        notes.append(f"all images have the same features ({found.layer}): the points say nothing")
+    if bool((features.values == features.values[0]).all()):
+        notes.append(
+            f"all images have the same features ({features.layer}): the points say nothing"
+        )
     return notes

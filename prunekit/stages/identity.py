@@ -1,4 +1,4 @@
-"""What a stage is: the settings that it reads, and by content whatever else decides its result."""
+"""The identity of a stage: the settings that it reads, and by content the files it depends on."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from prunekit.build import Settings
 from prunekit.criteria import Criterion
 from prunekit.data import Dataset
 from prunekit.runs.identity import (
@@ -21,23 +22,21 @@ from prunekit.runs.identity import (
 )
 from prunekit.runs.rundir import identity_of
 from prunekit.selection import Selection
-from prunekit.stages.spec import Stage
-from prunekit.stages.weights import Dense, architecture
+from prunekit.stages.network import Dense, architecture
+from prunekit.stages.stage import Stage
 from prunekit.torch_io import read_torch
 from prunekit.training.schedule import numbers
 
 log = logging.getLogger(__name__)
 
-Settings = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
-class Start:
-    """What a stage starts from besides its settings.
+class StageInputs:
+    """The files and the device that a stage works with.
 
-    `source` is the model file, `teacher` the one that teaches, `run` the run directory, `models`
-    those of other stages that it compares, `trust` the classes of the user's that model files may
-    name, `kind` the type of the device it works on.
+    `source` and `teacher` are model files, `run` is the run directory, `models` holds the models
+    of the stages that are compared, by stage. `trust` lists the user's classes that model files may
+    name, `kind` is the type of the device.
     """
 
     source: Path | None
@@ -48,109 +47,110 @@ class Start:
     kind: str = "cpu"
 
 
+def identify(stage: Stage, settings: Settings, inputs: StageInputs) -> dict[str, Any]:
+    """Return the identity of a stage as `settings.json` holds it, from the settings that it reads.
+
+    Neither network nor images are loaded. DataError, ArtifactError or ConfigError where a file that
+    the identity depends on is missing.
+    """
+    identity = _Identity(settings, inputs)
+    rounds = 1
+    identity.add_models()
+    for name, part in vars(stage).items():
+        if isinstance(part, Criterion | Selection):
+            identity.add_part(name, part)
+        if isinstance(part, Selection):
+            rounds = part.rounds
+        if isinstance(part, Dense) and inputs.source is None:
+            identity.add_weights(part.weights)
+    identity.add_network(tuple(stage.dataset.shape))
+    identity.add_images(stage.dataset)
+    identity.add_numbers(rounds)
+    return {**without(settings, frozenset(identity.locations)), **identity.entries}
+
+
 @dataclass
 class _Identity:
-    """Entries that are found one by one, and dotted settings that only say where things lie."""
+    """Collects the entries of an identity, and the dotted settings that are only locations."""
 
-    chosen: Settings
-    start: Start
+    settings: Settings
+    inputs: StageInputs
     entries: dict[str, Any] = field(default_factory=dict)
-    places: set[str] = field(
+    locations: set[str] = field(
         default_factory=lambda: {"dataset.download", "source", "distill.teacher"}
     )
 
-    def files(self) -> None:
-        """The model files that it starts from, learns from and compares."""
-        self.entries["source"] = identity_of(self.start.source)
-        if self.start.teacher is not None:
-            self.entries["teacher"] = identity_of(self.start.teacher)
-        if self.start.models:
-            models = self.start.models.items()
+    def add_models(self) -> None:
+        """Add the content of the source, of the teacher and of the compared models."""
+        self.entries["source"] = identity_of(self.inputs.source)
+        if self.inputs.teacher is not None:
+            self.entries["teacher"] = identity_of(self.inputs.teacher)
+        if self.inputs.models:
+            models = self.inputs.models.items()
             self.entries["models"] = {name: content_of(file) for name, file in models}
 
-    def images(self, dataset: Any) -> None:
-        """The images; where they lie counts only as long as nobody knows which they are."""
-        found = dataset.identity() if isinstance(dataset, Dataset) else None
-        if found is None:
+    def add_images(self, dataset: Any) -> None:
+        """Add the content of the images; their folder counts only where that is not known."""
+        images = dataset.identity() if isinstance(dataset, Dataset) else None
+        if images is None:
             self.entries["images"] = UNKNOWN
-            _tell(str(self.chosen["dataset"].get("_target_")), self.start.run)
+            _warn_unknown_images(str(self.settings["dataset"].get("_target_")), self.inputs.run)
             return
-        if found:
-            self.entries["images"] = found
-        if "content" in found:
-            self.places.add("dataset.root")
+        if images:
+            self.entries["images"] = images
+        if "content" in images:
+            self.locations.add("dataset.root")
 
-    def weights(self, given: str | None) -> None:
-        """The file of weights by what it holds; weights with a name are settings like others."""
-        if given is not None and Path(given).is_file():
-            self.places |= {"weights", "model.weights"}
-            self.entries["weights"] = content_of(Path(given))
+    def add_weights(self, weights: str | None) -> None:
+        """Add the content of a file of weights; names of pretrained weights stay settings."""
+        if weights is not None and Path(weights).is_file():
+            self.locations |= {"weights", "model.weights"}
+            self.entries["weights"] = content_of(Path(weights))
 
-    def part(self, key: str, made: Criterion | Selection) -> None:
-        """The files that a part of the settings reads; a `path` that was not given stays null."""
-        for name, file in made.files().items():
-            # curves are called by their stage, too, as sources are
+    def add_part(self, key: str, part: Criterion | Selection) -> None:
+        """Add the files that a criterion or a selection reads; a null `path` stays a setting."""
+        for name, file in part.files().items():
+            # the name of the stage is part of the identity of curves, as it is of sources
             self.entries[name] = identity_of(file) if name == "curves" else content_of(file)
-            if self.chosen[key].get("path") is not None:
-                self.places.add(f"{key}.path")
+            if self.settings[key].get("path") is not None:
+                self.locations.add(f"{key}.path")
 
-    def network(self, shape: tuple[int, ...]) -> None:
-        """What the settings leave open about the network that is built or read."""
-        found = network_of(self._arch(), shape)
-        if found:
-            self.entries["network"] = found
+    def add_network(self, shape: tuple[int, ...]) -> None:
+        """Add what the settings do not say about the network that is built or read."""
+        network = network_of(self._arch(), shape)
+        if network:
+            self.entries["network"] = network
 
-    def numbers(self, rounds: int) -> None:
-        """The formats of numbers that it trains in, and how images lie in memory."""
-        phases = {k: v for k, v in self.chosen.items() if k != "schedule"}
-        phases |= {
+    def add_numbers(self, rounds: int) -> None:
+        """Add the number formats that training uses, and the memory layout of images."""
+        trained = {key: node for key, node in self.settings.items() if key != "schedule"}
+        trained |= {
             key: node
-            for key, node in self.chosen.get("schedule", {}).items()
+            for key, node in self.settings.get("schedule", {}).items()
             if key != "between" or rounds > 1
         }
-        found = {numbers(precision, self.start.kind) for precision in _precisions(phases)}
-        if found:
-            self.entries["numbers"] = "; ".join(sorted(found))
+        formats = {numbers(precision, self.inputs.kind) for precision in _precisions(trained)}
+        if formats:
+            self.entries["numbers"] = "; ".join(sorted(formats))
 
     def _arch(self) -> Settings:
-        """How the network is built: as settings say, or as the model file does, where it is sure.
+        """Return how the network is built, from the settings or from the source; {} if unsure.
 
-        A file is opened only where it may name a class of the user's, and one that is trusted.
+        The source is opened only where the user trusts a class of their own that it may name.
         """
-        if self.start.source is None:
-            return architecture(self.chosen) if "model" in self.chosen else {}
-        trusted = [name for name in self.start.trust if is_foreign(name)]
-        content = read_torch(self.start.source) if trusted else None
+        if self.inputs.source is None:
+            return architecture(self.settings) if "model" in self.settings else {}
+        trusted = [name for name in self.inputs.trust if is_foreign(name)]
+        content = read_torch(self.inputs.source) if trusted else None
         arch = content.get("arch") if isinstance(content, dict) else None
         foreign = [target for target in targets_in(arch) if is_foreign(target)]
-        known = all(f"{target}.".startswith(tuple(f"{n}." for n in trusted)) for target in foreign)
-        return arch if isinstance(arch, Mapping) and foreign and known else {}
-
-
-def identity(stage: Stage, chosen: Settings, start: Start) -> dict[str, Any]:
-    """What a stage is, as `settings.json` says it; `chosen` is the description of its parts.
-
-    Neither network nor images are loaded. DataError, ArtifactError or ConfigError where what
-    decides is missing.
-    """
-    found = _Identity(chosen, start)
-    rounds = 1
-    found.files()
-    for name, part in vars(stage).items():
-        if isinstance(part, Criterion | Selection):
-            found.part(name, part)
-        if isinstance(part, Selection):
-            rounds = part.rounds
-        if isinstance(part, Dense) and start.source is None:
-            found.weights(part.weights)
-    found.network(tuple(stage.dataset.shape))
-    found.images(stage.dataset)
-    found.numbers(rounds)
-    return {**without(chosen, frozenset(found.places)), **found.entries}
+        prefixes = tuple(f"{name}." for name in trusted)
+        safe = all(f"{target}.".startswith(prefixes) for target in foreign)
+        return arch if isinstance(arch, Mapping) and foreign and safe else {}
 
 
 def _precisions(node: Any) -> Iterator[str]:
-    """The precision of every schedule, which is where an optimizer is, in nested settings."""
+    """Yield the precision of every schedule in nested settings; a schedule has an optimizer."""
     if isinstance(node, Mapping):
         if "optimizer" in node:
             yield str(node.get("precision", "float32"))
@@ -159,8 +159,8 @@ def _precisions(node: Any) -> Iterator[str]:
 
 
 @cache
-def _tell(name: str, run: Path) -> None:
-    """Say it once a run."""
+def _warn_unknown_images(name: str, run: Path) -> None:
+    """Log the warning once for every run."""
     log.warning(
         f"the images of {name} are not known: it names no files and has no version, so a run goes "
         "on, or counts as finished, with whatever images it loads"

@@ -1,4 +1,4 @@
-"""Measure the run's networks side by side: size, cost, accuracy, latency, memory."""
+"""The stage that measures the run's networks side by side: size, accuracy, latency, memory."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.build import build
 from prunekit.data import Data
@@ -27,10 +27,9 @@ from prunekit.reporting.tables import comparison
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
-from prunekit.stages.common import counts, load_source, outputs, quality
-from prunekit.stages.root import Source
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Stage
+from prunekit.stages.network import count_outputs, load_source, measure_accuracy, measure_size
+from prunekit.stages.settings import Runtime, Source
+from prunekit.stages.stage import Stage
 from prunekit.torch_io import write_torch
 from prunekit.training import keeps_statistics, predictions
 
@@ -40,14 +39,14 @@ LABELS = {
     "prune": "pruned",
     "finetune": "fine-tuned",
 }
-_SPEEDUP = re.compile(r"(cpu|gpu)_ms((?:_compile|_onnxruntime)?)")  # columns that have a speed-up
+_LATENCY = re.compile(r"(cpu|gpu)_ms((?:_compile|_onnxruntime)?)")  # columns that have a speed-up
 
 
 @dataclass(frozen=True)
 class Measure(Stage):
-    """Compare the run's models; the metrics are those of the last one.
+    """Compares the run's networks; its metrics are those of the last one.
 
-    The dense network is the run's own, or the source, or the architecture rebuilt untrained.
+    The dense network is the run's own or the source; without both it is rebuilt untrained.
     """
 
     name = "measure"
@@ -55,88 +54,86 @@ class Measure(Stage):
     latency: Annotated[LatencyTest, "how networks are timed"]
     source: Source
 
-    def show(self, place: StageDir) -> None:
-        """The networks side by side."""
-        comparison(place.path / "comparison.csv")
+    def show(self, stage_dir: StageDir) -> None:
+        """Print the table of networks."""
+        comparison(stage_dir.path / "comparison.csv")
 
-    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
-        """Measure all networks in the same way."""
+    def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
+        """Measure all networks in the same way; write comparison.csv and layers.csv."""
         timing, data = self.latency, self.data(runtime)
-        files = _files(self.source, place)
+        files = _model_files(self.source, stage_dir)
         saved = {label: load_source(file, runtime) for label, file in files.items()}
-        models = {label: one.model for label, one in saved.items()}
-        rows = [
-            {"network": label, **_row(model, data, files[label])} for label, model in models.items()
+        models = {label: loaded.model for label, loaded in saved.items()}
+        records: list[Metrics] = [
+            {"network": label, **_costs(model, data, files[label])}
+            for label, model in models.items()
         ]
-        others = _others(models, data)
-        judged = {label: model for label, model in models.items() if label not in others}
-        for row in rows:
-            if row["network"] in judged:
-                row.update(quality(judged[str(row["network"])], data, runtime))
-        notes = [*data.notes, *others.values()]
+        misfits = _other_class_counts(models, data)
+        tested = {label: model for label, model in models.items() if label not in misfits}
+        for record in records:
+            if record["network"] in tested:
+                record.update(measure_accuracy(tested[str(record["network"])], data, runtime))
+        notes = [*data.notes, *misfits.values()]
         if "dense" not in models:
             dense = build(next(iter(saved.values())).arch, "arch").to(runtime.device)
             models = {"dense": dense, **models}
-            rows.insert(0, {"network": "dense", **counts(dense, data)})
+            records.insert(0, {"network": "dense", **measure_size(dense, data)})
             notes.append("the dense network is rebuilt untrained: its accuracy is not known here")
-        notes += _add_latency(rows, models, data, timing, runtime)
-        for row in rows:
-            row.update(_ratios(rows[0], row))
-        write_csv(place.path / "comparison.csv", rows)
+        notes += _add_latency(records, models, data, timing, runtime)
+        for record in records:
+            record.update(_ratios(records[0], record))
+        write_csv(stage_dir.path / "comparison.csv", records)
         ends = {label: models[label] for label in ("dense", [*models][-1])}
-        write_csv(place.path / "layers.csv", layer_records(ends, data.example, timing))
+        write_csv(stage_dir.path / "layers.csv", layer_rows(ends, data.example, timing))
         if data.test.size:
-            correct = {label: _correct(model, data) for label, model in judged.items()}
-            write_torch(place.path / "correct.pt", correct)
-        metrics = {key: value for key, value in rows[-1].items() if key != "network"}
-        timed = [key for key in rows[0] if _SPEEDUP.fullmatch(key)]
-        dense_row = {f"dense_{key}": rows[0].get(key) for key in ("top1", "params", "macs", *timed)}
-        return Outcome({**metrics, **dense_row}, tuple(notes))
+            correct = {label: _correct(model, data) for label, model in tested.items()}
+            write_torch(stage_dir.path / "correct.pt", correct)
+        metrics = {key: value for key, value in records[-1].items() if key != "network"}
+        timed = [key for key in records[0] if _LATENCY.fullmatch(key)]
+        of_dense = {f"dense_{k}": records[0].get(k) for k in ("top1", "params", "macs", *timed)}
+        return Outcome({**metrics, **of_dense}, tuple(notes))
 
 
-def _files(source: str | None, stage: StageDir) -> dict[str, Path]:
-    """Label to model file: the finished stages of this run, and the source it came from."""
-    found = {
-        label: stage.run.stage(name).path / "model.pt"
-        for name, label in LABELS.items()
-        if stage.run.stage(name).finished
-    }
-    if "pruned" in found:
-        found.pop("sparsified", None)
-    if source is not None and "dense" not in found:
-        found = {"source": model_file(source), **found}
-    return found or {"network": stage.source}
+def _model_files(source: str | None, stage_dir: StageDir) -> dict[str, Path]:
+    """Return label -> model file of the finished stages of this run, and of its source."""
+    stages = {label: stage_dir.run.stage(name) for name, label in LABELS.items()}
+    files = {label: stage.path / "model.pt" for label, stage in stages.items() if stage.finished}
+    if "pruned" in files:
+        files.pop("sparsified", None)
+    if source is not None and "dense" not in files:
+        files = {"source": model_file(source), **files}
+    return files or {"network": stage_dir.source}
 
 
-def _others(models: Mapping[str, nn.Module], data: Data) -> dict[str, str]:
-    """The networks for other classes, which got a new last layer later, and what to say of them."""
-    found = {label: outputs(model, data) for label, model in models.items() if data.classes}
+def _other_class_counts(models: Mapping[str, nn.Module], data: Data) -> dict[str, str]:
+    """Return a note for every network that has outputs for other classes than the data set."""
+    outputs = {label: count_outputs(model, data) for label, model in models.items() if data.classes}
     return {
         label: f"{label} has {count} outputs, not {data.classes}: its accuracy is not known here"
-        for label, count in found.items()
+        for label, count in outputs.items()
         if count != data.classes
     }
 
 
-def _correct(model: nn.Module, data: Data) -> torch.Tensor:
-    """Whether each test image is recognised, for comparisons that pair images."""
+def _correct(model: nn.Module, data: Data) -> Tensor:
+    """Return a bool for every test image, True where it is recognised, to pair images by."""
     logits, labels = predictions(model, data.test, next(model.parameters()).device)
     return (logits.argmax(dim=1) == labels).cpu()
 
 
-def _row(model: nn.Module, data: Data, file: Path) -> Metrics:
+def _costs(model: nn.Module, data: Data, file: Path) -> Metrics:
     example = data.example.to(next(model.parameters()).device)
     return {
-        **counts(model, data),
-        **_as_published(model, example),
-        "fvcore_macs": fvcore_macs(model, example),
+        **measure_size(model, data),
+        **_slimming_costs(model, example),
+        "fvcore_macs": counted_macs(model, example),
         "memory_bytes": peak_memory(model, example),
         "file_bytes": file_bytes(file),
     }
 
 
-def _as_published(model: nn.Module, example: torch.Tensor) -> Metrics:
-    """What tables of network slimming call FLOPs and parameters, for networks with batch norm."""
+def _slimming_costs(model: nn.Module, example: Tensor) -> Metrics:
+    """Return FLOPs and parameters as network slimming counts them; empty without batch norm."""
     if not keeps_statistics(model):
         return {}
     return {
@@ -146,15 +143,15 @@ def _as_published(model: nn.Module, example: torch.Tensor) -> Metrics:
 
 
 def _add_latency(
-    rows: list[Metrics],
+    records: list[Metrics],
     models: dict[str, nn.Module],
     data: Data,
     timing: LatencyTest,
     runtime: Runtime,
 ) -> list[str]:
-    """Time all networks in alternation, on the CPU and, where there is one, on the GPU.
+    """Time all networks in turns, with each engine, on the CPU and on the GPU where there is one.
 
-    Each engine by itself; returns why one could not be timed.
+    Return a note for every engine that failed.
     """
     notes = []
     for kind, device in _devices(runtime).items():
@@ -164,20 +161,21 @@ def _add_latency(
             except ExportError as error:
                 notes.append(f"no latency of {engine} on the {kind.upper()}: {error}")
                 continue
-            for row in rows:
-                row.update(_latency_columns(kind, engine, times[str(row["network"])]))
+            for record in records:
+                latency = times[str(record["network"])]
+                record.update(_latency_columns(kind, engine, latency))
     return notes
 
 
 def _devices(runtime: Runtime) -> dict[str, str]:
     if not torch.cuda.is_available():
         return {"cpu": "cpu"}
-    chosen = str(runtime.device)
-    return {"cpu": "cpu", "gpu": chosen if chosen.startswith("cuda") else "cuda"}
+    device = str(runtime.device)
+    return {"cpu": "cpu", "gpu": device if device.startswith("cuda") else "cuda"}
 
 
 def _latency_columns(kind: str, engine: str, latency: Latency) -> Metrics:
-    """`cpu_ms` is eager, `cpu_ms_compile` and `cpu_ms_onnxruntime` say their engine."""
+    """Return median and quartiles: `cpu_ms` is eager, `cpu_ms_compile` names its engine."""
     name = f"{kind}_ms" if engine == "eager" else f"{kind}_ms_{engine}"
     return {
         name: round(latency.median_ms, 4),
@@ -186,12 +184,17 @@ def _latency_columns(kind: str, engine: str, latency: Latency) -> Metrics:
     }
 
 
-def _ratios(dense: Metrics, row: Metrics) -> Metrics:
-    """How many times smaller or faster than the dense network."""
+def _ratios(dense: Metrics, record: Metrics) -> Metrics:
+    """Return how many times smaller and faster a network is than the dense one."""
     names = {"params": "params_ratio", "macs": "macs_ratio"}
-    for key in row:
-        found = _SPEEDUP.fullmatch(key)
-        if found:
-            device, engine = found.groups()
+    for key in record:
+        if match := _LATENCY.fullmatch(key):
+            device, engine = match.groups()
             names[key] = ("gpu_speedup" if device == "gpu" else "speedup") + engine
-    return {ratio: round(float(dense[key]) / float(row[key]), 4) for key, ratio in names.items()}
+    return {
+        ratio: round(_number(dense[key]) / _number(record[key]), 4) for key, ratio in names.items()
+    }
+
+
+def _number(value: float | str | None) -> float:
+    return float("nan") if value is None else float(value)

@@ -1,4 +1,4 @@
-"""The network that a run starts from: built from settings, with given or random weights."""
+"""The networks that stages start from: built or loaded, checked against the images, counted."""
 
 from __future__ import annotations
 
@@ -8,99 +8,152 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
-from prunekit.build import build
-from prunekit.data import Data
+from prunekit.build import Settings, build
+from prunekit.data import Data, images_id
 from prunekit.errors import ConfigError, listed
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, nonzero_params
 from prunekit.methods.hinge import InsertMatrices, layers_with_matrix
 from prunekit.methods.hinge.placement import Placement
 from prunekit.methods.slimming import ChannelSelector, InsertChannelSelectors
 from prunekit.models import timm_weights, torchvision_weights
+from prunekit.modes import evaluating
+from prunekit.runs.report import Metrics
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.common import check_fits, load_source
-from prunekit.stages.root import ChannelSelections
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Parts, Read
-from prunekit.stages.weights import Dense
-from prunekit.surgery import Edit, SavedModel, load_weights
-from prunekit.surgery.files import load_matching
+from prunekit.stages.settings import ChannelSelections, Runtime
+from prunekit.stages.stage import FromSettings, Parts
+from prunekit.surgery import Edit, SavedModel, load_model, load_weights
+from prunekit.surgery.weights import load_matching
+from prunekit.training import evaluate
 
 log = logging.getLogger(__name__)
 
-_LISTED = 3  # remarks on a placement that are shown
-_NAMED = {
+_NOTES = 3  # notes on a placement that are logged
+_PRETRAINED = {  # functions that build a network of another package -> its pretrained weights
     "prunekit.models.torchvision_model": torchvision_weights,
     "prunekit.models.timm_model": timm_weights,
 }
 
 
 @dataclass(frozen=True)
+class Dense:
+    """The settings that the dense network is built from, and its weights.
+
+    `weights` is a file or the name of pretrained weights; None stands for random weights.
+    """
+
+    arch: Mapping[str, Any]
+    weights: str | None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Dense:
+        """Read `model`, `model.weights` and `weights`; raises ConfigError."""
+        return cls(architecture(settings), _weights(settings))
+
+    def check(self) -> None:
+        """Raise ConfigError for a network that cannot be built; the check takes no memory."""
+        try:
+            with torch.device("meta"):
+                build(self.arch, "model")
+        except ConfigError:  # the constructor may need real numbers
+            build(self.arch, "model", nn.Module)
+
+
+def architecture(settings: Settings) -> dict[str, Any]:
+    """Return the settings of the model without `weights`, which do not change how it is built."""
+    return {key: value for key, value in settings["model"].items() if key != "weights"}
+
+
+def _weights(settings: Settings) -> str | None:
+    """Return the file or name that `weights` or `model.weights` gives; None for random weights."""
+    values = [settings.get("weights"), settings["model"].get("weights")]
+    names = [str(weights) for weights in values if weights is not None]
+    if len(names) > 1:
+        raise ConfigError(f"weights={names[0]} and model.weights={names[1]} are both set; give one")
+    return names[0] if names else None
+
+
+@dataclass(frozen=True)
 class FromNetwork(Parts):
-    """What works on an earlier stage's network, or on one that it builds itself."""
+    """The base of commands that start from an earlier stage's network or build one themselves."""
 
-    dense: Annotated[Dense, Read("model", "weights", make=Dense.of, start=True)]
+    dense: Annotated[Dense, FromSettings("model", "weights", make=Dense.of, start=True)]
     channel_selection: ChannelSelections
-    placement: Annotated[Placement, "where sparsity-inducing matrices go"]
+    placement: Annotated[Placement, "where sparsity-inducing matrices are inserted"]
 
-    def start(self, place: StageDir, data: Data, runtime: Runtime) -> SavedModel:
-        """The network to work on, which fits the data.
+    def start(self, stage_dir: StageDir, data: Data, runtime: Runtime) -> SavedModel:
+        """Return the network to work on, with the selectors and matrices that the settings ask for.
 
-        With channel selections and sparsity-inducing matrices where these are asked for.
+        ConfigError where it does not fit the data.
         """
-        saved = load_source(place.source, runtime) if place.sourced else built(self.dense, runtime)
+        saved = (
+            load_source(stage_dir.source, runtime)
+            if stage_dir.sourced
+            else build_network(self.dense, runtime)
+        )
         check_fits(saved.model, data)
-        done = with_selections(saved.model, data.example) if self.channel_selection else ()
-        done = (*done, *with_matrices(saved.model, data.example, self.placement))
-        return replace(saved, edits=(*saved.edits, *done))
+        edits = insert_selectors(saved.model, data.example) if self.channel_selection else ()
+        edits = (*edits, *insert_matrices(saved.model, data.example, self.placement))
+        return replace(saved, edits=(*saved.edits, *edits))
 
 
-def built(dense: Dense, runtime: Runtime) -> SavedModel:
-    """The dense network on the device of the runtime, as if it were read from a file.
+def build_network(dense: Dense, runtime: Runtime) -> SavedModel:
+    """Return the dense network on the device of the runtime, as if it were read from a file.
 
-    ConfigError, ArtifactError or DataError when it cannot be built, or the weights do not fit.
+    ConfigError, ArtifactError or DataError where it cannot be built or the weights do not fit.
     """
     arch, weights = dense.arch, dense.weights
-    named = _NAMED.get(str(arch.get("_target_")))
+    pretrained = _PRETRAINED.get(str(arch.get("_target_")))
     if weights is None:
-        model = _network(arch)
+        model = _module(arch)
     elif Path(weights).is_file():
-        model = _network(arch)
+        model = _module(arch)
         load_weights(model, weights)
-    elif named is None:
+    elif pretrained is None:
         raise ConfigError(f"weights={weights} does not exist; give the path of a state dict")
     else:
-        needed, fetch = named(str(arch["arch"]), weights, arch)
+        needed, fetch = pretrained(str(arch["arch"]), weights, arch)
         arch = {**needed, **arch}
-        model = _network(arch)
+        model = _module(arch)
         load_matching(model, fetch(), f"weights={weights}")
     return SavedModel(model.to(runtime.device), arch, (), {})
 
 
-def with_matrices(model: nn.Module, example: Tensor, placement: Placement) -> tuple[Edit, ...]:
-    """Attach matrices where the placement wants them, in place, unless the network has some.
+def load_source(file: Path, runtime: Runtime) -> SavedModel:
+    """Load a model file onto the device of the runtime."""
+    saved = load_model(file, trust=runtime.trust)
+    saved.model.to(runtime.device)
+    return saved
 
-    Returns what was done, and logs which layers got less than was asked for; ConfigError where the
-    network lacks what the placement names.
+
+def insert_matrices(model: nn.Module, example: Tensor, placement: Placement) -> tuple[Edit, ...]:
+    """Insert matrices where the placement says, in place, unless the network has some.
+
+    Return the edit, and log the layers that got fewer matrices than requested. ConfigError where
+    the network has no layers that the placement names.
     """
     if layers_with_matrix(model):
         return ()
-    found = placement.sites(model, example.to(next(model.parameters()).device))
-    if found.notes:
-        log.warning(f"placement: {listed(found.notes, _LISTED, '; ')}")
-    edit = InsertMatrices(found.sites, found.whole)
+    placed = placement.sites(model, example.to(_device(model)))
+    if placed.notes:
+        log.warning(f"placement: {listed(placed.notes, _NOTES, '; ')}")
+    edit = InsertMatrices(placed.sites, placed.whole)
     edit.apply(model)
     return (edit,) if edit.sites else ()
 
 
-def with_selections(model: nn.Module, example: Tensor) -> tuple[Edit, ...]:
-    """Put a channel selection in front of every norm whose channels others read too, in place.
+def insert_selectors(model: nn.Module, example: Tensor) -> tuple[Edit, ...]:
+    """Insert a channel selector before every batch norm that shares its channels, in place.
 
-    Returns what was done: nothing where all have theirs. ConfigError where there is no such norm.
+    Return the edit, or nothing where all of these have a selector. ConfigError where no batch norm
+    shares its channels.
     """
-    edit = InsertChannelSelectors.of(model, example.to(next(model.parameters()).device))
-    if not edit.norms and not any(isinstance(one, ChannelSelector) for one in model.modules()):
+    edit = InsertChannelSelectors.of(model, example.to(_device(model)))
+    if not edit.norms and not any(isinstance(m, ChannelSelector) for m in model.modules()):
         raise ConfigError(
             "channel_selection=true, but no channels of a batch norm are read past it, as in "
             "pre-activation and dense networks; set channel_selection=false"
@@ -109,8 +162,8 @@ def with_selections(model: nn.Module, example: Tensor) -> tuple[Edit, ...]:
     return (edit,) if edit.norms else ()
 
 
-def notes_on(weights: str | None) -> list[str]:
-    """What a report must not hide about the weights that a network starts from."""
+def weights_notes(weights: str | None) -> list[str]:
+    """Return what a report must say about the weights that a network starts from."""
     if weights is None:
         return []
     return [
@@ -119,7 +172,68 @@ def notes_on(weights: str | None) -> list[str]:
     ]
 
 
-def _network(arch: Mapping[str, Any]) -> nn.Module:
+@torch.inference_mode()
+def count_outputs(model: nn.Module, data: Data) -> int:
+    """Return the number of outputs per image; ConfigError when the network cannot take one."""
+    try:
+        with evaluating(model):
+            output = model(data.example.to(_device(model)))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        shape = tuple(data.shape)
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        mend = "another model or dataset" if data.classes else "dataset.shape=[...]"
+        raise ConfigError(
+            f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; choose "
+            f"{mend}"
+        ) from error
+    return output.shape[-1] if isinstance(output, Tensor) else 0
+
+
+def check_fits(model: nn.Module, data: Data, mend: str = "set model.classes={}") -> None:
+    """Raise ConfigError when the network cannot take the images or has another class count."""
+    classes = count_outputs(model, data)
+    if data.classes and classes != data.classes:
+        raise ConfigError(
+            f"model.classes={classes}, but the dataset has {data.classes} classes; "
+            f"{mend.format(data.classes)}"
+        )
+
+
+def measure_size(model: nn.Module, data: Data) -> Metrics:
+    """Return the parameters, non-zero parameters and MACs of the network as it is."""
+    cost = CostModel(model, ChannelGraph.trace(model, data.example.to(_device(model))))
+    return {
+        "params": sum(param.numel() for param in model.parameters()),
+        "nonzero": nonzero_params(model),
+        "macs": cost.macs(),
+        "macs_bias": cost.macs_bias(),
+    }
+
+
+def measure_accuracy(model: nn.Module, data: Data, runtime: Runtime) -> Metrics:
+    """Return test and validation accuracy in percent, and an id of the test images.
+
+    Choices are made on the validation split. The id keeps tables from ranking runs that were
+    tested on different images. Without test images the result is empty.
+    """
+    if not data.test.size:
+        return {}
+    test = evaluate(model, data.test, runtime.device)
+    validation = evaluate(model, data.val, runtime.device) if data.val.size else {}
+    return {
+        "top1": round(test["top1"], 4),
+        "top5": round(test["top5"], 4),
+        "loss": round(test["loss"], 6),
+        "test_images": images_id(data.test),
+        **{f"val_{key}": round(value, 6) for key, value in validation.items()},
+    }
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _module(arch: Mapping[str, Any]) -> nn.Module:
     model = build(arch, "model")
     if not isinstance(model, nn.Module):
         raise ConfigError(

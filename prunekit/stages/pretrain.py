@@ -1,4 +1,4 @@
-"""Train the dense network, or start from given weights."""
+"""The stage that trains the dense network, or loads its weights."""
 
 from __future__ import annotations
 
@@ -8,33 +8,38 @@ from typing import Annotated
 
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.common import check_fits, counts, history_writer, quality
-from prunekit.stages.network import built, notes_on
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Read, Stage
-from prunekit.stages.weights import Dense
+from prunekit.stages.network import (
+    Dense,
+    build_network,
+    check_fits,
+    measure_accuracy,
+    measure_size,
+    weights_notes,
+)
+from prunekit.stages.settings import Runtime
+from prunekit.stages.stage import FromSettings, Stage, history_writer
 from prunekit.surgery import save_model
 from prunekit.training import Schedule, fit
 
 
 @dataclass(frozen=True)
 class Pretrain(Stage):
-    """Build the model, load weights where they are given, train, save."""
+    """Builds the network, loads weights where the settings name some, trains it and saves it."""
 
     name = "pretrain"
     needs_source = False
-    dense: Annotated[Dense, Read("model", "weights", make=Dense.of)]
-    schedule: Annotated[Schedule, Read("schedule.pretrain")]
+    dense: Annotated[Dense, FromSettings("model", "weights", make=Dense.of)]
+    schedule: Annotated[Schedule, FromSettings("schedule.pretrain")]
 
     def check(self, run: Path) -> None:
-        """The network must be one that can be built, unless it is there already."""
+        """Raise ConfigError where the network cannot be built, unless the stage is finished."""
         if not (run / self.name / "report.json").is_file():
             self.dense.check()
 
-    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
-        """Leave the trained network."""
-        start = built(self.dense, runtime)
-        model = start.model
+    def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
+        """Train the network and write its model file."""
+        saved = build_network(self.dense, runtime)
+        model = saved.model
         data = self.data(runtime)
         check_fits(model, data)
         fit(
@@ -43,10 +48,10 @@ class Pretrain(Stage):
             self.schedule,
             seed=self.seed,
             device=runtime.device,
-            checkpoint=place.checkpoint,
+            checkpoint=stage_dir.checkpoint,
             label="pretrain",
-            on_epoch=history_writer(place),
+            on_epoch=history_writer(stage_dir),
         )
-        save_model(place.path / "model.pt", model, start.arch)
-        notes = (*data.notes, *notes_on(self.dense.weights))
-        return Outcome({**quality(model, data, runtime), **counts(model, data)}, notes)
+        save_model(stage_dir.path / "model.pt", model, saved.arch)
+        metrics = {**measure_accuracy(model, data, runtime), **measure_size(model, data)}
+        return Outcome(metrics, (*data.notes, *weights_notes(self.dense.weights)))

@@ -1,8 +1,8 @@
-"""Score the units, drop the lowest, write the narrow model."""
+"""The stage that removes channels: scores them, cuts the lowest, and writes the narrow network."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,45 +17,50 @@ from prunekit.engine import CHECKED, CutOptions, Pruning, Traced, Tune
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.methods.hinge import fold, layers_with_matrix
+from prunekit.modes import duplicate
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.selection import BudgetResult, Selection
-from prunekit.stages.common import counts, history_writer
-from prunekit.stages.network import FromNetwork, notes_on
-from prunekit.stages.pruned_variants import accuracy_note, compared, figures, variants, written
-from prunekit.stages.root import Absorb, Diagnose, NormStatistics, OverNorms
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Read, Stage
-from prunekit.stages.weights import Dense
+from prunekit.selection import Aim, Selection
+from prunekit.stages.network import (
+    Dense,
+    FromNetwork,
+    measure_accuracy,
+    measure_size,
+    weights_notes,
+)
+from prunekit.stages.settings import Absorb, Diagnose, NormStatistics, OverNorms, Runtime
+from prunekit.stages.stage import FromSettings, Stage, history_writer
 from prunekit.surgery import save_model
 from prunekit.surgery.cut import Cut
-from prunekit.training import Schedule, fit
+from prunekit.training import Schedule, fit, keeps_statistics, recompute_statistics
+
+STATISTICS_IMAGES = 2048  # training images that batch-norm statistics are recomputed on
 
 
 @dataclass(frozen=True)
 class Prune(FromNetwork, Stage):
-    """Select units, remove them, and check that removing equals silencing."""
+    """Selects units, removes them, and checks that the cut equals silencing them."""
 
     name = "prune"
-    criterion: Annotated[Criterion, "what a channel is worth"]
-    selection: Annotated[Selection, "which channels are kept"]
+    criterion: Annotated[Criterion, "how units are scored"]
+    selection: Annotated[Selection, "which units are kept"]
     absorb: Absorb
     over_norms: OverNorms
-    between: Annotated[Schedule, Read("schedule.between")]
+    between: Annotated[Schedule, FromSettings("schedule.between")]
     diagnose: Diagnose
     statistics: NormStatistics
 
-    def within(self, run: Path, source: Path | None) -> Prune:
-        """With stored scores beside the source, and curves of the run's own."""
-        criterion, selection = self.criterion.resolve_beside(source), self.selection.resolve_in(run)
+    def with_files(self, run: Path, source: Path | None) -> Prune:
+        """Return the stage with the scores beside the source, and the curves of the run."""
+        criterion, selection = self.criterion.beside(source), self.selection.within(run)
         return replace(self, criterion=criterion, selection=selection)
 
-    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
-        """Prune, in rounds where the selection wants them."""
-        self._check_scores(place)
+    def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
+        """Prune the network, in several rounds where the selection has them."""
+        self._check_scores(stage_dir)
         data = self.data(runtime)
-        saved = self.start(place, data, runtime)
+        saved = self.start(stage_dir, data, runtime)
         self._check_rounds(data)
         dense = Traced.of(saved.model, data.example, data.inputs(CHECKED), self.over_norms)
         pruning = engine.prune(
@@ -64,50 +69,50 @@ class Prune(FromNetwork, Stage):
             self.selection,
             CutOptions(self.absorb),
             data,
-            self._tuning(place, data, runtime),
+            self._tuning(stage_dir, data, runtime),
             track,
         )
-        chosen = written(pruning, self.statistics)
-        names = compared(pruning.model, data) if self.diagnose else ()
-        found = variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
-        model, after = found[chosen].model, figures(found, names)
+        chosen = _chosen_variant(pruning, self.statistics)
+        names = _compared_variants(pruning.model, data) if self.diagnose else ()
+        variants = _measure_variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
+        model, after = variants[chosen].model, _variant_metrics(variants, names)
         folded = fold(model, dense.batch) if layers_with_matrix(model) else None
         edits = [*pruning.edits, *([folded.edit] if folded else [])]
         model = folded.model if folded else model
-        write_json(place.path / "plan.json", plan(dense.graph, pruning.keep))
-        save_model(place.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
+        write_json(stage_dir.path / "plan.json", _plan(dense.graph, pruning.keep))
+        save_model(stage_dir.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
         metrics = {
-            **found[chosen].quality,
-            **counts(model, data),
-            **_facts(pruning.cuts),
+            **variants[chosen].accuracy,
+            **measure_size(model, data),
+            **_cut_metrics(pruning.cuts),
             **({"fold_error": folded.gap.relative} if folded else {}),
-            **_asked(pruning.selected.budgets),
+            **_budget_metrics(pruning.selected.aims),
             **after,
             "collapsed_layers": ", ".join(pruning.selected.emptied) or None,
             **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
         }
         notes = (
-            *(() if place.sourced else _on_start(self.dense)),
+            *(() if stage_dir.sourced else _start_notes(self.dense)),
             *data.notes,
             *_cut_notes(pruning.cuts),
             *([str(folded)] if folded else []),
-            *accuracy_note(after),
+            *_accuracy_note(after),
             *pruning.selected.notes,
             *dense.graph.notes,
-            *_rescued(pruning),
+            *_zero_score_notes(pruning),
         )
         return Outcome(metrics, notes)
 
-    def _check_scores(self, place: StageDir) -> None:
-        if not self.criterion.resolved:
+    def _check_scores(self, stage_dir: StageDir) -> None:
+        if not self.criterion.complete:
             raise ArtifactError(
                 f"prune with criterion=stored starts from a model and its scores, and "
-                f"{place.run.path} holds none; run prunekit pretrain or sparsify first, give "
+                f"{stage_dir.run.path} holds none; run prunekit pretrain or sparsify first, give "
                 "source=path/to/model.pt, or choose another criterion (l1_norm needs weights only)"
             )
 
     def _check_rounds(self, data: Data) -> None:
-        """Between rounds there is training, and the narrower network is scored anew."""
+        """Raise ConfigError where rounds cannot train, or cannot score the narrower network."""
         rounds = self.selection.rounds
         if rounds > 1 and not data.train.size:
             raise ConfigError(
@@ -120,13 +125,14 @@ class Prune(FromNetwork, Stage):
                 "criterion=stored cannot; choose another criterion, or selection.rounds=1"
             )
 
-    def _tuning(self, place: StageDir, data: Data, runtime: Runtime) -> Tune:
-        """Brief training after a round, with a checkpoint of its own: a finished one only loads."""
-        write, past = history_writer(place), []
+    def _tuning(self, stage_dir: StageDir, data: Data, runtime: Runtime) -> Tune:
+        """Return the training after each round; every round has a checkpoint of its own."""
+        write = history_writer(stage_dir)
+        earlier: list[dict[str, Any]] = []
 
         def tune(model: nn.Module, number: int) -> None:
-            def on_epoch(rows: list[dict[str, float]]) -> None:
-                write([*past, *({"round": number, **row} for row in rows)])
+            def on_epoch(epochs: list[dict[str, Any]]) -> None:
+                write([*earlier, *({"round": number, **epoch} for epoch in epochs)])
 
             history = fit(
                 model,
@@ -134,18 +140,94 @@ class Prune(FromNetwork, Stage):
                 self.between,
                 seed=self.seed + number,
                 device=runtime.device,
-                checkpoint=place.checkpoint.phase(f"round{number}"),
+                checkpoint=stage_dir.checkpoint.phase(f"round{number}"),
                 label=f"round {number}",
                 on_epoch=on_epoch,
             )
-            past.extend({"round": number, **row} for row in history)
+            earlier.extend({"round": number, **epoch} for epoch in history)
 
         return tune
 
 
-def plan(graph: ChannelGraph, keep: ChannelMask) -> dict[str, Any]:
-    """Which units of every group stay, for people and for `selection=like_run`."""
-    indices = {name: found.tolist() for name, found in keep.indices.items()}
+@dataclass(frozen=True, eq=False)
+class _Variant:
+    """A pruned network, and its test and validation accuracy before fine-tuning.
+
+    The name of a variant says whether constants were dropped or absorbed, and whether batch-norm
+    statistics were recomputed: a collapse after pruning is often one of the statistics only.
+    """
+
+    model: nn.Module
+    accuracy: Metrics
+
+
+def _chosen_variant(pruning: Pruning, statistics: str) -> str:
+    """Return the name of the variant that is saved, from the last cut and `statistics`."""
+    ending = "_recomputed" if statistics == "recomputed" else ""
+    return ("absorbed" if pruning.absorbed else "dropped") + ending
+
+
+def _compared_variants(model: nn.Module, data: Data) -> tuple[str, ...]:
+    """Return the names of the variants to compare: none without images, two without batch norm."""
+    if not (data.test.size and data.train.size):
+        return ()
+    names = ("dropped", "absorbed")
+    recomputed = tuple(f"{name}_recomputed" for name in names)
+    return (*names, *recomputed) if keeps_statistics(model) else names
+
+
+def _measure_variants(
+    pruning: Pruning, names: Collection[str], data: Data, runtime: Runtime
+) -> dict[str, _Variant]:
+    """Return the variants of these names with their accuracy."""
+    cut: dict[str, nn.Module] = {}
+    variants = {}
+    for name in names:
+        constants, _, recomputed = name.partition("_")
+        if constants not in cut:
+            cut[constants] = pruning.with_constants(absorb=constants == "absorbed")
+        model = (
+            _with_new_statistics(cut[constants], data, runtime) if recomputed else cut[constants]
+        )
+        variants[name] = _Variant(model, measure_accuracy(model, data, runtime))
+    return variants
+
+
+def _with_new_statistics(model: nn.Module, data: Data, runtime: Runtime) -> nn.Module:
+    """Return a copy whose batch-norm statistics are those of training images."""
+    copy = duplicate(model)
+    recompute_statistics(copy, data.train, STATISTICS_IMAGES, runtime.device)
+    return copy
+
+
+def _variant_metrics(variants: Mapping[str, _Variant], names: Collection[str]) -> Metrics:
+    """Return test and validation accuracy of the compared variants, in percent."""
+    return {
+        f"{prefix}/{name}": variants[name].accuracy[key]
+        for prefix, key in (("after", "top1"), ("val_after", "val_top1"))
+        for name in names
+        if key in variants[name].accuracy
+    }
+
+
+def _accuracy_note(metrics: Metrics) -> list[str]:
+    """Return the test accuracy of the compared variants as a sentence."""
+    if not metrics:
+        return []
+
+    def pair(end: str) -> str:
+        dropped, absorbed = (metrics[f"after/{name}{end}"] for name in ("dropped", "absorbed"))
+        return f"{dropped:.2f} % with constants dropped, {absorbed:.2f} % absorbed"
+
+    recomputed = ""
+    if "after/dropped_recomputed" in metrics:
+        recomputed = f"; with batch-norm statistics recomputed {pair('_recomputed')}"
+    return [f"top-1 before fine-tuning: {pair('')}{recomputed}"]
+
+
+def _plan(graph: ChannelGraph, keep: ChannelMask) -> dict[str, Any]:
+    """Return the kept units of every group, which `selection=like_run` reads from plan.json."""
+    indices = {name: kept.tolist() for name, kept in keep.indices.items()}
     groups = {
         group.name: {
             "kept": len(indices[group.name]),
@@ -158,55 +240,54 @@ def plan(graph: ChannelGraph, keep: ChannelMask) -> dict[str, Any]:
     return {"groups": groups, "notes": list(graph.notes)}
 
 
-def _on_start(dense: Dense) -> list[str]:
-    """What must be said of a network that was built here."""
+def _start_notes(dense: Dense) -> list[str]:
+    """Return what the report must say about a network that was built in this stage."""
     untrained = "the network was randomly initialised: no earlier stage, and model.weights is null"
-    return notes_on(dense.weights) or [untrained]
+    return weights_notes(dense.weights) or [untrained]
 
 
-def _facts(cuts: Sequence[Cut]) -> Metrics:
-    """How far the cuts are from silencing, the worst of the rounds, and what was absorbed."""
-    agreed = [made.agreement for made in cuts if made.agreement is not None]
-    trained = [found.train.relative for found in agreed if found.train is not None]
-    absorbed = [made.absorbed for made in cuts if made.absorbed is not None]
-    found: Metrics = {
-        "surgery_error": max(agreement.worst for agreement in agreed),
-        "agreement_eval": max(agreement.eval.relative for agreement in agreed),
+def _cut_metrics(cuts: Sequence[Cut]) -> Metrics:
+    """Return the largest differences from silencing over all rounds, and what was absorbed."""
+    agreements = [cut.agreement for cut in cuts if cut.agreement is not None]
+    trained = [agreement.train.relative for agreement in agreements if agreement.train is not None]
+    absorbed = [cut.absorbed for cut in cuts if cut.absorbed is not None]
+    metrics: Metrics = {
+        "surgery_error": max(agreement.worst for agreement in agreements),
+        "agreement_eval": max(agreement.eval.relative for agreement in agreements),
         "agreement_train": max(trained) if trained else None,
-        "absorbed": sum(len(one.layers) for one in absorbed) if absorbed else None,
+        "absorbed": sum(len(each.rows) for each in absorbed) if absorbed else None,
     }
     if absorbed:
-        found["absorbed_change"] = max(one.change.moved for one in absorbed)
-    return found
+        metrics["absorbed_change"] = max(each.change.moved for each in absorbed)
+    return metrics
 
 
-def _asked(budgets: tuple[BudgetResult, ...]) -> Metrics:
-    """What was asked to be kept of every budget, what the network has, and what was predicted."""
-    found: Metrics = {}
-    for budget in budgets:
-        found |= {
-            f"asked/{budget.name}": budget.requested,
-            f"reached/{budget.name}": budget.achieved,
-        }
-        if budget.predicted is not None:
-            found[f"predicted/{budget.name}"] = budget.predicted
-    return found
+def _budget_metrics(aims: tuple[Aim, ...]) -> Metrics:
+    """Return for every budget the requested, the reached and the predicted amount."""
+    metrics: Metrics = {}
+    for aim in aims:
+        metrics |= {f"asked/{aim.name}": aim.asked, f"reached/{aim.name}": aim.reached}
+        if aim.predicted is not None:
+            metrics[f"predicted/{aim.name}"] = aim.predicted
+    return metrics
 
 
 def _cut_notes(cuts: Sequence[Cut]) -> list[str]:
-    """The check and the absorption in words, round by round."""
-    found = []
-    for number, made in enumerate(cuts, start=1):
-        where = f"round {number}: " if len(cuts) > 1 else ""
-        found += [f"{where}{note}" for note in made.notes]
-        found += [f"{where}{made.agreement}"] if made.agreement else []
-        if made.absorbed:
-            found += [f"{where}{note}" for note in (made.absorbed, *made.absorbed.notes)]
-    return found
+    """Return the check and the absorption of every round in words."""
+    notes = []
+    for number, cut in enumerate(cuts, start=1):
+        lines = [
+            *cut.notes,
+            *([str(cut.agreement)] if cut.agreement else []),
+            *((str(cut.absorbed), *cut.absorbed.notes) if cut.absorbed else ()),
+        ]
+        prefix = f"round {number}: " if len(cuts) > 1 else ""
+        notes += [f"{prefix}{line}" for line in lines]
+    return notes
 
 
-def _rescued(pruning: Pruning) -> list[str]:
-    """The groups all of whose units score zero, and that keep some all the same."""
+def _zero_score_notes(pruning: Pruning) -> list[str]:
+    """Return a note for every group that keeps units although all of them score zero."""
     return [
         f"every unit of {name} scored zero; {count} kept so that the layer lives"
         for name, count in pruning.keep.counts.items()

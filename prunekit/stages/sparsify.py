@@ -1,4 +1,4 @@
-"""Train under a sparsity penalty."""
+"""The stage that trains under a sparsity penalty."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from prunekit.build import build
+from prunekit.build import Settings, build
 from prunekit.criteria import save_scores
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
@@ -14,17 +14,16 @@ from prunekit.penalties import Penalty
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.solvers import Solver
-from prunekit.stages.common import counts, history_writer, quality
-from prunekit.stages.network import FromNetwork
-from prunekit.stages.runtime import Runtime
-from prunekit.stages.spec import Read, Settings, Stage
+from prunekit.stages.network import FromNetwork, measure_accuracy, measure_size
+from prunekit.stages.settings import Runtime
+from prunekit.stages.stage import FromSettings, Stage, history_writer
 from prunekit.surgery import save_model
 from prunekit.targets import Target
 from prunekit.training import Order, Regularizer, Schedule, Training
 
 
-def regularizer_of(settings: Settings) -> Regularizer:
-    """Penalty, target and solver from the settings; raises ConfigError when they do not fit."""
+def build_regularizer(settings: Settings) -> Regularizer:
+    """Build penalty, target and solver from the settings; ConfigError when they do not fit."""
     node = settings["regularizer"]
     if not isinstance(node.get("penalty"), Mapping) or not isinstance(node.get("target"), Mapping):
         raise ConfigError("regularizer has no penalty and target; choose regularizer=l21, say")
@@ -37,23 +36,25 @@ def regularizer_of(settings: Settings) -> Regularizer:
 
 @dataclass(frozen=True)
 class Sparsify(FromNetwork, Stage):
-    """Train from the source model on under a penalty; save weights with zeros, and scores."""
+    """Trains the source model under a penalty, and saves its weights and a score per unit."""
 
     name = "sparsify"
-    regularizer: Annotated[Regularizer, Read("regularizer", "solver", make=regularizer_of)]
-    order: Annotated[Order, "in which layers are trained under the penalty"]
-    schedule: Annotated[Schedule, Read("schedule.sparsify")]
+    regularizer: Annotated[
+        Regularizer, FromSettings("regularizer", "solver", make=build_regularizer)
+    ]
+    order: Annotated[Order, "in which order layers are trained under the penalty"]
+    schedule: Annotated[Schedule, FromSettings("schedule.sparsify")]
 
-    def work(self, place: StageDir, runtime: Runtime) -> Outcome:
-        """Solve loss + penalty."""
+    def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
+        """Minimise loss + penalty; write the model file and the scores."""
         data = self.data(runtime)
-        saved = self.start(place, data, runtime)
+        saved = self.start(stage_dir, data, runtime)
         model = saved.model
         graph = ChannelGraph.trace(model, data.example.to(runtime.device))
-        write, last = history_writer(place), {}
+        write, last_epoch = history_writer(stage_dir), {}
 
         def on_epoch(history: list[dict[str, Any]]) -> None:
-            last.update(history[-1])
+            last_epoch.update(history[-1])
             write(history)
 
         training = Training(
@@ -63,16 +64,21 @@ class Sparsify(FromNetwork, Stage):
             schedule=self.schedule,
             seed=self.seed,
             device=runtime.device,
-            checkpoint=place.checkpoint,
+            checkpoint=stage_dir.checkpoint,
             on_epoch=on_epoch,
         )
         scores = self.order.solve(self.regularizer, training)
-        save_scores(place.path / "scores.pt", scores)
-        save_model(place.path / "model.pt", model, saved.arch, saved.edits)
-        small = {key: value for key, value in last.items() if key.startswith("below/")}
+        save_scores(stage_dir.path / "scores.pt", scores)
+        save_model(stage_dir.path / "model.pt", model, saved.arch, saved.edits)
+        small = {key: value for key, value in last_epoch.items() if key.startswith("below/")}
         alive = {f"alive/{name}": int((score > 0).sum()) for name, score in scores.items()}
-        notes = [f"every unit of {name} is zero" for name, one in scores.items() if not one.any()]
+        zero = [name for name, score in scores.items() if not score.any()]
         return Outcome(
-            {**quality(model, data, runtime), **counts(model, data), **small, **alive},
-            (*data.notes, *graph.notes, *notes),
+            {
+                **measure_accuracy(model, data, runtime),
+                **measure_size(model, data),
+                **small,
+                **alive,
+            },
+            (*data.notes, *graph.notes, *(f"every unit of {name} is zero" for name in zero)),
         )

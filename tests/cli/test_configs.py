@@ -27,9 +27,9 @@ from torch import nn
 from prunekit.build import build
 from prunekit.config import config_dir, groups, resolve
 from prunekit.errors import ConfigError, PrunekitError
-from prunekit.stages import STAGES, network, stage_named
-from prunekit.stages.sparsify import regularizer_of
-from prunekit.stages.weights import Dense
+from prunekit.stages import STAGES, find_stage_class, network
+from prunekit.stages.network import Dense
+from prunekit.stages.sparsify import build_regularizer
 
 CONFIGS = config_dir()
 STARTING = ("search", "launch")  # how jobs are started: test_launchers.py
@@ -112,15 +112,15 @@ def built(config: DictConfig, group: str, device: str = "meta") -> Any:
     settings = {key: resolve(config[key]) for key in parts}
     if group == "regularizer":
         root = (config.name, config.absorb, config.channel_selection, config.pipeline)
-        return seen(regularizer_of(settings)), *root
+        return seen(build_regularizer(settings)), *root
     if group == "schedule":
-        read = {key for name in STAGES for key in stage_named(name).reads(sourced=False)}
+        read = {key for name in STAGES for key in find_stage_class(name).reads(sourced=False)}
         keys = {key for key in read if group in key}
         return [seen(build(settings[group][key.split(".")[1]], key)) for key in sorted(keys)]
     torch.manual_seed(0)
     if group == "model":
         with torch.device(device):
-            start = network.built(Dense.of(settings), SimpleNamespace(device=device))
+            start = network.build_network(Dense.of(settings), SimpleNamespace(device=device))
         return seen(start.model), config.name
     shown = OmegaConf.select(config, f"{group}.name")  # in tables of runs
     return seen(build(settings[group], group)), config.name, shown

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from prunekit.config import config_dir, resolve
 from prunekit.methods.slimming import ChannelSelector
-from prunekit.stages.pipeline import check
+from prunekit.stages.pipeline import build_stages
 from prunekit.surgery import load_model
 
 RATIOS = {  # the share of scales that goes, in table 1 of Liu et al. 2017
@@ -59,7 +59,7 @@ def test_experiments_have_the_published_settings(model, dataset):
         wanted = {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-4}
         assert {key: schedule["optimizer"][key] for key in wanted} == wanted
         assert (schedule["decay"]["milestones"], schedule["decay"]["by"]) == ([0.5, 0.75], 0.1)
-    check(found, tuple(found["pipeline"]))
+    build_stages(found, tuple(found["pipeline"]))
 
 
 @pytest.mark.parametrize("solver", ["slimming", "proximal", "palm"])
@@ -72,7 +72,7 @@ def test_penalties_and_solvers_are_chosen_by_name(penalty, solver):
     assert found["regularizer"]["penalty"]["lam"] == 1e-5
     phases = {key: found["schedule"][key]["epochs"] for key in ("sparsify", "finetune")}
     assert phases == {"sparsify": 8, "finetune": 4}
-    check(found, tuple(found["pipeline"]))
+    build_stages(found, tuple(found["pipeline"]))
 
 
 @pytest.mark.parametrize(("penalty", "key"), [("mcp", "gamma"), ("scad", "a")])

@@ -13,7 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from prunekit.build import build
 from prunekit.config import config_dir, groups, resolve
 from prunekit.methods.hinge import Hinged
-from prunekit.stages.pipeline import check
+from prunekit.stages.pipeline import build_stages
 from prunekit.surgery import load_model
 
 
@@ -123,7 +123,7 @@ def test_what_is_penalised_and_kept_is_as_published(name):
     assert (found["distill"].get("weight"), found["distill"].get("temperature")) == (
         (0.4, 4.0) if run.distil else (None, None)
     )
-    check(found, tuple(found["pipeline"]))
+    build_stages(found, tuple(found["pipeline"]))
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -168,7 +168,7 @@ def test_experiments_build_with_their_own_and_the_short_schedule(name):
             schedule = build(found["schedule"][phase], f"schedule.{phase}")
             assert not more or schedule.epochs <= 8
         assert build(found["order"], "order").until.selection.keep == found["selection"]["keep"]
-        check(found, tuple(found["pipeline"]))
+        build_stages(found, tuple(found["pipeline"]))
 
 
 IMAGES = (

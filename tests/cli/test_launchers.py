@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from prunekit.cli.sweep import Swept, best, headline, rows
+from prunekit.cli.sweep import Swept, best, headline, lines
 from prunekit.runs.job_status import DONE, FAILED, Board, Notice, Status
 
 TOYS = (
@@ -118,8 +118,10 @@ def config(task: list[str], **sweeper) -> object:
 def test_what_a_sweep_changes_and_how_many_jobs_that_makes():
     swept = Swept.of(config(["name=s", "seed=1,2", "regularizer.lam=0.1,0.2,0.3"]))
     assert swept == Swept(frozenset({"seed", "regularizer.lam"}), 6)
-    assert swept.told(["name=s", "seed=1", "regularizer.lam=0.1"]) == "seed=1, regularizer.lam=0.1"
-    assert swept.told(["name=s"]) == "name=s"
+    assert (
+        swept.describe(["name=s", "seed=1", "regularizer.lam=0.1"]) == "seed=1, regularizer.lam=0.1"
+    )
+    assert swept.describe(["name=s"]) == "name=s"
     searched = config([], params={"regularizer.lam": "tag(log, interval(1e-5, 1e-1))"}, n_trials=7)
     assert Swept.of(searched) == Swept(frozenset({"regularizer.lam"}), 7)
 
@@ -134,7 +136,7 @@ def test_the_table_of_a_sweep():
     assert best(jobs) == 0, "by images held out, among finished jobs"
     assert headline(jobs, 5) == "2 of 5 done, 1 at work, 1 failed"
     swept = Swept(frozenset({"seed"}), 5)
-    table = rows(jobs, swept)
+    table = lines(jobs, swept)
     assert table[0] == ["#0", "seed=1", "done", "measure", "", "91.00", "best"]
     assert table[2][4] == "no room" and table[3][4] == "sparsify 2/3, 50%"
 

@@ -19,8 +19,8 @@ from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.runs.files import read_json
 from prunekit.stages import network
-from prunekit.stages.pipeline import check
-from prunekit.stages.weights import Dense
+from prunekit.stages.network import Dense
+from prunekit.stages.pipeline import build_stages
 
 PUBLISHED = Path(__file__).parents[2] / "scripts" / "published"
 STRUCTURES = {
@@ -101,7 +101,7 @@ def test_settings_are_as_published(name):
     assert (tuning["epochs"], tuning["batch"]) == (150 if imagenet else 400, 128)
     assert tuning["optimizer"]["_target_"] == "torch.optim.SGD"
     assert tuning["decay"] == {"_target_": "prunekit.training.Cosine", "final": 0.0, "warmup": 0.0}
-    check(found, tuple(found["pipeline"]))
+    build_stages(found, tuple(found["pipeline"]))
 
 
 @pytest.mark.parametrize("name", ["sglp_vgg16_cifar10", "stlp_resnet110_cifar10"])
@@ -137,7 +137,7 @@ def cut(name):
     """The masks of an experiment on its own network, with scores drawn at random."""
     found = copy.deepcopy(settings(f"experiment={name}"))
     found["model"].pop("weights", None)
-    model = network.built(Dense.of(found), SimpleNamespace(device="cpu")).model
+    model = network.build_network(Dense.of(found), SimpleNamespace(device="cpu")).model
     shape = build(found["dataset"], "dataset").shape
     graph = ChannelGraph.trace(model, torch.zeros(1, *shape))
     cost = CostModel(model, graph)

@@ -13,8 +13,8 @@ from prunekit.data import Synthetic
 from prunekit.errors import ConfigError
 from prunekit.runs.layout import LOOKING, PIPELINE, STAGES
 from prunekit.selection import Zeros
-from prunekit.stages import network, stage_named
-from prunekit.stages.spec import described
+from prunekit.stages import find_stage_class, network
+from prunekit.stages.stage import select_settings
 
 START = {"model", "weights"}
 READS = {
@@ -46,7 +46,7 @@ def changed(settings: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_reads_what_its_fields_say(settings, name):
-    kind = stage_named(name)
+    kind = find_stage_class(name)
     assert set(kind.reads(sourced=False)) == READS[name] | {"seed", "dataset"}
     kept = START if name == "pretrain" else set()
     assert set(kind.reads(sourced=True)) == READS[name] - (START - kept) | {"seed", "dataset"}
@@ -55,12 +55,12 @@ def test_a_stage_reads_what_its_fields_say(settings, name):
     assert not any(isinstance(getattr(stage, field.name), dict) for field in fields(stage))
     with pytest.raises(FrozenInstanceError):
         stage.seed = 1
-    told = described(settings, kind.reads(sourced=False))
+    told = select_settings(settings, kind.reads(sourced=False))
     assert told["dataset"] == settings["dataset"] and "runtime" not in told
 
 
 def test_every_stage_has_one_class_and_one_entry():
-    assert [stage_named(entry.name).name for entry in PIPELINE] == [*STAGES]
+    assert [find_stage_class(entry.name).name for entry in PIPELINE] == [*STAGES]
     assert {entry.name for entry in PIPELINE if entry.looks} == LOOKING
 
 
@@ -78,14 +78,14 @@ def test_every_stage_has_one_class_and_one_entry():
 )
 def test_a_mistake_is_named_before_any_work(settings, name, key, value, words):
     with pytest.raises(ConfigError) as refusal:
-        stage_named(name).of(changed(settings, key, value))
+        find_stage_class(name).of(changed(settings, key, value))
     assert words in str(refusal.value)
 
 
 def test_a_choice_that_describes_nothing_is_none(settings):
-    stage = stage_named("finetune").of(settings)
+    stage = find_stage_class("finetune").of(settings)
     assert stage.distill is None and stage.head is None
-    assert stage_named("prune").of(settings).selection == Zeros()
+    assert find_stage_class("prune").of(settings).selection == Zeros()
 
 
 def test_finished_before_needs_neither_network_nor_images(finished, go, monkeypatch):
@@ -93,6 +93,6 @@ def test_finished_before_needs_neither_network_nor_images(finished, go, monkeypa
         raise AssertionError("nothing is loaded for what is finished")
 
     monkeypatch.setattr(Synthetic, "load", refuse)
-    monkeypatch.setattr(network, "_network", refuse)
+    monkeypatch.setattr(network, "_module", refuse)
     monkeypatch.setattr("prunekit.surgery.files.load_model", refuse)
     assert go("run", "name=whole").count("finished before") == 5

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from prunekit.build import build
-from prunekit.stages.identity import identity
+from prunekit.stages.identity import identify
 
 TINY = (
     "model.widths=[4,6,12]",
@@ -46,5 +46,5 @@ def identity_of(settings, start):
     """What a stage is that reads just these settings."""
     parts = {key: build(settings[key], key) for key in ("dataset", "selection") if key in settings}
     if "selection" in parts:
-        parts["selection"] = parts["selection"].resolve_in(start.run)
-    return identity(SimpleNamespace(**parts), settings, start)
+        parts["selection"] = parts["selection"].within(start.run)
+    return identify(SimpleNamespace(**parts), settings, start)

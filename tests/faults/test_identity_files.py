@@ -17,8 +17,8 @@ from prunekit.criteria import save_scores
 from prunekit.errors import ArtifactError
 from prunekit.models import LeNet5
 from prunekit.runs.identity import network_of
-from prunekit.stages.identity import Start
-from prunekit.training.schedule import numbers
+from prunekit.stages.identity import StageInputs
+from prunekit.training.precision import numbers
 
 FEW = ("criterion=l1_norm", "selection=per_layer")
 NET = """
@@ -124,16 +124,19 @@ def test_replaced_curves_make_another_run(tmp_path):
     settings = {"dataset": {"_target_": "prunekit.data.Synthetic"}, "selection": selection}
     file = tmp_path / "run" / "sensitivity" / "sensitivity.csv"
     with pytest.raises(ArtifactError, match="run prunekit sensitivity first"):
-        identity_of(settings, Start(None, None, tmp_path / "run"))
+        identity_of(settings, StageInputs(None, None, tmp_path / "run"))
     file.parent.mkdir(parents=True)
     file.write_text("group,removed,units,val_top1\na,0,2,90.0\n")
-    first = identity_of(settings, Start(None, None, tmp_path / "run"))
+    first = identity_of(settings, StageInputs(None, None, tmp_path / "run"))
     shutil.copytree(tmp_path / "run", tmp_path / "moved")
-    assert identity_of(settings, Start(None, None, tmp_path / "moved")) == first
+    assert identity_of(settings, StageInputs(None, None, tmp_path / "moved")) == first
     file.write_text(file.read_text().replace("90.0", "91.0"))
-    assert identity_of(settings, Start(None, None, tmp_path / "run"))["curves"] != first["curves"]
+    assert (
+        identity_of(settings, StageInputs(None, None, tmp_path / "run"))["curves"]
+        != first["curves"]
+    )
     named = {**selection, "path": str(tmp_path / "moved")}
-    found = identity_of({**settings, "selection": named}, Start(None, None, tmp_path / "run"))
+    found = identity_of({**settings, "selection": named}, StageInputs(None, None, tmp_path / "run"))
     assert found["curves"] == first["curves"] and "path" not in found["selection"]
 
 
@@ -251,11 +254,13 @@ def test_numbers_are_what_a_precision_comes_to(tmp_path, monkeypatch):
     found = {}
     for allowed in (True, False):
         monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
-        found[allowed] = identity_of(settings, Start(None, None, tmp_path, kind="cuda"))["numbers"]
+        found[allowed] = identity_of(settings, StageInputs(None, None, tmp_path, kind="cuda"))[
+            "numbers"
+        ]
     assert found == {True: "tf32, channels_last", False: "float32, channels_last"}
     half = {**settings, "schedule": {"pretrain": schedule("bfloat16")}}
     mixed = {**half, "order": {"between": schedule("float32")}}
-    start = Start(None, None, tmp_path)
+    start = StageInputs(None, None, tmp_path)
     assert identity_of(half, start)["numbers"] == "bfloat16, channels_last"
     assert identity_of(mixed, start)["numbers"] == "bfloat16, channels_last; float32, channels_last"
 
@@ -267,5 +272,5 @@ def test_numbers_between_rounds_count_where_there_is_training(tmp_path, rounds):
         "selection": {"_target_": "prunekit.selection.PerLayer", "keep": 0.5, "rounds": rounds},
         "schedule": {"between": schedule("float32")},
     }
-    found = identity_of(settings, Start(None, None, tmp_path))
+    found = identity_of(settings, StageInputs(None, None, tmp_path))
     assert ("numbers" in found) == (rounds > 1)

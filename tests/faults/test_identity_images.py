@@ -18,7 +18,7 @@ from prunekit.data import identity as identity_module
 from prunekit.data.files import IMAGES, identity_of_files
 from prunekit.errors import DataError
 from prunekit.reporting.collect import collect
-from prunekit.stages.identity import Start
+from prunekit.stages.identity import StageInputs
 
 PRETRAIN = ("pretrain", "name=a", *MNIST)
 DAY = 24 * 3600
@@ -312,7 +312,7 @@ def test_a_place_counts_as_long_as_its_images_are_not_known(tmp_path):
     for kind in (Own, Versioned, Read):
         target = f"{__name__}.{kind.__name__}"
         roots = [{"_target_": target, "root": str(tmp_path / name)} for name in ("one", "two")]
-        start = Start(None, None, tmp_path)
+        start = StageInputs(None, None, tmp_path)
         with patch("prunekit.build.locate", return_value=kind):
             known[kind] = [identity_of({"dataset": root}, start) for root in roots]
     assert [known[kind][0] == known[kind][1] for kind in known] == [False, False, True]

@@ -301,7 +301,7 @@ def test_filters_say_nothing_about_selections(name):
     from prunekit.criteria import CRITERIA, Criterion
 
     net, edit = inserted(preactivated)
-    scores = CRITERIA.named(name, Criterion).scores(net, ChannelGraph.trace(net, X), None)
+    scores = CRITERIA.resolve(name, Criterion).scores(net, ChannelGraph.trace(net, X), None)
     assert scores and not any(f"{norm}.select" in scores for norm in edit.norms)
 
 

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from prunekit.build import locate
-from prunekit.comments import commented, keys, meanings, package
+from prunekit.comments import keys, package, read_comments, write_comments
 from prunekit.config import config_dir
 from prunekit.schema import settings_of
-from prunekit.stages.root import Root
+from prunekit.stages.settings import Root
 
 FILES = [f for f in sorted(config_dir().rglob("*.yaml")) if "hydra" not in f.parts]
 
@@ -52,7 +52,7 @@ def named() -> set[tuple[str, str]]:
 
 
 def test_every_setting_of_the_configs_has_a_meaning_and_a_comment_somewhere():
-    told = meanings(config_dir())
+    told = read_comments(config_dir())
     for target, key in named():
         settings = {setting.name: setting for setting in settings_of(locate(target))}
         assert settings[key].meaning, f"{target}.{key} says nothing of itself"
@@ -93,7 +93,7 @@ def test_a_comment_goes_behind_each_key_once_and_in_place_of_the_old_one():
         ("made.Other", "size"): "another size",
     }
     assert (
-        commented(TEXT, told)
+        write_comments(TEXT, told)
         == """\
 # a line of its own stays
 _target_: made.Thing
@@ -108,7 +108,7 @@ long: {_target_: made.Other, size: 6}
 other: "a # b"  # text
 """
     )
-    assert commented(commented(TEXT, told), told) == commented(TEXT, told)
+    assert write_comments(write_comments(TEXT, told), told) == write_comments(TEXT, told)
 
 
 def test_comments_are_read_by_class_or_by_place(tmp_path):
@@ -116,7 +116,7 @@ def test_comments_are_read_by_class_or_by_place(tmp_path):
     (tmp_path / "penalty" / "one.yaml").write_text("lam: 1  # strength\nof: {a: 1}\n")
     (tmp_path / "all.yaml").write_text("# @package _global_\nlam: 2  # only here\n")
     (tmp_path / "thing.yaml").write_text(TEXT)
-    assert meanings(tmp_path) == {
+    assert read_comments(tmp_path) == {
         ("penalty", "lam"): "strength",
         ("made.Thing", "size"): "an old remark",
     }

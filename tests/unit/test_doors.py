@@ -51,13 +51,13 @@ def test_names_are_those_of_the_files(group):
 )
 def test_a_name_means_the_same_at_both_doors(composed, group, name):
     registry, kind = KINDS[group]
-    assert text(registry.named(name, kind)) == text(composed(group, name))
+    assert text(registry.resolve(name, kind)) == text(composed(group, name))
 
 
 def test_what_has_no_default_is_asked_for_at_both_doors(composed):
     for name in NEEDED:
         with pytest.raises(prunekit.errors.ConfigError, match="needs "):
-            SELECTIONS.named(name, Selection)
+            SELECTIONS.resolve(name, Selection)
         with pytest.raises(prunekit.errors.ConfigError, match="is not set; give selection"):
             composed("selection", name)
     assert composed("selection", "lenet_2_8_77") == Widths({"conv1": 2, "conv2": 8, "fc1": 77})

@@ -17,8 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from prunekit.build import build
 from prunekit.config import config_dir, resolve
 from prunekit.errors import ArtifactError
-from prunekit.stages.pipeline import check, pipeline
-from prunekit.stages.sparsify import regularizer_of
+from prunekit.stages.pipeline import build_stages, stage_names
+from prunekit.stages.sparsify import build_regularizer
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 DATA = "../shared/data"
@@ -106,12 +106,12 @@ def test_every_kind_of_job_composes_and_builds(jobs, tmp_path, scale):
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
         for job in every(jobs, extent, tmp_path):
             found = settings(job)
-            assert pipeline(found) == job.stages
-            check(found, job.stages)
+            assert stage_names(found) == job.stages
+            build_stages(found, job.stages)
             build(found["selection"], "selection")
             build(found["criterion"], "criterion")
             if "sparsify" in job.stages:
-                regularizer_of(found)
+                build_regularizer(found)
             wanted = "lenet" in scale
             assert build(found["dataset"], "dataset").shape == (
                 (1, 28, 28) if wanted else (3, 32, 32)

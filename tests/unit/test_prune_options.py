@@ -159,7 +159,7 @@ class TestComparable:
         assert any(not torch.equal(found.masks[group], other[group]) for group in other)
 
     def test_which_criteria_compare(self):
-        compare = {name for name in CRITERIA if CRITERIA.named(name, Criterion).comparable}
+        compare = {name for name in CRITERIA if CRITERIA.resolve(name, Criterion).comparable}
         assert compare == {"lamp", "hessian", "taylor"}
 
 

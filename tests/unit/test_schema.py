@@ -31,7 +31,7 @@ from prunekit.schema import (
     Whole,
     settings_of,
 )
-from prunekit.stages.spec import Parts
+from prunekit.stages.stage import Parts
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from prunekit.build import build
 from prunekit.config import config_dir, resolve
 from prunekit.errors import ArtifactError
-from prunekit.stages.pipeline import check, pipeline
+from prunekit.stages.pipeline import build_stages, stage_names
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 SSR = ("ssr_t1", "ssr_f3", "ssr_f56", "ssr_lambda")
@@ -107,9 +107,9 @@ def test_every_kind_of_job_composes_and_builds(reproduce, tmp_path, scale):
                 (tmp_path / other / "plan.json").write_text('{"groups": {}}')
             line = [word for word in job.command(str(tmp_path)) if not word.startswith("source=")]
             settings = resolve(compose(config_name="run", overrides=line))
-            names = pipeline(settings)
+            names = stage_names(settings)
             assert names == job.stages, job.name
-            check(settings, names)
+            build_stages(settings, names)
             shape = (1, 28, 28) if table in SSR else (3, 32, 32)
             assert build(settings["dataset"], "dataset").shape == shape
     GlobalHydra.instance().clear()

@@ -29,10 +29,10 @@ from prunekit.selection import (
     parse_curves,
     read_curves,
 )
-from prunekit.stages import Made, Request, execute
+from prunekit.stages import Request, StageResult, execute
 from prunekit.stages import sensitivity as stage
-from prunekit.stages.root import Root
-from prunekit.stages.sensitivity import Probe
+from prunekit.stages.sensitivity import SensitivityGrid
+from prunekit.stages.settings import Root
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ COLUMNS = ("group", "removed", "units", "val_top1")
 
 def asked(**changes):
     """Settings of the stage on the toy network."""
-    probe = {"_target_": "prunekit.stages.sensitivity.Probe", "timing": None}
+    probe = {"_target_": "prunekit.stages.sensitivity.SensitivityGrid", "timing": None}
     probe |= {key: changes.pop(key) for key in ("shares", "groups", "images") if key in changes}
     return {
         "seed": 0,
@@ -107,10 +107,10 @@ def test_points_are_the_silenced_network_and_share_nought_the_dense_one(tmp_path
     """Without absorbing, cutting is silencing: another way to the same accuracy."""
     model, graph = made(Norms())
     data = toy_data(count=200)
-    probe = Probe(shares=(0.3, 0.6), timing=None)
+    probe = SensitivityGrid(shares=(0.3, 0.6), timing=None)
     scores = {g.name: torch.rand(len(g.units), dtype=torch.float64) for g in graph.groups}
     options = CutOptions(absorb=False, check=False)
-    trial = stage.Trial(Traced.of(model, data.example), scores, options, False, data)
+    trial = stage.PruningTrial(Traced.of(model, data.example), scores, options, False, data)
     points = stage._points(probe, trial)
     assert [point.removed for point in points] == [0, 2, 4, 0, 3, 5]
     images, labels = next(data.val.epoch(200, None))
@@ -121,7 +121,7 @@ def test_points_are_the_silenced_network_and_share_nought_the_dense_one(tmp_path
         with torch.no_grad(), graph.silencer(model, graph.drop({point.group: ~point.keep})):
             right = (model(images).argmax(dim=1) == labels).float().mean()
         seen.append(float(right))
-        found = stage._top1(trial.narrowed(point), data.val, stage.Runtime(device="cpu"))
+        found = stage._top1(trial.narrow(point), data.val, stage.Runtime(device="cpu"))
         assert found == pytest.approx(100 * float(right))
     assert len(set(seen)) > 2
 
@@ -159,7 +159,7 @@ def test_an_interrupted_sweep_continues_where_it_was(tmp_path, monkeypatch):
     for name in ("sensitivity.csv", "sensitivity.png"):
         whole = tmp_path / "whole/sensitivity" / name
         assert name.endswith("png") or (place / name).read_bytes() == whole.read_bytes()
-    assert swept(tmp_path / "cut")[1] is Made.BEFORE
+    assert swept(tmp_path / "cut")[1] is StageResult.CACHED
     with pytest.raises(ArtifactError, match="made with other settings"):
         swept(tmp_path / "cut", shares=[0.5])
 

@@ -184,7 +184,7 @@ def test_branches_of_inception_modules_are_scored_each_on_its_own() -> None:
 @pytest.mark.parametrize("name", ["sglp", "stlp", "apib", "max_cka", "representatives"])
 def test_named_criteria_prune_in_one_call(name: str, data: Data) -> None:
     model = small()
-    assert isinstance(CRITERIA.named(name, Criterion), Criterion)
+    assert isinstance(CRITERIA.resolve(name, Criterion), Criterion)
     batches = [next(iter(data.train.epoch(40, None)))]
     pruned = prune(model, batches[0][0][:2], keep=0.5, criterion=name, data=batches, scope="local")
     assert pruned.after.params < pruned.before.params

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from prunekit.config import config_dir, resolve
 from prunekit.errors import ArtifactError
-from prunekit.stages.pipeline import check, pipeline
+from prunekit.stages.pipeline import build_stages, stage_names
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 REFERENCE = SCRIPTS.parents[1] / "shared" / "reference"
@@ -117,8 +117,8 @@ def kinds(tables, scale):
 def test_every_kind_of_run_composes(tables, scale):
     for job in kinds(tables, scale).values():
         found = composed(job)
-        assert pipeline(found) == job.stages
-        check(found, job.stages)
+        assert stage_names(found) == job.stages
+        build_stages(found, job.stages)
 
 
 @pytest.mark.parametrize(

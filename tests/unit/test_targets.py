@@ -200,6 +200,6 @@ def test_bad_weights_are_refused_where_they_are_given(layers):
 
 
 def test_targets_by_name():
-    assert TARGETS.named("coupled", Target) == Coupled()
+    assert TARGETS.resolve("coupled", Target) == Coupled()
     with pytest.raises(ConfigError, match="'filter' is unknown; did you mean filters"):
-        TARGETS.named("filter", Target)
+        TARGETS.resolve("filter", Target)

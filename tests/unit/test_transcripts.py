@@ -16,7 +16,7 @@ from prunekit.build import build
 from prunekit.config import config_dir, groups, resolve
 from prunekit.errors import ArtifactError
 from prunekit.runs.files import write_json
-from prunekit.stages.pipeline import check, pipeline
+from prunekit.stages.pipeline import build_stages, stage_names
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 REFERENCE = SCRIPTS.parents[1] / "shared" / "reference"
@@ -191,8 +191,8 @@ def test_jobs_of_transcripts_compose(reproduce, tmp_path, name, scale):
                 (tmp_path / other / "plan.json").write_text('{"groups": {}}')
             line = [word for word in job.command(str(tmp_path)) if not word.startswith("source=")]
             settings = resolve(compose("run", overrides=line))
-            assert pipeline(settings) == job.stages
-            check(settings, job.stages)
+            assert stage_names(settings) == job.stages
+            build_stages(settings, job.stages)
     GlobalHydra.instance().clear()
 
 
@@ -219,8 +219,8 @@ def test_a_small_experiment_composes_and_is_small(reproduce, name):
         settings = resolve(compose("run", overrides=job.command("outputs")))
         own = resolve(compose("run", overrides=[f"experiment={name}"]))
     GlobalHydra.instance().clear()
-    assert pipeline(settings) == job.stages == pipeline(own)
-    check(settings, job.stages)
+    assert stage_names(settings) == job.stages == stage_names(own)
+    build_stages(settings, job.stages)
     assert settings["dataset"]["_target_"] == "prunekit.data.Synthetic"
     model = {
         key: value for key, value in settings["model"].items() if key not in ("name", "weights")
