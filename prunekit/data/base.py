@@ -168,7 +168,7 @@ class CountOrShare:
         return "a number, or a share below 1"
 
 
-HeldOut = Annotated[float, CountOrShare(), "training images held out for validation"]
+HeldOut = Annotated[float, CountOrShare(), "held-out training images"]
 SplitSeed = Annotated[Whole, "seed of the choice of held-out images"]
 Side = Annotated[Count, "height and width of images"]
 Mean = Annotated[Sequence[float], "mean of each channel, for pixels from 0 to 1"]

@@ -28,8 +28,8 @@ DAY = 24 * 3600
 def no_memory(tmp_path_factory, monkeypatch):
     """An empty cache, on the disk and in this process."""
     place = tmp_path_factory.mktemp("cache") / "images.json"
-    monkeypatch.setattr(identity_module, "_place", lambda: place)
-    monkeypatch.setattr(identity_module, "_known", {})
+    monkeypatch.setattr(identity_module, "_cache_file", lambda: place)
+    monkeypatch.setattr(identity_module, "_digests", {})
     return place
 
 
@@ -172,7 +172,7 @@ def test_of_large_sets_a_sample_is_read(tmp_path, monkeypatch):
 
 def test_of_a_large_file_both_ends_and_blocks_between_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(identity_module, "_WHOLE", (1, 10))
-    monkeypatch.setattr(identity_module, "_LOOKED_AT", 1000)
+    monkeypatch.setattr(identity_module, "_SAMPLED_BYTES", 1000)
     monkeypatch.setattr(identity_module, "_BLOCK", 100)
     file = tmp_path / "large"
     content = bytes(10_000)
@@ -200,7 +200,7 @@ def test_a_digest_is_remembered_until_a_file_changes(tmp_path, monkeypatch, no_m
     monkeypatch.setattr(identity_module.time, "time_ns", lambda: now() + DAY * 10**9)
     assert identity_of_files(here) == identity_of_files(here) == first
     assert len(read) == 3 and len(json.loads(no_memory.read_text())) == 1
-    monkeypatch.setattr(identity_module, "_known", {})
+    monkeypatch.setattr(identity_module, "_digests", {})
     assert identity_of_files(here) == first and len(read) == 3, "the next process knows it too"
     stat = here["1.png"].stat()
     here["1.png"].write_bytes(b"1.pnk" * 100)
@@ -227,7 +227,7 @@ def test_a_damaged_memory_is_no_memory(tmp_path, monkeypatch, no_memory, damage)
         }
         assert worse[damage] != text
         no_memory.write_text(worse[damage])
-    monkeypatch.setattr(identity_module, "_known", {})
+    monkeypatch.setattr(identity_module, "_digests", {})
     assert identity_of_files(here) == first
 
 
