@@ -69,12 +69,12 @@ class ImageFolder(Dataset):
             name = sorted(set(classes) ^ set(test_classes))[0]
             raise DataError(f"class {name!r} is not in both train and test of {self.root}")
         labels = torch.tensor([label for _, label in train])
-        rest, held = (
+        rest, held_out = (
             FolderBatches([train[i] for i in part.tolist()], self, device)
             for part in split_by_class(labels, self.val, self.split_seed)
         )
         tested = FolderBatches(test, self, device)
-        return Data(rest, held, tested, len(classes), (3, self.image_size, self.image_size))
+        return Data(rest, held_out, tested, len(classes), (3, self.image_size, self.image_size))
 
     def files(self) -> Files:
         """Return all images of both parts."""

@@ -214,12 +214,12 @@ class ImageTensors(Dataset):
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
         """Read and split the images; `seed` has no influence."""
         raw = self.read()
-        rest, held = split_by_class(raw.train.labels, self.val, self.split_seed)
+        rest, held_out = split_by_class(raw.train.labels, self.val, self.split_seed)
         augment: list[Augmentation] = [RandomCrop(self.crop)] if self.crop else []
         augment += [HorizontalFlip()] if self.flip else []
         return Data(
             self._batches(raw.train[rest], device, augment),
-            self._batches(raw.train[held], device),
+            self._batches(raw.train[held_out], device),
             self._batches(raw.test, device),
             raw.classes,
             tuple(raw.test.images.shape[1:]),
