@@ -174,7 +174,8 @@ def _cut(traced: Traced, keep: ChannelMask, options: CutOptions, absorb: bool, f
 def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, rounds_left: int) -> Tensor:
     """Return the mask of one group after a round; `rounds_left` includes this round.
 
-    Of the units that are still to be removed, the lowest `1 / rounds_left` are removed, rounded half up.
+    It removes the lowest `1 / rounds_left` of the units that are still to be removed, rounded half
+    up.
     """
     candidates = (keep & ~goal).nonzero().flatten()
     if score is None or not len(candidates):

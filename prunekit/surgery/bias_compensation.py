@@ -221,7 +221,8 @@ def _plan(
         into, path = "bias map", f"{name}.1.bias_map"
     reasons = constant.reasons
     if into == "nothing":
-        reasons = ("its bias is computed, or used elsewhere too, or a function gets none", *reasons)
+        blocked = "its bias is computed, or used elsewhere too, or a function gets none"
+        reasons = (blocked, *reasons)
     return _Plan(name, constant.value, constant.per_position, into, path, "; ".join(reasons))
 
 
