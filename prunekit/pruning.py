@@ -316,7 +316,7 @@ def _selection(
 
 @contextmanager
 def _renamed_settings(shares: Mapping[str, float | None]) -> Iterator[None]:
-    """Inside the context, errors of a selection name the arguments of `prune`."""
+    """Let errors of a selection name the arguments of `prune` inside the context."""
     try:
         yield
     except ConfigError as error:

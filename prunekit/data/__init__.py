@@ -1,4 +1,4 @@
-"""Data sets: settings that load into training, validation and test batches."""
+"""Data sets: settings from which training, validation and test batches are loaded."""
 
 from prunekit.data.base import Batches, Data, Dataset, images_id
 from prunekit.data.folder import CUB200, ImageFolder, TinyImageNet

@@ -1,4 +1,4 @@
-"""What a data set is: three sets of batches, and settings that know how to load them."""
+"""The interface of data sets: batches of examples, and settings from which they are loaded."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from prunekit.errors import ConfigError, DataError
 from prunekit.schema import Checked, Count, Whole
 from prunekit.validate import integer, number
 
-_LOOKED_AT = 16  # images that tell two sets of equal labels apart
-_NOISE = 4  # images are large where there are none: a network of ImageNet's, most likely
+_COMPARED = 16  # images that distinguish two sets with equal labels
+_NOISE = 4  # few examples of noise, since networks without a data set mostly take large images
 
 
 class Batches(Protocol):
-    """Examples that can be gone through any number of times; nothing is remembered in between."""
+    """A set of examples that can be iterated over any number of times, without state."""
 
     @property
     def size(self) -> int:
         """The number of examples."""
 
     def steps(self, batch: int) -> int:
-        """The number of batches in a shuffled epoch."""
+        """Return the number of batches in a shuffled epoch."""
 
     def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Inputs and labels, `batch` at a time.
+        """Yield inputs and labels in batches of `batch` examples.
 
-        Without a seed: in order, unchanged, the last batch may be smaller. With a seed: shuffled
-        and augmented, the same for the same seed, and a last batch of one example is left out,
-        which batch norm could not take.
+        Without a seed they are in order and unchanged, and the last batch may be smaller. With a
+        seed they are shuffled and augmented, always alike for the same seed, and a last batch of
+        one example is left out, since batch norm cannot train on it.
         """
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """At most `count` examples, unchanged, `batch` at a time, the same ones at every call.
+        """Yield at most `count` unchanged examples in batches, the same ones at every call.
 
-        A random mixture, whatever the order of the set: files often come class by class.
+        They are drawn at random, since files are often sorted by class.
         """
 
     @property
@@ -49,14 +49,14 @@ class Batches(Protocol):
         """The label of every example, in order; no input is read for it."""
 
     def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """These examples, in this order, unchanged, `batch` at a time."""
+        """Yield these examples unchanged, in this order, in batches of `batch`."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """A loaded data set; `shape` is one example's, `notes` say what a report must not hide.
+    """A loaded data set; `shape` is that of one example, `notes` are sentences for reports.
 
-    `classes` is 0 where it is not known, as without any images.
+    `classes` is 0 where the number is unknown, for instance without images.
     """
 
     train: Batches
@@ -68,11 +68,11 @@ class Data:
 
     @property
     def example(self) -> Tensor:
-        """Zeros of the shape (1, *shape), to trace a network with."""
+        """Zeros of the shape (1, *shape), for tracing a network."""
         return torch.zeros(1, *self.shape)
 
     def inputs(self, count: int) -> Tensor:
-        """At most `count` inputs of the test set, unchanged; a few of normal noise without one."""
+        """Return at most `count` unchanged test inputs, or a few of normal noise without any."""
         if self.test.size:
             return next(iter(self.test.epoch(count, None)))[0][:count]
         source = torch.Generator().manual_seed(0)
@@ -80,14 +80,14 @@ class Data:
 
 
 def images_id(batches: Batches) -> str:
-    """Eight characters that are equal for sets of the same images, wherever these lie.
+    """Return eight characters that are equal for sets of the same images in any location.
 
-    Made of all labels, and of the mean size of pixels in a few images, spread evenly.
+    They are a hash of all labels, and of the mean absolute pixel of a few images, spread evenly.
     """
-    chosen = torch.linspace(0, batches.size - 1, min(_LOOKED_AT, batches.size)).round().long()
+    indices = torch.linspace(0, batches.size - 1, min(_COMPARED, batches.size)).round().long()
     sizes = [
         f"{float(image.double().abs().mean()):.4g}"
-        for inputs, _ in batches.pick(chosen, _LOOKED_AT)
+        for inputs, _ in batches.pick(indices, _COMPARED)
         for image in inputs.cpu()
     ]
     text = f"{batches.labels.tolist()} {sizes}"
@@ -95,68 +95,69 @@ def images_id(batches: Batches) -> str:
 
 
 class Dataset(Checked, ABC):
-    """The settings of a data set: a frozen dataclass whose fields are checked when it is made.
+    """Settings of a data set: a frozen dataclass whose fields are checked on construction.
 
-    A set that draws its images gives a `version`, which is raised whenever it draws others.
+    A set that generates its images has a `version`, to be raised whenever it generates others.
     """
 
     version: ClassVar[str | None] = None
 
     @property
     @abstractmethod
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one example, known before anything is read."""
+    def shape(self) -> Sequence[int]:
+        """The shape of one example, which is known before anything is read."""
 
     @abstractmethod
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
-        """Read the data, batches on `device`; `seed` is the run's. Raises DataError."""
+        """Load batches on `device`; `seed` is that of the run. Raises DataError."""
 
     def files(self) -> Files:
-        """The files that the images are in, if they are: names that move with them, and places.
+        """Return the files of the images: relative names, and the paths of the files now.
 
-        `root` is no part of what a run is then. Raises DataError where they are missing.
+        If there are any, `root` is not part of a run's identity. Raises DataError where files are
+        missing.
         """
         return {}
 
     def identity(self) -> Mapping[str, Any] | None:
-        """What the images are, wherever they lie, without loading them; None: not known.
+        """Identify the images without loading them, independently of where the files are.
 
-        Empty where the settings say all there is to say.
+        Returns None if they cannot be identified, and an empty mapping if the settings suffice.
         """
         files = self.files()
-        found = identity_of_files(files) if files else {}
-        found |= {} if self.version is None else {"version": self.version}
-        return found or None
+        facts = identity_of_files(files) if files else {}
+        facts |= {} if self.version is None else {"version": self.version}
+        return facts or None
 
 
 def shuffled_steps(size: int, batch: int) -> int:
-    """How many batches `size` examples make when a last batch of one is left out."""
+    """Return the number of batches of `size` examples when a last batch of one is left out."""
     full, rest = divmod(size, batch)
     return full + (rest > 1 or (rest == 1 and full == 0))
 
 
 def sample_indices(size: int, count: int, seed: int = 0) -> Tensor:
-    """The indices of `count` of `size` examples, drawn at random, the same for the same seed."""
+    """Draw the indices of `count` of `size` examples, always the same for the same seed."""
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
-    """The indices of `count` examples, drawn at random, as many of every class as there can be.
+    """Draw the indices of `count` examples with classes as balanced as possible.
 
-    Classes differ by one at most, but for those that have fewer examples.
+    Numbers per class differ by at most one, except for classes with too few examples.
     """
     order = sample_indices(len(labels), len(labels), seed)
     _, classes, sizes = labels.cpu()[order].unique(return_inverse=True, return_counts=True)
     by_class = classes.argsort(stable=True)
     starts = sizes.cumsum(0) - sizes
-    turn = torch.empty_like(order)
-    turn[by_class] = torch.arange(len(order)) - starts.repeat_interleave(sizes)
-    return order[turn.argsort(stable=True)[:count]]
+    rank = torch.empty_like(order)  # of an example within its class
+    rank[by_class] = torch.arange(len(order)) - starts.repeat_interleave(sizes)
+    return order[rank.argsort(stable=True)[:count]]
 
 
 @dataclass(frozen=True)
 class CountOrShare:
-    """A whole number of examples, or a share of them below 1."""
+    """Accept a whole number of examples, or a share of them below 1."""
 
     def check(self, name: str, value: float) -> None:
         """Raise ConfigError for anything else."""
@@ -167,20 +168,20 @@ class CountOrShare:
         return "a number, or a share below 1"
 
 
-HeldOut = Annotated[float, CountOrShare(), "training images held out"]
-SplitSeed = Annotated[Whole, "seed of which images these are"]
+HeldOut = Annotated[float, CountOrShare(), "held-out training images"]
+SplitSeed = Annotated[Whole, "seed of the choice of held-out images"]
 Side = Annotated[Count, "height and width of images"]
-Mean = Annotated[Sequence[float], "of each channel, for pixels from 0 to 1"]
-Std = Annotated[Sequence[float], "of each channel, for pixels from 0 to 1"]
-PixelShift = Annotated[Whole, "shifts training images by up to so many pixels"]
-Workers = Annotated[Whole, "processes that decode images"]
+Mean = Annotated[Sequence[float], "mean of each channel, for pixels from 0 to 1"]
+Std = Annotated[Sequence[float], "standard deviation of each channel"]
+PixelShift = Annotated[Whole, "largest random shift of training images in pixels"]
+Workers = Annotated[Whole, "number of processes that decode images"]
 
 
 def split_by_class(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices into (rest, chosen), every class in proportion; the same for the same seed.
+    """Split indices into (rest, chosen) with every class in proportion, alike for the same seed.
 
-    `size` is a fraction below 1 or a count. Leftover places go to the classes whose shares were
-    cut most. Raises DataError when nothing is left.
+    `size` is the chosen fraction below 1, or a count. After rounding down, the remaining examples
+    come from the classes with the largest remainders. Raises DataError when no rest remains.
     """
     count = round(size * len(labels)) if size < 1 else int(size)
     if count >= len(labels):
@@ -191,13 +192,13 @@ def split_by_class(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tens
     quota[(shares - quota).argsort(descending=True, stable=True)[: count - int(quota.sum())]] += 1
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, places in zip(present.tolist(), quota.tolist(), strict=True):
-        chosen[order[labels[order] == label][:places]] = True
+    for label, share in zip(present.tolist(), quota.tolist(), strict=True):
+        chosen[order[labels[order] == label][:share]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
 
 
 def check_per_channel(name: str, values: object) -> tuple[float, ...]:
-    """Check a number per channel and return the numbers as a tuple."""
+    """Check that values are numbers, one per channel, and return them as a tuple."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise ConfigError(f"{name}={values!r} is not a list with a number per channel")
     return tuple(number(name, value) for value in values)

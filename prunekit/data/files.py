@@ -1,4 +1,4 @@
-"""Read the files of data sets without trusting them, and tell which images they hold."""
+"""Read the files of data sets without running code in them, and identify the images."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ _HARMLESS = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
     ("_codecs", "encode"): lambda text, _="latin1": text.encode("latin1"),
-    # old and new numpy keep the function in different places; every array leads to it
+    # old and new numpy have the function in different modules
     ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
     ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
 }
 
 
 class _ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays, numbers, text, lists and dicts; refuses every other global."""
+    """Build arrays, numbers, text, lists and dicts only, and refuse every other global."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The harmless object of that name."""
+        """Return an allowed object; raise UnpicklingError for all others."""
         if (module, name) not in _HARMLESS:
             raise pickle.UnpicklingError(f"{module}.{name} has no place in a file of arrays")
         return _HARMLESS[module, name]
 
 
 def read_pickle(path: Path) -> dict[str, Any]:
-    """A pickled dict of arrays and lists, keys as text; raises DataError, never runs code."""
+    """Read a pickled dict of arrays and lists, with text keys; raise DataError, run no code."""
     try:
         with open(path, "rb") as file:
             content = _ArrayUnpickler(file, encoding="bytes").load()
@@ -51,7 +51,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An array in the IDX format of MNIST, gzipped or not; raises DataError."""
+    """Read an array in the IDX format of MNIST, gzipped or not; raise DataError."""
     try:
         content = path.read_bytes()
         content = gzip.decompress(content) if path.suffix == ".gz" else content
@@ -65,7 +65,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def read_lines(path: Path, mend: str) -> list[str]:
-    """The lines of a text file that hold something; DataError, which says how to `mend` it."""
+    """Return the nonempty lines of a text file; raise DataError that ends with `mend`."""
     try:
         lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -75,7 +75,7 @@ def read_lines(path: Path, mend: str) -> list[str]:
 
 
 def damaged(path: Path, error: object) -> DataError:
-    """The error for a file that is there but cannot be read."""
+    """Return the error for a file that exists but cannot be read."""
     return DataError(f"{path} is damaged or not what its name says: {error}; delete and refetch it")
 
 
@@ -83,36 +83,35 @@ def _text(key: str | bytes) -> str:
     return key.decode() if isinstance(key, bytes) else key
 
 
-Files = Mapping[str, str | Path]  # names that move with the files, and where these lie now
+Files = Mapping[str, str | Path]  # relative names, and the paths of the files now
 
 IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-_WHOLE = (1024, 256 << 20)  # so many files of so many bytes together are read to the last byte
-_SAMPLED = 256  # files of larger sets that are looked into
-_LOOKED_AT = 64 << 20  # bytes of them, all together
+_WHOLE = (1024, 256 << 20)  # sets of up to so many files and bytes are hashed completely
+_SAMPLED = 256  # number of files of larger sets that are hashed
+_SAMPLED_BYTES = 64 << 20  # bytes that are hashed of all of these together
 _BLOCK = 64 << 10
-_FRESH = 2_000_000_000  # nanoseconds; a file that is younger may change and show the same time
-_KEPT = 64  # sets that are remembered
-_known: dict[str, str] = {}
+_FRESH = 2_000_000_000  # nanoseconds; a younger file may change without another time stamp
+_CACHED = 64  # data sets whose digests are cached
+_digests: dict[str, str] = {}
 
 
 def images_under(root: str | Path, folder: str) -> dict[str, str]:
-    """The image files below `root`/`folder`, by their names below `root`; links are followed."""
-    found = {}
-    for place, _, names in os.walk(os.path.join(root, folder), followlinks=True):
-        inside = os.path.relpath(place, root).replace(os.sep, "/")
+    """Return the image files below `root`/`folder` by their names below `root`, through links."""
+    files = {}
+    for directory, _, names in os.walk(os.path.join(root, folder), followlinks=True):
+        inside = os.path.relpath(directory, root).replace(os.sep, "/")
         for name in names:
             if name.lower().endswith(IMAGES):
-                found[f"{inside}/{name}"] = os.path.join(place, name)
-    return found
+                files[f"{inside}/{name}"] = os.path.join(directory, name)
+    return files
 
 
 def identity_of_files(files: Files) -> dict[str, Any]:
-    """How many files, of how many bytes, and a digest of their names, sizes and content.
+    """Return the number of files and bytes, and a digest of names, sizes and content.
 
-    Small sets are read whole, of larger ones a sample of files and of blocks in them, always the
-    same one. A digest is remembered for as long as no file changes its size or its times, in this
-    process and in the user's cache folder: data sets are read by many runs in many places.
-    DataError where a file cannot be read.
+    Small sets are hashed completely; of larger ones, a fixed sample of files and of blocks in them.
+    Digests are cached, in this process and in the user's cache folder, until a file changes its
+    size or its times. Raises DataError where a file cannot be read.
     """
     try:
         facts = {name: os.stat(files[name]) for name in sorted(files)}
@@ -121,12 +120,12 @@ def identity_of_files(files: Files) -> dict[str, Any]:
             f"{name}\0{f.st_size} {f.st_mtime_ns} {f.st_ctime_ns} {f.st_dev} {f.st_ino}"
             for name, f in facts.items()
         )
-        content = _remembered(stamp)
+        content = _cached_digest(stamp)
         if content is None:
             content = _content(files, sizes)
             newest = max(max(f.st_mtime_ns, f.st_ctime_ns) for f in facts.values())
             if time.time_ns() - newest > _FRESH:
-                _remember(stamp, content)
+                _store_digest(stamp, content)
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
@@ -136,37 +135,37 @@ def identity_of_files(files: Files) -> dict[str, Any]:
 
 
 def _content(files: Files, sizes: Mapping[str, int]) -> str:
-    """The digest of names, sizes, and of the content that is looked at."""
+    """Return the digest of names, sizes and the hashed content."""
     names, budget = list(sizes), max(sizes.values())
     if len(names) > _WHOLE[0] or sum(sizes.values()) > _WHOLE[1]:
-        # drawn by digests of names: no generator could do this alike in all versions of Python
+        # drawn by digests of names, which are the same in all versions of Python
         names = sorted(nsmallest(_SAMPLED, names, key=lambda name: _hash(name).digest()))
-        budget = _LOOKED_AT // len(names)
-    whole = hashlib.sha256()
+        budget = _SAMPLED_BYTES // len(names)
+    digest = hashlib.sha256()
     for name, size in sizes.items():
-        whole.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
+        digest.update(f"{name}\0{size}\n".encode(errors="surrogateescape"))
     for name in names:
         with open(files[name], "rb") as file:
             for start, length in _parts(name, sizes[name], budget):
                 file.seek(start)
-                whole.update(file.read(length))
-    return whole.hexdigest()[:32]
+                digest.update(file.read(length))
+    return digest.hexdigest()[:32]
 
 
 def _parts(name: str, size: int, budget: int) -> Iterator[tuple[int, int]]:
-    """What to read of a file, as (start, length): all, or its ends and blocks between, drawn."""
+    """Yield (start, length) of the parts of a file to hash: all, or both ends and random blocks."""
     if size <= budget:
         for start in range(0, size, _BLOCK):
             yield start, _BLOCK
         return
     yield 0, _BLOCK
     for number in range(max(0, budget // _BLOCK - 2)):
-        drawn = int.from_bytes(_hash(f"{name} {number}").digest()[:8], "big")
-        yield drawn % (size // _BLOCK) * _BLOCK, _BLOCK
+        random = int.from_bytes(_hash(f"{name} {number}").digest()[:8], "big")
+        yield random % (size // _BLOCK) * _BLOCK, _BLOCK
     yield size - _BLOCK, _BLOCK
 
 
-def _hash(text: str) -> Any:
+def _hash(text: str) -> hashlib._Hash:
     return hashlib.sha256(text.encode(errors="surrogateescape"))
 
 
@@ -174,37 +173,37 @@ def _digest(lines: Iterator[str]) -> str:
     return _hash("\n".join(lines)).hexdigest()
 
 
-def _remembered(stamp: str) -> str | None:
-    """The digest that files with this stamp had, where it is known."""
-    if stamp not in _known:
-        entry = _stored().get(stamp)
+def _cached_digest(stamp: str) -> str | None:
+    """Return the digest of files with this stamp, None if it is not cached."""
+    if stamp not in _digests:
+        entry = _read_cache().get(stamp)
         if isinstance(entry, list) and len(entry) == 2 and entry[1] == _check(stamp, entry[0]):
-            _known[stamp] = str(entry[0])
-    return _known.get(stamp)
+            _digests[stamp] = str(entry[0])
+    return _digests.get(stamp)
 
 
-def _remember(stamp: str, content: str) -> None:
-    """Keep a digest; where no file can be written, for this process only."""
-    _known[stamp] = content
-    entries = {**_stored(), stamp: [content, _check(stamp, content)]}
-    kept = dict(list(entries.items())[-_KEPT:])
-    with suppress(OSError, RuntimeError, PrunekitError), replacing(_place()) as draft:
-        draft.write_text(json.dumps(kept, indent=0), encoding="utf-8")
+def _store_digest(stamp: str, content: str) -> None:
+    """Cache a digest, for this process only if the cache file cannot be written."""
+    _digests[stamp] = content
+    entries = {**_read_cache(), stamp: [content, _check(stamp, content)]}
+    latest = dict(list(entries.items())[-_CACHED:])
+    with suppress(OSError, RuntimeError, PrunekitError), replacing(_cache_file()) as draft:
+        draft.write_text(json.dumps(latest, indent=0), encoding="utf-8")
 
 
-def _stored() -> dict[str, Any]:
+def _read_cache() -> dict[str, Any]:
     with suppress(OSError, RuntimeError, ValueError):
-        entries = json.loads(_place().read_text(encoding="utf-8"))
+        entries = json.loads(_cache_file().read_text(encoding="utf-8"))
         return entries if isinstance(entries, dict) else {}
     return {}
 
 
-def _place() -> Path:
-    """RuntimeError for a user without a home."""
+def _cache_file() -> Path:
+    """Return the path of the cache; raise RuntimeError for a user without a home folder."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "prunekit" / "images.json"
 
 
 def _check(stamp: str, content: object) -> str:
-    """Tells an entry whose bytes have changed on the disk."""
+    """Return a checksum that detects damaged entries of the cache file."""
     return _hash(f"{stamp} {content}").hexdigest()[:8]

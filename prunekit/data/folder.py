@@ -1,11 +1,11 @@
-"""Photographs in folders, decoded while training goes on."""
+"""Data sets of photographs in folders, which are decoded during training."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -30,16 +30,18 @@ from prunekit.data.files import Files, images_under, read_lines
 from prunekit.data.in_memory import Normalize
 from prunekit.errors import DataError
 
-Samples = Sequence[tuple[str, int]]
+Samples = Sequence[tuple[str, int]]  # path and label of every image
+Transform = Callable[[Any], Any]  # of torchvision; in the end, an image becomes a tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFolder(Dataset):
-    """`root`/train/<class>/<image> to train, `root`/test or `root`/val, laid out alike, to test.
+    """Load `root`/train/<class>/<image> for training and `root`/test, or `root`/val, for testing.
 
-    Training images: a random part of 8 to 100 % resized to `image_size`, mirrored half the time.
-    Other images: resized to 8/7 of `image_size`, middle cut out. `val` training images are held
-    out. `workers` processes decode; batches do not depend on their number.
+    Training images are a random part of 8 to 100 % of the area, resized to `image_size` and
+    mirrored half the time. Other images are resized to 8/7 of `image_size`, and the centre is
+    cropped. `val` training images are held out. `workers` processes decode; batches do not depend
+    on their number.
     """
 
     root: Annotated[str, "folder of the images"]
@@ -60,22 +62,22 @@ class ImageFolder(Dataset):
         return (3, self.image_size, self.image_size)
 
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
-        """List the files; the images are read when they are needed."""
-        train, classes = self._listed("train")
-        test, tested = self._listed(self._test_folder())
-        if classes != tested:
-            strange = sorted(set(classes) ^ set(tested))[0]
-            raise DataError(f"class {strange!r} is not in both train and test of {self.root}")
+        """List the files; images are read when batches are requested."""
+        train, classes = self._list_samples("train")
+        test, test_classes = self._list_samples(self._test_folder())
+        if classes != test_classes:
+            name = sorted(set(classes) ^ set(test_classes))[0]
+            raise DataError(f"class {name!r} is not in both train and test of {self.root}")
         labels = torch.tensor([label for _, label in train])
-        rest, held = (
-            [train[i] for i in part.tolist()]
+        rest, held_out = (
+            FolderBatches([train[i] for i in part.tolist()], self, device)
             for part in split_by_class(labels, self.val, self.split_seed)
         )
-        batches = [FolderBatches(part, self, device) for part in (rest, held, test)]
-        return Data(*batches, len(classes), (3, self.image_size, self.image_size))
+        tested = FolderBatches(test, self, device)
+        return Data(rest, held_out, tested, len(classes), (3, self.image_size, self.image_size))
 
     def files(self) -> Files:
-        """All images of both parts."""
+        """Return all images of both parts."""
         parts = ("train", self._test_folder())
         for part in parts:
             self._folder(part)
@@ -83,15 +85,15 @@ class ImageFolder(Dataset):
             name: file for part in parts for name, file in images_under(self.root, part).items()
         }
 
-    def augmenting(self) -> Callable:
-        """The random transform of training images."""
+    def augmenting(self) -> Transform:
+        """Return the random transform of training images."""
         from torchvision.transforms import v2
 
         change = [v2.RandomResizedCrop(self.image_size, antialias=True), v2.RandomHorizontalFlip()]
         return v2.Compose([*change, *self._to_tensor()])
 
-    def plain(self) -> Callable:
-        """The fixed transform of all other images."""
+    def plain(self) -> Transform:
+        """Return the fixed transform of all other images."""
         from torchvision.transforms import v2
 
         change = [v2.Resize(self._enlarged, antialias=True), v2.CenterCrop(self.image_size)]
@@ -99,10 +101,10 @@ class ImageFolder(Dataset):
 
     @property
     def _enlarged(self) -> int:
-        """The side that images have before a part of `image_size` is cut out."""
+        """The side of resized images before they are cropped to `image_size`."""
         return round(self.image_size * 8 / 7)
 
-    def _to_tensor(self) -> list[Callable]:
+    def _to_tensor(self) -> list[Transform]:
         from torchvision.transforms import v2
 
         as_float = v2.ToDtype(torch.float32, scale=True)
@@ -111,7 +113,7 @@ class ImageFolder(Dataset):
     def _test_folder(self) -> str:
         return "test" if (Path(self.root) / "test").is_dir() else "val"
 
-    def _listed(self, part: str) -> tuple[Samples, list[str]]:
+    def _list_samples(self, part: str) -> tuple[Samples, list[str]]:
         from torchvision.datasets import ImageFolder as Listing
 
         folder = self._folder(part)
@@ -143,11 +145,11 @@ class FolderBatches:
         return len(self.samples)
 
     def steps(self, batch: int) -> int:
-        """The number of batches in a shuffled epoch."""
+        """Return the number of batches in a shuffled epoch."""
         return shuffled_steps(self.size, batch)
 
     def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images and labels; see `Batches.epoch`."""
+        """Yield float images and labels; see `Batches.epoch`."""
         order = torch.arange(self.size)
         if seed is not None:
             order = torch.randperm(self.size, generator=torch.Generator().manual_seed(seed))
@@ -155,7 +157,7 @@ class FolderBatches:
         return self._decoded(order, batch, seed)
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images and labels; see `Batches.sample`."""
+        """Yield float images and labels; see `Batches.sample`."""
         return self.pick(sample_indices(self.size, count), batch)
 
     @property
@@ -164,7 +166,7 @@ class FolderBatches:
         return torch.tensor([label for _, label in self.samples], dtype=torch.long)
 
     def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images and labels; see `Batches.pick`."""
+        """Yield float images and labels; see `Batches.pick`."""
         return self._decoded(indices, batch, None)
 
     def _decoded(
@@ -174,7 +176,7 @@ class FolderBatches:
             for parts in self._loader(order, batch, seed):
                 images, labels = (part.to(self.device, non_blocking=True) for part in parts)
                 yield images, labels
-        except DataError as error:  # a worker process wraps it into its traceback
+        except DataError as error:  # its message contains the traceback of the worker process
             raise DataError(str(error).strip().rsplit("DataError: ", 1)[-1]) from error
 
     def _loader(self, order: Tensor, batch: int, seed: int | None) -> DataLoader:
@@ -184,14 +186,14 @@ class FolderBatches:
             batch,
             num_workers=self.settings.workers,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # its own, so that decoding leaves the global one alone
+            generator=torch.Generator(),  # so that decoding does not change the global one
         )
 
 
 class _Decoded(TorchDataset):
-    """Files as tensors, each changed with random numbers of its own."""
+    """Decode files to tensors; random changes depend on the seed and the index of an image."""
 
-    def __init__(self, samples: Samples, transform: Callable, seed: int | None) -> None:
+    def __init__(self, samples: Samples, transform: Transform, seed: int | None) -> None:
         self.samples, self.transform, self.seed = samples, transform, seed
 
     def __len__(self) -> int:
@@ -214,37 +216,37 @@ class _Decoded(TorchDataset):
 
 @dataclass(frozen=True, kw_only=True)
 class CUB200(ImageFolder):
-    """`root`/images.txt, train_test_split.txt and images/<class>/<image>: 5,994 and 5,794 images.
+    """Load Caltech-UCSD Birds-200-2011 as distributed: 200 classes, 5,994 and 5,794 images.
 
-    All images are resized to 8/7 of `image_size` squared, whatever their aspect. Training images: a
-    random square of `image_size`, mirrored half the time; other images: the middle. `val` training
-    images are held out.
+    The files are `root`/images.txt, train_test_split.txt and images/<class>/<image>. All images are
+    resized to a square of 8/7 of `image_size`. Training images are a random crop of `image_size`,
+    mirrored half the time; other images are the centre crop. `val` training images are held out.
     """
 
     val: HeldOut = 0.1
 
     def files(self) -> Files:
-        """All images, and the two lists that say what they are for."""
+        """Return all images, and the two lists that assign them to training and testing."""
         lists = ("images.txt", "train_test_split.txt")
         for name in lists:
             self._column(name)
         return {**{n: Path(self.root) / n for n in lists}, **images_under(self.root, "images")}
 
-    def augmenting(self) -> Callable:
-        """The random transform of training images."""
+    def augmenting(self) -> Transform:
+        """Return the random transform of training images."""
         from torchvision.transforms import v2
 
         change = [v2.RandomCrop(self.image_size), v2.RandomHorizontalFlip()]
         return v2.Compose([self._resized(), *change, *self._to_tensor()])
 
-    def plain(self) -> Callable:
-        """The fixed transform of all other images."""
+    def plain(self) -> Transform:
+        """Return the fixed transform of all other images."""
         from torchvision.transforms import v2
 
         middle = v2.CenterCrop(self.image_size)
         return v2.Compose([self._resized(), middle, *self._to_tensor()])
 
-    def _resized(self) -> Callable:
+    def _resized(self) -> Transform:
         from torchvision.transforms import v2
 
         return v2.Resize((self._enlarged, self._enlarged), antialias=True)
@@ -252,28 +254,28 @@ class CUB200(ImageFolder):
     def _test_folder(self) -> str:
         return "test"
 
-    def _listed(self, part: str) -> tuple[Samples, list[str]]:
-        names, trained = self._column("images.txt"), self._column("train_test_split.txt")
-        if names.keys() != trained.keys():
+    def _list_samples(self, part: str) -> tuple[Samples, list[str]]:
+        names, flags = self._column("images.txt"), self._column("train_test_split.txt")
+        if names.keys() != flags.keys():
             raise DataError(
                 f"{self.root}: images.txt names {len(names)} images, train_test_split.txt "
-                f"{len(trained)}, and not the same; unpack the archive again"
+                f"{len(flags)}, and not the same; unpack the archive again"
             )
         classes = sorted({name.partition("/")[0] for name in names.values()})
         label = {name: index for index, name in enumerate(classes)}
-        wanted = "1" if part == "train" else "0"
-        chosen = [name for number, name in names.items() if trained[number] == wanted]
-        return [(self._image(name), label[name.partition("/")[0]]) for name in chosen], classes
+        flag = "1" if part == "train" else "0"
+        images = [name for number, name in names.items() if flags[number] == flag]
+        return [(self._image(name), label[name.partition("/")[0]]) for name in images], classes
 
     def _column(self, name: str) -> dict[str, str]:
-        """The number of an image, and what the file says of it."""
-        place = Path(self.root) / name
+        """Read a list of CUB: a number and a word per line."""
+        file = Path(self.root) / name
         mend = "set dataset.root=... to the unpacked CUB_200_2011"
-        lines = [line.split() for line in read_lines(place, mend)]
-        odd = next((line for line in lines if len(line) != 2), None)
-        if odd is not None:
-            raise DataError(f"{place.resolve()}: {' '.join(odd)!r} is not a number and a word")
-        return dict(lines)
+        lines = [line.split() for line in read_lines(file, mend)]
+        invalid = next((line for line in lines if len(line) != 2), None)
+        if invalid is not None:
+            raise DataError(f"{file.resolve()}: {' '.join(invalid)!r} is not a number and a word")
+        return {number: word for number, word in lines}
 
     def _image(self, name: str) -> str:
         file = Path(self.root).resolve() / "images" / name
@@ -284,11 +286,13 @@ class CUB200(ImageFolder):
 
 @dataclass(frozen=True, kw_only=True)
 class TinyImageNet(ImageFolder):
-    """`root`/wnids.txt, train/<class>/images/<image>, val/images/<image>, val/val_annotations.txt.
+    """Load Tiny ImageNet as distributed: 200 classes of 64 x 64 photographs.
 
-    The published validation images are the test set, since those in `root`/test have no labels;
-    `val` training images are held out. Classes are numbered in alphabetical order. Training images
-    are shifted by up to `crop` pixels and mirrored half the time.
+    The files are `root`/wnids.txt, train/<class>/images/<image>, val/images/<image> and
+    val/val_annotations.txt. The published validation images are the test set, since those in
+    `root`/test have no labels; `val` training images are held out. Classes are numbered in
+    alphabetical order. Training images are shifted by up to `crop` pixels and mirrored half the
+    time.
     """
 
     image_size: Side = 64
@@ -297,27 +301,27 @@ class TinyImageNet(ImageFolder):
     crop: PixelShift = 8
 
     def files(self) -> Files:
-        """The images of both parts, and the two lists that say what is on them."""
+        """Return the images of both parts, and the two lists with their classes."""
         lists = ("wnids.txt", "val/val_annotations.txt")
         for name in lists:
             self._lines(name)
         images = {**images_under(self.root, "train"), **images_under(self.root, "val")}
-        return {**{name: self._place(name) for name in lists}, **images}
+        return {**{name: self._path(name) for name in lists}, **images}
 
-    def augmenting(self) -> Callable:
-        """The random transform of training images."""
+    def augmenting(self) -> Transform:
+        """Return the random transform of training images."""
         from torchvision.transforms import v2
 
         change = [v2.RandomCrop(self.image_size, self.crop), v2.RandomHorizontalFlip()]
         return v2.Compose([self._resized(), *change, *self._to_tensor()])
 
-    def plain(self) -> Callable:
-        """The fixed transform of all other images; those of `image_size` stay as they are."""
+    def plain(self) -> Transform:
+        """Return the fixed transform of all other images, which resizes to `image_size`."""
         from torchvision.transforms import v2
 
         return v2.Compose([self._resized(), *self._to_tensor()])
 
-    def _resized(self) -> Callable:
+    def _resized(self) -> Transform:
         from torchvision.transforms import v2
 
         return v2.Resize((self.image_size, self.image_size), antialias=True)
@@ -325,7 +329,7 @@ class TinyImageNet(ImageFolder):
     def _test_folder(self) -> str:
         return "val"
 
-    def _listed(self, part: str) -> tuple[Samples, list[str]]:
+    def _list_samples(self, part: str) -> tuple[Samples, list[str]]:
         classes = sorted(set(self._lines("wnids.txt")))
         return (self._train(classes) if part == "train" else self._val(classes)), classes
 
@@ -337,24 +341,24 @@ class TinyImageNet(ImageFolder):
         ]
 
     def _val(self, classes: Sequence[str]) -> Samples:
-        """The images that the annotations name; a line is a file, its class and a box, by tabs."""
+        """Return the annotated images; lines are file, class and a box, separated by tabs."""
         labels = {name: label for label, name in enumerate(classes)}
-        there = {file.name: str(file) for file in self._images("val/images")}
-        found = []
+        files = {file.name: str(file) for file in self._images("val/images")}
+        samples = []
         for line in self._lines("val/val_annotations.txt"):
             image, name, *_ = [*line.split("\t"), ""]
-            if image not in there or name not in labels:
-                lacking = "wnids.txt" if image in there else "val/images"
+            if image not in files or name not in labels:
+                lacking = "wnids.txt" if image in files else "val/images"
                 raise DataError(
-                    f"{self._place('val/val_annotations.txt')}: {image!r} of class {name!r} is not "
+                    f"{self._path('val/val_annotations.txt')}: {image!r} of class {name!r} is not "
                     f"in {lacking}; unpack the archive again"
                 )
-            found.append((there[image], labels[name]))
-        return found
+            samples.append((files[image], labels[name]))
+        return samples
 
     def _lines(self, name: str) -> list[str]:
         return read_lines(
-            self._place(name),
+            self._path(name),
             "set dataset.root=... to the unpacked tiny-imagenet-200 (with a folder per class in "
             "val: dataset=image_folder dataset.image_size=64)",
         )
@@ -362,14 +366,14 @@ class TinyImageNet(ImageFolder):
     def _images(self, name: str) -> list[Path]:
         from torchvision.datasets.folder import is_image_file
 
-        folder = self._place(name)
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
-        images = [file for file in found if is_image_file(file.name)]
+        folder = self._path(name)
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        images = [file for file in files if is_image_file(file.name)]
         if not images:
             raise DataError(
                 f"no images in {folder}; set dataset.root=... to the unpacked tiny-imagenet-200"
             )
         return images
 
-    def _place(self, name: str) -> Path:
+    def _path(self, name: str) -> Path:
         return (Path(self.root) / name).resolve()

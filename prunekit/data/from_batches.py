@@ -1,4 +1,4 @@
-"""Batches that somebody else has made, from a DataLoader for instance, as a data set."""
+"""Data sets from batches of the caller, for instance those of a DataLoader."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Pair = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class FixedBatches:
-    """Inputs and labels that are used as they are, in their order, whatever is asked."""
+    """Batches of inputs and labels that are used as they are, without shuffling."""
 
     batches: Sequence[Pair]
 
@@ -26,15 +26,15 @@ class FixedBatches:
         return sum(len(inputs) for inputs, _ in self.batches)
 
     def steps(self, batch: int) -> int:
-        """The number of batches that were given."""
+        """Return the number of batches."""
         return len(self.batches)
 
     def epoch(self, batch: int, seed: int | None) -> Iterator[Pair]:
-        """All of them."""
+        """Yield all batches, in order."""
         yield from self.batches
 
     def sample(self, count: int, batch: int) -> Iterator[Pair]:
-        """The first `count` examples, in batches of at most the size asked for."""
+        """Yield the first `count` examples, in batches of at most `batch`."""
         for inputs, labels in self.batches:
             for x, y in zip(inputs.split(batch), labels.split(batch), strict=True):
                 if count <= 0:
@@ -44,11 +44,11 @@ class FixedBatches:
 
     @property
     def labels(self) -> Tensor:
-        """The labels that were given."""
+        """The labels of all examples, in order."""
         return torch.cat([labels for _, labels in self.batches])
 
     def pick(self, indices: Tensor, batch: int) -> Iterator[Pair]:
-        """These examples, out of the batches that hold them."""
+        """Yield these examples in batches of `batch`."""
         ends = torch.tensor([len(labels) for _, labels in self.batches]).cumsum(0)
         for part in indices.cpu().split(batch):
             pairs = [self._example(index, ends) for index in part]
@@ -56,33 +56,35 @@ class FixedBatches:
                 yield torch.stack([x for x, _ in pairs]), torch.stack([y for _, y in pairs])
 
     def _example(self, index: Tensor, ends: Tensor) -> Pair:
-        place = int(torch.searchsorted(ends, index, right=True))
-        inputs, labels = self.batches[place]
-        return inputs[int(index - ends[place])], labels[int(index - ends[place])]
+        number = int(torch.searchsorted(ends, index, right=True))
+        inputs, labels = self.batches[number]
+        offset = int(index - ends[number])  # negative: counted from the end of the batch
+        return inputs[offset], labels[offset]
 
 
 def data_from_batches(batches: Iterable[Pair], examples: int) -> Data:
-    """The first so many examples of (inputs, labels) batches as every part of a data set.
+    """Make a data set whose three parts are the first `examples` of (inputs, labels) batches.
 
-    Raises DataError when there is none, or when batches are something else.
+    Raises DataError when there are none, or when batches have another form.
     """
-    taken, count = [], 0
+    pairs: list[Pair] = []
+    count = 0
     for pair in batches:
         if not isinstance(pair, tuple | list) or not _is_pair(pair):
             raise DataError(
                 "data must be a prunekit Data or batches of (inputs, labels), two tensors of the "
                 f"same length; one batch is a {type(pair).__name__}"
             )
-        taken.append((pair[0], pair[1]))
+        pairs.append((pair[0], pair[1]))
         count += len(pair[0])
         if count >= examples:
             break
-    if not taken:
+    if not pairs:
         raise DataError(
             "data holds no batch; give an iterable of (inputs, labels) that is not used up"
         )
-    given = FixedBatches(taken)
-    return Data(given, given, given, 0, tuple(taken[0][0].shape[1:]))
+    fixed = FixedBatches(pairs)
+    return Data(fixed, fixed, fixed, 0, tuple(pairs[0][0].shape[1:]))
 
 
 def _is_pair(pair: Sequence[object]) -> bool:

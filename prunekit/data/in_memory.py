@@ -32,35 +32,35 @@ from prunekit.data.files import Files
 from prunekit.errors import ConfigError, DataError
 from prunekit.schema import Checked, Count, NotNegative, Share, Whole
 
-Flip = Annotated[bool, "mirrors half of the training images"]
+Flip = Annotated[bool, "mirror half of the training images"]
 
 
 class Augmentation(Protocol):
-    """A random change of images: numbers are drawn for a whole epoch, then used batch by batch."""
+    """A random change of images, whose random numbers are drawn for a whole epoch at once."""
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """Random numbers for `count` images, one row for each."""
+        """Draw random numbers for `count` images; the first dimension counts images."""
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """The changed images (examples, channels, height, width)."""
+        """Return the changed images (examples, channels, height, width)."""
 
 
 @dataclass(frozen=True)
 class RandomCrop(Checked):
-    """Pad `pad` black pixels on every side and cut the old size out: a shift by up to `pad`."""
+    """Shift images by up to `pad` pixels: pad with black on every side and crop to the old size."""
 
     pad: Count
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """Top and left corner of each cut in the padded image."""
+        """Draw the top and left corner of each crop in the padded image."""
         return torch.randint(2 * self.pad + 1, (count, 2), generator=generator)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """The cuts."""
+        """Return the crops."""
         height, width = images.shape[2:]
         windows = F.pad(images, (self.pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        every = torch.arange(len(images), device=images.device)
-        return windows[every, :, drawn[:, 0], drawn[:, 1]]
+        indices = torch.arange(len(images), device=images.device)
+        return windows[indices, :, drawn[:, 0], drawn[:, 1]]
 
 
 @dataclass(frozen=True)
@@ -70,20 +70,20 @@ class HorizontalFlip(Checked):
     chance: Share = 0.5
 
     def draw(self, count: int, generator: Generator) -> Tensor:
-        """Whether each image is mirrored."""
+        """Draw for each image whether it is mirrored."""
         return torch.rand(count, generator=generator) < self.chance
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """The images, some of them mirrored."""
+        """Return the images, some of them mirrored."""
         return torch.where(drawn[:, None, None, None], images.flip(3), images)
 
 
 @dataclass(frozen=True)
 class Normalize:
-    """Subtract `mean` and divide by `std`, a number per channel each, for pixels from 0 to 1."""
+    """Subtract `mean` and divide by `std`, with a number per channel, for pixels from 0 to 1."""
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Sequence[float]
+    std: Sequence[float]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "mean", check_per_channel("mean", self.mean))
@@ -94,7 +94,7 @@ class Normalize:
             )
 
     def factors(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Scale and shift that normalise such images; bytes count as pixels from 0 to 255."""
+        """Return the scale and shift that normalise such images; bytes are pixels up to 255."""
         if images.shape[1] != len(self.mean):
             raise DataError(
                 f"mean={self.mean} has {len(self.mean)} numbers, images have {images.shape[1]} "
@@ -106,10 +106,10 @@ class Normalize:
 
 
 class TensorBatches:
-    """Images (examples, channels, height, width) and labels, kept on the device they are on.
+    """Batches of images (examples, channels, height, width) and labels, on the tensors' device.
 
     Random numbers are drawn on the CPU for a whole epoch, so that batches do not depend on the
-    device, and images are changed as bytes, before normalisation.
+    device. Images are changed as bytes, before normalisation.
     """
 
     def __init__(
@@ -128,19 +128,19 @@ class TensorBatches:
         return len(self.labels)
 
     def steps(self, batch: int) -> int:
-        """The number of batches in a shuffled epoch."""
+        """Return the number of batches in a shuffled epoch."""
         return shuffled_steps(self.size, batch)
 
     def epoch(self, batch: int, seed: int | None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images and labels; see `Batches.epoch`."""
+        """Yield float images and labels; see `Batches.epoch`."""
         return self._in_order(batch) if seed is None else self._shuffled(batch, seed)
 
     def sample(self, count: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images and labels; see `Batches.sample`."""
+        """Yield float images and labels; see `Batches.sample`."""
         return self.pick(sample_indices(self.size, count), batch)
 
     def pick(self, indices: Tensor, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Float images and labels; see `Batches.pick`."""
+        """Yield float images and labels; see `Batches.pick`."""
         for part in indices.to(self.labels.device).split(batch):
             if len(part):
                 yield self._normalized(self.images[part]), self.labels[part]
@@ -179,7 +179,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Raw:
-    """What files hold: training and test examples, and notes for reports."""
+    """The content of the files: training and test examples, and notes for reports."""
 
     train: Examples
     test: Examples
@@ -189,11 +189,11 @@ class Raw:
 
 @dataclass(frozen=True, kw_only=True)
 class ImageTensors(Dataset):
-    """A data set of small images: subclasses read it, this splits, augments and normalises.
+    """A data set of small images: subclasses read it, this class splits, augments and normalises.
 
-    `val` training images are held out, a count or a fraction below 1, every class in proportion;
-    which ones depends on `split_seed` alone. Training images are shifted by up to `crop` pixels,
-    and mirrored where `flip` is set.
+    `val` training images are held out, a count or a fraction below 1, with every class in
+    proportion; the choice depends on `split_seed` only. Training images are shifted by up to `crop`
+    pixels, and mirrored at random if `flip` is set.
     """
 
     mean: Mean = (0.5,)
@@ -209,17 +209,17 @@ class ImageTensors(Dataset):
 
     @abstractmethod
     def read(self) -> Raw:
-        """Read the files; raises DataError when they are missing or damaged."""
+        """Read the files; raise DataError when they are missing or damaged."""
 
     def load(self, device: torch.device | str = "cpu", seed: int = 0) -> Data:
-        """Read and split the images; the run's `seed` plays no part in what is loaded."""
+        """Read and split the images; `seed` has no influence."""
         raw = self.read()
-        rest, held = split_by_class(raw.train.labels, self.val, self.split_seed)
-        augment = [RandomCrop(self.crop)] if self.crop else []
+        rest, held_out = split_by_class(raw.train.labels, self.val, self.split_seed)
+        augment: list[Augmentation] = [RandomCrop(self.crop)] if self.crop else []
         augment += [HorizontalFlip()] if self.flip else []
         return Data(
             self._batches(raw.train[rest], device, augment),
-            self._batches(raw.train[held], device),
+            self._batches(raw.train[held_out], device),
             self._batches(raw.test, device),
             raw.classes,
             tuple(raw.test.images.shape[1:]),
@@ -242,7 +242,10 @@ _TEST = 360  # of 1,797 images, always the same ones
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(ImageTensors):
-    """1,797 digits of 8 x 8 pixels, enlarged to `image_size`; 360 of them are the test set."""
+    """Load the 1,797 handwritten digits of scikit-learn, 8 x 8 pixels enlarged to `image_size`.
+
+    360 of them are the test set.
+    """
 
     image_size: Side = 28
     val: HeldOut = 180
@@ -253,11 +256,11 @@ class Digits(ImageTensors):
         return (1, self.image_size, self.image_size)
 
     def files(self) -> Files:
-        """The one file of scikit-learn."""
-        return {_FILE: _place()}
+        """Return the one file of scikit-learn."""
+        return {_FILE: _digits_file()}
 
     def read(self) -> Raw:
-        """Training and test digits as bytes."""
+        """Return training and test digits as bytes."""
         table = torch.from_numpy(_table())
         small = table[:, :64].view(-1, 1, 8, 8).float() * (255 / 16)
         size = (self.image_size, self.image_size)
@@ -268,11 +271,11 @@ class Digits(ImageTensors):
 
 
 def _table() -> np.ndarray:
-    """A row an image: 64 pixels from 0 to 16, then the label.
+    """Return a matrix with a row per image: 64 pixels from 0 to 16, then the label.
 
-    The file is read where scikit-learn keeps it, because to import scikit-learn takes a second.
+    scikit-learn's file is read directly, because importing scikit-learn takes a second.
     """
-    file = _place()
+    file = _digits_file()
     if file.is_file():
         return np.loadtxt(file, delimiter=",")
     from sklearn.datasets import load_digits
@@ -281,27 +284,27 @@ def _table() -> np.ndarray:
     return np.column_stack([bunch.data, bunch.target])
 
 
-def _place() -> Path:
-    """Where scikit-learn keeps the file, found without importing it."""
-    found = importlib.util.find_spec("sklearn")
-    package = Path(found.origin).parent if found and found.origin else Path()
+def _digits_file() -> Path:
+    """Return the path of scikit-learn's file, found without importing scikit-learn."""
+    spec = importlib.util.find_spec("sklearn")
+    package = Path(spec.origin).parent if spec and spec.origin else Path()
     return package / "datasets" / "data" / _FILE
 
 
 @dataclass(frozen=True, kw_only=True)
 class Synthetic(ImageTensors):
-    """A smooth random pattern per class plus pixel noise, `train` and `test` images in all.
+    """Generate `train` + `test` images: a smooth random pattern per class plus pixel noise.
 
-    The patterns have a standard deviation of 1, the noise of `noise`; `data_seed` draws both.
-    `val` of the training images are held out.
+    A small network learns them within seconds. The patterns have a standard deviation of 1 and the
+    noise one of `noise`; both are drawn with `data_seed`. `val` training images are held out.
     """
 
-    classes: Annotated[Count, "patterns"] = 10
-    channels: Annotated[Count, "of each image"] = 1
+    classes: Annotated[Count, "number of classes"] = 10
+    channels: Annotated[Count, "channels of an image"] = 1
     image_size: Side = 28
-    train: Annotated[Count, "training images, with those held out"] = 640
+    train: Annotated[Count, "training images, including those held out"] = 640
     test: Annotated[Count, "test images"] = 200
-    noise: Annotated[NotNegative, "deviation of the noise, where patterns have 1"] = 1.0
+    noise: Annotated[NotNegative, "standard deviation of the noise; that of patterns is 1"] = 1.0
     data_seed: Annotated[Whole, "seed of patterns and noise"] = 0
     val: HeldOut = 128
     version: ClassVar[str] = "1"
@@ -313,11 +316,11 @@ class Synthetic(ImageTensors):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`channels` of `image_size` squared."""
+        """Channels, height, width."""
         return (self.channels, self.image_size, self.image_size)
 
     def read(self) -> Raw:
-        """Draw the patterns and the images."""
+        """Generate the patterns and the images."""
         generator = torch.Generator().manual_seed(self.data_seed)
         patterns = self._patterns(generator)
         train, test = (self._images(patterns, n, generator) for n in (self.train, self.test))

@@ -1,6 +1,6 @@
 """MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and SVHN, read from a folder in torchvision's layout.
 
-torchvision itself is used for downloading only: its readers insist on checksums and on unpacked
+torchvision itself is used for downloads only, since its readers require checksums and unpacked
 files.
 """
 
@@ -10,6 +10,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -26,10 +27,10 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 
 @dataclass(frozen=True, kw_only=True)
 class Vision(ImageTensors):
-    """A published image set under `root`, fetched with torchvision if `download` is set."""
+    """A published image set under `root`, which torchvision downloads if `download` is set."""
 
     root: Annotated[str, "folder of the files"] = "data"
-    download: Annotated[bool, "fetches the files where they are not there"] = False
+    download: Annotated[bool, "download the files if they are missing"] = False
     title: ClassVar[str]
     folder: ClassVar[str]
     size: ClassVar[tuple[int, ...]] = (3, 32, 32)
@@ -40,9 +41,9 @@ class Vision(ImageTensors):
         return self.size
 
     def files(self) -> Files:
-        """Download where that is wanted and needed; raises DataError."""
+        """Download the files if allowed and necessary; raise DataError where they are missing."""
         if self.download and not self.present():
-            self._fetch()
+            self._download()
         if not self.present():
             raise DataError(
                 f"no {self.title} in {self.home.resolve()}; set dataset.root=... to the folder "
@@ -51,21 +52,21 @@ class Vision(ImageTensors):
         return {path.name: path for path in self.paths()}
 
     def read(self) -> Raw:
-        """Download where that is wanted and needed, then read; raises DataError."""
+        """Download the files if allowed and necessary, then read them; raise DataError."""
         self.files()
         return self.parse()
 
     @property
     def home(self) -> Path:
-        """The folder that the files are in."""
+        """The folder of the files."""
         return Path(self.root) / self.folder
 
     @abstractmethod
     def paths(self) -> list[Path]:
-        """The files that the images are in, whether they are there or not."""
+        """Return the paths of the files, which may not exist yet."""
 
     def present(self) -> bool:
-        """Whether all files are there."""
+        """Return whether all files exist."""
         return all(path.is_file() for path in self.paths())
 
     @abstractmethod
@@ -73,13 +74,13 @@ class Vision(ImageTensors):
         """Read the files."""
 
     @abstractmethod
-    def fetches(self) -> list[Callable[[], object]]:
-        """Calls that download the files."""
+    def downloads(self) -> list[Callable[[], object]]:
+        """Return functions that download the files."""
 
-    def _fetch(self) -> None:
+    def _download(self) -> None:
         try:
-            for fetch in self.fetches():
-                fetch()
+            for download in self.downloads():
+                download()
         except (OSError, RuntimeError) as error:
             raise DataError(
                 f"{self.title} could not be downloaded: {error}; put its files into {self.home}"
@@ -88,7 +89,7 @@ class Vision(ImageTensors):
 
 @dataclass(frozen=True, kw_only=True)
 class MNIST(Vision):
-    """Handwritten digits, 60,000 + 10,000 of 28 x 28; a pixel x becomes (x - 128) / 128."""
+    """Load 60,000 + 10,000 handwritten digits of 28 x 28; a pixel x becomes (x - 128) / 128."""
 
     mean: Mean = (128 / 255,)
     std: Std = (128 / 255,)
@@ -98,19 +99,18 @@ class MNIST(Vision):
     size: ClassVar[tuple[int, ...]] = (1, 28, 28)
 
     def paths(self) -> list[Path]:
-        """Four files, gzipped or not."""
+        """Return four files, gzipped or not."""
         return [self._file(part, kind) for part in ("train", "t10k") for kind in _IDX]
 
     def parse(self) -> Raw:
-        """Training and test images as bytes."""
+        """Return training and test images as bytes."""
         return Raw(self._examples("train"), self._examples("t10k"), classes=10)
 
-    def fetches(self) -> list[Callable[[], object]]:
-        """torchvision's download of the class of the same name."""
+    def downloads(self) -> list[Callable[[], object]]:
+        """Return the download of torchvision's class of the same name."""
         from torchvision import datasets
 
-        source = getattr(datasets, type(self).__name__)
-        return [lambda: source(self.root, download=True)]
+        return [partial(getattr(datasets, type(self).__name__), self.root, download=True)]
 
     def _file(self, part: str, kind: str) -> Path:
         plain = self.home / f"{part}-{kind}"
@@ -126,7 +126,7 @@ _IDX = ("images-idx3-ubyte", "labels-idx1-ubyte")
 
 @dataclass(frozen=True, kw_only=True)
 class FashionMNIST(MNIST):
-    """Pictures of clothes in MNIST's format, 60,000 + 10,000 of 28 x 28, ten classes."""
+    """Load 60,000 + 10,000 pictures of clothes, in ten classes and in MNIST's format."""
 
     title: ClassVar[str] = "Fashion-MNIST"
     folder: ClassVar[str] = "FashionMNIST/raw"
@@ -134,10 +134,10 @@ class FashionMNIST(MNIST):
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(Vision):
-    """Ten classes of 32 x 32 photographs, 50,000 + 10,000; shifted by up to 4 and mirrored.
+    """Load 50,000 + 10,000 photographs of 32 x 32 in ten classes, shifted by up to 4 and mirrored.
 
-    Mean and std are those of the network-slimming papers. Files of a subset are accepted and
-    noted; with `only_exact` it is cut to the images that its array `exact` marks.
+    Mean and std are those of the network-slimming papers. Files of a subset are accepted with a
+    note; `only_exact` restricts it to the images that are marked in its array `exact`.
     """
 
     mean: Mean = _CIFAR_MEAN
@@ -145,25 +145,25 @@ class CIFAR10(Vision):
     val: HeldOut = 5000
     crop: PixelShift = 4
     flip: Flip = True
-    only_exact: Annotated[bool, "of a subset that marks bit-exact images: these alone"] = False
+    only_exact: Annotated[bool, "only the bit-exact images of a subset that marks them"] = False
     title: ClassVar[str] = "CIFAR-10"
     folder: ClassVar[str] = "cifar-10-batches-py"
 
     def paths(self) -> list[Path]:
-        """Six batches."""
+        """Return six files."""
         return [self.home / name for name in _CIFAR10_FILES]
 
     def parse(self) -> Raw:
-        """Training and test images as bytes."""
+        """Return training and test images as bytes."""
         *parts, test = (self._batch(path) for path in self.paths())
         train = _joined(parts)
         return Raw(train, test, 10, _size_notes(self.title, train, test))
 
-    def fetches(self) -> list[Callable[[], object]]:
-        """torchvision's download."""
-        from torchvision.datasets import CIFAR10 as source
+    def downloads(self) -> list[Callable[[], object]]:
+        """Return torchvision's download."""
+        from torchvision import datasets
 
-        return [lambda: source(self.root, download=True)]
+        return [partial(datasets.CIFAR10, self.root, download=True)]
 
     def _batch(self, path: Path) -> Examples:
         examples = _cifar(path, "labels", 10)
@@ -180,9 +180,9 @@ _CIFAR10_FILES = (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR100(Vision):
-    """A hundred classes of 32 x 32 photographs, 50,000 + 10,000; shifted by up to 4, mirrored.
+    """Load 50,000 + 10,000 photographs of 32 x 32 in a hundred classes, augmented as CIFAR-10.
 
-    Mean and std are CIFAR-10's, as in the network-slimming papers.
+    Mean and std are those of CIFAR-10, as in the network-slimming papers.
     """
 
     mean: Mean = _CIFAR_MEAN
@@ -194,52 +194,50 @@ class CIFAR100(Vision):
     folder: ClassVar[str] = "cifar-100-python"
 
     def paths(self) -> list[Path]:
-        """Two files."""
+        """Return two files."""
         return [self.home / name for name in ("train", "test")]
 
     def parse(self) -> Raw:
-        """Training and test images as bytes, fine labels."""
+        """Return training and test images as bytes, with fine labels."""
         train, test = (_cifar(path, "fine_labels", 100) for path in self.paths())
         return Raw(train, test, 100, _size_notes(self.title, train, test))
 
-    def fetches(self) -> list[Callable[[], object]]:
-        """torchvision's download."""
-        from torchvision.datasets import CIFAR100 as source
+    def downloads(self) -> list[Callable[[], object]]:
+        """Return torchvision's download."""
+        from torchvision import datasets
 
-        return [lambda: source(self.root, download=True)]
+        return [partial(datasets.CIFAR100, self.root, download=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SVHN(Vision):
-    """House numbers of 32 x 32, 73,257 training images, 531,131 more with `extra`, 26,032 to test.
+    """Load house numbers of 32 x 32: 73,257 + 26,032, and 531,131 more for training with `extra`.
 
-    No augmentation; mean and std are those of the network-slimming papers.
+    They are not augmented; mean and std are those of the network-slimming papers.
     """
 
     mean: Mean = (0.4376821, 0.4437697, 0.47280442)
     std: Std = (0.19803012, 0.20101562, 0.19703614)
     val: HeldOut = 6000
-    extra: Annotated[bool, "trains on the 531,131 extra images too"] = False
+    extra: Annotated[bool, "train on the 531,131 extra images too"] = False
     title: ClassVar[str] = "SVHN"
     folder: ClassVar[str] = "."
 
     def paths(self) -> list[Path]:
-        """The files that this choice of `extra` needs."""
+        """Return the files, with or without `extra`."""
         return [self.home / f"{part}_32x32.mat" for part in (*self._parts, "test")]
 
     def parse(self) -> Raw:
-        """Training and test images as bytes; the digit 0 is class 0."""
+        """Return training and test images as bytes; the digit 0 is class 0."""
         parts = [self._examples(part) for part in self._parts]
         return Raw(_joined(parts), self._examples("test"), classes=10)
 
-    def fetches(self) -> list[Callable[[], object]]:
-        """torchvision's downloads, one per file."""
-        from torchvision.datasets import SVHN as source
+    def downloads(self) -> list[Callable[[], object]]:
+        """Return torchvision's downloads, one per file."""
+        from torchvision import datasets
 
-        return [
-            lambda part=part: source(self.root, part, download=True)
-            for part in (*self._parts, "test")
-        ]
+        parts = (*self._parts, "test")
+        return [partial(datasets.SVHN, self.root, part, download=True) for part in parts]
 
     @property
     def _parts(self) -> tuple[str, ...]:

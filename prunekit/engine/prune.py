@@ -141,18 +141,18 @@ def prune(
     """
     cost, current, keep = dense.cost(track), dense, ChannelMask.all(dense.graph)
     cuts: list[Cut] = []
-    for left in range(selection.rounds, 0, -1):
+    for rounds_left in range(selection.rounds, 0, -1):
         units = UnitMap(dense.graph, current.graph, keep)
         scores = units.dense_scores(current.scores(criterion, data))
         selected = selection.select(Scored(scores, dense.graph, cost, criterion.comparable))
-        goal = {n: _round_mask(selected.keep[n], keep[n], scores.get(n), left) for n in keep}
+        goal = {n: _round_mask(selected.keep[n], keep[n], scores.get(n), rounds_left) for n in keep}
         last, last_keep = current, units.to_current(goal)
         absorb = options.absorbs(scores, goal)
-        cuts.append(_cut(current, last_keep, options, absorb, final=left == 1))
+        cuts.append(_cut(current, last_keep, options, absorb, final=rounds_left == 1))
         keep = units.to_dense(cuts[-1].keep)
-        if left > 1:
+        if rounds_left > 1:
             assert tune is not None, "several rounds train in between"
-            tune(cuts[-1].model, selection.rounds - left + 1)
+            tune(cuts[-1].model, selection.rounds - rounds_left + 1)
             current = dense.retraced(cuts[-1].model)
     return Pruning(dense, scores, selected.after(keep), cost, tuple(cuts), last, last_keep)
 
@@ -166,20 +166,21 @@ def cut_once(
 
 
 def _cut(traced: Traced, keep: ChannelMask, options: CutOptions, absorb: bool, final: bool) -> Cut:
-    """Cut; biases per position rename layers, so they are inserted in the final round only."""
+    """Cut a network; biases per position rename layers, so that only the final round adds them."""
     per_position = options.per_position and final
     return traced.cut(keep, absorb=absorb, check=options.check, per_position=per_position)
 
 
-def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, left: int) -> Tensor:
-    """Return the mask of one group after a round, when `left` rounds are left with this one.
+def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, rounds_left: int) -> Tensor:
+    """Return the mask of one group after a round; `rounds_left` includes this round.
 
-    Of the units that are still to be removed, the lowest `1 / left` are removed, rounded half up.
+    It removes the lowest `1 / rounds_left` of the units that are still to be removed, rounded half
+    up.
     """
     candidates = (keep & ~goal).nonzero().flatten()
     if score is None or not len(candidates):
         return keep
-    count = int(len(candidates) / left + 0.5)
+    count = int(len(candidates) / rounds_left + 0.5)
     mask = keep.clone()
     mask[candidates[score[candidates].argsort(stable=True)[:count]]] = False
     return mask

@@ -23,7 +23,7 @@ from prunekit.schema import Checked, Count, OneOf
 
 @contextmanager
 def silent() -> Iterator[None]:
-    """Suppress warnings, log lines and prints, with which exporters are generous; errors pass."""
+    """Suppress the warnings, log lines and prints of exporters; errors still propagate."""
     before, sink = logging.root.manager.disable, io.StringIO()
     logging.disable(logging.CRITICAL)
     try:

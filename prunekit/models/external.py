@@ -94,7 +94,7 @@ def torchvision_weights(
 def timm_weights(
     arch: str, weights: str, settings: Mapping[str, Any]
 ) -> tuple[dict[str, Any], Weights]:
-    """Do the same as `torchvision_weights` for timm; `weights` is a tag of timm."""
+    """Return the same as `torchvision_weights`, for timm; `weights` is a tag of timm."""
     timm = _timm()
     _check_arch("timm", arch, timm.list_models())
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
@@ -134,12 +134,12 @@ def _build(
 
 
 def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:
-    refused = [key for key in settings if key in _FETCHING and settings[key]]
-    if refused:
-        raise ConfigError(
-            f"{refused[0]}={settings[refused[0]]!r} would fetch or read weights; the networks here "
-            "are built without, give model.weights=... instead"
-        )
+    for key in _FETCHING:
+        if settings.get(key):
+            raise ConfigError(
+                f"{key}={settings[key]!r} would fetch or read weights; the networks here are "
+                "built without, give model.weights=... instead"
+            )
     return {key: value for key, value in settings.items() if key not in _FETCHING}
 
 

@@ -27,9 +27,7 @@ class LeNet5(nn.Module):
             500,
         ),
         classes: Classes = 10,
-        relu_convs: Annotated[
-            bool, "ReLUs after the convolutions too; false: only after fc1"
-        ] = True,
+        relu_convs: Annotated[bool, "ReLUs after the convolutions too"] = True,
         in_channels: Annotated[Count, "channels of an image"] = 1,
     ) -> None:
         super().__init__()

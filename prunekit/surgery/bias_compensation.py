@@ -26,20 +26,23 @@ from prunekit.surgery.remove_block import ChannelBias, EmptyBlock
 
 @dataclass(frozen=True)
 class AbsorbedLayer:
-    """A layer that lost inputs, what their constants went `into`, and `why` this is not exact."""
+    """A layer that lost inputs, and the bias or running mean that absorbed their constants.
+
+    `reason` says why the result is not exact; it is empty if it is.
+    """
 
     layer: str
     into: str
     exact: bool
-    why: str = ""
+    reason: str = ""
 
     def __str__(self) -> str:
-        return f"{self.layer} -> {self.into}: {'exact' if self.exact else self.why}"
+        return f"{self.layer} -> {self.into}: {'exact' if self.exact else self.reason}"
 
 
 @dataclass(frozen=True)
 class OutputChange:
-    """How far absorption moves the outputs in eval mode, relative to the largest output.
+    """The change of the outputs by absorption in eval mode, relative to the largest output.
 
     `moved` is the change of the narrow network itself; `before` and `after` are its distances to
     the dense network whose removed channels still put out their constants.
@@ -71,7 +74,7 @@ class Absorbed:
     def notes(self) -> tuple[str, ...]:
         """A sentence for every layer where it is not exact."""
         return tuple(
-            f"constants absorbed at {layer.layer} ({layer.into}) are not exact: {layer.why}"
+            f"constants absorbed at {layer.layer} ({layer.into}) are not exact: {layer.reason}"
             for layer in self.layers
             if not layer.exact
         )
@@ -90,14 +93,14 @@ class Absorbed:
 
 @dataclass(frozen=True, eq=False)
 class ConstantOffset:
-    """One value in place of the offsets of all calls, and reasons `why` it is not exact.
+    """One value in place of the offsets of all calls, and reasons why it is not exact.
 
     `value` has an entry per channel, or per channel and position if `per_position` is set.
     """
 
     value: Tensor
     per_position: bool
-    why: tuple[str, ...]
+    reasons: tuple[str, ...]
 
     @classmethod
     def of(cls, calls: Sequence[ObservedOffset], per_position: bool) -> ConstantOffset | None:
@@ -105,20 +108,18 @@ class ConstantOffset:
         if not any(bool(call.offset.any()) for call in calls):
             return None
         means = [_mean_and_odd_share(call.by_channel) for call in calls]
-        share, why = max(odd for _, odd in means), _differences(calls)
+        share, reasons = max(odd for _, odd in means), _differences(calls)
         if per_position and share > 0 and len({call.offset.shape for call in calls}) == 1:
-            return cls(torch.stack([call.offset for call in calls]).mean(0), True, why)
+            return cls(torch.stack([call.offset for call in calls]).mean(0), True, reasons)
         if share:
-            why = (
-                f"{share:.0%} of positions (borders) get another constant, the mean is taken",
-                *why,
-            )
-        return cls(torch.stack([mean for mean, _ in means]).mean(0), False, why)
+            border = f"{share:.0%} of positions (borders) get another constant, the mean is taken"
+            reasons = (border, *reasons)
+        return cls(torch.stack([mean for mean, _ in means]).mean(0), False, reasons)
 
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """Where the constant of one layer goes: into the tensor at `path`.
+    """The constant of one layer, and the tensor at `path` that absorbs it.
 
     It is added to biases and subtracted from running means.
     """
@@ -128,11 +129,11 @@ class _Plan:
     per_position: bool
     into: str
     path: str
-    why: str
+    reason: str
 
     @property
     def outcome(self) -> AbsorbedLayer:
-        return AbsorbedLayer(self.layer, self.into, not self.why, self.why)
+        return AbsorbedLayer(self.layer, self.into, not self.reason, self.reason)
 
 
 def absorb(
@@ -218,16 +219,19 @@ def _plan(
     into, path = _destination(name, emitted, narrow)
     if constant.per_position:
         into, path = "bias map", f"{name}.1.bias_map"
-    why = constant.why
+    reasons = constant.reasons
     if into == "nothing":
-        why = ("its bias is computed, or used elsewhere too, or a function gets none", *why)
-    return _Plan(name, constant.value, constant.per_position, into, path, "; ".join(why))
+        blocked = "its bias is computed, or used elsewhere too, or a function gets none"
+        reasons = (blocked, *reasons)
+    return _Plan(name, constant.value, constant.per_position, into, path, "; ".join(reasons))
 
 
 def _shift_plan(narrow: nn.Module, block: str, constant: ConstantOffset) -> _Plan:
     path = f"{block}.shift"
     leaf = "bias" if isinstance(narrow.get_submodule(path), ChannelBias) else "bias_map"
-    return _Plan(block, constant.value, False, "shift", f"{path}.{leaf}", "; ".join(constant.why))
+    return _Plan(
+        block, constant.value, False, "shift", f"{path}.{leaf}", "; ".join(constant.reasons)
+    )
 
 
 def _has_layer(narrow: nn.Module, name: str) -> bool:

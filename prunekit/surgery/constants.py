@@ -30,7 +30,7 @@ Record = Callable[[Callable[[Tensor], Tensor], Tensor], None]
 
 @dataclass(frozen=True, eq=False)
 class ObservedOffset:
-    """What removed input channels add to a layer's output in one call.
+    """The offset that removed input channels add to a layer's output in one call.
 
     `offset` has the shape of the output without its batch dimension and with the kept output
     channels only; `dim` is its channel dimension. `varies` is the difference of the constants
@@ -120,7 +120,7 @@ def record_block_ends(
 
 @contextmanager
 def emitting_constants(model: nn.Module, graph: ChannelGraph, removed: Tensor) -> Iterator[None]:
-    """Inside the context, removed channels of `model` put out only their constants.
+    """Let removed channels of `model` put out only their constants inside the context.
 
     For convolutions and linear layers this is the bias, for norms the shift, and zero if there is
     none. A norm behind a channel selector is treated alike, as if its scale were zero.

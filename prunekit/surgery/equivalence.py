@@ -57,7 +57,10 @@ class Gap:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How close a narrow network is to the silenced one; `train` is None where `note` says why."""
+    """The distance of a narrow network from the silenced one, in eval mode and in train mode.
+
+    `train` is None if train mode was not compared, for the reason in `note`.
+    """
 
     eval: Gap
     train: Gap | None

@@ -311,9 +311,9 @@ def load_matching(model: nn.Module, weights: Mapping[str, Tensor], origin: str) 
         if name in weights and _shape(weights[name]) != _shape(own[name])
     ]
     mismatches = [
-        *_some("missing", [name for name in own if name not in weights]),
-        *_some("unexpected", [name for name in weights if name not in own]),
-        *_some("of another size", sizes),
+        *_listing("missing", [name for name in own if name not in weights]),
+        *_listing("unexpected", [name for name in weights if name not in own]),
+        *_listing("of another size", sizes),
     ]
     if mismatches:
         raise ArtifactError(
@@ -367,5 +367,5 @@ def _shape(value: Any) -> Any:
     return tuple(getattr(value, "shape", ()))
 
 
-def _some(what: str, names: Sequence[str]) -> list[str]:
-    return [f"{what}: {listed(names)}"] if names else []
+def _listing(label: str, names: Sequence[str]) -> list[str]:
+    return [f"{label}: {listed(names)}"] if names else []

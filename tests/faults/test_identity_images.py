@@ -14,7 +14,7 @@ from faults.sets import MNIST, identity_of, images, reports
 from toys import Brightest
 
 from prunekit.data import CUB200, Digits, ImageFolder, ShapeOnly, Synthetic, TinyImageNet
-from prunekit.data import identity as identity_module
+from prunekit.data import files as files_module
 from prunekit.data.files import IMAGES, identity_of_files
 from prunekit.errors import DataError
 from prunekit.reporting.collect import collect
@@ -28,18 +28,18 @@ DAY = 24 * 3600
 def no_memory(tmp_path_factory, monkeypatch):
     """An empty cache, on the disk and in this process."""
     place = tmp_path_factory.mktemp("cache") / "images.json"
-    monkeypatch.setattr(identity_module, "_place", lambda: place)
-    monkeypatch.setattr(identity_module, "_known", {})
+    monkeypatch.setattr(files_module, "_cache_file", lambda: place)
+    monkeypatch.setattr(files_module, "_digests", {})
     return place
 
 
 def test_the_memory_is_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert identity_module._place() == tmp_path / "prunekit" / "images.json"
+    assert files_module._cache_file() == tmp_path / "prunekit" / "images.json"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert identity_module._place() == tmp_path / ".cache" / "prunekit" / "images.json"
+    assert files_module._cache_file() == tmp_path / ".cache" / "prunekit" / "images.json"
 
 
 @pytest.fixture
@@ -155,8 +155,8 @@ def test_files_are_names_sizes_and_content(tmp_path):
 
 def test_of_large_sets_a_sample_is_read(tmp_path, monkeypatch):
     """Always the same one: 50,000 files cost no more than their names and sizes."""
-    monkeypatch.setattr(identity_module, "_WHOLE", (1, 10))
-    monkeypatch.setattr(identity_module, "_SAMPLED", 2)
+    monkeypatch.setattr(files_module, "_WHOLE", (1, 10))
+    monkeypatch.setattr(files_module, "_SAMPLED", 2)
     here = files(tmp_path / "here", 9)
     first = identity_of_files(here)
     assert identity_of_files(files(tmp_path / "there", 9)) == first
@@ -171,9 +171,9 @@ def test_of_large_sets_a_sample_is_read(tmp_path, monkeypatch):
 
 
 def test_of_a_large_file_both_ends_and_blocks_between_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(identity_module, "_WHOLE", (1, 10))
-    monkeypatch.setattr(identity_module, "_LOOKED_AT", 1000)
-    monkeypatch.setattr(identity_module, "_BLOCK", 100)
+    monkeypatch.setattr(files_module, "_WHOLE", (1, 10))
+    monkeypatch.setattr(files_module, "_SAMPLED_BYTES", 1000)
+    monkeypatch.setattr(files_module, "_BLOCK", 100)
     file = tmp_path / "large"
     content = bytes(10_000)
 
@@ -191,16 +191,16 @@ def test_of_a_large_file_both_ends_and_blocks_between_are_read(tmp_path, monkeyp
 def test_a_digest_is_remembered_until_a_file_changes(tmp_path, monkeypatch, no_memory):
     here = files(tmp_path / "here")
     read = []
-    whole = identity_module._content
-    monkeypatch.setattr(identity_module, "_content", lambda *a: read.append(1) or whole(*a))
+    whole = files_module._content
+    monkeypatch.setattr(files_module, "_content", lambda *a: read.append(1) or whole(*a))
     first = identity_of_files(here)
     assert identity_of_files(here) == first
     assert len(read) == 2 and not no_memory.exists(), "files this young could change unnoticed"
-    now = identity_module.time.time_ns
-    monkeypatch.setattr(identity_module.time, "time_ns", lambda: now() + DAY * 10**9)
+    now = files_module.time.time_ns
+    monkeypatch.setattr(files_module.time, "time_ns", lambda: now() + DAY * 10**9)
     assert identity_of_files(here) == identity_of_files(here) == first
     assert len(read) == 3 and len(json.loads(no_memory.read_text())) == 1
-    monkeypatch.setattr(identity_module, "_known", {})
+    monkeypatch.setattr(files_module, "_digests", {})
     assert identity_of_files(here) == first and len(read) == 3, "the next process knows it too"
     stat = here["1.png"].stat()
     here["1.png"].write_bytes(b"1.pnk" * 100)
@@ -212,8 +212,8 @@ def test_a_digest_is_remembered_until_a_file_changes(tmp_path, monkeypatch, no_m
 def test_a_damaged_memory_is_no_memory(tmp_path, monkeypatch, no_memory, damage):
     here = files(tmp_path / "here")
     first = identity_of_files(here)
-    now = identity_module.time.time_ns
-    monkeypatch.setattr(identity_module.time, "time_ns", lambda: now() + DAY * 10**9)
+    now = files_module.time.time_ns
+    monkeypatch.setattr(files_module.time, "time_ns", lambda: now() + DAY * 10**9)
     if damage == "unwritable":
         no_memory.mkdir(parents=True)
     else:
@@ -227,7 +227,7 @@ def test_a_damaged_memory_is_no_memory(tmp_path, monkeypatch, no_memory, damage)
         }
         assert worse[damage] != text
         no_memory.write_text(worse[damage])
-    monkeypatch.setattr(identity_module, "_known", {})
+    monkeypatch.setattr(files_module, "_digests", {})
     assert identity_of_files(here) == first
 
 

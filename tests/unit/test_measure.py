@@ -1,4 +1,4 @@
-"""Latency, memory and fvcore's count against numbers worked out by hand."""
+"""Latency, times of layers, memory and fvcore's count against numbers worked out by hand."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from prunekit.graph import ChannelGraph
 from prunekit.measure import (
     Latency,
     LatencyTest,
-    engines,
     file_bytes,
     fvcore_macs,
     latency,
+    layer_records,
     nonzero_params,
     peak_memory,
     sparsity,
 )
 from prunekit.methods.slimming import InsertChannelSelectors, slimming_flops, slimming_params
-from prunekit.models import DenseNet
+from prunekit.models import DenseNet, LeNet5
 from prunekit.surgery.cut import cut
 
 
@@ -141,13 +141,13 @@ def test_each_engine_times_in_turns_on_its_own_copies(monkeypatch):
     pytest.importorskip("onnxruntime", reason="needs the extra: pip install prunekit[export]")
     pytest.importorskip("onnxscript", reason="needs the extra: pip install prunekit[export]")
     models = {"small": nn.Linear(4, 4).train(), "large": Deep()}
-    made, before = [], torch.get_num_threads()
-    monkeypatch.setattr(engines, "OnnxModule", lambda *a: made.append(a[1:]) or OnnxModule(*a))
+    arguments, before = [], torch.get_num_threads()
+    monkeypatch.setattr(latency, "OnnxModule", lambda *a: arguments.append(a[1:]) or OnnxModule(*a))
     test = LatencyTest(runs=9, warmup=2, batch=64, threads=before + 1)
     for engine in ("eager", "onnxruntime"):
         found = test.run(models, torch.zeros(1, 4), engine=engine)
         assert found["large"].median_ms > found["small"].median_ms > 0
-    assert made == [(before + 1,)] * 2  # the sessions have the threads of the test
+    assert arguments == [(before + 1,)] * 2  # the sessions have the threads of the test
     assert models["small"].training and torch.get_num_threads() == before
 
 
@@ -322,3 +322,48 @@ def test_file_bytes(tmp_path):
     assert file_bytes(tmp_path / "model.pt") == 5
     with pytest.raises(ArtifactError, match="does not exist"):
         file_bytes(tmp_path / "other.pt")
+
+
+class Sleeping(nn.Identity):
+    def forward(self, x):
+        time.sleep(0.004)
+        return x
+
+
+def layer_times(models, example):
+    records = layer_records(models, example, LatencyTest(batch=2, runs=5, warmup=1))
+    return {(record["network"], record["layer"]): record for record in records}
+
+
+def test_counts_are_those_of_hand_and_both_networks_are_there():
+    models = {"dense": LeNet5(), "narrow": LeNet5(widths=(4, 6, 12))}
+    records = layer_times(models, torch.zeros(1, 1, 28, 28))
+    assert records["dense", "conv1"]["macs"] == 25 * 20 * 24 * 24
+    assert records["narrow", "conv2"]["macs"] == 25 * 4 * 6 * 8 * 8
+    assert records["narrow", "fc1"]["params"] == (16 * 6 + 1) * 12
+    assert all(record["cpu_ms"] >= 0 for record in records.values())
+    assert "macs" not in records["dense", "relu1"]  # a module without channels is timed alone
+    assert not any(module._forward_hooks for module in models["dense"].modules())
+
+
+def test_time_lands_where_it_is_spent_and_calls_add_up():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.nap, self.act = nn.Conv2d(1, 2, 3), Sleeping(), nn.ReLU()
+
+        def forward(self, x):
+            return self.nap(self.act(self.nap(self.conv(x)))).mean((2, 3))
+
+    records = layer_times({"dense": Net().eval()}, torch.zeros(1, 1, 8, 8))
+    assert set(records) == {("dense", "conv"), ("dense", "nap"), ("dense", "act")}
+    assert records["dense", "nap"]["cpu_ms"] >= 8  # twice a pass
+    assert records["dense", "nap"]["cpu_ms"] > records["dense", "act"]["cpu_ms"]
+
+
+def test_parts_of_a_layer_are_not_counted_twice():
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU())
+    torch.nn.utils.parametrizations.weight_norm(model[0])
+    records = layer_times({"dense": model.eval()}, torch.zeros(1, 1, 8, 8))
+    assert set(records) == {("dense", "0"), ("dense", "1")}
+    assert records["dense", "0"]["macs"] == pytest.approx(9 * 3 * 36)

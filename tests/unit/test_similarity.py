@@ -13,7 +13,7 @@ from torch import nn
 from prunekit.data import Data, Normalize, ShapeOnly, TensorBatches, data_from_batches
 from prunekit.errors import ConfigError, DataError
 from prunekit.graph import ChannelGraph
-from prunekit.measure.memory import _Live
+from prunekit.measure.memory import _LiveBytes
 from prunekit.methods.gram_lasso import (
     Calibration,
     ClassBlocks,
@@ -228,8 +228,8 @@ def test_memory_stays_within_the_bound_beyond_maps_and_tables(columns):
     n, channels = 512, 96  # all kernel matrices would be 192 MiB
     generator = torch.Generator().manual_seed(0)
     x, y = (Maps.of(torch.randn(channels, n, 4, generator=generator)) for _ in range(2))
-    with _Live() as live:
-        tables = compute_tables(columns, x, y, memory=48)
+    with _LiveBytes() as live:
+        tables = tables_of(columns, x, y, memory=48)
     held = sum(table.nbytes for table in (tables.inputs, tables.cross, tables.outputs))
     assert live.peak - held < 48 * 2**20
 
