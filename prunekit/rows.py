@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Slice:
     several columns of the next linear layer. With `dim=None` every entry is a row.
     """
 
-    param: nn.Parameter
+    param: Tensor
     dim: int | None = 0
     span: int = 1
 
@@ -74,7 +74,7 @@ class Rows:
         for param, entries in self.scatter(rows):
             grad_of(param).add_(entries, alpha=scale)
 
-    def scatter(self, rows: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
+    def scatter(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return every parameter with its entries of `rows`, in the parameter's shape."""
         parts = zip(self.slices, torch.split(rows, self._widths, dim=1), strict=True)
         return [(part.param, part.unview(columns)) for part, columns in parts]
@@ -86,7 +86,7 @@ class Rows:
         return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
 
     @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
+    def parameters(self) -> tuple[Tensor, ...]:
         """The parameters of the matrix."""
         return tuple(part.param for part in self.slices)
 
@@ -95,7 +95,7 @@ class Rows:
         return [part.view(part.param.detach()).shape[1] for part in self.slices]
 
 
-def grad_of(param: nn.Parameter) -> Tensor:
+def grad_of(param: Tensor) -> Tensor:
     """Return the gradient of a parameter; a missing one is created with zeros."""
     if param.grad is None:
         param.grad = torch.zeros_like(param)
