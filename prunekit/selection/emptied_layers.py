@@ -67,7 +67,7 @@ def smallest_shares(masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
 
 
 def _channels_left(graph: ChannelGraph, removed: Tensor, name: str) -> tuple[int, int]:
-    """Return kept and all channels of the side (in or out) that keeps the smaller share."""
+    """Return channels kept and all channels, of the side (in or out) of the smaller share."""
     sides = [side for side in (graph.outs[name], graph.ins[name]) if bool(side.any())]
     counts = [(int((~removed[side]).sum()), len(side)) for side in sides]
     return min(counts, key=lambda count: count[0] / count[1])
