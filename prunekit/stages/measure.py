@@ -84,7 +84,7 @@ class Measure(Stage):
             record.update(_ratios(records[0], record))
         write_csv(stage_dir.path / "comparison.csv", records)
         ends = {label: models[label] for label in ("dense", [*models][-1])}
-        write_csv(stage_dir.path / "layers.csv", layer_rows(ends, data.example, timing))
+        write_csv(stage_dir.path / "layers.csv", layer_records(ends, data.example, timing))
         if data.test.size:
             correct = {label: _correct(model, data) for label, model in tested.items()}
             write_torch(stage_dir.path / "correct.pt", correct)
@@ -126,7 +126,7 @@ def _costs(model: nn.Module, data: Data, file: Path) -> Metrics:
     return {
         **measure_size(model, data),
         **_slimming_costs(model, example),
-        "fvcore_macs": counted_macs(model, example),
+        "fvcore_macs": fvcore_macs(model, example),
         "memory_bytes": peak_memory(model, example),
         "file_bytes": file_bytes(file),
     }

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from prunekit.console import track
 from prunekit.criteria import Criterion, L1Norm, Scores
 from prunekit.data import Batches, Data
-from prunekit.data.base import balanced_indices
 from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph, ChannelMask

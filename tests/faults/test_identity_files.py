@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from faults.sets import TOYS, identity_of, reports
+from prunekit.training.precision import numbers
 from torch import nn
 
 from prunekit.criteria import save_scores
@@ -18,7 +19,6 @@ from prunekit.errors import ArtifactError
 from prunekit.models import LeNet5
 from prunekit.runs.identity import network_of
 from prunekit.stages.identity import StageInputs
-from prunekit.training.precision import numbers
 
 FEW = ("criterion=l1_norm", "selection=per_layer")
 NET = """
