@@ -37,7 +37,7 @@ class DrawFeatures(Stage):
         count = len(features.labels)
         if count > _SLOW:
             complain(f"t-SNE of {count:,} images, which takes a while")
-        points = settings.place(features.values)
+        points = settings.embed(features.values)
         accuracy = measure_accuracy(model, data, runtime)
         records = [
             {"x": float(x), "y": float(y), "label": label}

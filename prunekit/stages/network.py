@@ -27,7 +27,7 @@ from prunekit.runs.rundir import StageDir
 from prunekit.stages.settings import ChannelSelections, Runtime
 from prunekit.stages.stage import FromSettings, Parts
 from prunekit.surgery import Edit, SavedModel, load_model, load_weights
-from prunekit.surgery.weights import load_matching
+from prunekit.surgery.files import load_matching
 from prunekit.training import evaluate
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from prunekit.modes import duplicate
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.selection import Aim, Selection
+from prunekit.selection import BudgetResult, Selection
 from prunekit.stages.network import (
     Dense,
     FromNetwork,
@@ -53,7 +53,7 @@ class Prune(FromNetwork, Stage):
 
     def with_files(self, run: Path, source: Path | None) -> Prune:
         """Return the stage with the scores beside the source, and the curves of the run."""
-        criterion, selection = self.criterion.beside(source), self.selection.within(run)
+        criterion, selection = self.criterion.resolve_beside(source), self.selection.resolve_in(run)
         return replace(self, criterion=criterion, selection=selection)
 
     def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
@@ -86,7 +86,7 @@ class Prune(FromNetwork, Stage):
             **measure_size(model, data),
             **_cut_metrics(pruning.cuts),
             **({"fold_error": folded.gap.relative} if folded else {}),
-            **_budget_metrics(pruning.selected.aims),
+            **_budget_metrics(pruning.selected.budgets),
             **after,
             "collapsed_layers": ", ".join(pruning.selected.emptied) or None,
             **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
@@ -104,7 +104,7 @@ class Prune(FromNetwork, Stage):
         return Outcome(metrics, notes)
 
     def _check_scores(self, stage_dir: StageDir) -> None:
-        if not self.criterion.complete:
+        if not self.criterion.resolved:
             raise ArtifactError(
                 f"prune with criterion=stored starts from a model and its scores, and "
                 f"{stage_dir.run.path} holds none; run prunekit pretrain or sparsify first, give "
@@ -255,20 +255,21 @@ def _cut_metrics(cuts: Sequence[Cut]) -> Metrics:
         "surgery_error": max(agreement.worst for agreement in agreements),
         "agreement_eval": max(agreement.eval.relative for agreement in agreements),
         "agreement_train": max(trained) if trained else None,
-        "absorbed": sum(len(each.rows) for each in absorbed) if absorbed else None,
+        "absorbed": sum(len(each.layers) for each in absorbed) if absorbed else None,
     }
     if absorbed:
         metrics["absorbed_change"] = max(each.change.moved for each in absorbed)
     return metrics
 
 
-def _budget_metrics(aims: tuple[Aim, ...]) -> Metrics:
+def _budget_metrics(budgets: tuple[BudgetResult, ...]) -> Metrics:
     """Return for every budget the requested, the reached and the predicted amount."""
     metrics: Metrics = {}
-    for aim in aims:
-        metrics |= {f"asked/{aim.name}": aim.asked, f"reached/{aim.name}": aim.reached}
-        if aim.predicted is not None:
-            metrics[f"predicted/{aim.name}"] = aim.predicted
+    for budget in budgets:
+        metrics[f"asked/{budget.name}"] = budget.requested
+        metrics[f"reached/{budget.name}"] = budget.achieved
+        if budget.predicted is not None:
+            metrics[f"predicted/{budget.name}"] = budget.predicted
     return metrics
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from prunekit.console import track
 from prunekit.criteria import Criterion, L1Norm, Scores
 from prunekit.data import Batches, Data
+from prunekit.data.base import balanced_indices
 from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph, ChannelMask
@@ -25,7 +26,7 @@ from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.schema import Checked, Count, Filled, Range, Text
-from prunekit.selection import PerLayer, Scored, curves_of
+from prunekit.selection import PerLayer, Scored, parse_curves
 from prunekit.selection.curves import FILE
 from prunekit.selection.patterns import groups_matching
 from prunekit.stages.network import FromNetwork, measure_size, weights_notes
@@ -91,8 +92,8 @@ class MeasureSensitivity(FromNetwork, Stage):
 
     def with_files(self, run: Path, source: Path | None) -> MeasureSensitivity:
         """Return the stage with the scores that lie beside the source, where there are any."""
-        beside = self.criterion.beside(source)
-        complete = self.criterion.complete or beside.files()
+        beside = self.criterion.resolve_beside(source)
+        complete = self.criterion.resolved or beside.files()
         return replace(self, criterion=beside if complete else self.criterion)
 
     def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
@@ -219,7 +220,7 @@ def _validation_images(grid: SensitivityGrid, data: Data) -> Images:
         )
     if grid.images is None or grid.images >= data.val.size:
         return data.val
-    return Subset(data.val, balanced(data.val.labels, grid.images, seed=0))
+    return Subset(data.val, balanced_indices(data.val.labels, grid.images, seed=0))
 
 
 def _points(grid: SensitivityGrid, trial: PruningTrial) -> list[GridPoint]:
@@ -314,7 +315,7 @@ def _summary(records: Sequence[Mapping[str, Any]]) -> Metrics:
     }
     return {
         "val_top1": dense,
-        "groups": len(curves_of(records)),
+        "groups": len(parse_curves(records)),
         "at_share": nearest,
         "most_sensitive": max(losses, key=lambda name: losses[name]),
         **{f"lost/{name}": loss for name, loss in losses.items()},

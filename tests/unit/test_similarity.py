@@ -229,7 +229,7 @@ def test_memory_stays_within_the_bound_beyond_maps_and_tables(columns):
     generator = torch.Generator().manual_seed(0)
     x, y = (Maps.of(torch.randn(channels, n, 4, generator=generator)) for _ in range(2))
     with _LiveBytes() as live:
-        tables = tables_of(columns, x, y, memory=48)
+        tables = compute_tables(columns, x, y, memory=48)
     held = sum(table.nbytes for table in (tables.inputs, tables.cross, tables.outputs))
     assert live.peak - held < 48 * 2**20
 
