@@ -137,7 +137,7 @@ def test_fold_after_pruning_is_the_silenced_network_and_counts_agree(sides, seed
 
 def test_a_layer_stays_two_where_that_is_cheaper():
     """d = 18, n = 30, so two take r (18 + 30) and one 18 * 30: less for r < 11.25."""
-    for left, expected in ((11, "parted"), (12, "merged")):
+    for left, expected in ((11, "decomposed"), (12, "merged")):
         model = net()
         InsertMatrices(sites(layers=("wide",))).apply(model)
         graph = ChannelGraph.trace(model, X[:1])

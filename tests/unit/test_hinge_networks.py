@@ -60,7 +60,7 @@ def test_attach_and_fold_keep_the_logits(name):
         assert relative(model(x), expected) < 1e-5
         folded = fold(model, x)
         assert relative(folded.model(x), expected) < 1e-5
-    assert not layers_with_matrix(folded.model) and not folded.edit.parted
+    assert not layers_with_matrix(folded.model) and not folded.edit.decomposed
     for key, tensor in folded.model.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, dense.state_dict()[key], rtol=1e-4, atol=1e-5)

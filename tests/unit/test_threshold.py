@@ -41,7 +41,7 @@ class Case:
         self.given = (self.scores, self.graph, self.cost)
 
     def at(self, threshold, **settings):
-        return as_lists(Threshold(0.5, **settings).at(threshold, *self.given))
+        return as_lists(Threshold(0.5, **settings).mask_at(threshold, *self.given))
 
     def pair(self):
         self.cost.pairs = (("0", "2"),)
@@ -117,7 +117,7 @@ def test_a_half_unit_goes_up():
     kept = [
         (int(masks["2"].sum()), int(masks["0"].sum()))
         for at in (9, 8, 7, 6, 5, 4)
-        for masks in [selection.at(at, case.scores, case.graph, case.cost)]
+        for masks in [selection.mask_at(at, case.scores, case.graph, case.cost)]
     ]
     assert kept == [(2, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3)]
 
@@ -147,13 +147,13 @@ def test_below_the_floor_is_refused_with_what_can_be_asked_for(resnet):
     near = Threshold(FLOOR - 0.0049)  # as near as counts as met
     assert near.select(Scored(*resnet.given)).budgets[0].achieved == budget.achieved
     with pytest.raises(ConfigError, match="cannot be reached"):
-        Threshold(0.2).check(*resnet.given)
-    assert Threshold(0.2, floor=0.1).check(*resnet.given) is None
+        Threshold(0.2).check_reachable(*resnet.given)
+    assert Threshold(0.2, floor=0.1).check_reachable(*resnet.given) is None
 
 
 def at(selection, threshold, case):
     """The answer of a selection, had it chosen this threshold."""
-    keep = selection.at(threshold, *case.given)
+    keep = selection.mask_at(threshold, *case.given)
     return selection.select(Scored(*case.given)).recount(keep)
 
 
@@ -189,7 +189,9 @@ def test_of_networks_that_cost_the_same_the_one_that_keeps_most_is_taken(resnet)
         float(cut)
         for cut in flat
         if cost.macs(
-            graph.drop({n: ~m for n, m in Threshold(1).at(float(cut), one, graph, cost).items()})
+            graph.drop(
+                {n: ~m for n, m in Threshold(1).mask_at(float(cut), one, graph, cost).items()}
+            )
         )
         == cost.macs()
     ]
@@ -245,7 +247,7 @@ def test_no_farther_than_the_released_search(resnet, target, same):
     selection = Threshold(target, same_ratio=same)
 
     def share(threshold):
-        return cost.macs(selection.at(threshold, small, graph, cost).removed) / cost.macs()
+        return cost.macs(selection.mask_at(threshold, small, graph, cost).removed) / cost.macs()
 
     (budget,) = selection.select(Scored(small, graph, cost)).budgets
     theirs = released(share, target)
