@@ -47,8 +47,8 @@ def with_matrices(name, placement=None):
 
 
 @torch.no_grad()
-def relative(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max())
+def relative(result, expected):
+    return float((result - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("name", named(*NETWORKS))
@@ -137,6 +137,6 @@ def test_start_ratios_in_multiply_adds(name):
 )
 def test_matrices_go_where_they_were_published(name, count, sides):
     make, x = NETWORKS[name]
-    found = Placement().sites(make(), x[:1]).sites
-    assert len(found) == count
-    assert {site.sides for site in found} == sides
+    result = Placement().sites(make(), x[:1]).sites
+    assert len(result) == count
+    assert {site.sides for site in result} == sides

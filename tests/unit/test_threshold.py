@@ -161,13 +161,13 @@ def test_what_is_missed_held_and_found_is_told():
     case = spread()
     selection = Threshold(0.4, floor=0.2)
     selected = selection.select(Scored(*case.given))
-    (budget,), told = selected.budgets, selected.notes
+    (budget,), notes = selected.budgets, selected.notes
     assert not budget.satisfied
-    assert any("asked to keep 0.4 of the MACs, kept 0.373" in note for note in told)
-    assert any("nearest reachable" in note for note in told)
+    assert any("asked to keep 0.4 of the MACs, kept 0.373" in note for note in notes)
+    assert any("nearest reachable" in note for note in notes)
     del case.scores["2"]
-    told = at(Threshold(0.7), 4.5, case).notes
-    assert "not scored, so kept whole: 2" in told
+    notes = at(Threshold(0.7), 4.5, case).notes
+    assert "not scored, so kept whole: 2" in notes
     held = at(Threshold(0.8, floor=0.6), 4.5, case).notes
     assert "norms up to 2 went" in held[1]
     assert at(Threshold(1.0), 0.0, case).notes[1:] == ()
@@ -176,8 +176,8 @@ def test_what_is_missed_held_and_found_is_told():
 def test_groups_that_the_floor_held_are_named():
     case = Case([5.0, 1.0, 4.0, 2.0, 3.0], [0.1] * 10)
     selection = Threshold(0.5, floor=0.2)
-    told = at(selection, 2.5, case).notes
-    assert "norms up to 2 went, but for what the floor kept in 1 of 2 groups (2)" in told
+    notes = at(selection, 2.5, case).notes
+    assert "norms up to 2 went, but for what the floor kept in 1 of 2 groups (2)" in notes
 
 
 def test_of_networks_that_cost_the_same_the_one_that_keeps_most_is_taken(resnet):
@@ -226,17 +226,17 @@ def test_few_thresholds_are_tried(resnet, monkeypatch):
 
 def released(share, target, threshold=5e-3, step=0.01, tolerance=1e-3):
     """Algorithm 2 as released: the shares of all thresholds it measures, the last one its end."""
-    found, previous = [], 1.0
+    result, previous = [], 1.0
     for turn in range(100):
-        found.append(share(threshold))
-        if abs(found[-1] - target) <= tolerance:
+        result.append(share(threshold))
+        if abs(result[-1] - target) <= tolerance:
             break
-        low, high = sorted((previous, found[-1]))
+        low, high = sorted((previous, result[-1]))
         if turn and low <= target <= high:
             step /= 2
-        previous = found[-1]
-        threshold = threshold + step if found[-1] > target else max(threshold - step, 0)
-    return found
+        previous = result[-1]
+        threshold = threshold + step if result[-1] > target else max(threshold - step, 0)
+    return result
 
 
 @pytest.mark.parametrize("target", [0.9, 0.7, 0.4516, 0.3298])
