@@ -15,7 +15,7 @@ class WholeGroups(nn.Conv2d):
     """
 
 
-def whole_groups(conv: nn.Conv2d) -> WholeGroups:
+def whole_groups(conv: nn.Module) -> WholeGroups:
     """The same layer, with the same parameters, that loses whole groups.
 
     Hooks stay behind. SurgeryError for what is no plain nn.Conv2d.

@@ -55,7 +55,7 @@ def test_attached_and_folded_it_is_the_same_function(drawn):
         torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-9)
         folded = fold(model, x)
         torch.testing.assert_close(folded.model(x), expected, rtol=1e-8, atol=1e-9)
-    assert not layers_with_matrix(folded.model) and not folded.edit.parted
+    assert not layers_with_matrix(folded.model) and not folded.edit.decomposed
     assert edit_from_dict(edit.to_dict()) == edit
     assert edit_from_dict(folded.edit.to_dict()) == folded.edit
     shapes = {name: tensor.shape for name, tensor in dense.state_dict().items()}

@@ -249,9 +249,9 @@ def test_a_higher_threshold_keeps_a_subset(case, floor, same, cuts):
     selection = Threshold(
         0.5, floor=float(floor), same_ratio=same and len(chain.widths) > 1, min_keep=0
     )
-    more, less = (selection.at(cut, scores, chain, chain) for cut in sorted(cuts))
+    more, less = (selection.mask_at(cut, scores, chain, chain) for cut in sorted(cuts))
     assert all(bool((more[name] | ~less[name]).all()) for name in scores)
-    assert all(bool(mask.all()) for mask in selection.at(0, scores, chain, chain).values())
+    assert all(bool(mask.all()) for mask in selection.mask_at(0, scores, chain, chain).values())
     assert all(int(mask.sum()) >= max(1, math.ceil(floor * len(mask))) for mask in less.values())
 
 

@@ -55,13 +55,16 @@ def test_panels_of_any_size_give_the_same_tables(kind, seed, n, wide, out, room,
 @given(grams, seeds, st.integers(4, 16), st.integers(1, 5), st.integers(1, 4))
 def test_tables_are_a_gram_matrix_of_unit_vectors(kind, seed, n, wide, out):
     x, y = maps(seed, n, wide, 3), maps(seed + 1, n, out, 4)
-    found = compute_tables(kind, x, y)
+    result = compute_tables(kind, x, y)
     whole = torch.cat(
-        [torch.cat([found.inputs, found.cross], 1), torch.cat([found.cross.T, found.outputs], 1)]
+        [
+            torch.cat([result.inputs, result.cross], 1),
+            torch.cat([result.cross.T, result.outputs], 1),
+        ]
     )
     assert torch.equal(whole, whole.T) and whole.abs().max() <= 1
     assert torch.linalg.eigvalsh(whole).min() > -1e-9
-    assert torch.equal(found.energy, (~found.zero_outputs).double())
+    assert torch.equal(result.energy, (~result.zero_outputs).double())
     if not isinstance(kind.kernel, Sigmoid) and kind.centring == "hkh":
         assert whole.min() > -1e-12  # positive kernels
 

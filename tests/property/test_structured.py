@@ -64,24 +64,24 @@ def test_weights_of_any_dendrogram_sum_to_one_on_each_path(seed, nodes, method, 
 def test_the_prox_of_a_tree_beats_its_neighbours_and_never_expands(kind, seed, nodes, method, step):
     penalty = kind(0.5, Tree.linkage(similar(seed, nodes), method))
     rows, other = drawn(seed + 2, 4, nodes), drawn(seed + 3, 4, nodes)
-    found = penalty.prox(rows, step)
+    result = penalty.prox(rows, step)
 
     def price(u: Tensor) -> float:
         return float((u - rows).square().sum() / (2 * step) + penalty.value(u))
 
     for size in (1e-3, 0.1, 1.0):
         for trial in (
-            found + size * drawn(seed + 4, 4, nodes),
-            found * (1 + size),
-            (1 - size) * found,
+            result + size * drawn(seed + 4, 4, nodes),
+            result * (1 + size),
+            (1 - size) * result,
         ):
-            assert price(found) <= price(trial) + 1e-9
-    apart = float((found - penalty.prox(other, step)).norm())
+            assert price(result) <= price(trial) + 1e-9
+    apart = float((result - penalty.prox(other, step)).norm())
     assert apart <= float((rows - other).norm()) * (1 + 1e-9)
     dual = (
-        rows - found
+        rows - result
     ) / step  # a subgradient: <dual, found> is the value, and no longer dual norm
-    assert float((dual * found).sum()) == pytest.approx(float(penalty.value(found)), abs=1e-9)
+    assert float((dual * result).sum()) == pytest.approx(float(penalty.value(result)), abs=1e-9)
     assert penalty.lam_max(dual) <= 0.5 * (1 + 1e-6)
 
 
@@ -107,12 +107,12 @@ def test_a_graph_solved_on_few_entries_is_the_graph_solved_on_all(seed, kappa, s
     lam = share * float(problem.cross.abs().amax())
     penalty = GraphLasso(lam, edges, kappa)
     few, all_ = (GraphADMM(dense=d, tolerance=1e-9, of_fit=1e-6) for d in (1.0, 0.0))
-    found, expected = few.solve(problem, penalty), all_.solve(problem, penalty)
-    assert found.converged and found.gap >= 0
-    assert found.objective == pytest.approx(expected.objective, rel=1e-8)
-    assert torch.allclose(found.beta, expected.beta, atol=1e-3)
-    again = few.solve(problem, penalty, found.beta)
-    assert again.converged and again.objective == pytest.approx(found.objective, rel=1e-8)
+    result, expected = few.solve(problem, penalty), all_.solve(problem, penalty)
+    assert result.converged and result.gap >= 0
+    assert result.objective == pytest.approx(expected.objective, rel=1e-8)
+    assert torch.allclose(result.beta, expected.beta, atol=1e-3)
+    again = few.solve(problem, penalty, result.beta)
+    assert again.converged and again.objective == pytest.approx(result.objective, rel=1e-8)
 
 
 @settings(max_examples=10, deadline=None)
@@ -123,7 +123,7 @@ def test_gaps_on_a_path_are_those_of_the_whole_problem(kind, seed, order):
     top = kind(1.0, tree).lam_max(problem.cross)
     lams = [top * share for share in order]
     path = lasso_path(problem, lambda lam: kind(lam, tree), FISTA(), lams)
-    for lam, found in zip(lams, path, strict=True):
+    for lam, result in zip(lams, path, strict=True):
         exact = FISTA(tolerance=1e-9, of_fit=1e-6).solve(problem, kind(lam, tree))
-        assert found.converged
-        assert -1e-9 <= found.objective - exact.objective <= found.gap + 1e-9
+        assert result.converged
+        assert -1e-9 <= result.objective - exact.objective <= result.gap + 1e-9

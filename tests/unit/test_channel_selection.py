@@ -108,7 +108,7 @@ def functional():
 
 
 @pytest.mark.parametrize(
-    ("make", "found"),
+    ("make", "result"),
     [
         (preactivated, ["1.bn1", "2.bn1", "3.bn1", "4"]),
         (dense, ["1.bn", "2.bn", "3", "7.bn", "8.bn", "9"]),
@@ -120,8 +120,8 @@ def functional():
         (lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)), []),
     ],
 )
-def test_norms_whose_channels_are_read_past_them_are_found(make, found):
-    assert list(shared_norms(make(), X.float())) == found
+def test_norms_whose_channels_are_read_past_them_are_found(make, result):
+    assert list(shared_norms(make(), X.float())) == result
 
 
 @pytest.mark.parametrize("arch", ["vgg11_bn", "resnet18", "mobilenet_v2", "mobilenet_v3_small"])
@@ -135,8 +135,8 @@ def test_a_densenet_of_torchvision_has_them_before_all_but_bottlenecks_and_stem(
     with torch.device("meta"):
         net = torchvision.models.DenseNet(4, (2, 2), 8, num_classes=5)
     norms = [name for name, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    wanted = [n for n in norms if not n.endswith("norm2") and n != "features.norm0"]
-    assert [*shared_norms(net, IMAGE)] == wanted == [*dict.fromkeys(wanted)]
+    expected = [n for n in norms if not n.endswith("norm2") and n != "features.norm0"]
+    assert [*shared_norms(net, IMAGE)] == expected == [*dict.fromkeys(expected)]
 
 
 @pytest.mark.parametrize("make", [preactivated, dense, functional])
@@ -212,10 +212,10 @@ def test_masked_and_rebuilt_agree_and_again_after_a_second_cut(make, share):
 
 
 def twin(model, edits):
-    found = copy.deepcopy(model)
+    result = copy.deepcopy(model)
     for edit in edits:
-        edit.apply(found)
-    return found
+        edit.apply(result)
+    return result
 
 
 class OneBlock(nn.Module):
@@ -234,15 +234,15 @@ class OneBlock(nn.Module):
 def test_a_removed_channel_emits_relu_of_its_shift():
     """As if its scale were zero: the published rule, checked with scales set to zero by hand."""
     net = lively(OneBlock)
-    gone = torch.tensor([True, False, True, False, False, True])
+    removed = torch.tensor([True, False, True, False, False, True])
     with torch.no_grad():
         net.bn.bias[:3] = torch.tensor([0.5, 1.0, 2.0])
     reference = copy.deepcopy(net)
     with torch.no_grad():
-        reference.bn.weight[gone] = 0
+        reference.bn.weight[removed] = 0
     InsertChannelSelectors.of(net, X).apply(net)
     graph = ChannelGraph.trace(net, X)
-    keep = {g.name: ~gone for g in graph.groups}
+    keep = {g.name: ~removed for g in graph.groups}
     assert [*keep] == ["bn.select"]
     done = cut(net, graph, keep, X)
     assert done.absorbed.exact and [str(row) for row in done.absorbed.layers] == [
@@ -251,7 +251,7 @@ def test_a_removed_channel_emits_relu_of_its_shift():
     assert torch.allclose(done.model.eval()(X), reference(X), rtol=0, atol=1e-12)
     dropped = cut(net, graph, keep, X, absorb=False).model.eval()
     with torch.no_grad():
-        reference.bn.bias[gone] = 0
+        reference.bn.bias[removed] = 0
     assert torch.allclose(dropped(X), reference(X), rtol=0, atol=1e-12)
 
 
@@ -345,8 +345,8 @@ def test_an_optimizer_follows_insertion_and_cut():
     done = cut(net, graph, keep, X)
     narrow_optimizer(optimizer, dense_net, done.model, [edit, *done.edits])
     weight = done.model[1].bn1.norm.weight
-    found = optimizer.state[weight]["momentum_buffer"]
-    assert torch.equal(found, momentum[keep["1.bn1.select"]])
+    result = optimizer.state[weight]["momentum_buffer"]
+    assert torch.equal(result, momentum[keep["1.bn1.select"]])
     done.model(X).square().sum().backward()
     optimizer.step()
 
@@ -375,8 +375,8 @@ def test_onnx_gives_the_eager_outputs(tmp_path):
     path = tmp_path / "model.onnx"
     torch.onnx.export(done, (X.float(),), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path)
-    (found,) = session.run(None, {session.get_inputs()[0].name: X.float().numpy()})
-    assert torch.allclose(torch.from_numpy(found), done(X.float()), atol=1e-4)
+    (result,) = session.run(None, {session.get_inputs()[0].name: X.float().numpy()})
+    assert torch.allclose(torch.from_numpy(result), done(X.float()), atol=1e-4)
 
 
 def test_a_pre_activation_network_of_timm():
@@ -399,7 +399,7 @@ def test_a_pre_activation_network_of_timm():
 
 @pytest.mark.slow
 def test_every_pattern_keeps_its_outputs_when_selections_are_inserted():
-    found = 0
+    result = 0
     for pattern in PATTERNS.values():
         if not pattern.refused and any(
             isinstance(m, nn.BatchNorm2d) for m in pattern.network().modules()
@@ -410,8 +410,8 @@ def test_every_pattern_keeps_its_outputs_when_selections_are_inserted():
             edit.apply(net)
             after = laws.leaves(net(*pattern.example))
             assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-            found += bool(edit.norms)
-    assert found
+            result += bool(edit.norms)
+    assert result
 
 
 NETWORKS = {
@@ -438,8 +438,8 @@ def agreement(net, x, share):
 @pytest.mark.parametrize("share", [0.4, 0.6, 0.7])
 @pytest.mark.parametrize("name", SMALL)
 def test_small_networks_of_the_published_kinds_agree(name, share):
-    found, _ = agreement(lively(SMALL[name]), X, share)
-    assert found.worst < 1e-12
+    result, _ = agreement(lively(SMALL[name]), X, share)
+    assert result.worst < 1e-12
 
 
 @pytest.mark.slow
@@ -450,5 +450,5 @@ def test_published_networks_agree_at_published_shares(name, share):
     torch.manual_seed(0)
     net = make()
     randomise(net)
-    found, count = agreement(net, torch.randn(2, 3, 32, 32), share)
-    assert count == scales and found.worst < 1e-5, found
+    result, count = agreement(net, torch.randn(2, 3, 32, 32), share)
+    assert count == scales and result.worst < 1e-5, result

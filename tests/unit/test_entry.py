@@ -31,9 +31,9 @@ def test_places_go_by_the_first_key_then_by_the_next(keys: list[tuple[int, ...]]
 
 
 def entered(entry: list[float]) -> Entries:
-    found = Entries.empty(torch.ones(len(entry), dtype=torch.float64))
-    found.lam.copy_(torch.tensor(entry))
-    return found
+    result = Entries.empty(torch.ones(len(entry), dtype=torch.float64))
+    result.lam.copy_(torch.tensor(entry))
+    return result
 
 
 def test_strengths_fall_until_all_columns_have_entered() -> None:
@@ -70,10 +70,10 @@ LASSO = Hierarchy(mix=0.0).penalty(torch.eye(8, dtype=torch.float64))  # single 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 1000))
 def test_columns_of_a_lasso_enter_by_their_largest_similarity(seed: int) -> None:
-    """A column is alive exactly below its largest absolute similarity."""
+    """A column is not zero exactly below its largest absolute similarity."""
     problem = regression(seed)
-    found = EntryOrder(points=30).scores(problem, LASSO, FISTA(), "layer")
-    assert torch.equal(found.argsort(), problem.cross.abs().amax(0).argsort())
+    result = EntryOrder(points=30).scores(problem, LASSO, FISTA(), "layer")
+    assert torch.equal(result.argsort(), problem.cross.abs().amax(0).argsort())
 
 
 def test_rows_of_one_response_enter_in_the_order_of_its_lasso_path() -> None:
@@ -83,23 +83,23 @@ def test_rows_of_one_response_enter_in_the_order_of_its_lasso_path() -> None:
     _, active, _ = lars_path_gram(
         problem.cross[:, 0].numpy(), problem.gram.numpy(), n_samples=1, method="lasso"
     )
-    found = EntryOrder(points=40).row_scores(problem, L1, FISTA())
-    assert found.argsort(descending=True).tolist()[: len(active)] == active
+    result = EntryOrder(points=40).row_scores(problem, L1, FISTA())
+    assert result.argsort(descending=True).tolist()[: len(active)] == active
 
 
 @pytest.mark.parametrize("keep", [0.25, 0.5, 1.0])
 def test_published_search_finds_a_count_that_a_lasso_has(keep: float) -> None:
-    found = LambdaBisection(keep).scores(regression(1), LASSO, FISTA(), "layer")
-    assert int((found > 0).sum()) == 8 * keep
+    result = LambdaBisection(keep).scores(regression(1), LASSO, FISTA(), "layer")
+    assert int((result > 0).sum()) == 8 * keep
 
 
 def test_published_search_says_what_it_reached(caplog: pytest.LogCaptureFixture) -> None:
     twins = regression(2)
     cross = twins.cross[:, :1].expand(-1, 8).clone()
-    found = LambdaBisection(0.5).scores(
+    result = LambdaBisection(0.5).scores(
         Regression(twins.gram, cross, 8.0), LASSO, FISTA(), "layer3.0.conv1"
     )
-    assert int((found > 0).sum()) in (0, 8), "equal columns enter together"
+    assert int((result > 0).sum()) in (0, 8), "equal columns enter together"
     assert "layer3.0.conv1: " in caplog.text and "asked for 4" in caplog.text
 
 

@@ -59,8 +59,8 @@ def test_every_node_keeps_its_nearest(k: int):
     edges = Edges.top(similarity, k)
     pairs = {(first, second) for first, second, *_ in listed(edges)}
     size = np.abs(similarity.numpy()) - 2 * np.eye(20)
-    wanted = {tuple(sorted((i, int(j)))) for i in range(20) for j in np.argsort(-size[i])[:k]}
-    assert pairs == wanted
+    expected = {tuple(sorted((i, int(j)))) for i in range(20) for j in np.argsort(-size[i])[:k]}
+    assert pairs == expected
 
 
 def test_differences_and_their_adjoint_are_those_of_the_matrix():
@@ -95,8 +95,8 @@ def test_the_value_is_that_of_a_plain_loop_and_the_slopes_its_differences(entrie
     for k, j in ((0, 0), (2, 1), (4, 3)):
         moved = beta.clone()
         moved[k, j] += 1e-7
-        found = (float(penalty.value(moved)) - float(penalty.value(beta))) / 1e-7
-        assert float(slope[k, j]) == pytest.approx(found, abs=1e-5)
+        result = (float(penalty.value(moved)) - float(penalty.value(beta))) / 1e-7
+        assert float(slope[k, j]) == pytest.approx(result, abs=1e-5)
     assert not bool(penalty.subgradient(0 * beta).any())
     assert torch.allclose(
         penalty.prox_entries(beta, 0.8),

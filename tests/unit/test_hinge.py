@@ -67,14 +67,14 @@ def sites(start="svd", sides=("rows",), layers=("wide", "strided", "twice")):
 
 def at_blocks(model, first="rows"):
     """Both convolutions of every basic block of a ResNet."""
-    found = []
+    result = []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d) and name.startswith("layer"):
             block, _, leaf = name.rpartition(".")
             role = "first" if leaf == "conv1" else "second"
             side = first if role == "first" else "rows"
-            found.append(Site(name, (side,), "svd", block, role))
-    return tuple(found)
+            result.append(Site(name, (side,), "svd", block, role))
+    return tuple(result)
 
 
 @pytest.mark.parametrize("start", ["svd", "identity", "svd_weight"])
@@ -137,7 +137,7 @@ def test_fold_after_pruning_is_the_silenced_network_and_counts_agree(sides, seed
 
 def test_a_layer_stays_two_where_that_is_cheaper():
     """d = 18, n = 30, so two take r (18 + 30) and one 18 * 30: less for r < 11.25."""
-    for left, expected in ((11, "parted"), (12, "merged")):
+    for left, expected in ((11, "decomposed"), (12, "merged")):
         model = net()
         InsertMatrices(sites(layers=("wide",))).apply(model)
         graph = ChannelGraph.trace(model, X[:1])
@@ -219,7 +219,7 @@ def test_balance_weighs_blocks_by_their_mean_norm():
         assert other.weight == pytest.approx(2.0 * float(one.read().norm(dim=1).mean()))
 
 
-def search(lam=0.05, epochs=2, until=None, others=0.01, seen=None):
+def search(lam=0.05, epochs=2, until=None, others=0.01, parameters=None):
     data = Synthetic(channels=3, image_size=32, train=64, val=16, test=16).load("cpu", 0)
     model = resnet20()
     InsertMatrices(at_blocks(model)).apply(model)
@@ -229,8 +229,8 @@ def search(lam=0.05, epochs=2, until=None, others=0.01, seen=None):
 
     def look(history):
         rows.append((history[-1], [p.detach().clone() for p in model.parameters()]))
-        if seen is not None:
-            seen.append([id(p) for p in model.parameters()])
+        if parameters is not None:
+            parameters.append([id(p) for p in model.parameters()])
 
     training = Training(model, graph, data, Schedule(epochs, 32, optimizer), on_epoch=look)
     Joint(others=others, until=until).solve(
@@ -241,10 +241,10 @@ def search(lam=0.05, epochs=2, until=None, others=0.01, seen=None):
 
 def test_parameters_keep_their_identity_and_all_move_in_the_second_epoch():
     """The published code loses W and A from its optimizer when it counts FLOPs."""
-    seen = []
+    parameters = []
     until = StopNearBudget(Threshold(0.5, same_ratio=True), threshold=0.0, within=0.0)
-    rows = search(until=until, seen=seen)
-    assert len(seen) == 2 and seen[0] == seen[1]
+    rows = search(until=until, parameters=parameters)
+    assert len(parameters) == 2 and parameters[0] == parameters[1]
     (_, first), (row, second) = rows
     assert all(not torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert row["macs_share"] == 1.0
@@ -260,10 +260,10 @@ def test_the_search_stops_near_the_share_asked_for():
 
 
 def test_a_share_out_of_reach_is_refused_before_training():
-    seen = []
+    parameters = []
     with pytest.raises(ConfigError, match=r"selection\.keep=0\.1 cannot be reached"):
-        search(until=StopNearBudget(Threshold(0.1)), seen=seen)
-    assert not seen
+        search(until=StopNearBudget(Threshold(0.1)), parameters=parameters)
+    assert not parameters
 
 
 def test_all_else_moves_at_its_own_rate():

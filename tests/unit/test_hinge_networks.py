@@ -47,8 +47,8 @@ def with_matrices(name, placement=None):
 
 
 @torch.no_grad()
-def relative(found, expected):
-    return float((found - expected).abs().max() / expected.abs().max())
+def relative(result, expected):
+    return float((result - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("name", named(*NETWORKS))
@@ -60,7 +60,7 @@ def test_attach_and_fold_keep_the_logits(name):
         assert relative(model(x), expected) < 1e-5
         folded = fold(model, x)
         assert relative(folded.model(x), expected) < 1e-5
-    assert not layers_with_matrix(folded.model) and not folded.edit.parted
+    assert not layers_with_matrix(folded.model) and not folded.edit.decomposed
     for key, tensor in folded.model.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, dense.state_dict()[key], rtol=1e-4, atol=1e-5)
@@ -137,6 +137,6 @@ def test_start_ratios_in_multiply_adds(name):
 )
 def test_matrices_go_where_they_were_published(name, count, sides):
     make, x = NETWORKS[name]
-    found = Placement().sites(make(), x[:1]).sites
-    assert len(found) == count
-    assert {site.sides for site in found} == sides
+    result = Placement().sites(make(), x[:1]).sites
+    assert len(result) == count
+    assert {site.sides for site in result} == sides

@@ -276,8 +276,8 @@ def test_l1_reaches_the_optimum_of_a_convex_problem_solved_independently():
     value = np.square(inputs.numpy() @ A - Y.numpy()).sum() / 120
     value += lam * np.linalg.norm(A, axis=1).sum()
     fit = float(F.mse_loss(inputs @ block.read(), Y, reduction="sum")) / 120
-    found = fit + lam * float(block.read().norm(dim=1).sum())
-    assert found == pytest.approx(value, abs=1e-8)
+    result = fit + lam * float(block.read().norm(dim=1).sum())
+    assert result == pytest.approx(value, abs=1e-8)
     assert np.allclose(block.read().numpy(), A, atol=1e-6)
     assert ((block.read() == 0).all(dim=1).numpy() == (A == 0).all(axis=1)).all()
 

@@ -134,11 +134,11 @@ def test_the_same_share_is_the_same_share_of_every_layer(net):
 def test_one_threshold_keeps_the_largest_values_of_all_layers(net):
     rule = MacsTarget(0.5, scope="global", normalise=None)
     masks = rule.choose(net.scores, net.graph, net.cost)
-    kept, gone = (
+    kept, removed = (
         torch.cat([net.scores[name][masks[name] == stays] for name in net.scores])
         for stays in (True, False)
     )
-    assert kept.min() >= gone.max()
+    assert kept.min() >= removed.max()
 
 
 def test_columns_and_both_sides_have_scores_of_their_own():

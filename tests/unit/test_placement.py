@@ -114,10 +114,10 @@ def test_layers_and_names():
     first, *_, last = blocks(ours("resnet20"), X)
     assert first == Block("basic", "layer1.0", ("layer1.0.conv1", "layer1.0.conv2"))
     assert last.name == "layer3.2"
-    found = {one.name: one for one in blocks(foreign("mobilenet_v2"), X)}
+    result = {one.name: one for one in blocks(foreign("mobilenet_v2"), X)}
     layers = tuple(f"features.3.conv.{part}" for part in ("0.0", "1.0", "2"))
-    assert found["features.3.conv"] == Block("grouped", "features.3.conv", layers)
-    assert found["features.1.conv.1"].layers == ("features.1.conv.1",)
+    assert result["features.3.conv"] == Block("grouped", "features.3.conv", layers)
+    assert result["features.1.conv.1"].layers == ("features.1.conv.1",)
 
 
 def test_a_module_around_two_blocks_names_neither():
@@ -133,9 +133,9 @@ def test_a_module_around_two_blocks_names_neither():
                 x = x + second(F.relu(first(x)))
             return x
 
-    found = blocks(Two(), X)
-    assert [one.name for one in found] == ["convs.0", "convs.2"]
-    assert {one.kind for one in found} == {"basic"}
+    result = blocks(Two(), X)
+    assert [one.name for one in result] == ["convs.0", "convs.2"]
+    assert {one.kind for one in result} == {"basic"}
 
 
 class Gated(nn.Module):
@@ -240,8 +240,8 @@ class Inner(nn.Module):
 
 
 def test_blocks_within_a_branch_come_first():
-    found = {one.name: one.kind for one in blocks(Net(Inner()), X)}
-    assert found == {"branch.one": "basic", "branch.end": "branch"}
+    result = {one.name: one.kind for one in blocks(Net(Inner()), X)}
+    assert result == {"branch.one": "basic", "branch.end": "branch"}
 
 
 def test_shortcuts_and_gates_are_in_no_block():
@@ -252,21 +252,21 @@ def test_shortcuts_and_gates_are_in_no_block():
 
 
 def placed(net, *args, **kwargs):
-    found = Placement(*args, **kwargs).sites(net, X)
-    return {one.layer: (one.sides, one.start, one.role) for one in found.sites}, found
+    result = Placement(*args, **kwargs).sites(net, X)
+    return {one.layer: (one.sides, one.start, one.role) for one in result.sites}, result
 
 
 ROWS, COLUMNS, GROUPS, BOTH = ("rows",), ("columns",), ("groups",), ("rows", "columns")
 
 
 def test_basic_blocks_get_rows_twice():
-    found = Placement().sites(ours("resnet20"), X).sites
-    assert len(found) == 18
+    result = Placement().sites(ours("resnet20"), X).sites
+    assert len(result) == 18
     names = [
         f"layer{stage}.{block}.conv{n}" for stage in (1, 2, 3) for block in range(3) for n in (1, 2)
     ]
-    assert [one.layer for one in found] == names
-    assert found[1] == Site("layer1.0.conv2", ROWS, "svd", "layer1.0", "second")
+    assert [one.layer for one in result] == names
+    assert result[1] == Site("layer1.0.conv2", ROWS, "svd", "layer1.0", "second")
 
 
 def test_each_kind_has_its_defaults():
@@ -287,26 +287,26 @@ def test_each_kind_has_its_defaults():
 @pytest.mark.parametrize("groups", [8, 4, 2])
 def test_groups_of_one_channel_need_no_mark(groups):
     net = Net(nn.Sequential(conv(8, 8, 1), conv(8, 8, 3, groups), conv(8, 8, 1)))
-    sites, found = placed(net)
+    sites, result = placed(net)
     assert sites == {"branch.0": (GROUPS, None, "first"), "branch.2": (GROUPS, None, "second")}
-    assert {one.block for one in found.sites} == {"branch"}
-    assert found.whole == (("branch.1",) if groups < 8 else ())
+    assert {one.block for one in result.sites} == {"branch"}
+    assert result.whole == (("branch.1",) if groups < 8 else ())
 
 
 def test_plain_chains_keep_what_a_linear_layer_reads():
-    sites, found = placed(ours("vgg16"), {"plain": ["rows+columns"]})
+    sites, result = placed(ours("vgg16"), {"plain": ["rows+columns"]})
     assert sites.pop("features.conv5_3") == (ROWS, "svd", "")
     assert set(sites.values()) == {(BOTH, "svd", "")}
-    assert found.notes == ("features.conv5_3 gets no columns: a linear layer reads them",)
-    sites, found = placed(ours("vgg16"), {"plain": ["columns"]})
+    assert result.notes == ("features.conv5_3 gets no columns: a linear layer reads them",)
+    sites, result = placed(ours("vgg16"), {"plain": ["columns"]})
     assert set(sites.values()) == {(COLUMNS, "identity", "")} and len(sites) == 11
 
 
 def test_columns_that_are_added_or_leave_the_network_stay():
     chain = nn.Sequential(conv(3, 8), nn.ReLU(), conv(8, 8), nn.ReLU(), conv(8, 8))
-    sites, found = placed(chain)
+    sites, result = placed(chain)
     assert sites == {"2": (BOTH, "svd", ""), "4": (ROWS, "svd", "")}
-    assert found.notes == ("4 gets no columns: they leave the network",)
+    assert result.notes == ("4 gets no columns: they leave the network",)
     net = Net(conv(8, 8), stem=nn.Sequential(conv(3, 8), conv(8, 8)))
     assert placed(net)[0]["stem.1"][0] == ROWS
 
@@ -332,13 +332,13 @@ def test_ignored_layers_leave_their_partner_alone():
 
 def test_layers_by_name_come_before_patterns_and_blocks():
     layers = {"layer1.*": "columns", "layer1.0.conv1": "rows+columns", "conv1": "rows"}
-    sites, found = placed(ours("resnet20"), layers=layers)
+    sites, result = placed(ours("resnet20"), layers=layers)
     assert sites["conv1"] == (ROWS, "svd", "")
     assert sites["layer1.0.conv1"] == (BOTH, "svd", "first")
     assert sites["layer1.1.conv1"] == (COLUMNS, "identity", "first")
     assert sites["layer1.1.conv2"] == (ROWS, "svd", "second")  # columns reach an addition
     assert sites["layer2.0.conv1"] == (ROWS, "svd", "first")
-    assert "layer1.1.conv2 gets no columns: its outputs are added to others" in found.notes
+    assert "layer1.1.conv2 gets no columns: its outputs are added to others" in result.notes
 
 
 def test_a_layer_that_is_named_is_not_ignored():
@@ -360,12 +360,12 @@ def tied():
 
 
 def test_weights_that_a_matrix_cannot_take_apart_are_left_out():
-    sites, found = placed(tied())
+    sites, result = placed(tied())
     assert [*sites] == ["branch.4"]
-    assert "branch.0 gets no rows: another layer has the same weight" in found.notes
+    assert "branch.0 gets no rows: another layer has the same weight" in result.notes
     net = Net(nn.Sequential(weight_norm(conv(8, 8)), conv(8, 8), conv(8, 8)))
-    sites, found = placed(net)
-    assert [*sites] == ["branch.1", "branch.2"] and "is computed" in found.notes[0]
+    sites, result = placed(net)
+    assert [*sites] == ["branch.1", "branch.2"] and "is computed" in result.notes[0]
 
 
 class Called(nn.Module):
@@ -403,9 +403,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_layers_that_take_no_matrix_are_refused_by_name(name):
-    with pytest.raises(ConfigError, match=rf"^placement\.layers\.{name}.*{REFUSED[name]}") as found:
+    with pytest.raises(ConfigError, match=rf"^placement\.layers\.{name}.*{REFUSED[name]}") as error:
         placed(Called(), {}, layers={name: "rows"})
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_columns_that_stay_are_refused_by_name():
@@ -442,9 +442,9 @@ BAD = {
 @pytest.mark.parametrize("name", BAD)
 def test_bad_settings_are_refused_where_they_are_given(name):
     settings, message = BAD[name]
-    with pytest.raises(ConfigError, match=message) as found:
+    with pytest.raises(ConfigError, match=message) as error:
         Placement(**settings)
-    assert "\n" not in str(found.value)
+    assert "\n" not in str(error.value)
 
 
 def test_what_the_network_lacks_is_refused():
@@ -493,9 +493,9 @@ def test_a_block_whose_channels_stay_is_refused_or_left_out():
         ConfigError, match=r"columns of one cannot vanish: they leave.*ignore=\[one"
     ):
         placed(Frozen(), {"bottleneck": ["columns", "rows"]})
-    sites, found = placed(Frozen())
+    sites, result = placed(Frozen())
     assert sites == {"three": (ROWS, None, "")}
-    assert found.notes == ("one gets no columns: they leave the network",)
+    assert result.notes == ("one gets no columns: they leave the network",)
 
 
 FITTING = {

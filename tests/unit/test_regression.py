@@ -87,8 +87,8 @@ def by_cvxpy(case: Case, penalty: GraphLasso | TreeLasso) -> tuple[Tensor, float
     price = 0.5 * cvxpy.sum_squares(case.y - case.x @ b) + sum(parts)
     tight = {"tol_gap_abs": 1e-9, "tol_gap_rel": 1e-9, "tol_feas": 1e-9}
     cvxpy.Problem(cvxpy.Minimize(price)).solve(solver="CLARABEL", **tight)
-    found = torch.from_numpy(np.where(np.abs(b.value) < 1e-7, 0, b.value))
-    return found, objective(case, penalty, found)
+    result = torch.from_numpy(np.where(np.abs(b.value) < 1e-7, 0, b.value))
+    return result, objective(case, penalty, result)
 
 
 @pytest.mark.parametrize("share", SHARES)
@@ -100,12 +100,12 @@ def test_exact_solvers_reach_the_optimum_of_cvxpy(case: Case, share: float):
         tried.append((FISTA(**EXACT), tree))
     for solver, penalty in tried:
         expected, least = by_cvxpy(case, penalty)
-        found = solver.solve(case.problem, penalty)
-        assert found.converged and 0 <= found.gap <= 1e-7
-        assert found.objective == pytest.approx(objective(case, penalty, found.beta), rel=1e-12)
-        assert found.objective <= least * (1 + 1e-6)
-        assert torch.equal(found.beta.abs() > 1e-5, expected.abs() > 1e-5)
-        assert torch.allclose(found.beta, expected, atol=1e-4)
+        result = solver.solve(case.problem, penalty)
+        assert result.converged and 0 <= result.gap <= 1e-7
+        assert result.objective == pytest.approx(objective(case, penalty, result.beta), rel=1e-12)
+        assert result.objective <= least * (1 + 1e-6)
+        assert torch.equal(result.beta.abs() > 1e-5, expected.abs() > 1e-5)
+        assert torch.allclose(result.beta, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES[:3])
@@ -117,13 +117,13 @@ def test_smoothing_is_within_its_bound(case: Case):
         least = exact.solve(case.problem, penalty).objective
         for mu in (1e-1, 1e-3):
             solver = SmoothingProximalGradient(mu=mu, least_mu=mu, zero=0, tolerance=1e-12)
-            found = solver.solve(case.problem, penalty)
-            excess = found.objective - least
+            result = solver.solve(case.problem, penalty)
+            excess = result.objective - least
             assert -1e-9 <= excess <= mu * penalty.smoothing_error(len(case.problem.gram)) + 1e-6
-        found = SmoothingProximalGradient().solve(case.problem, penalty)
-        assert found.converged and found.objective <= least * (1 + 1e-4)
+        result = SmoothingProximalGradient().solve(case.problem, penalty)
+        assert result.converged and result.objective <= least * (1 + 1e-4)
         columns = (exact.solve(case.problem, penalty).beta != 0).any(dim=0)
-        assert torch.equal((found.beta != 0).any(dim=0), columns)
+        assert torch.equal((result.beta != 0).any(dim=0), columns)
 
 
 @pytest.mark.parametrize("case", CASES[:4])
@@ -140,8 +140,8 @@ def test_gaps_are_never_negative_and_bound_the_excess(case: Case, caplog):
         exact = GraphADMM if isinstance(penalty, GraphLasso) else FISTA
         least = exact(**EXACT).solve(case.problem, penalty).objective
         for count in (1, 2, 5, 20, 100):
-            found = solver(iterations=count, tolerance=1e-12).solve(case.problem, penalty)
-            assert found.gap >= found.objective - least - 1e-9 and found.gap >= 0
+            result = solver(iterations=count, tolerance=1e-12).solve(case.problem, penalty)
+            assert result.gap >= result.objective - least - 1e-9 and result.gap >= 0
 
 
 def test_without_edges_it_is_the_lasso_of_scikit_learn():
@@ -152,10 +152,10 @@ def test_without_edges_it_is_the_lasso_of_scikit_learn():
         (GraphLasso(0.05, case.edges, kappa=0.0), GraphADMM(**EXACT)),
         (TreeLasso(0.05, Tree(len(case.similarity), (), torch.ones(0))), FISTA(**EXACT)),
     ):
-        found = solver.solve(case.problem, penalty).beta
+        result = solver.solve(case.problem, penalty).beta
         model = Lasso(alpha=0.05 / len(case.x), fit_intercept=False, tol=1e-12, max_iter=100_000)
         expected = np.stack([model.fit(case.x, y).coef_ for y in case.y.T], axis=1)
-        assert np.allclose(found.numpy(), expected, atol=1e-6)
+        assert np.allclose(result.numpy(), expected, atol=1e-6)
 
 
 def test_one_group_is_the_group_lasso():
@@ -170,11 +170,11 @@ def test_one_group_is_the_group_lasso():
     assert penalty.lam == pytest.approx(rows.lam)
     assert torch.allclose(beta, FISTA(**EXACT).solve(case.problem, rows).beta, atol=1e-6)
     residual, norms = case.problem.residual(beta), beta.norm(dim=1)
-    alive = norms > 0
-    assert 0 < int(alive.sum()) < len(norms)
-    wanted = penalty.lam * beta[alive] / norms[alive, None]
-    assert torch.allclose(residual[alive], wanted, atol=1e-5)
-    assert bool((residual[~alive].norm(dim=1) <= penalty.lam).all())
+    nonzero = norms > 0
+    assert 0 < int(nonzero.sum()) < len(norms)
+    expected = penalty.lam * beta[nonzero] / norms[nonzero, None]
+    assert torch.allclose(residual[nonzero], expected, atol=1e-5)
+    assert bool((residual[~nonzero].norm(dim=1) <= penalty.lam).all())
 
 
 def test_strong_coupling_makes_all_columns_equal():
@@ -182,11 +182,11 @@ def test_strong_coupling_makes_all_columns_equal():
     edges = Edges.threshold(case.similarity.abs() + 0.1, 0.0)
     cross = case.problem.cross
     top = float(cross.mean(dim=1).abs().amax())  # where the common column vanishes
-    found = GraphADMM(**EXACT).solve(case.problem, GraphLasso(0.9 * top, edges, kappa=100.0)).beta
-    assert bool((found != 0).any())
-    assert torch.allclose(found, found[:, :1].expand_as(found), atol=1e-7)
-    found = GraphADMM(**EXACT).solve(case.problem, GraphLasso(1.01 * top, edges, kappa=100.0)).beta
-    assert float(found.abs().amax()) < 1e-7 and 1.01 * top < float(cross.abs().amax())
+    result = GraphADMM(**EXACT).solve(case.problem, GraphLasso(0.9 * top, edges, kappa=100.0)).beta
+    assert bool((result != 0).any())
+    assert torch.allclose(result, result[:, :1].expand_as(result), atol=1e-7)
+    result = GraphADMM(**EXACT).solve(case.problem, GraphLasso(1.01 * top, edges, kappa=100.0)).beta
+    assert float(result.abs().amax()) < 1e-7 and 1.01 * top < float(cross.abs().amax())
 
 
 def test_a_column_of_the_lasso_lives_below_its_largest_similarity():
@@ -212,13 +212,13 @@ def test_a_path_has_the_solutions_of_single_strengths_in_any_order(which: int):
     solver, penalty_at = next(itertools.islice(paths(case), which, None))
     top = penalty_at(1.0).lam_max(case.problem.cross)
     lams = [top * share for share in (1.0, 0.8, 0.3, 0.5, 0.1)]
-    for lam, found in zip(lams, lasso_path(case.problem, penalty_at, solver, lams), strict=True):
+    for lam, result in zip(lams, lasso_path(case.problem, penalty_at, solver, lams), strict=True):
         alone = solver.solve(case.problem, penalty_at(lam))
-        assert found.converged and found.gap <= 1e-7
-        assert found.objective == pytest.approx(alone.objective, rel=1e-7)
-        assert torch.allclose(found.beta, alone.beta, atol=1e-4)
-        assert torch.equal(found.beta.abs() > 1e-5, alone.beta.abs() > 1e-5)
-        assert bool((found.beta != 0).any()) == (lam < top)
+        assert result.converged and result.gap <= 1e-7
+        assert result.objective == pytest.approx(alone.objective, rel=1e-7)
+        assert torch.allclose(result.beta, alone.beta, atol=1e-4)
+        assert torch.equal(result.beta.abs() > 1e-5, alone.beta.abs() > 1e-5)
+        assert bool((result.beta != 0).any()) == (lam < top)
 
 
 def test_a_path_solves_small_problems_and_stops_with_its_caller():
@@ -232,12 +232,12 @@ def test_a_path_solves_small_problems_and_stops_with_its_caller():
 
     penalty = TreeLasso(1.0, case.tree)
     top = penalty.lam_max(case.problem.cross)
-    asked: list[float] = []
-    strengths = (asked.append(top * 0.9**k) or asked[-1] for k in range(1, 1000))
+    taken: list[float] = []
+    strengths = (taken.append(top * 0.9**k) or taken[-1] for k in range(1, 1000))
     path = lasso_path(case.problem, lambda lam: TreeLasso(lam, case.tree), Spy(), strengths)
-    for found, _ in zip(path, range(3), strict=False):
-        assert max(sizes) <= 2 * int((found.beta != 0).any(dim=1).sum()) + 8
-    assert len(asked) <= 4 and max(sizes) < 40
+    for result, _ in zip(path, range(3), strict=False):
+        assert max(sizes) <= 2 * int((result.beta != 0).any(dim=1).sum()) + 8
+    assert len(taken) <= 4 and max(sizes) < 40
 
 
 def test_nonconvex_entries_end_in_a_stationary_point():
@@ -252,10 +252,10 @@ def test_nonconvex_entries_end_in_a_stationary_point():
         assert near.gap is None and near.converged
         assert torch.allclose(near.beta, lasso, atol=1e-4)
         beta = solver.solve(case.problem, penalty_at(0.05, lambda lam: MCP(lam, gamma=4.0))).beta
-        alive = beta != 0
+        nonzero = beta != 0
         slope = MCP(0.05, gamma=4.0).slope(beta.abs()) * beta.sign()
-        assert torch.allclose(case.problem.residual(beta)[alive], slope[alive], atol=1e-5)
-        assert float(case.problem.residual(beta)[~alive].abs().amax()) <= 0.05 + 1e-6
+        assert torch.allclose(case.problem.residual(beta)[nonzero], slope[nonzero], atol=1e-5)
+        assert float(case.problem.residual(beta)[~nonzero].abs().amax()) <= 0.05 + 1e-6
 
 
 def test_what_does_not_converge_is_said_once(caplog):
@@ -275,7 +275,7 @@ def test_a_path_on_a_graph_says_once_what_does_not_converge(caplog):
         solver = GraphADMM(iterations=3, tolerance=1e-12, dense=dense)
         lams = [graph(case, share).lam for share in (0.5, 0.3, 0.1)]
         path = lasso_path(case.problem, lambda lam: GraphLasso(lam, case.edges, 0.3), solver, lams)
-        assert not any(found.converged for found in path)
+        assert not any(result.converged for result in path)
         assert len(caplog.records) == 1 and "GraphADMM stopped" in caplog.text
 
 
@@ -287,8 +287,8 @@ def test_zero_tables_have_the_zero_solution():
         (GraphADMM(), GraphLasso(0.1, edges, 0.1)),
         (SmoothingProximalGradient(), GraphLasso(0.1, edges, 0.1)),
     ):
-        found = solver.solve(nothing, penalty)
-        assert found.converged and not bool(found.beta.any()) and found.objective == 0.5
+        result = solver.solve(nothing, penalty)
+        assert result.converged and not bool(result.beta.any()) and result.objective == 0.5
         path = lasso_path(nothing, lambda lam, penalty=penalty: penalty, solver, [0.1])
         assert not bool(next(path).beta.any())
 

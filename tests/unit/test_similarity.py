@@ -86,7 +86,7 @@ def some_maps(seed=0, n=11, dtype=torch.float64):
     return x.to(dtype), (0.3 * y).to(dtype)
 
 
-def made(x, y, columns, **options):
+def tables_of(x, y, columns, **options):
     """Tables of (examples, channels, entries)."""
     return compute_tables(
         columns, Maps.of(x.transpose(0, 1)), Maps.of(y.transpose(0, 1)), **options
@@ -98,15 +98,15 @@ def made(x, y, columns, **options):
 def test_tables_are_inner_products_of_explicit_matrices(name, centring):
     kernel, explicit = KERNELS[name]
     x, y = some_maps()
-    tables = made(x, y, Grams(kernel, centring))
+    tables = tables_of(x, y, Grams(kernel, centring))
     k, ell = (vectors(maps.numpy(), explicit, CENTRINGS[centring]) for maps in (x, y))
-    for found, expected in (
+    for result, expected in (
         (tables.inputs, k.T @ k),
         (tables.cross, k.T @ ell),
         (tables.outputs, ell.T @ ell),
     ):
-        assert found.dtype == torch.float64
-        np.testing.assert_allclose(found.numpy(), expected, atol=1e-13)
+        assert result.dtype == torch.float64
+        np.testing.assert_allclose(result.numpy(), expected, atol=1e-13)
     assert torch.equal(tables.energy, torch.ones(5, dtype=torch.float64))
     assert tables.similarity is tables.outputs
     if (
@@ -123,16 +123,16 @@ def test_single_precision_stays_near_double_also_with_large_means(name):
     x, y = some_maps(n=64, dtype=torch.float32)
     if kernel.shifts:
         y += 100
-    found = made(x, y, Grams(kernel)).cross.numpy()
+    result = tables_of(x, y, Grams(kernel)).cross.numpy()
     k, ell = (vectors(maps.double().numpy(), explicit, hkh) for maps in (x, y))
-    np.testing.assert_allclose(found, k.T @ ell, atol=2e-5)
+    np.testing.assert_allclose(result, k.T @ ell, atol=2e-5)
 
 
 @pytest.mark.parametrize("kernel", [Gaussian(), Laplacian(), Sigmoid()])
 def test_the_scale_of_maps_does_not_matter_with_a_median_bandwidth(kernel):
     x, y = some_maps()
     scale = torch.tensor([1e-3, 1, 10, 1e4, 2.0], dtype=torch.float64)[:, None]
-    plain, scaled = made(x, y, Grams(kernel)), made(1e3 * x, y * scale, Grams(kernel))
+    plain, scaled = tables_of(x, y, Grams(kernel)), tables_of(1e3 * x, y * scale, Grams(kernel))
     torch.testing.assert_close(plain.cross, scaled.cross, rtol=0, atol=1e-9)
 
 
@@ -140,7 +140,7 @@ def test_fixed_bandwidths_saturate_with_the_scale_of_maps():
     x, y = some_maps()
     for kernel in (Gaussian("apib"), Laplacian("apib")):
         small, large = (
-            made(x, scale * y, Grams(kernel)).outputs.triu(1).sum() / 10 for scale in (1, 100)
+            tables_of(x, scale * y, Grams(kernel)).outputs.triu(1).sum() / 10 for scale in (1, 100)
         )
         assert large > 0.999 > small  # any two channels look the same
 
@@ -150,11 +150,11 @@ def test_centring_with_a_bias_finds_noise_alike_and_without_it_does_not():
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(128, 6, 64, generator=generator) for _ in range(2))
     for kernel, biased in ((Linear(), 0.34), (Gaussian(), 0.60), (Laplacian(), 0.85)):
-        assert made(x, y, Grams(kernel)).cross.mean() == pytest.approx(biased, abs=0.03)
-        assert made(x, y, Grams(kernel, "unbiased")).cross.abs().mean() < 0.02
+        assert tables_of(x, y, Grams(kernel)).cross.mean() == pytest.approx(biased, abs=0.03)
+        assert tables_of(x, y, Grams(kernel, "unbiased")).cross.abs().mean() < 0.02
 
 
-def test_channels_that_do_not_vary_are_dead_and_everything_stays_finite():
+def test_channels_that_do_not_vary_are_zero_and_everything_stays_finite():
     x, y = some_maps(n=8, dtype=torch.float32)
     x[:, 1] = 0
     x[:, 2] = 0.1  # kernels of the same number everywhere
@@ -165,7 +165,7 @@ def test_channels_that_do_not_vary_are_dead_and_everything_stays_finite():
         Grams(Sigmoid()),
         Grams(Gaussian("apib")),
     ):
-        tables = made(x, y, columns)
+        tables = tables_of(x, y, columns)
         assert tables.zero_inputs.tolist() == [False, True, True, False]
         assert tables.zero_outputs.tolist() == [False] * 3 + [True, False]
         for table in (tables.inputs, tables.cross, tables.outputs):
@@ -174,18 +174,18 @@ def test_channels_that_do_not_vary_are_dead_and_everything_stays_finite():
         assert not tables.outputs[3].any() and tables.energy.tolist() == [1, 1, 1, 0, 1]
 
 
-def test_a_filter_of_a_millionth_of_the_others_norm_is_dead_where_scales_count():
+def test_a_filter_of_a_millionth_of_the_others_norm_is_zero_where_scales_count():
     x, y = some_maps()
     y = y - y.mean(0)
     y[:, 2] *= 1e-7
-    assert made(x[..., :6], y, RawMaps()).zero_outputs.tolist() == [
+    assert tables_of(x[..., :6], y, RawMaps()).zero_outputs.tolist() == [
         False,
         False,
         True,
         False,
         False,
     ]
-    assert not made(x, y, Grams()).zero_outputs.any()
+    assert not tables_of(x, y, Grams()).zero_outputs.any()
 
 
 def test_a_channel_that_is_silent_for_most_examples_takes_the_mean_as_its_bandwidth():
@@ -195,16 +195,16 @@ def test_a_channel_that_is_silent_for_most_examples_takes_the_mean_as_its_bandwi
     mean = pdist(maps, "sqeuclidean").mean()
     k = hkh(np.exp(-cdist(maps, maps, "sqeuclidean") / mean)).ravel()
     ell = vectors(y.double().numpy(), KERNELS["gaussian"][1], hkh)
-    found = made(x, y, Grams(Gaussian())).cross[0].numpy()
-    np.testing.assert_allclose(found, k @ ell / np.linalg.norm(k), atol=1e-5)
+    result = tables_of(x, y, Grams(Gaussian())).cross[0].numpy()
+    np.testing.assert_allclose(result, k @ ell / np.linalg.norm(k), atol=1e-5)
 
 
 def test_raw_maps_are_centred_columns_of_all_examples_and_positions():
     x, y = some_maps()
     x = x[..., :6]
     k, ell = (m.transpose(1, 2).reshape(-1, m.shape[1]).numpy() for m in (x, y))
-    found = made(x, y, RawMaps()).cross.numpy()
-    np.testing.assert_allclose(found, np.corrcoef(k.T, ell.T)[:4, 4:], atol=1e-13)
+    result = tables_of(x, y, RawMaps()).cross.numpy()
+    np.testing.assert_allclose(result, np.corrcoef(k.T, ell.T)[:4, 4:], atol=1e-13)
 
 
 def test_class_blocks_are_block_means_of_the_centred_matrix():
@@ -216,11 +216,11 @@ def test_class_blocks_are_block_means_of_the_centred_matrix():
         vectors(m.numpy(), KERNELS["laplacian"][1], lambda g: mean @ hkh(g) @ mean.T)
         for m in (x, y)
     )
-    found = made(x, y, ClassBlocks(), labels=labels)
-    np.testing.assert_allclose(found.cross.numpy(), k.T @ ell, atol=1e-13)
-    np.testing.assert_allclose(found.outputs.numpy(), ell.T @ ell, atol=1e-13)
+    result = tables_of(x, y, ClassBlocks(), labels=labels)
+    np.testing.assert_allclose(result.cross.numpy(), k.T @ ell, atol=1e-13)
+    np.testing.assert_allclose(result.outputs.numpy(), ell.T @ ell, atol=1e-13)
     with pytest.raises(ConfigError, match="needs examples of two classes and the batch has 1"):
-        made(x, y, ClassBlocks(), labels=torch.zeros(12))
+        tables_of(x, y, ClassBlocks(), labels=torch.zeros(12))
 
 
 @pytest.mark.parametrize("columns", [Grams(), Grams(Sigmoid(), "unbiased")])
@@ -292,8 +292,8 @@ def test_tables_of_a_network_are_those_of_what_enters_and_leaves_its_layers(net,
     calibration = Calibration(count=24, seed=5)
     layers = ["last", "first", "second", "third", "hidden", "unused"]
     with caplog.at_level(logging.WARNING):
-        found = Statistics(calibration=calibration).compute(model, graph, data_of(), "cpu", layers)
-    assert list(found) == ["first", "second", "third", "hidden", "last"]
+        result = Statistics(calibration=calibration).compute(model, graph, data_of(), "cpu", layers)
+    assert list(result) == ["first", "second", "third", "hidden", "last"]
     assert [r.getMessage() for r in caplog.records] == [
         "second: called more than once; the first call is looked at"
     ]
@@ -311,14 +311,14 @@ def test_tables_of_a_network_are_those_of_what_enters_and_leaves_its_layers(net,
     pairs["hidden"] = flat, hidden[..., None]
     pairs["last"] = hidden.relu()[..., None], model.last(hidden.relu()).detach()[..., None]
     for name, (before, after) in pairs.items():
-        expected = made(before.flatten(2), after.flatten(2), Grams())
+        expected = tables_of(before.flatten(2), after.flatten(2), Grams())
         for table in ("inputs", "cross", "outputs"):
             torch.testing.assert_close(
-                getattr(found[name], table), getattr(expected, table), rtol=0, atol=1e-6
+                getattr(result[name], table), getattr(expected, table), rtol=0, atol=1e-6
             )
-    assert torch.equal(found["third"].input_units, graph.ins["third"])
-    assert torch.equal(found["hidden"].input_units, graph.outs["third"])
-    assert found["first"].input_units.tolist() == [0, 0, 0]
+    assert torch.equal(result["third"].input_units, graph.ins["third"])
+    assert torch.equal(result["hidden"].input_units, graph.outs["third"])
+    assert result["first"].input_units.tolist() == [0, 0, 0]
 
 
 def test_inputs_of_a_linear_layer_that_are_one_unit_are_one_channel():
@@ -330,23 +330,23 @@ def test_inputs_of_a_linear_layer_that_are_one_unit_are_one_channel():
 def test_the_whole_output_is_one_response(net):
     model, graph = net
     settings = Statistics(Grams(Gaussian("apib")), responses=WholeOutput())
-    found = settings.compute(model, graph, data_of(), "cpu", ["third"])["third"]
-    assert found.cross.shape == (6, 1) and found.outputs.shape == (1, 1)
+    result = settings.compute(model, graph, data_of(), "cpu", ["third"])["third"]
+    assert result.cross.shape == (6, 1) and result.outputs.shape == (1, 1)
     x, _ = settings.calibration.batch(data_of().train, 2)
     after = []
     hook = model.third.register_forward_hook(lambda m, i, o: after.extend([i[0], o]))
     model(x)
     hook.remove()
-    expected = made(after[0].flatten(2), after[1].flatten(1)[:, None], settings.columns)
-    torch.testing.assert_close(found.cross, expected.cross, rtol=0, atol=1e-6)
+    expected = tables_of(after[0].flatten(2), after[1].flatten(1)[:, None], settings.columns)
+    torch.testing.assert_close(result.cross, expected.cross, rtol=0, atol=1e-6)
 
 
 def test_raw_maps_leave_strided_layers_out_and_say_so(net, caplog):
     model, graph = net
     settings = Statistics(RawMaps())
     with caplog.at_level(logging.WARNING):
-        found = settings.compute(model, graph, data_of(), "cpu", ["first", "third"])
-    assert list(found) == ["first"]
+        result = settings.compute(model, graph, data_of(), "cpu", ["first", "third"])
+    assert list(result) == ["first"]
     assert caplog.records[-1].getMessage() == (
         "columns=RawMaps cannot compare channels of third (third: maps of 36 positions become maps "
         "of 9); they have no tables"
@@ -360,7 +360,7 @@ def test_raw_maps_leave_strided_layers_out_and_say_so(net, caplog):
 def test_class_profiles_tie_filters_by_correlated_class_means(net):
     model, graph = net
     profiles = ClassProfiles(Calibration(count=48, balance=False), batch=10)
-    found = Statistics(profiles=profiles).compute(
+    result = Statistics(profiles=profiles).compute(
         model, graph, data_of(), "cpu", ["first", "third"]
     )
     x, y = next(data_of().train.epoch(48, None))
@@ -368,20 +368,20 @@ def test_class_profiles_tie_filters_by_correlated_class_means(net):
         means = model.eval().first(x).mean((2, 3))
     classes = torch.stack([means[y == label].mean(0) for label in range(3)])
     expected = np.corrcoef(classes.double().numpy().T)
-    np.testing.assert_allclose(found["first"].similarity.numpy(), expected, atol=1e-4)
-    assert not torch.equal(found["first"].similarity, found["first"].outputs)
+    np.testing.assert_allclose(result["first"].similarity.numpy(), expected, atol=1e-4)
+    assert not torch.equal(result["first"].similarity, result["first"].outputs)
     with pytest.raises(ConfigError, match="class profiles need examples of three classes"):
         profiles.compute(model, data_of(classes=2).train, "cpu", ["first"])
 
 
-def test_a_filter_that_is_off_has_no_profile_and_is_dead(net):
+def test_a_filter_that_is_off_has_no_profile_and_is_zero(net):
     model, graph = net
     with torch.no_grad():
         model.first.weight[2] = 0
     settings = Statistics(profiles=ClassProfiles(Calibration(count=48)))
-    found = settings.compute(model, graph, data_of(), "cpu", ["first"])["first"]
-    assert found.zero_outputs.tolist() == [False, False, True, False, False, False]
-    assert not found.similarity[2].any()
+    result = settings.compute(model, graph, data_of(), "cpu", ["first"])["first"]
+    assert result.zero_outputs.tolist() == [False, False, True, False, False, False]
+    assert not result.similarity[2].any()
 
 
 def test_balanced_batches_have_as_many_of_every_class():

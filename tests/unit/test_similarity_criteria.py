@@ -106,7 +106,7 @@ def test_max_cka_is_the_largest_column_of_the_table(data: Data) -> None:
     assert torch.allclose(criterion.scores(model, graph, data)[layer], expected, atol=1e-5)
 
 
-def test_a_dead_filter_scores_below_all_others(data: Data) -> None:
+def test_a_filter_of_zeros_scores_below_all_others(data: Data) -> None:
     model = small()
     model.layer2[0].conv1.weight.data[3] = 0
     for kind in ("graph", "tree", "blocks", "max-CKA", "representatives", "APIB"):
@@ -122,9 +122,9 @@ def test_without_a_structure_the_order_is_that_of_max_cka(data: Data) -> None:
     graph = graph_of(model, data)
     order = EntryOrder(points=40)
     lasso = StructuredLasso(structure=Graph(kappa=0.0), similarity=STATISTICS, order=order)
-    found, plain = (c.scores(model, graph, data) for c in (lasso, MaxCKA(similarity=STATISTICS)))
-    for name in found:
-        assert torch.equal(found[name].argsort(), plain[name].argsort())
+    result, plain = (c.scores(model, graph, data) for c in (lasso, MaxCKA(similarity=STATISTICS)))
+    for name in result:
+        assert torch.equal(result[name].argsort(), plain[name].argsort())
 
 
 def test_copies_of_a_filter_have_one_representative(data: Data) -> None:

@@ -59,7 +59,7 @@ class Case:
     def kept(self, selection) -> dict[str, int]:
         return {name: int(mask.sum()) for name, mask in self.choose(selection).items()}
 
-    def gone(self, selection) -> int:
+    def removed_count(self, selection) -> int:
         return sum(int((~mask).sum()) for mask in self.choose(selection).values())
 
 
@@ -84,9 +84,12 @@ def test_with_distinct_scales_the_rules_differ_by_one(ratio):
     scales = distinct(50)
     case = Case(chain(*WIDTHS), scales)
     exact, published = (Slimming(ratio, rule=rule) for rule in ("exact", "published"))
-    assert case.gone(exact) == int(50 * ratio) and case.gone(published) == int(50 * ratio) + 1
-    found = torch.cat([*case.choose(published).values()])
-    assert np.array_equal(found.numpy(), released(scales, ratio))
+    assert (
+        case.removed_count(exact) == int(50 * ratio)
+        and case.removed_count(published) == int(50 * ratio) + 1
+    )
+    result = torch.cat([*case.choose(published).values()])
+    assert np.array_equal(result.numpy(), released(scales, ratio))
     below = np.sort(np.abs(scales))[: int(50 * ratio)]
     kept = torch.cat([*case.choose(exact).values()]).numpy()
     assert np.array_equal(np.sort(np.abs(scales[~kept])), below)
@@ -98,8 +101,8 @@ def test_the_published_ratio_of_vgg19():
         model = vgg19(classes=10)
     case = Case(model, distinct(5504), torch.zeros(1, 3, 32, 32))
     assert len(case.scores) == 16 and sum(map(len, case.scores.values())) == 5504
-    assert case.gone(Slimming(0.7)) == 3852
-    assert case.gone(Slimming(0.7, rule="published")) == 3853
+    assert case.removed_count(Slimming(0.7)) == 3852
+    assert case.removed_count(Slimming(0.7, rule="published")) == 3853
 
 
 def test_of_equal_scores_the_later_goes_first_or_all_go():
@@ -109,7 +112,7 @@ def test_of_equal_scores_the_later_goes_first_or_all_go():
     assert masks["0"].tolist() == [True] * 4 and masks["3"].tolist() == [False, True, True, False]
     ties = Slimming(0.25, rule="published")
     assert torch.cat([*case.choose(ties).values()]).tolist() == released(scales, 0.25).tolist()
-    assert case.gone(ties) == 4
+    assert case.removed_count(ties) == 4
     assert "asks for 2 of 8 units; 4 go, because so many are not above 1" in case.notes(ties)
     assert "asked to keep 0.75 of the channels, kept 0.5" in case.notes(ties)
 
@@ -120,10 +123,10 @@ def test_zeros_of_a_proximal_solver():
     scales[::2] = 0
     case = Case(chain(*WIDTHS), scales)
     exact, published = Slimming(0.2), Slimming(0.2, rule="published")
-    assert case.gone(exact) == 10 and case.gone(published) == 25
+    assert case.removed_count(exact) == 10 and case.removed_count(published) == 25
     assert "25 score exactly zero, and selection=zeros takes just those" in case.notes(exact)
     assert "25 go, because so many are not above 0" in case.notes(published)
-    assert case.gone(Slimming(0.5)) == 25 and case.notes(Slimming(0.5)) == ""
+    assert case.removed_count(Slimming(0.5)) == 25 and case.notes(Slimming(0.5)) == ""
     (budget,) = case.select(published).budgets
     assert (budget.name, budget.requested, budget.achieved, budget.satisfied) == (
         "channels",
@@ -146,8 +149,8 @@ def test_of_no_group_goes_more_than_the_share(rule, ratio, most):
     masks = case.choose(Slimming(ratio, rule=rule, most=most, on_empty="keep_best"))
     parts = np.split(np.arange(53), np.cumsum([10, 12, 20]))
     for mask, part in zip(masks.values(), parts, strict=True):
-        gone = min(int((~plain[part]).sum()), len(part) * int(100 * most + 0.5) // 100)
-        lowest = part[np.abs(scales[part]).argsort()[: min(gone, len(part) - 1)]]
+        count = min(int((~plain[part]).sum()), len(part) * int(100 * most + 0.5) // 100)
+        lowest = part[np.abs(scales[part]).argsort()[: min(count, len(part) - 1)]]
         assert set(part[~mask.numpy()]) == set(lowest)
 
 
@@ -184,11 +187,11 @@ class TestEmptied:
     def test_is_refused_by_name_with_the_next_layers_and_the_threshold(self):
         with pytest.raises(ConfigError) as error:
             self.case.choose(Slimming(0.3))
-        said = str(error.value)
-        assert said.startswith("selection.ratio=0.3 would leave nothing of 3, whose scores")
+        message = str(error.value)
+        assert message.startswith("selection.ratio=0.3 would leave nothing of 3, whose scores")
         level = np.sort(np.concatenate([s.numpy() for s in self.case.scores.values()]))[12]
-        assert f"threshold {level:.3g}; next, 6 keeps 24 of 30 (80.0%), " in said
-        assert "on_empty=keep_best" in said and "skip_block" in said and "\n" not in said
+        assert f"threshold {level:.3g}; next, 6 keeps 24 of 30 (80.0%), " in message
+        assert "on_empty=keep_best" in message and "skip_block" in message and "\n" not in message
 
     @pytest.mark.parametrize("rule", ["exact", "published"])
     def test_keeps_its_best_beside_what_the_threshold_keeps(self, rule):
@@ -203,9 +206,9 @@ class TestEmptied:
 
     def test_what_was_rescued_is_told(self):
         best = Slimming(0.3, on_empty="keep_best")
-        said = self.case.notes(best)
-        assert "would have emptied layers; 3 keeps 1 of 6, which is protected" in said
-        assert "asked to keep 0.7 of the channels, kept 0.727273: the nearest there is" in said
+        message = self.case.notes(best)
+        assert "would have emptied layers; 3 keeps 1 of 6, which is protected" in message
+        assert "asked to keep 0.7 of the channels, kept 0.727273: the nearest there is" in message
         assert self.case.select(best).emptied == ("3",)
         fine = replace(best, ratio=0.1)
         assert self.case.select(fine).emptied == ()
@@ -233,8 +236,10 @@ def test_a_layer_nearly_empty_is_told_before_it_collapses():
 
 def test_budgets_tell_what_they_protect():
     case = low(1, 8, 6, 30)
-    said = case.notes(MacsTarget(0.2, normalise=None, scope="global"))
-    assert "the scores alone would have emptied layers; 3 keeps 1 of 6, which is protected" in said
+    message = case.notes(MacsTarget(0.2, normalise=None, scope="global"))
+    assert (
+        "the scores alone would have emptied layers; 3 keeps 1 of 6, which is protected" in message
+    )
     assert "emptied" not in case.notes(MacsTarget(0.2, scope="global"))
     assert "emptied" not in case.notes(MacsTarget(0.2, scope="local"))
 
@@ -275,13 +280,13 @@ def test_a_block_whose_branch_is_emptied_goes_whole():
     prune = partial(prunekit.prune, model, example, criterion="bn_scale")
     with pytest.raises(ConfigError, match=r"would leave nothing of layer2\.1\.conv1, whose"):
         prune(selection=Slimming(0.1))
-    found = prune(selection=Slimming(0.1, on_empty="skip_block"))
-    assert not any("layer2.1." in name for name, _ in found.model.named_modules())
-    assert "block layer2.1 was removed whole: its branch was empty" in found.notes
-    assert "nothing is left of layer2.1.conv1" in found.notes
-    norms = [m for m in found.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    result = prune(selection=Slimming(0.1, on_empty="skip_block"))
+    assert not any("layer2.1." in name for name, _ in result.model.named_modules())
+    assert "block layer2.1 was removed whole: its branch was empty" in result.notes
+    assert "nothing is left of layer2.1.conv1" in result.notes
+    norms = [m for m in result.model.modules() if isinstance(m, nn.BatchNorm2d)]
     scored = sum(m.num_features for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    (budget,) = found.budgets
+    (budget,) = result.budgets
     assert budget.achieved == pytest.approx(sum(m.num_features for m in norms) / scored)
     assert budget.requested == 0.9 and budget.achieved < 0.85 and budget.satisfied
     rescued = prune(selection=Slimming(0.1, on_empty="keep_best", min_keep=3))
@@ -324,18 +329,18 @@ def test_the_narrow_network_is_the_one_that_the_released_code_masks(make):
     opened = copy.deepcopy(model)
     InsertChannelSelectors.of(opened, example).apply(opened)
     rule = Slimming(0.4, rule="published")
-    found = prunekit.prune(opened, example, selection=rule, criterion="bn_scale", absorb=False)
+    result = prunekit.prune(opened, example, selection=rule, criterion="bn_scale", absorb=False)
     for norm, part in zip(norms, stays.split([len(p) for p in parts]), strict=True):
         norm.weight.data *= part
         norm.bias.data *= part
-    kept = sum(m.num_features for m in found.model.modules() if isinstance(m, nn.BatchNorm2d))
+    kept = sum(m.num_features for m in result.model.modules() if isinstance(m, nn.BatchNorm2d))
     assert kept == int(stays.sum()) == count - int(count * 0.4) - 1
-    torch.testing.assert_close(found.model(example), model(example))
+    torch.testing.assert_close(result.model(example), model(example))
 
 
 def test_ignored_layers_stay_and_do_not_count():
     case = Case(chain(*WIDTHS), distinct(50))
-    assert case.gone(Slimming(0.5, ignore=["0"])) == int(43 * 0.5)
+    assert case.removed_count(Slimming(0.5, ignore=["0"])) == int(43 * 0.5)
     assert case.kept(Slimming(0.5, ignore=["0"]))["0"] == 7
 
 

@@ -41,7 +41,7 @@ class Case:
         self.given = (self.scores, self.graph, self.cost)
 
     def at(self, threshold, **settings):
-        return as_lists(Threshold(0.5, **settings).at(threshold, *self.given))
+        return as_lists(Threshold(0.5, **settings).mask_at(threshold, *self.given))
 
     def pair(self):
         self.cost.pairs = (("0", "2"),)
@@ -117,7 +117,7 @@ def test_a_half_unit_goes_up():
     kept = [
         (int(masks["2"].sum()), int(masks["0"].sum()))
         for at in (9, 8, 7, 6, 5, 4)
-        for masks in [selection.at(at, case.scores, case.graph, case.cost)]
+        for masks in [selection.mask_at(at, case.scores, case.graph, case.cost)]
     ]
     assert kept == [(2, 1), (2, 1), (3, 2), (4, 2), (5, 3), (6, 3)]
 
@@ -147,13 +147,13 @@ def test_below_the_floor_is_refused_with_what_can_be_asked_for(resnet):
     near = Threshold(FLOOR - 0.0049)  # as near as counts as met
     assert near.select(Scored(*resnet.given)).budgets[0].achieved == budget.achieved
     with pytest.raises(ConfigError, match="cannot be reached"):
-        Threshold(0.2).check(*resnet.given)
-    assert Threshold(0.2, floor=0.1).check(*resnet.given) is None
+        Threshold(0.2).check_reachable(*resnet.given)
+    assert Threshold(0.2, floor=0.1).check_reachable(*resnet.given) is None
 
 
 def at(selection, threshold, case):
     """The answer of a selection, had it chosen this threshold."""
-    keep = selection.at(threshold, *case.given)
+    keep = selection.mask_at(threshold, *case.given)
     return selection.select(Scored(*case.given)).recount(keep)
 
 
@@ -161,13 +161,13 @@ def test_what_is_missed_held_and_found_is_told():
     case = spread()
     selection = Threshold(0.4, floor=0.2)
     selected = selection.select(Scored(*case.given))
-    (budget,), told = selected.budgets, selected.notes
+    (budget,), notes = selected.budgets, selected.notes
     assert not budget.satisfied
-    assert any("asked to keep 0.4 of the MACs, kept 0.373" in note for note in told)
-    assert any("nearest reachable" in note for note in told)
+    assert any("asked to keep 0.4 of the MACs, kept 0.373" in note for note in notes)
+    assert any("nearest reachable" in note for note in notes)
     del case.scores["2"]
-    told = at(Threshold(0.7), 4.5, case).notes
-    assert "not scored, so kept whole: 2" in told
+    notes = at(Threshold(0.7), 4.5, case).notes
+    assert "not scored, so kept whole: 2" in notes
     held = at(Threshold(0.8, floor=0.6), 4.5, case).notes
     assert "norms up to 2 went" in held[1]
     assert at(Threshold(1.0), 0.0, case).notes[1:] == ()
@@ -176,8 +176,8 @@ def test_what_is_missed_held_and_found_is_told():
 def test_groups_that_the_floor_held_are_named():
     case = Case([5.0, 1.0, 4.0, 2.0, 3.0], [0.1] * 10)
     selection = Threshold(0.5, floor=0.2)
-    told = at(selection, 2.5, case).notes
-    assert "norms up to 2 went, but for what the floor kept in 1 of 2 groups (2)" in told
+    notes = at(selection, 2.5, case).notes
+    assert "norms up to 2 went, but for what the floor kept in 1 of 2 groups (2)" in notes
 
 
 def test_of_networks_that_cost_the_same_the_one_that_keeps_most_is_taken(resnet):
@@ -189,7 +189,9 @@ def test_of_networks_that_cost_the_same_the_one_that_keeps_most_is_taken(resnet)
         float(cut)
         for cut in flat
         if cost.macs(
-            graph.drop({n: ~m for n, m in Threshold(1).at(float(cut), one, graph, cost).items()})
+            graph.drop(
+                {n: ~m for n, m in Threshold(1).mask_at(float(cut), one, graph, cost).items()}
+            )
         )
         == cost.macs()
     ]
@@ -224,17 +226,17 @@ def test_few_thresholds_are_tried(resnet, monkeypatch):
 
 def released(share, target, threshold=5e-3, step=0.01, tolerance=1e-3):
     """Algorithm 2 as released: the shares of all thresholds it measures, the last one its end."""
-    found, previous = [], 1.0
+    result, previous = [], 1.0
     for turn in range(100):
-        found.append(share(threshold))
-        if abs(found[-1] - target) <= tolerance:
+        result.append(share(threshold))
+        if abs(result[-1] - target) <= tolerance:
             break
-        low, high = sorted((previous, found[-1]))
+        low, high = sorted((previous, result[-1]))
         if turn and low <= target <= high:
             step /= 2
-        previous = found[-1]
-        threshold = threshold + step if found[-1] > target else max(threshold - step, 0)
-    return found
+        previous = result[-1]
+        threshold = threshold + step if result[-1] > target else max(threshold - step, 0)
+    return result
 
 
 @pytest.mark.parametrize("target", [0.9, 0.7, 0.4516, 0.3298])
@@ -245,7 +247,7 @@ def test_no_farther_than_the_released_search(resnet, target, same):
     selection = Threshold(target, same_ratio=same)
 
     def share(threshold):
-        return cost.macs(selection.at(threshold, small, graph, cost).removed) / cost.macs()
+        return cost.macs(selection.mask_at(threshold, small, graph, cost).removed) / cost.macs()
 
     (budget,) = selection.select(Scored(small, graph, cost)).budgets
     theirs = released(share, target)

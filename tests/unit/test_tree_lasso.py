@@ -41,15 +41,15 @@ def plain_value(penalty: TreeLasso, rows: Tensor) -> float:
 
 def plain_prox(penalty: TreeLasso, rows: Tensor, step: float) -> Tensor:
     """Group after group in the order of the nodes, which has children before parents."""
-    found = rows.clone()
-    blocks = [found] if isinstance(penalty, BlockTreeLasso) else list(found.split(1))
+    result = rows.clone()
+    blocks = [result] if isinstance(penalty, BlockTreeLasso) else list(result.split(1))
     for block in blocks:
         for node in range(len(penalty.weights)):
             columns = penalty.tree.members(node)
             norm = float(block[:, columns].norm())
             short = max(0.0, norm - step * penalty.lam * float(penalty.weights[node]))
             block[:, columns] *= short / norm if norm > 0 else 0
-    return found
+    return result
 
 
 def test_weights_of_the_published_five_nodes():
@@ -169,8 +169,8 @@ def test_gradients_are_finite_differences(kind: type[TreeLasso], entries):
         for k, j in ((0, 0), (1, 3), (3, 6)):
             moved = rows.clone()
             moved[k, j] += 1e-6
-            found = (float(function(moved)) - float(function(rows))) / 1e-6
-            assert float(slope[k, j]) == pytest.approx(found, abs=1e-5)
+            result = (float(function(moved)) - float(function(rows))) / 1e-6
+            assert float(slope[k, j]) == pytest.approx(result, abs=1e-5)
 
 
 def smoothed(penalty: TreeLasso, rows: Tensor, mu: float) -> float:

@@ -1,4 +1,4 @@
-"""Kinds of blocks that convolutions stand in, told from a recorded run alone."""
+"""The kinds of blocks that convolutions are part of, recognised in a recorded run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 from torch import nn
 
@@ -19,17 +20,18 @@ from prunekit.graph.walks import alone, makers, meets, reaching, sides, sources
 from prunekit.graph.whole_groups import goes_whole
 
 KINDS = ("basic", "preactivation", "bottleneck", "grouped", "branch", "dense", "plain")
+_KIND_OF_SHAPES = {"kk": "basic", "1k1": "bottleneck", "1g1": "grouped"}  # see Layout._shape
 
 
 @dataclass(frozen=True)
 class Block:
     """Convolutions that belong together, in order of execution.
 
-    Residual branches are "basic" (two k x k), "preactivation" (two k x k, a norm before the first),
-    "bottleneck" (1 x 1, k x k, 1 x 1), "grouped" (the same with convolution groups, also those of
-    one channel each) or "branch" (any other). Elsewhere each convolution is a block of its own,
-    "dense" where its outputs are concatenated, else "plain". `name` is the innermost module that
-    holds these layers and those of no other block, or the first layer.
+    Residual branches are "basic" (two k x k convolutions), "preactivation" (the same with a norm
+    layer before the first), "bottleneck" (1 x 1, k x k, 1 x 1), "grouped" (the same with
+    convolution groups, or depthwise) or "branch" (any other). Outside of them each convolution is a
+    block of its own, "dense" if its outputs are concatenated, else "plain". `name` is the innermost
+    module that contains exactly these layers of all blocks, or else the first layer.
     """
 
     kind: str
@@ -38,80 +40,80 @@ class Block:
 
 
 def blocks(model: nn.Module, example: Example) -> tuple[Block, ...]:
-    """The blocks of a network in order of execution.
+    """Return the blocks of a network in order of execution.
 
-    Left out are convolutions that read the network's input only, those in shortcuts and in gates
-    (squeeze and excitation), and grouped ones that are in no "grouped" block. Nothing is computed;
-    raises TraceError like `ChannelGraph.trace`.
+    Convolutions are left out if they read only the network's input, are part of a shortcut or a
+    gate (squeeze and excitation), or are grouped but not in a "grouped" block. The network is only
+    recorded, not computed; raises TraceError like `ChannelGraph.trace`.
     """
     return Layout.of(model, example).blocks
 
 
 class Layout:
-    """Where the layers of a recorded run stand to each other."""
+    """How the layers of a network are connected, from one recorded run of its twin."""
 
     def __init__(self, twin: nn.Module, recording: Recording) -> None:
         self.twin, self.recording = twin, recording
-        self.place = {step: index for index, step in enumerate(recording.steps)}
-        self.layers = {step for step in recording.steps if self._weighs(step)}
+        self.order = {step: index for index, step in enumerate(recording.steps)}
+        self.layers = {step for step in recording.steps if self._is(step, "weighs")}
 
     @classmethod
     def of(cls, model: nn.Module, example: Example) -> Layout:
-        """That of a network in eval mode; raises TraceError."""
+        """Record a network in eval mode; raises TraceError."""
         return cls(twin_of(model), record_eval(model, Arguments.of(example)))
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
         """The blocks in order of execution."""
-        first = {name: index for index, name in enumerate(self.called)}
-        found = sorted((*self._branches[0], *self._alone()), key=lambda one: first[one.layers[0]])
-        return tuple(_named(found))
+        order = {name: index for index, name in enumerate(self.called)}
+        unnamed = [*self._branches[0], *self._single_blocks()]
+        return tuple(_with_names(sorted(unnamed, key=lambda block: order[block.layers[0]])))
 
     @cached_property
     def called(self) -> tuple[str, ...]:
-        """The convolutions, transposed ones too, that are called as modules."""
+        """The convolutions, also transposed ones, that are called as modules."""
         steps = [n for n in self.recording.steps if n in self.layers and n.kind is Kind.LAYER]
         return tuple(dict.fromkeys(str(step.target) for step in steps if self._convolves(step)))
 
     @cached_property
-    def lent(self) -> frozenset[str]:
-        """The modules whose parameters the forward uses by itself."""
+    def used_parameters(self) -> frozenset[str]:
+        """The modules whose parameters the forward uses without calling the module."""
         steps = (step for step in self.recording.steps if step.kind is Kind.TENSOR)
         return frozenset(str(step.target).rpartition(".")[0] for step in steps)
 
     @cached_property
     def added(self) -> frozenset[str]:
-        """The layers whose output channels are added to others, behind depthwise ones too."""
+        """The layers whose output channels are added to others, perhaps after depthwise layers."""
 
         def passes(step: Step) -> bool:
-            return self._depthwise(step) or self._passes(step)
+            return self._is_depthwise(step) or self._passes(step)
 
         return self._names(reaching(self.recording, lambda step: meets(step, "add"), passes))
 
     @cached_property
     def classified(self) -> frozenset[str]:
-        """The layers that a linear layer reads, but for linear layers of gates."""
+        """The layers that a linear layer reads, apart from linear layers of gates."""
 
-        def linear(step: Step) -> bool:
-            return step in self._main and not self._convolves(step)
+        def is_linear(step: Step) -> bool:
+            return step in self._ungated and not self._convolves(step)
 
-        return self._names(reaching(self.recording, linear, self._passes))
+        return self._names(reaching(self.recording, is_linear, self._passes))
 
     @cached_property
     def _gates(self) -> set[Step]:
         """The steps whose results only scale others, as in squeeze and excitation."""
-        found: set[Step] = set()
+        gates: set[Step] = set()
         for step in self.recording.steps:
             if meets(step, "mul"):
-                both = sides(step, self.place)
-                counts = [sum(one in self.layers for one in side) for side in both]
+                both = sides(step, self.order)
+                counts = [sum(other in self.layers for other in side) for side in both]
                 for count, side in zip(counts, both, strict=True):
-                    found |= alone(step, side) if count == max(counts) > 0 else set()
-        return found
+                    gates |= alone(step, side) if count == max(counts) > 0 else set()
+        return gates
 
     @cached_property
-    def _main(self) -> set[Step]:
-        """The layers but for those of gates."""
+    def _ungated(self) -> set[Step]:
+        """The layers that are not in gates."""
         return self.layers - self._gates
 
     @cached_property
@@ -126,52 +128,59 @@ class Layout:
 
     @cached_property
     def _branches(self) -> tuple[list[Block], set[str]]:
-        """The blocks of residual branches, and all layers in branches and shortcuts."""
-        found: list[Block] = []
+        """The blocks of residual branches, and the names of all layers in branches and shortcuts.
+
+        Of the two operands of an addition, the branch is the one with more layers.
+        """
+        branches: list[Block] = []
         taken: set[str] = set()
         for step in self.recording.steps:
             if meets(step, "add"):
-                both = [(self._chain(side), side) for side in sides(step, self.place)]
-                most = max(len(chain) for chain, _ in both)
-                for chain, side in both:
-                    found += self._block(step, chain, side, taken) if len(chain) == most else []
-                taken |= {str(one.target) for chain, _ in both for one in chain}
-        return found, taken
+                both = [(self._layers_of(side), side) for side in sides(step, self.order)]
+                most = max(len(layers) for layers, _ in both)
+                for layers, side in both:
+                    if len(layers) == most:
+                        branches += self._branch(step, layers, side, taken)
+                taken |= {str(layer.target) for layers, _ in both for layer in layers}
+        return branches, taken
 
-    def _alone(self) -> Iterator[Block]:
-        joined = reaching(self.recording, lambda step: self._knows(step, "joins"), self._passes)
-        dense, out = self._names(joined), self._names(self._stems | self._gates)
-        out |= self._branches[1]
+    def _single_blocks(self) -> Iterator[Block]:
+        """Yield the convolutions outside of residual branches as blocks of their own."""
+        concatenated = reaching(self.recording, lambda step: self._is(step, "joins"), self._passes)
+        dense = self._names(concatenated)
+        excluded = self._names(self._stems | self._gates) | self._branches[1]
         for name in self.called:
-            if name not in out and self._has_matrix(name):
+            if name not in excluded and self._may_have_matrix(name):
                 yield Block("dense" if name in dense else "plain", name, (name,))
 
-    def _chain(self, side: Collection[Step]) -> list[Step]:
-        """The layers of a side in order of execution, without gates."""
-        return sorted((n for n in side if n in self._main), key=self.place.__getitem__)
+    def _layers_of(self, side: Collection[Step]) -> list[Step]:
+        """Return the layers among these steps in order of execution, without gates."""
+        return sorted((n for n in side if n in self._ungated), key=self.order.__getitem__)
 
-    def _block(
-        self, end: Step, chain: Sequence[Step], side: Sequence[Step], taken: set[str]
+    def _branch(
+        self, end: Step, layers: Sequence[Step], side: Sequence[Step], taken: set[str]
     ) -> list[Block]:
-        """What stands in a branch and in no block within it, if anything."""
-        layers = tuple(str(step.target) for step in chain)
-        kind = "branch" if taken & {*layers} else self._kind(end, chain, side)
+        """Return the block of a branch that ends in `end`; none if inner blocks have its layers."""
+        names = tuple(str(step.target) for step in layers)
+        kind = "branch" if taken & {*names} else self._kind(end, layers, side)
         if kind == "branch":
-            named = [n for n in chain if n.kind is Kind.LAYER and n not in self._stems]
-            names = dict.fromkeys(str(step.target) for step in named if self._convolves(step))
-            layers = tuple(n for n in names if n not in taken and self._has_matrix(n))
-        return [Block(kind, "", layers)] if layers else []
+            called = [n for n in layers if n.kind is Kind.LAYER and n not in self._stems]
+            distinct = dict.fromkeys(str(n.target) for n in called if self._convolves(n))
+            names = tuple(n for n in distinct if n not in taken and self._may_have_matrix(n))
+        return [Block(kind, "", names)] if names else []
 
-    def _kind(self, end: Step, chain: Sequence[Step], side: Collection[Step]) -> str:
-        shape = "".join(self._shape(step) for step in chain)
-        moved = shape == "1g1" and any(self._moves(step) for step in side)
-        if shape not in _SHAPES or moved or not self._in_a_row(end, chain, {*side}):
+    def _kind(self, end: Step, layers: Sequence[Step], side: Collection[Step]) -> str:
+        shapes = "".join(self._shape(step) for step in layers)
+        permuted = shapes == "1g1" and any(self._permutes(step) for step in side)
+        if shapes not in _KIND_OF_SHAPES or permuted:
             return "branch"
-        norm = shape == "kk" and self._norm_first(chain, side)
-        return "preactivation" if norm else _SHAPES[shape]
+        if not self._is_sequence(end, layers, {*side}):
+            return "branch"
+        preactivation = shapes == "kk" and self._has_norm_first(layers, side)
+        return "preactivation" if preactivation else _KIND_OF_SHAPES[shapes]
 
     def _shape(self, step: Step) -> str:
-        """One letter for a convolution that is called as a module, "?" for other layers."""
+        """Return a letter for the kernel: 1, k, or g for grouped ones; "?" for other layers."""
         conv = self.twin.get_submodule(str(step.target)) if step.kind is Kind.LAYER else None
         if not isinstance(conv, CONVOLUTIONS) or step in self._stems:
             return "?"
@@ -180,49 +189,46 @@ class Layout:
             return "k" if wide else "1"
         return "g" if wide and conv.in_channels == conv.out_channels else "?"
 
-    def _in_a_row(self, end: Step, chain: Sequence[Step], side: set[Step]) -> bool:
-        """Whether each layer is called once and reads the one before it alone."""
-        before = [set(), *({step} for step in chain)]
-        return len({step.target for step in chain}) == len(chain) and all(
-            makers(step, self._main, side) == expected
-            for step, expected in zip([*chain, end], before, strict=True)
+    def _is_sequence(self, end: Step, layers: Sequence[Step], side: set[Step]) -> bool:
+        """Return whether each layer is called once and reads only the one before it."""
+        before = [set(), *({step} for step in layers)]
+        return len({step.target for step in layers}) == len(layers) and all(
+            makers(step, self._ungated, side) == expected
+            for step, expected in zip([*layers, end], before, strict=True)
         )
 
-    def _norm_first(self, chain: Sequence[Step], side: Collection[Step]) -> bool:
-        """Whether a norm precedes the first layer that belongs to the block.
+    def _has_norm_first(self, layers: Sequence[Step], side: Collection[Step]) -> bool:
+        """Return whether a norm layer before the first of two layers belongs to the block.
 
-        In front of the fork it may as well belong to the stem: then the block has a norm between
-        its layers, as behind a layer of the stem, and none behind them.
+        A norm layer before the fork may also belong to the stem. It belongs to the block if the
+        block has another one between its layers and none after them.
         """
-        step = chain[0]
-        while not self._is_norm(step):
+        step = layers[0]
+        while not self._is(step, "norm"):
             before = sources(step)
             if len(before) != 1 or before[0] in self.layers:
                 return False
             step = before[0]
-        first, last = (self.place[one] for one in chain)
-        norms = [self.place[one] for one in side if self._is_norm(one)]
-        between, behind = any(first < n < last for n in norms), any(n > last for n in norms)
-        return step in side or (between and not behind)
+        first, last = (self.order[layer] for layer in layers)
+        norms = [self.order[other] for other in side if self._is(other, "norm")]
+        between, after = any(first < n < last for n in norms), any(n > last for n in norms)
+        return step in side or (between and not after)
 
-    def _moves(self, step: Step) -> bool:
-        """Whether channels may come out in another order; gates may do so before they scale."""
-        return self._knows(step, "moves") and step not in self._gates
+    def _permutes(self, step: Step) -> bool:
+        """Return whether channels may change their order; inside gates that does not matter."""
+        return self._is(step, "moves") and step not in self._gates
 
-    def _is_norm(self, step: Step) -> bool:
-        return self._knows(step, "norm")
-
-    def _knows(self, step: Step, fact: str) -> bool:
-        """Whether the table of operations says so of what a step calls."""
+    def _is(self, step: Step, fact: Literal["weighs", "joins", "norm", "moves"]) -> bool:
+        """Return a fact that the table of operations has about the operation of a step."""
         entry = of_step(step, self.twin) if step.kind in (Kind.LAYER, Kind.CALL) else None
         return entry is not None and bool(getattr(entry, fact))
 
-    def _has_matrix(self, name: str) -> bool:
-        """Whether one matrix can stand for a layer's weight."""
+    def _may_have_matrix(self, name: str) -> bool:
+        """Return whether a layer is a convolution without groups."""
         conv = self.twin.get_submodule(name)
         return isinstance(conv, CONVOLUTIONS) and conv.groups == 1
 
-    def _depthwise(self, step: Step) -> bool:
+    def _is_depthwise(self, step: Step) -> bool:
         return step.kind is Kind.LAYER and goes_whole(self.twin.get_submodule(str(step.target)))
 
     def _passes(self, step: Step) -> bool:
@@ -236,28 +242,22 @@ class Layout:
             return not isinstance(self.twin.get_submodule(str(step.target)), nn.Linear)
         return step.name != "linear"
 
-    def _weighs(self, step: Step) -> bool:
-        """Whether a step is a convolution or a linear layer, as a module or a function."""
-        return self._knows(step, "weighs")
 
-
-_SHAPES = {"kk": "basic", "1k1": "bottleneck", "1g1": "grouped"}
-
-
-def _named(found: Sequence[Block]) -> Iterator[Block]:
-    held = Counter(outer for block in found for name in block.layers for outer in _outer(name))
-    for block in found:
-        shared = (o for o in _outer(block.layers[0]) if all(_in(n, o) for n in block.layers))
-        around, count = next(shared, ""), len(block.layers)
-        name = around if held[around] == count > 1 else block.layers[0]
+def _with_names(unnamed: Sequence[Block]) -> Iterator[Block]:
+    """Yield the blocks with their names: the innermost module with these layers and no others."""
+    counts = Counter(outer for block in unnamed for name in block.layers for outer in _outer(name))
+    for block in unnamed:
+        common = (
+            outer
+            for outer in _outer(block.layers[0])
+            if all(name.startswith(f"{outer}.") for name in block.layers)
+        )
+        module, size = next(common, ""), len(block.layers)
+        name = module if counts[module] == size > 1 else block.layers[0]
         yield Block(block.kind, name, block.layers)
 
 
-def _in(layer: str, outer: str) -> bool:
-    return layer.startswith(f"{outer}.")
-
-
 def _outer(name: str) -> Iterator[str]:
-    """The modules around a layer, innermost first."""
+    """Yield the names of the modules around a layer, innermost first."""
     while name := name.rpartition(".")[0]:
         yield name

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,21 +20,21 @@ from prunekit.targets import TARGETS, Target, removable, span
 if TYPE_CHECKING:
     from prunekit.data import Data
 
-
+Conv = nn.Conv1d | nn.Conv2d | nn.Conv3d
 SIDES = ("rows", "columns", "groups")
 STARTS = ("svd", "identity", "svd_weight")
 
 
 @dataclass(frozen=True)
 class Site:
-    """A place for a sparsity-inducing matrix A: the convolution `layer`.
+    """The convolution `layer`, which gets a sparsity-inducing matrix A.
 
     `sides` says what of A may vanish: "rows" (its inputs: the layer is decomposed), "columns" (its
-    outputs: filters are pruned), both, or "groups" (whole convolution groups, with the other layer
-    of the same block). `start` is how a new A begins behind the layer: "svd" (W becomes U, A is
-    S V^T), "svd_weight" (W becomes U S, A is V^T), "identity"; None where the layer, a 1 x 1
-    convolution, is the matrix itself. `block` is the residual block, or the layer alone, `role`
-    "first" or "second" for the two matrices of a block and "" for others.
+    outputs: filters are pruned), both, or "groups" (whole convolution groups, together with the
+    other matrix of the block). `start` says how A is initialised behind weights W: "svd" (W becomes
+    U and A is S V^T), "svd_weight" (W becomes U S and A is V^T) or "identity"; None means that the
+    layer, a 1 x 1 convolution, is the matrix itself. `block` is the residual block, or the layer
+    alone. `role` is "first" or "second" for the two matrices of a block, else "".
     """
 
     layer: str
@@ -45,146 +45,157 @@ class Site:
 
 
 class Hinged(nn.Module):
-    """What stands in the place of the layer of a `Site`: the convolution, then the matrix A.
+    """Replaces the layer of a `Site` by a convolution followed by the matrix A.
 
-    `conv` is None where the layer itself is the matrix. A has no nonlinearity in front of it, so
-    both together are a convolution.
+    `conv` is None if the layer is itself the matrix. There is no nonlinearity in between, so that
+    both are equivalent to one convolution.
     """
 
-    def __init__(self, conv: nn.Module | None, matrix: nn.Module, site: Site) -> None:
+    def __init__(self, conv: Conv | None, matrix: Conv, site: Site) -> None:
         super().__init__()
         self.conv, self.matrix, self.site = conv, matrix, site
 
     def forward(self, x: Tensor) -> Tensor:
-        """The output of the layer whose place it takes."""
-        return self.matrix(x if self.conv is None else self.conv(x))
+        """Return the output of the replaced layer."""
+        output: Tensor = self.matrix(x if self.conv is None else self.conv(x))
+        return output
 
     def extra_repr(self) -> str:
-        """What may vanish."""
+        """Name the sides that may vanish."""
         return " and ".join(self.site.sides)
+
+
+def hinged_modules(model: nn.Module) -> dict[str, Hinged]:
+    """Return the modules with a matrix by name, in the order of registration."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, Hinged)}
 
 
 @TARGETS.register("matrices")
 @dataclass(frozen=True, kw_only=True)
 class Matrices(Target):
-    """Rows, columns or conv groups of the sparsity-inducing matrices that were attached.
+    """The rows, columns or convolution groups of the sparsity-inducing matrices in a network.
 
-    Which of them says the site of every matrix; of one with both, rows come first. ConfigError
-    where there is no matrix, or where what should go cannot.
+    The site of a matrix says which; if it has rows and columns, rows come first. Raises ConfigError
+    if there is no matrix, or if something that should vanish cannot be removed.
     """
 
     def blocks(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
-        """A block for every side, "layer.rows" or "layer.columns", and for every grouped block."""
-        hinged = [(n, m) for n, m in model.named_modules() if isinstance(m, Hinged)]
+        """Return a block per side, "layer.rows" or "layer.columns", and per grouped block."""
+        hinged = hinged_modules(model)
         if not hinged:
             raise ConfigError(
                 "target=matrices: the network has no sparsity-inducing matrices; attach some, by "
                 "placement=auto"
             )
-        single = [(n, m) for n, m in hinged if "groups" not in m.site.sides]
-        found = [
+        grouped = {name: m for name, m in hinged.items() if "groups" in m.site.sides}
+        sides = [
             _matrix_side(name, module, side, graph)
-            for name, module in single
+            for name, module in hinged.items()
+            if name not in grouped
             for side in module.site.sides
         ]
-        return [*found, *_conv_groups([pair for pair in hinged if pair not in single], graph)]
+        return [*sides, *_conv_groups(grouped, graph)]
 
 
 def _matrix_side(name: str, module: Hinged, side: str, graph: ChannelGraph) -> Rows:
-    """Rows are what the 1 x 1 convolution reads, columns what it puts out."""
+    """Return the inputs ("rows") or outputs ("columns") of the 1 x 1 convolution."""
     units = (graph.ins if side == "rows" else graph.outs).get(f"{name}.matrix")
     if units is None or not removable(units):
-        why = graph.frozen.get(f"{name}.matrix", "the forward does not call it")
-        raise ConfigError(f"{side} of the matrix of {name} cannot be removed: {why}")
-    part = Slice(module.matrix.weight, 1 if side == "rows" else 0)
+        reason = graph.frozen.get(f"{name}.matrix", "the forward does not call it")
+        raise ConfigError(f"{side} of the matrix of {name} cannot be removed: {reason}")
+    part = Slice(module.matrix.get_parameter("weight"), 1 if side == "rows" else 0)
     return Rows(f"{name}.{side}", (part,), units, role=module.site.role)
 
 
-def _conv_groups(hinged: Sequence[tuple[str, Hinged]], graph: ChannelGraph) -> list[Rows]:
-    """For each block one row per conv group: what feeds the group, then what reads it."""
+def _conv_groups(hinged: Mapping[str, Hinged], graph: ChannelGraph) -> list[Rows]:
+    """Return a matrix per block: a row is what feeds a convolution group and what reads it."""
     blocks: dict[str, dict[str, tuple[str, Hinged]]] = {}
-    for name, module in hinged:
+    for name, module in hinged.items():
         blocks.setdefault(module.site.block, {})[module.site.role] = (name, module)
-    found = []
+    groups = []
     for block, roles in blocks.items():
-        (feeds, first), (_, second) = roles["first"], roles["second"]
-        units = graph.outs[f"{feeds}.matrix"]
+        (name, first), (_, second) = roles["first"], roles["second"]
+        units = graph.outs[f"{name}.matrix"]
         if not removable(units):
             raise ConfigError(
-                f"groups of {block} cannot be removed: {graph.frozen.get(f'{feeds}.matrix', '')}"
+                f"groups of {block} cannot be removed: {graph.frozen.get(f'{name}.matrix', '')}"
             )
         width = span(units)
-        parts = (Slice(first.matrix.weight, 0, width), Slice(second.matrix.weight, 1, width))
-        found.append(Rows(f"{block}.groups", parts, units[::width]))
-    return found
+        parts = tuple(
+            Slice(module.matrix.get_parameter("weight"), dim, width)
+            for dim, module in enumerate((first, second))
+        )
+        groups.append(Rows(f"{block}.groups", parts, units[::width]))
+    return groups
 
 
 @CRITERIA.register("matrix")
 @dataclass(frozen=True)
 class MatrixNorm(Criterion):
-    """The 2-norm of a row, column or conv group of an attached matrix (Li et al. 2020).
+    """Scores a row, column or convolution group of a matrix by its 2-norm (Li et al. 2020).
 
-    The rows of a matrix that starts as S V^T of its convolution are as long as its singular values,
-    so that keeping the longest r of a layer is its truncated SVD (Eckart and Young 1936).
+    The row norms of a matrix that starts as S V^T are the singular values of its convolution, so
+    that keeping the r longest rows is a truncated SVD (Eckart and Young 1936).
     """
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Groups whose units have no matrix have no score; ConfigError if none has."""
+        """Return the scores of groups whose units have a matrix; raises ConfigError without any."""
         blocks = Matrices().rows(model, graph)
         norms = unit_norms(blocks, [block.read().detach() for block in blocks], graph.count)
-        seen = torch.zeros(graph.count)
-        seen[torch.cat([block.units.cpu() for block in blocks])] = 1
-        return seen_groups(graph, norms, seen, "has a matrix for each of its channels")
+        scored = torch.zeros(graph.count)
+        scored[torch.cat([block.units.cpu() for block in blocks])] = 1
+        return seen_groups(graph, norms, scored, "has a matrix for each of its channels")
 
 
 @register_cost_model(Hinged)
 class FoldedCost(CostModel):
-    """Counts every matrix as merged into its convolution where that takes no more multiply-adds.
+    """Counts multiply-adds and parameters as they will be once matrices are folded.
 
-    So with nothing dropped it is the network before matrices were attached. `pairs` are the names
-    of the channel groups of the two matrices of every block that has two.
+    A matrix counts as merged into its convolution if that takes no more multiply-adds, so nothing
+    is added while no unit is removed. `pairs` has, for every block with two matrices, the names of
+    their channel groups.
     """
 
     def __init__(
         self, model: nn.Module, graph: ChannelGraph, latency: LatencySetup | None = None
     ) -> None:
         super().__init__(model, graph, latency)
-        hinged = {n: m for n, m in model.named_modules() if isinstance(m, Hinged)}
-        place = {name: index for index, name in enumerate(self._names)}
-        two = [n for n, m in hinged.items() if m.conv is not None and f"{n}.conv" in place]
-        self._first = torch.tensor([place[f"{n}.conv"] for n in two], dtype=torch.long)
-        self._second = torch.tensor([place[f"{n}.matrix"] for n in two], dtype=torch.long)
-        self.pairs = tuple(_pairs(hinged, graph))
+        hinged = hinged_modules(model)
+        index = {name: i for i, name in enumerate(self._names)}
+        both = [n for n, m in hinged.items() if m.conv is not None and f"{n}.conv" in index]
+        self._convs = torch.tensor([index[f"{n}.conv"] for n in both], dtype=torch.long)
+        self._matrices = torch.tensor([index[f"{n}.matrix"] for n in both], dtype=torch.long)
+        self.pairs = tuple(_group_pairs(hinged, graph))
 
     def macs(self, drop: Tensor | None = None) -> int:
-        """Multiply-adds of convolutions and linear layers."""
-        uses = self._uses[self._first]
+        """Return the multiply-adds of convolutions and linear layers."""
+        uses = self._uses[self._convs]
         return super().macs(drop) - int((uses * self._saved(drop)).sum())
 
     def params(self, drop: Tensor | None = None) -> int:
-        """Parameters of the whole network, shared ones once."""
-        own = self._own[self._first]
+        """Return the parameters of the whole network; shared ones count once."""
+        own = self._own[self._convs]
         return super().params(drop) - int((own * self._saved(drop)).sum())
 
     def _saved(self, drop: Tensor | None) -> Tensor:
-        """Weights that merging saves, of every convolution with a matrix; never less than none."""
+        """Return the weights that merging saves for every convolution with a matrix, at least 0."""
         ins, outs = self._kept(drop)
-        depth = self._area[self._first] * ins[self._first]
-        inner, outer = outs[self._first], outs[self._second]
+        depth = self._area[self._convs] * ins[self._convs]
+        inner, outer = outs[self._convs], outs[self._matrices]
         return (inner * (depth + outer) - depth * outer).clamp_min(0)
 
 
-def _pairs(hinged: dict[str, Hinged], graph: ChannelGraph) -> Iterator[tuple[str, str]]:
-    """Names of the groups that the first and the second matrix of a block may lose units of."""
+def _group_pairs(hinged: Mapping[str, Hinged], graph: ChannelGraph) -> Iterator[tuple[str, str]]:
+    """Yield the channel groups of the first and the second matrix of every block with both."""
     owner = {int(unit): group.name for group in graph.groups for unit in group.units}
     by_block: dict[str, dict[str, str]] = {}
     for name, module in hinged.items():
         side = graph.ins if module.site.sides == ("rows",) else graph.outs
-        units = side.get(f"{name}.matrix", torch.zeros(1, dtype=torch.long))
-        if module.site.role and "groups" not in module.site.sides and int(units[0]) in owner:
-            by_block.setdefault(module.site.block, {})[module.site.role] = owner[int(units[0])]
-    for found in by_block.values():
-        if len(found) == 2:
-            yield found["first"], found["second"]
+        unit = int(side.get(f"{name}.matrix", torch.zeros(1, dtype=torch.long))[0])
+        if module.site.role and "groups" not in module.site.sides and unit in owner:
+            by_block.setdefault(module.site.block, {})[module.site.role] = owner[unit]
+    for groups in by_block.values():
+        if len(groups) == 2:
+            yield groups["first"], groups["second"]

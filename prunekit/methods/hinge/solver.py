@@ -1,4 +1,4 @@
-"""Joint proximal gradient on convolutions and their sparsity-inducing matrices."""
+"""The solver of Hinge: proximal gradient on convolutions and their matrices jointly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from prunekit.errors import ConfigError
@@ -14,23 +15,24 @@ from prunekit.schema import Checked, NotNegative, Positive, Range
 from prunekit.solvers.base import SOLVERS
 from prunekit.solvers.gradient import Proximal
 
-NEWEST = 0.9  # weight of a step's gradient ratio in the running one, as in the released code
-MOST = 9 / 5  # the running ratio stays between 1 / MOST and MOST
+NEW_WEIGHT = 0.9  # weight of the newest gradient ratio in the running one, as in the released code
+MAX_RATIO = 9 / 5  # the running ratio is clamped between 1 / MAX_RATIO and MAX_RATIO
+_ROLES = ("first", "second")
 
 
 @dataclass(frozen=True)
 class Annealing(Checked):
-    """lam falls by `factor` when the norms fall to the first level, and once more at the second.
+    """Divides lam by `factor` when a norm falls to the first level, and again at each further one.
 
-    The norm is the sum of row norms of a first matrix, averaged `over` the blocks, or summed over
-    all layers, as published per network (Li et al. 2020, section 3.7). `at` is in its units, or
-    with `unit="start"` a share of its value in the beginning, which suits any network.
+    The norm is the sum of the row norms of the first matrices, averaged over blocks or summed over
+    layers, as published per network (Li et al. 2020, section 3.7). Levels are in its units, or with
+    `unit="start"` relative to its value at the start, which suits any network.
     """
 
-    factor: Annotated[float, Range(at_least=1), "what lam is divided by at each level"] = 2.0
+    factor: Annotated[float, Range(at_least=1), "divisor of lam at each level"] = 2.0
     at: Annotated[Sequence[Positive], "levels of the norm, falling"] = (0.5, 0.25)
     over: Annotated[Literal["blocks", "layers"], "mean over blocks, or sum over layers"] = "blocks"
-    unit: Annotated[Literal["start", "norm"], "levels are shares of the first norm, or norms"] = (
+    unit: Annotated[Literal["start", "norm"], "levels are relative to the first norm, or norms"] = (
         "start"
     )
 
@@ -40,67 +42,71 @@ class Annealing(Checked):
             raise ConfigError(f"at={list(self.at)} must fall: the higher level first")
 
     def norm(self, blocks: Sequence[Rows]) -> float:
-        """The statistic, of the parameters as they are."""
-        leading = _leading(blocks)
-        total = norms(block.read() for block in leading)
-        return total / len(leading) if self.over == "blocks" else total
+        """Return the norm of the parameters as they are."""
+        first = _first_matrices(blocks)
+        total = sum_of_norms(block.read() for block in first)
+        return total / len(first) if self.over == "blocks" else total
 
     def share(self, norm: float, start: float) -> float:
-        """What is left of lam at this norm, which was `start` in the beginning."""
+        """Return the factor on lam at this norm; `start` is the norm at the start."""
         scale = start if self.unit == "start" else 1.0
-        return self.factor ** -sum(norm <= level * scale for level in self.at)
+        passed = sum(norm <= level * scale for level in self.at)
+        return float(self.factor**-passed)
 
 
 @dataclass
 class Hinge(Proximal):
-    """Proximal steps on the matrices A, whose two rates in a block are balanced by gradients.
+    """Proximal steps on the matrices A, with the rates of a block's two matrices balanced.
 
-    W and A get separate rates by their parameter groups. Where blocks have a first and a second
-    matrix, the first one's rate is divided by ratio^`exponent`, the running ratio of the gradient
-    norms of all first to all second matrices (Li et al. 2020, section 3.5; 0: rates stay). The
-    prox keeps the rate of the schedule. `slowed` are the parameters whose rate is divided: the
-    first matrices, as the paper has it, or `all` but the second ones, as the released code does.
+    W and A have separate rates by their parameter groups. If blocks have a first and a second
+    matrix, the rate of the first is divided by ratio^`exponent`; ratio is the running ratio of the
+    gradient norms of all first to all second matrices (Li et al. 2020, section 3.5). The prox uses
+    the rate of the schedule. `slowed` says which parameters have the divided rate: the first
+    matrices, as in the paper, or "all" but the second ones, as in the released code.
     """
 
-    exponent: Annotated[NotNegative, "power of the ratio of gradients; 0: off"] = 1.35
-    annealing: Annotated[Annealing | None, "how lam falls; null: it stays"] = None
-    slowed: Annotated[Literal["first", "all"], "whose rate falls; all: but the second's"] = "first"
+    exponent: Annotated[NotNegative, "power of the ratio of gradients; 0: no balancing"] = 1.35
+    annealing: Annotated[Annealing | None, "how lam falls; null: it is constant"] = None
+    slowed: Annotated[
+        Literal["first", "all"], "whose rate is divided: the first matrices, or all but the second"
+    ] = "first"
 
     def start(self) -> None:
-        """Rates are equal and lam is whole."""
+        """Start with equal rates and the full lam."""
         super().start()
         self.ratio, self.share = 1.0, 1.0
         self.initial = self.annealing.norm(self.blocks) if self.annealing else 0.0
         self.roles = {role: [b for b in self.blocks if b.role == role] for role in _ROLES}
-        self._slowed: list[tuple[dict[str, Any], float]] = []
+        self._divided: list[tuple[dict[str, Any], float]] = []
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Slow the first matrices down, and set the share of lam."""
-        self._restore()
+        """Divide the rate of the first matrices, and update the factor on lam."""
+        self._restore_rates()
         if self.exponent and all(self.roles.values()):
-            self.ratio = running(self.ratio, *(self._gradient(role) for role in _ROLES))
-            self._slow(optimizer)
+            first, second = (self._gradient_norm(role) for role in _ROLES)
+            self.ratio = running_ratio(self.ratio, first, second)
+            self._divide_rates(optimizer)
         if self.annealing:
             self.share = self.annealing.share(self.annealing.norm(self.blocks), self.initial)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """The prox, at the schedule's rates."""
-        self._restore()
+        """Apply the prox with the rates of the schedule."""
+        self._restore_rates()
         super().after_step(optimizer)
 
     def step_of(self, optimizer: Optimizer, index: int) -> float:
-        """The rate times what is left of lam."""
+        """Return the rate times the factor on lam."""
         return super().step_of(optimizer, index) * self.share
 
     def metrics(self) -> dict[str, float]:
-        """Also the running ratio of gradients, the share of lam, and the norm it goes by."""
-        found = {**super().metrics(), "gradient_ratio": self.ratio, "lam_share": self.share}
+        """Add the running ratio of gradients, the factor on lam, and the norm for annealing."""
+        metrics = {**super().metrics(), "gradient_ratio": self.ratio, "lam_share": self.share}
         if self.annealing:
-            found["annealing_norm"] = self.annealing.norm(self.blocks)
-        return found
+            metrics["annealing_norm"] = self.annealing.norm(self.blocks)
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Also the ratio, and the norm in the beginning."""
+        """Add the running ratio, and the norm at the start."""
         return {**super().state_dict(), "ratio": self.ratio, "initial": self.initial}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,63 +114,60 @@ class Hinge(Proximal):
         super().load_state_dict(state)
         self.ratio, self.initial = float(state["ratio"]), float(state["initial"])
 
-    def _gradient(self, role: str) -> float:
-        return norms(block.read_grad() for block in self.roles[role])
+    def _gradient_norm(self, role: str) -> float:
+        return sum_of_norms(block.read_grad() for block in self.roles[role])
 
-    def _slow(self, optimizer: Optimizer) -> None:
-        """Divide rates, and remember what they were."""
-        for group in self._slow_groups(optimizer):
-            self._slowed.append((group, group["lr"]))
+    def _divide_rates(self, optimizer: Optimizer) -> None:
+        """Divide rates, and record the previous ones."""
+        for group in self._groups_to_slow(optimizer):
+            self._divided.append((group, group["lr"]))
             group["lr"] /= self.ratio**self.exponent
 
-    def _restore(self) -> None:
-        """The rates before they were divided, but for those that were set anew since."""
-        for group, rate in self._slowed:
+    def _restore_rates(self) -> None:
+        """Restore the rates, except those that were changed after they were divided."""
+        for group, rate in self._divided:
             if group["lr"] == rate / self.ratio**self.exponent:
                 group["lr"] = rate
-        self._slowed = []
+        self._divided = []
 
-    def _slow_groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
-        wanted, spared = (
+    def _groups_to_slow(self, optimizer: Optimizer) -> list[dict[str, Any]]:
+        first, second = (
             {id(param) for block in self.roles[role] for param in block.parameters}
             for role in _ROLES
         )
-        found = []
+        groups = []
         for group in optimizer.param_groups:
-            owned = {id(param) for param in group["params"]}
-            if owned & spared and owned & wanted:
+            members = {id(param) for param in group["params"]}
+            if members & second and members & first:
                 raise ConfigError(
                     "the two matrices of a block share a parameter group, so their rates cannot "
                     "differ; give each role its own, or solver.exponent=0"
                 )
-            if owned & wanted or (self.slowed == "all" and not owned & spared):
-                found.append(group)
-        return found
-
-
-_ROLES = ("first", "second")
-
-
-def running(ratio: float, first: float, second: float) -> float:
-    """The running ratio after a step with these gradient norms; it stays where one is zero."""
-    if first == 0 or second == 0:
-        return ratio
-    mixed = NEWEST * first / second + (1 - NEWEST) * ratio
-    return min(max(mixed, 1 / MOST), MOST)
-
-
-def norms(matrices: Iterable[Any]) -> float:
-    """The sum of all row norms."""
-    return float(sum(rows.norm(dim=1).sum() for rows in matrices))
-
-
-def _leading(blocks: Sequence[Rows]) -> list[Rows]:
-    """The first matrices; where blocks have one only, each parameter's first block of rows."""
-    first = [block for block in blocks if block.role == "first"]
-    return first or [*{block.parameters: block for block in reversed(blocks)}.values()]
+            if members & first or (self.slowed == "all" and not members & second):
+                groups.append(group)
+        return groups
 
 
 @SOLVERS.register("hinge")
 def hinge() -> Hinge:
-    """The published solver, whose `lam` falls as norms do."""
+    """Return the published solver, with annealing."""
     return Hinge(annealing=Annealing())
+
+
+def running_ratio(ratio: float, first: float, second: float) -> float:
+    """Return the running ratio after a step with these gradient norms, if both are positive."""
+    if first == 0 or second == 0:
+        return ratio
+    mixed = NEW_WEIGHT * first / second + (1 - NEW_WEIGHT) * ratio
+    return min(max(mixed, 1 / MAX_RATIO), MAX_RATIO)
+
+
+def sum_of_norms(matrices: Iterable[Tensor]) -> float:
+    """Return the sum of the norms of all rows."""
+    return float(sum(rows.norm(dim=1).sum() for rows in matrices))
+
+
+def _first_matrices(blocks: Sequence[Rows]) -> list[Rows]:
+    """Return the first matrices; without roles, the first block of rows of each parameter."""
+    first = [block for block in blocks if block.role == "first"]
+    return first or [*{block.parameters: block for block in reversed(blocks)}.values()]

@@ -38,182 +38,187 @@ if TYPE_CHECKING:
     from prunekit.measure import CostModel
 
 
-NEAR = 0.005  # a share of MACs this near to the one asked for is met
+NEAR = 0.005  # difference of the share of MACs that still meets the budget
 _LISTED = 4
 
 
 @SELECTIONS.register("threshold")
 @dataclass(frozen=True)
 class Threshold(Selection):
-    """Keeps what is not below one threshold T (Li et al. 2020, section 3.4, Algorithm 2).
+    """Keeps units whose score is not below one threshold T (Li et al. 2020, Algorithm 2).
 
-    `keep` is the share of multiply-adds, of the network before matrices were attached, that T is
-    searched for: by bisection over all norms, of which the nearest share is taken, with what costs
-    no more. Of every scored group at least the share `floor` stays, rounded up and never none, the
-    largest ones. With `same_ratio` the second matrix of a block keeps the same share as the first,
-    its largest ones, whatever T says.
+    T is searched by bisection over all scores, which are norms, so that the share of multiply-adds
+    is as near as possible to `keep`. The share is relative to the network before matrices were
+    inserted. Every scored group keeps at least the share `floor` of its units, the best ones. With
+    `same_ratio`, the second matrix of a block keeps the same share as the first, whatever T is.
     """
 
-    keep: Annotated[SomeShare, "share of the multiply-adds without matrices that stays"] = 0.5
+    keep: Annotated[SomeShare, "share to keep of the multiply-adds without matrices"] = 0.5
     _: KW_ONLY
-    floor: Annotated[Share, "share of every group that stays at least, rounded up"] = 0.2
-    same_ratio: Annotated[bool, "the second matrix of a block keeps the share of the first"] = False
+    floor: Annotated[Share, "share that every group keeps, rounded up"] = 0.2
+    same_ratio: Annotated[bool, "second matrices of blocks keep the share of the first"] = False
 
-    def at(
+    def mask_at(
         self,
         threshold: float,
         scores: Mapping[str, Tensor],
         graph: ChannelGraph,
         cost: CostModel,
     ) -> ChannelMask:
-        """What stays at one threshold: at 0 everything, above it nothing that is exactly zero."""
+        """Return what is kept at one threshold; at 0 that is everything."""
         return ChannelMask.of(graph, self._norms(scores, cost, graph).masks(threshold))
 
     def select(self, scored: Scored) -> Selected:
-        """Find the nearest share of MACs; ConfigError where even the floor has more.
+        """Find the nearest share of MACs; raises ConfigError if even the floor has more.
 
-        Of two that are equally near the one with fewer MACs, of equal MACs the lowest threshold.
+        Ties go to fewer MACs, then to the lowest threshold.
         """
         graph, cost = scored.graph, scored.cost
-        self.check(scored.scores, graph, cost)
+        self.check_reachable(scored.scores, graph, cost)
         norms = self._norms(scored.scores, cost, graph)
         levels = norms.levels()
 
         @cache
-        def share(place: int) -> float:
-            return _share(ChannelMask.of(graph, norms.masks(levels[place])), cost)
+        def share_at(index: int) -> float:
+            return _macs_share(ChannelMask.of(graph, norms.masks(levels[index])), cost)
 
-        def first(most: float) -> int:
-            """The lowest of the levels, from which on no more than a share is kept."""
-            return bisect_left(range(len(levels)), -most, key=lambda place: -share(place))
+        def first_within(limit: float) -> int:
+            """Return the index of the lowest level at which at most this share is kept."""
+            return bisect_left(range(len(levels)), -limit, key=lambda index: -share_at(index))
 
-        below = first(self.keep)
-        above = first(share(below - 1)) if below else below
-        ends = {above, min(below, len(levels) - 1)}
-        near = min(ends, key=lambda at: (round(abs(share(at) - self.keep), 12), share(at), at))
+        below = first_within(self.keep)
+        above = first_within(share_at(below - 1)) if below else below
+        candidates = {above, min(below, len(levels) - 1)}
+        nearest = min(
+            candidates,
+            key=lambda index: (round(abs(share_at(index) - self.keep), 12), share_at(index), index),
+        )
 
-        def answer(keep: ChannelMask) -> Selected:
-            return replace(self._answer(scored, norms, keep), recount=answer)
+        def result(keep: ChannelMask) -> Selected:
+            return replace(self._result(scored, norms, keep), recount=result)
 
-        return answer(ChannelMask.of(graph, norms.masks(levels[near])))
+        return result(ChannelMask.of(graph, norms.masks(levels[nearest])))
 
-    def _answer(self, scored: Scored, norms: _Norms, keep: ChannelMask) -> Selected:
-        """The share of MACs asked for and reached, the threshold, and what the floor held."""
-        share = _share(keep, scored.cost)
+    def _result(self, scored: Scored, norms: _Norms, keep: ChannelMask) -> Selected:
+        """Return the share of MACs requested and achieved, with notes on T and on the floor."""
+        share = _macs_share(keep, scored.cost)
         budget = BudgetResult("MACs", self.keep, share, abs(share - self.keep) <= NEAR)
-        notes = norms.told(keep)
+        notes = norms.notes(keep)
         if not budget.satisfied:
             notes.append(
                 f"asked to keep {budget.requested:.6g} of the MACs, kept {budget.achieved:.6g}: "
                 "the nearest reachable by one threshold"
             )
         names = unscored_groups(scored.scores, scored.graph)
-        whole = [f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else []
-        return Selected(keep, (budget,), notes=(*whole, *notes))
+        unscored = [f"not scored, so kept whole: {listed(names, _LISTED)}"] if names else []
+        return Selected(keep, (budget,), notes=(*unscored, *notes))
 
-    def check(self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel) -> None:
-        """Raise ConfigError where no threshold leaves as little as `keep`; norms do not matter."""
-        least = _share(self.at(math.inf, scores, graph, cost), cost)
+    def check_reachable(
+        self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
+    ) -> None:
+        """Raise ConfigError if no threshold leaves as little as `keep`, whatever the scores are."""
+        least = _macs_share(self.mask_at(math.inf, scores, graph, cost), cost)
         if least > self.keep + NEAR:
-            asked = math.ceil(least * 1e4) / 1e4  # what is shown can be asked for
+            possible = math.ceil(least * 1e4) / 1e4  # rounded up, so that it can be requested
             raise ConfigError(
                 f"selection.keep={self.keep} cannot be reached: selection.floor={self.floor} and "
-                f"what has no scores leave {asked:.4g} of the MACs; ask for that, or lower "
+                f"what has no scores leave {possible:.4g} of the MACs; ask for that, or lower "
                 "selection.floor"
             )
 
     def _norms(self, scores: Mapping[str, Tensor], cost: CostModel, graph: ChannelGraph) -> _Norms:
-        known = validate_scores(scores, graph)
-        stays = protect_units(known, graph, self.min_keep)
-        least = {
-            name: stays[name]
-            | mask_of_best(score, max(1, math.ceil(self.floor * len(score) - 1e-9)))
-            for name, score in known.items()
-        }
-        return _Norms(known, least, self._pairs(known, cost) if self.same_ratio else {})
+        valid = validate_scores(scores, graph)
+        protected = protect_units(valid, graph, self.min_keep)
+        for name, score in valid.items():
+            count = max(1, math.ceil(self.floor * len(score) - 1e-9))
+            protected[name] = protected[name] | mask_of_best(score, count)
+        return _Norms(valid, protected, self._leaders(valid, cost) if self.same_ratio else {})
 
-    def _pairs(self, scores: Mapping[str, Tensor], cost: CostModel) -> dict[str, str]:
-        """Second group -> first group of every block of which both have scores."""
+    def _leaders(self, scores: Mapping[str, Tensor], cost: CostModel) -> dict[str, str]:
+        """Return second group -> first group, of blocks with scores for both."""
         pairs = cost.pairs if isinstance(cost, FoldedCost) else ()
-        found = {second: first for first, second in pairs if {first, second} <= scores.keys()}
-        if not found:
+        leaders = {second: first for first, second in pairs if {first, second} <= scores.keys()}
+        if not leaders:
             raise ConfigError(
                 "selection.same_ratio=true, but no block has two matrices with scores; attach some "
                 "with placement=auto, or set it to false"
             )
-        return found
+        return leaders
 
 
 @dataclass(frozen=True, eq=False)
 class _Norms:
-    """The norms of scored groups, what stays of them whatever T is, and which follow another."""
+    """The norms of scored groups, the units protected from any threshold, and groups that follow.
+
+    `leader` maps a group to the one whose share it keeps.
+    """
 
     scores: Mapping[str, Tensor]
-    least: Masks
+    protected: Masks
     leader: Mapping[str, str]
 
     def levels(self) -> list[float]:
-        """All thresholds that differ: the distinct norms from the lowest on, and one above them."""
-        return [*torch.cat([*self.scores.values()]).unique().tolist(), math.inf]
+        """Return all thresholds that differ: the distinct norms, ascending, and infinity."""
+        return [*torch.unique(torch.cat([*self.scores.values()])).tolist(), math.inf]
 
     def masks(self, threshold: float) -> Masks:
-        """What stays; a superset of what stays at any higher threshold."""
-        masks = {n: (score >= threshold) | self.least[n] for n, score in self.scores.items()}
+        """Return what is kept; it contains what is kept at any higher threshold."""
+        masks = {n: (score >= threshold) | self.protected[n] for n, score in self.scores.items()}
         return masks | {name: self._follow(name, masks[by]) for name, by in self.leader.items()}
 
-    def told(self, masks: Mapping[str, Tensor]) -> list[str]:
-        """Up to where norms went, and how many groups the floor kept from losing more."""
+    def notes(self, masks: Mapping[str, Tensor]) -> list[str]:
+        """Describe the largest norm that was removed, and the groups that the floor affected."""
         free = {n: score for n, score in self.scores.items() if n not in self.leader}
-        went = torch.cat([score[~masks[name]] for name, score in free.items()])
-        if not len(went):
+        removed = torch.cat([score[~masks[name]] for name, score in free.items()])
+        if not len(removed):
             return []
-        top = went.max()
-        held = [name for name, score in free.items() if bool((score[masks[name]] <= top).any())]
+        top = removed.max()
+        floored = [n for n, score in free.items() if bool((score[masks[n]] <= top).any())]
         line = f"norms up to {float(top):.4g} went"
-        if held:
-            line += f", but for what the floor kept in {len(held)} of {len(free)} groups"
-            line += f" ({listed(held, _LISTED)})"
+        if floored:
+            line += f", but for what the floor kept in {len(floored)} of {len(free)} groups"
+            line += f" ({listed(floored, _LISTED)})"
         return [line]
 
     def _follow(self, name: str, kept: Tensor) -> Tensor:
-        """The same share as of the mask `kept`, halves up, and no less than stays anyway."""
-        score, least = self.scores[name], self.least[name]
+        """Return the protected and the best units, in the same share as `kept` (halves up)."""
+        score, protected = self.scores[name], self.protected[name]
         count = (2 * len(score) * int(kept.sum()) + len(kept)) // (2 * len(kept))
-        return mask_of_best(score, max(count, int(least.sum())), least)
+        return mask_of_best(score, max(count, int(protected.sum())), protected)
 
 
-def _share(keep: ChannelMask, cost: CostModel) -> float:
+def _macs_share(keep: ChannelMask, cost: CostModel) -> float:
     return cost.macs(keep.removed) / cost.macs()
 
 
 @dataclass(frozen=True)
 class StopNearBudget(StopRule):
-    """Stop when rows below a `threshold` would leave little more than the share of MACs asked for.
+    """Stops sparse training when a small threshold would leave little more MACs than the budget.
 
-    That is, at most `within` above `selection.keep`, with its floor and its same-ratio rule (Li et
-    al. 2020, section 3.3). Counted from masks; the network is not touched.
+    That is, at most `within` above `selection.keep`, with the floor and the same-ratio rule of the
+    selection (Li et al. 2020, section 3.3). MACs are counted from masks; the network stays whole.
     """
 
-    selection: Annotated[Threshold, "whose share, floor and same-ratio rule count"]
-    threshold: Annotated[NotNegative, "rows with a smaller norm count as gone"] = 5e-3
-    within: Annotated[NotNegative, "stops this near the share asked for"] = 0.1
+    selection: Annotated[Threshold, "the selection whose budget counts"]
+    threshold: Annotated[NotNegative, "rows with a smaller norm count as removed"] = 5e-3
+    within: Annotated[NotNegative, "difference of the share of MACs at which it stops"] = 0.1
 
     def watch(
         self, training: Training, blocks: Sequence[Rows], solver: Solver
     ) -> Callable[[], tuple[dict[str, float], bool]]:
-        """What `fit` asks after every epoch: the share of MACs left, and whether that is enough.
+        """Return a function that returns the share of MACs, and whether to stop.
 
-        ConfigError before the first one, where the share asked for is out of reach.
+        Raises ConfigError before training if the budget cannot be reached.
         """
         cost = FoldedCost(training.model, training.graph)
         dense = cost.macs()
         scores = unit_scores(training.graph, blocks, solver.solution())
-        self.selection.check(scores, training.graph, cost)
+        self.selection.check_reachable(scores, training.graph, cost)
 
-        def look() -> tuple[dict[str, float], bool]:
+        def after_epoch() -> tuple[dict[str, float], bool]:
             scores = unit_scores(training.graph, blocks, solver.solution())
-            keep = self.selection.at(self.threshold, scores, training.graph, cost)
+            keep = self.selection.mask_at(self.threshold, scores, training.graph, cost)
             share = cost.macs(keep.removed) / dense
             return {"macs_share": share}, share - self.selection.keep <= self.within
 
-        return look
+        return after_epoch

@@ -1,4 +1,4 @@
-"""Layers that pick channels by index, where they belong, and the edit that inserts them."""
+"""Layers that select channels, the norms that need one, and the edit that inserts them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.arguments import Arguments, Example
@@ -28,11 +29,11 @@ from prunekit.surgery.edits import register, replace_module
 
 
 class ChannelSelector(nn.Module):
-    """Hands on the channels (dimension 1) whose indices are in the buffer `kept`, in that order.
+    """Passes on the channels (dimension 1) whose indices are in the buffer `kept`, in that order.
 
-    While all of `width` channels are kept it returns its input itself. It stands in front of a
-    batch norm whose channels others read too: norm and reader can then be narrowed, and what is
-    read stays as it is. The published layer stands behind the norm and picks by a mask, which
+    While all of `width` channels are kept, it returns the input itself. It is placed before a batch
+    norm whose input channels other layers read too: the norm and its readers can then be narrowed
+    while the channels stay. The published layer follows the norm and selects by a mask, which
     computes the same but leaves the norm wide (Liu et al. 2017).
     """
 
@@ -44,16 +45,19 @@ class ChannelSelector(nn.Module):
         self.register_buffer("kept", torch.arange(width, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The kept channels of (examples, channels, ...)."""
+        """Return the kept channels of (examples, channels, ...)."""
         return x if len(self.kept) == self.width else x.index_select(1, self.kept)
 
     def extra_repr(self) -> str:
-        """How many channels are kept, of how many."""
+        """Return how many channels are kept, and how many there are."""
         return f"{len(self.kept)} of {self.width}"
 
 
-def selected(run: Run, call: Call) -> Any:
-    """What is picked are channels of their own, what it is picked from stays."""
+def select_channels(run: Run, call: Call) -> Any:
+    """Give the selected channels units of their own, and freeze the input channels.
+
+    This is the selector's rule in the table of operations.
+    """
     value = call.values[0]
     if elsewhere(run, call, 1):
         return run.unknown(call, ELSEWHERE)
@@ -62,47 +66,48 @@ def selected(run: Run, call: Call) -> Any:
     return Value(resize(meta, 1, len(labels)), spread(labels, 1, meta.ndim))
 
 
-def narrow_selection(module: ChannelSelector, keep_in: Indices, keep_out: Indices) -> None:
-    """Keep what is picked."""
+def narrow_selector(module: ChannelSelector, keep_in: Indices, keep_out: Indices) -> None:
+    """Keep some of the selected channels; raises SurgeryError if input channels are removed."""
     if keep_in is not None and len(indices(keep_in, module.width)) < module.width:
         raise SurgeryError(f"it selects from {module.width} channels, all of which stay")
     narrow_tensor(module, "kept", 0, keep_out)
 
 
 operation(
-    selected,
+    select_channels,
     "",
     ChannelSelector,
-    narrow=narrow_selection,
+    narrow=narrow_selector,
     counts=("width", "kept"),
     whole=True,
 )
 
 
 def shared_norms(model: nn.Module, example: Example) -> tuple[str, ...]:
-    """The batch norms that read channels which other layers read past them, in order of execution.
+    """Return the batch norms whose input channels other layers read too, in order of execution.
 
-    Such are the first norm of a pre-activation block and all norms of dense blocks; a norm behind
-    its convolution is none, nor is one behind a `ChannelSelector`. Nothing is computed; raises
-    TraceError like `ChannelGraph.trace`.
+    These are the first norm of a pre-activation block and all norms of dense blocks. A norm after
+    its own convolution, or after a `ChannelSelector`, is not among them. The network is only
+    recorded, not computed; raises TraceError like `ChannelGraph.trace`.
     """
-    runs = record(model, Arguments.of(example))
+    recordings = record(model, Arguments.of(example))
     twin = twin_of(model)
-    return tuple(dict.fromkeys(name for run in runs for name in _shared(twin, run)))
+    return tuple(dict.fromkeys(name for run in recordings for name in _shared(twin, run)))
 
 
 def _shared(twin: nn.Module, recording: Recording) -> Iterator[str]:
     layers = {step for step in recording.steps if _is_layer(twin, step)}
     for step in recording.steps:
         name = _called_norm(twin, step)
-        if name is not None and _read_past(step, makers(step, layers), layers):
+        if name is not None and _is_bypassed(step, makers(step, layers), layers):
             yield name
 
 
 def _called_norm(twin: nn.Module, step: Step) -> str | None:
-    """The batch norm that a step calls; None for others, and for one that only lends its numbers.
+    """Return the name of the batch norm module that a step calls, or None.
 
-    What stands in front of a module is not seen by functions that are given its parameters.
+    Norms whose parameters are passed to a function are left out, since the function would not call
+    a selector before the module.
     """
     owner = str(step.target) if step.kind is Kind.LAYER else norm_owner(twin, step)
     if owner is None or not is_batch_norm(twin.get_submodule(owner)):
@@ -110,15 +115,16 @@ def _called_norm(twin: nn.Module, step: Step) -> str | None:
     return owner if step.calls and step.calls[-1][1] == owner else None
 
 
-def _read_past(norm: Step, found: Collection[Step], layers: Collection[Step]) -> bool:
-    """Whether a layer, or the caller, gets something of these makers that did not pass the norm."""
+def _is_bypassed(norm: Step, producers: Collection[Step], layers: Collection[Step]) -> bool:
+    """Return whether output of the producers reaches a layer, or the caller, but for the norm."""
     return any(
-        one.kind is Kind.OUTPUT or one in layers
-        for one in ahead(found, lambda step: step is not norm and step not in layers)
+        step.kind is Kind.OUTPUT or step in layers
+        for step in ahead(producers, lambda step: step is not norm and step not in layers)
     )
 
 
 def _is_layer(twin: nn.Module, step: Step) -> bool:
+    """Return whether a step ends channels: a convolution, linear layer or channel selector."""
     entry = of_step(step, twin)
     if entry is None or step.kind not in (Kind.LAYER, Kind.CALL):
         return False
@@ -128,10 +134,10 @@ def _is_layer(twin: nn.Module, step: Step) -> bool:
 @register
 @dataclass(frozen=True)
 class InsertChannelSelectors:
-    """In front of every named batch norm comes a `ChannelSelector` that keeps all channels.
+    """Inserts a `ChannelSelector` that keeps all channels before every named batch norm.
 
-    Together they stand in the norm's place: the norm is then called `name.norm`, the selection
-    `name.select`. Outputs stay as they are to the last bit.
+    Both replace the norm: it is then called `name.norm`, and the selector `name.select`. Outputs
+    stay bitwise the same.
     """
 
     norms: tuple[str, ...]
@@ -139,11 +145,11 @@ class InsertChannelSelectors:
 
     @classmethod
     def of(cls, model: nn.Module, example: Example) -> InsertChannelSelectors:
-        """For all norms of a pre-activation or dense network that need one, see `shared_norms`."""
+        """Return the edit for all norms of a network that need a selector, see `shared_norms`."""
         return cls(shared_norms(model, example))
 
     def apply(self, model: nn.Module) -> None:
-        """Put them in place, everywhere a norm is registered; raises SurgeryError."""
+        """Insert the selectors, wherever a norm is registered; raises SurgeryError."""
         modules = {name: _batch_norm(model, name) for name in self.norms}
         for norm in modules.values():
             select = ChannelSelector(norm.num_features, _device(norm))
@@ -151,21 +157,21 @@ class InsertChannelSelectors:
             replace_module(model, norm, both)
 
     def to_dict(self) -> dict[str, Any]:
-        """The names of the norms."""
+        """Return the names of the norms."""
         return {"edit": self.kind, "norms": list(self.norms)}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> InsertChannelSelectors:
-        """The inverse of `to_dict`."""
+        """Rebuild the edit from `to_dict`; raises ArtifactError for damaged entries."""
         try:
             return cls(tuple(str(name) for name in plain["norms"]))
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
 
 
-def _batch_norm(model: nn.Module, name: str) -> nn.Module:
+def _batch_norm(model: nn.Module, name: str) -> _BatchNorm:
     module = layer_named(model, name, "the edit was made for another network")
-    if not is_batch_norm(module):
+    if not (isinstance(module, _BatchNorm) and is_batch_norm(module)):
         raise SurgeryError(
             f"{name} is a {type(module).__name__}; a channel selection belongs in front of a batch "
             "norm, the edit was made for another network"
@@ -173,5 +179,5 @@ def _batch_norm(model: nn.Module, name: str) -> nn.Module:
     return module
 
 
-def _device(norm: nn.Module) -> Any:
+def _device(norm: nn.Module) -> torch.device | None:
     return next((x.device for x in [*norm.parameters(), *norm.buffers()]), None)

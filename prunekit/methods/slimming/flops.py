@@ -16,16 +16,16 @@ from prunekit.modes import evaluating_unchanged
 
 
 def slimming_flops(model: nn.Module, example: Example) -> int:
-    """Operations of one forward pass as the code released with network slimming counts them.
+    """Count the operations of one forward pass as the released code does.
 
-    Two for each multiply-add of convolutions and linear layers, one for each of their biased
-    outputs, two for each entry that a batch norm puts out, one for each of a ReLU, and for each
-    output of a pooling the entries it looks at. Only modules are seen, not functions. Batch norms
-    behind a channel selection count at full width: in that code the selection comes after them.
+    It counts two for each multiply-add of convolutions and linear layers, one for each of their
+    biased outputs, two for each output entry of a batch norm, one for each of a ReLU, and the size
+    of the window for each output entry of a pooling layer. Functions are not counted, only modules.
+    Batch norms after a channel selector count at full width: in the released code they come first.
     """
-    found: list[int] = []
+    counts: list[int] = []
     hooks = [
-        module.register_forward_hook(partial(_note_operations, found), with_kwargs=True)
+        module.register_forward_hook(partial(_record_operations, counts), with_kwargs=True)
         for module in model.modules()
     ]
     try:
@@ -34,43 +34,47 @@ def slimming_flops(model: nn.Module, example: Example) -> int:
     finally:
         for hook in hooks:
             hook.remove()
-    return sum(found)
+    return sum(counts)
 
 
 def slimming_params(model: nn.Module, example: Example) -> int:
-    """Parameters as the code released with network slimming counts them.
+    """Count the parameters as the released code does.
 
     There a channel selection is a mask of full width among the parameters, and the batch norm
-    before it stays wide. Norms that have none yet, but share their channels, count with a mask.
+    before it stays wide. Batch norms that need a selector but have none count with a mask, too.
     """
-    sizes = dict(model.named_modules())
-    masks = sum(sizes[name].num_features for name in shared_norms(model, example))
-    for module in sizes.values():
+    modules = dict(model.named_modules())
+    norms = [modules[name] for name in shared_norms(model, example)]
+    masks = sum(int(getattr(norm, "num_features", 0)) for norm in norms)
+    for module in modules.values():
         if isinstance(module, ChannelSelector):
             masks += module.width + 2 * (module.width - len(module.kept))
     return sum(parameter.numel() for parameter in model.parameters()) + masks
 
 
-def _note_operations(
-    found: list[int], module: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Tensor
+def _record_operations(
+    counts: list[int],
+    module: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Tensor,
 ) -> None:
-    for kinds, operations in _SLIMMING.items():
+    for kinds, operations in _OPERATIONS.items():
         if isinstance(module, kinds):
-            found.append(operations(module, input_of(args, kwargs), output))
+            counts.append(operations(module, input_of(args, kwargs), output))
 
 
-def _weighted(module: nn.Module, _: Tensor, output: Tensor) -> int:
-    """Two for each weight that an output meets, one for its bias."""
+def _weighted(module: nn.Conv2d | nn.Linear, _: Tensor, output: Tensor) -> int:
     return output.numel() * (2 * module.weight[0].numel() + (module.bias is not None))
 
 
-def _pooled(module: nn.Module, _: Tensor, output: Tensor) -> int:
+def _pooled(module: nn.MaxPool2d | nn.AvgPool2d, _: Tensor, output: Tensor) -> int:
     side = module.kernel_size
     return output.numel() * (side**2 if isinstance(side, int) else prod(side))
 
 
-# kinds of modules, and the operations of one call: of the module, its input and its output
-_SLIMMING: dict[tuple[type[nn.Module], ...], Callable[[Any, Tensor, Tensor], int]] = {
+# classes of modules -> a function of the module, its input and its output
+_OPERATIONS: dict[tuple[type[nn.Module], ...], Callable[[Any, Tensor, Tensor], int]] = {
     (nn.Conv2d, nn.Linear): _weighted,
     (nn.BatchNorm2d,): lambda module, x, y: 2 * x.numel(),
     (nn.ReLU,): lambda module, x, y: x.numel(),
