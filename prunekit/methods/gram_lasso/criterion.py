@@ -9,7 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups, training_data
+from prunekit.criteria.base import (
+    CRITERIA,
+    Criterion,
+    Scores,
+    require_data,
+    scores_of_complete_groups,
+)
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering
 from prunekit.methods.gram_lasso.features import WholeOutput
 from prunekit.methods.gram_lasso.gram_criterion import OnTables, scored_layers
@@ -132,7 +138,7 @@ class APIB(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Groups that several layers write have no score, as for the other criteria on tables."""
-        data = training_data(data, "APIB")
+        data = require_data(data, "APIB")
         made = torch.cat([graph.outs[n].cpu() for n in scored_layers(model, graph)] or [_NONE])
         readers = [n for n in graph.uses if _reads(model, graph, n, made)]
         whole = replace(self.similarity, responses=WholeOutput())
@@ -143,7 +149,7 @@ class APIB(Criterion):
             total.scatter_reduce_(0, units, self._worth(tables[name]), "amax")
             seen[units] = 1
         seen[0] = 0  # what is fixed
-        return seen_groups(graph, total, seen * _held(made, graph.count), _UNREAD)
+        return scores_of_complete_groups(graph, total, seen * _held(made, graph.count), _UNREAD)
 
     def _worth(self, tables: Tables) -> Tensor:
         """Places of the input channels of a layer."""

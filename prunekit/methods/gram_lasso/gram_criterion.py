@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group, training_data
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, require_data, split_by_group
 from prunekit.errors import ConfigError
 from prunekit.graph.layers import layer_named
 from prunekit.methods.gram_lasso.gram_tables import Tables
@@ -45,7 +45,7 @@ class OnTables(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Larger means keep; ConfigError where no group has a layer of its own."""
-        data = training_data(data, type(self).__name__)
+        data = require_data(data, type(self).__name__)
         layers = scored_layers(model, graph, alone=self.shared is None)
         if not layers:
             raise ConfigError(
@@ -107,4 +107,4 @@ def _united(graph: ChannelGraph, worth: Mapping[str, Tensor], reduce: str) -> Sc
         total.scatter_reduce_(0, units, values.double().cpu(), reduce)
         seen[units] = True
     scored = {g.name for g in graph.groups if bool(seen[g.units.cpu()].all())}
-    return {name: score for name, score in by_group(graph, total).items() if name in scored}
+    return {name: score for name, score in split_by_group(graph, total).items() if name in scored}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, scores_of_complete_groups
 from prunekit.methods.hinge.target import Matrices
 from prunekit.rows import unit_norms
 
@@ -34,4 +34,6 @@ class MatrixNorm(Criterion):
         norms = unit_norms(blocks, [block.read().detach() for block in blocks], graph.count)
         seen = torch.zeros(graph.count)
         seen[torch.cat([block.units.cpu() for block in blocks])] = 1
-        return seen_groups(graph, norms, seen, "has a matrix for each of its channels")
+        return scores_of_complete_groups(
+            graph, norms, seen, "has a matrix for each of its channels"
+        )
