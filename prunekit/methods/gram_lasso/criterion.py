@@ -11,9 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group, seen_groups, training_data
-from prunekit.errors import ConfigError
-from prunekit.graph.layers import layer_named
+from prunekit.criteria.base import (
+    CRITERIA,
+    Criterion,
+    Scores,
+    require_data,
+    scores_of_complete_groups,
+)
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering
 from prunekit.methods.gram_lasso.features import WholeOutput
 from prunekit.methods.gram_lasso.graph_admm import GraphADMM
@@ -54,7 +58,7 @@ class GramCriterion(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Return the scores; raises ConfigError if no layer can be scored."""
-        data = training_data(data, type(self).__name__)
+        data = require_data(data, type(self).__name__)
         layers = scored_layers(model, graph, alone=self.shared is None)
         if not layers:
             raise ConfigError(
@@ -190,20 +194,19 @@ class APIB(Criterion):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Return the scores of groups that a single layer produces, as `GramCriterion` does."""
-        data = training_data(data, "APIB")
-        scorable = _units_of(graph, scored_layers(model, graph))
-        readers = [name for name in graph.uses if _mixes(model, graph, name, scorable)]
-        statistics = replace(self.similarity, responses=WholeOutput())
-        tables = statistics.compute(model, graph, data, device, readers)
-        total = torch.zeros(graph.count, dtype=torch.float64)
-        scored = torch.zeros(graph.count, dtype=torch.bool)
+        """Groups that several layers write have no score, as for the other criteria on tables."""
+        data = require_data(data, "APIB")
+        made = torch.cat([graph.outs[n].cpu() for n in scored_layers(model, graph)] or [_NONE])
+        readers = [n for n in graph.uses if _reads(model, graph, n, made)]
+        whole = replace(self.similarity, responses=WholeOutput())
+        tables = whole.of(model, graph, data, device, readers)
+        total, seen = torch.zeros(graph.count, dtype=torch.float64), torch.zeros(graph.count)
         for name in track([*tables], "solving", len(tables)):
             units = tables[name].input_units
-            total.scatter_reduce_(0, units, self._input_scores(tables[name]), "amax")
-            scored[units] = True
-        scored[0] = False  # unit 0 is frozen
-        return seen_groups(graph, total, scored & scorable, _UNREAD)
+            total.scatter_reduce_(0, units, self._worth(tables[name]), "amax")
+            seen[units] = 1
+        seen[0] = 0  # what is fixed
+        return scores_of_complete_groups(graph, total, seen * _held(made, graph.count), _UNREAD)
 
     def _input_scores(self, tables: Tables) -> Tensor:
         problem = Regression(tables.inputs, tables.cross, float(tables.energy.sum()))
@@ -254,4 +257,4 @@ def _scores_by_group(graph: ChannelGraph, by_layer: Mapping[str, Tensor], reduce
         total.scatter_reduce_(0, units, values.double().cpu(), reduce)
     scored = _units_of(graph, [*by_layer])
     names = {group.name for group in graph.groups if bool(scored[group.units.cpu()].all())}
-    return {name: score for name, score in by_group(graph, total).items() if name in names}
+    return {name: score for name, score in split_by_group(graph, total).items() if name in names}

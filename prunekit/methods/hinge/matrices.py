@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups
+from prunekit.criteria.base import CRITERIA, Criterion, Scores, scores_of_complete_groups
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure.cost import CostModel, register_cost_model
@@ -146,7 +146,9 @@ class MatrixNorm(Criterion):
         norms = unit_norms(blocks, [block.read().detach() for block in blocks], graph.count)
         scored = torch.zeros(graph.count)
         scored[torch.cat([block.units.cpu() for block in blocks])] = 1
-        return seen_groups(graph, norms, scored, "has a matrix for each of its channels")
+        return scores_of_complete_groups(
+            graph, norms, scored, "has a matrix for each of its channels"
+        )
 
 
 @register_cost_model(Hinged)
