@@ -60,7 +60,7 @@ class LatencyTarget(Budget):
     ) -> Selected:
         """Also what was predicted and measured, where this network was measured."""
         selected, cost = super()._answer(scored, ranking, limits, keep), scored.cost
-        found = cost.compared(keep.removed)
+        found = cost.last_comparison(keep.removed)
         if found is None:
             return selected
         share = cost.latency(keep.removed) / cost.latency()
