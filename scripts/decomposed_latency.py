@@ -146,7 +146,7 @@ def timed(networks: dict[str, nn.Module], key: Row, arguments: argparse.Namespac
             "q1": f"{time.q1:.3f}",
             "q3": f"{time.q3:.3f}",
             "rounds": time.runs,
-            "speed-up": f"{times['dense'].over(time):.3f}",
+            "speed-up": f"{times['dense'].ratio_to(time):.3f}",
         }
         for name, time in times.items()
     ]

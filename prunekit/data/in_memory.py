@@ -41,7 +41,7 @@ class Augmentation(Protocol):
     def draw(self, count: int, generator: Generator) -> Tensor:
         """Draw random numbers for `count` images; the first dimension counts images."""
 
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+    def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Return the changed images (examples, channels, height, width)."""
 
 
@@ -55,12 +55,12 @@ class RandomCrop(Checked):
         """Draw the top and left corner of each crop in the padded image."""
         return torch.randint(2 * self.pad + 1, (count, 2), generator=generator)
 
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+    def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Return the crops."""
         height, width = images.shape[2:]
         windows = F.pad(images, (self.pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
         indices = torch.arange(len(images), device=images.device)
-        return windows[indices, :, drawn[:, 0], drawn[:, 1]]
+        return windows[indices, :, numbers[:, 0], numbers[:, 1]]
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,9 @@ class HorizontalFlip(Checked):
         """Draw for each image whether it is mirrored."""
         return torch.rand(count, generator=generator) < self.chance
 
-    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+    def apply(self, images: Tensor, numbers: Tensor) -> Tensor:
         """Return the images, some of them mirrored."""
-        return torch.where(drawn[:, None, None, None], images.flip(3), images)
+        return torch.where(numbers[:, None, None, None], images.flip(3), images)
 
 
 @dataclass(frozen=True)
@@ -158,8 +158,8 @@ class TensorBatches:
         for step in range(self.steps(batch)):
             part = slice(step * batch, (step + 1) * batch)
             images = self.images.index_select(0, order[part])
-            for change, drawn in zip(self.augment, draws, strict=True):
-                images = change.apply(images, drawn[part])
+            for change, numbers in zip(self.augment, draws, strict=True):
+                images = change.apply(images, numbers[part])
             yield self._normalized(images), self.labels[order[part]]
 
     def _normalized(self, images: Tensor) -> Tensor:

@@ -110,7 +110,7 @@ class Latency:
         q1, median, q3 = statistics.quantiles(times, n=4, method="inclusive")
         return cls(median, q1, q3, len(times), min(times), tuple(times))
 
-    def over(self, other: Latency) -> float:
+    def ratio_to(self, other: Latency) -> float:
         """Return the ratio of this time to `other`, which was timed in turns with it.
 
         It is the median over rounds of the ratio within a round, since other load on a machine
@@ -165,7 +165,7 @@ class LatencyTest(Checked):
         x = Arguments.of(self.inputs(example)).to(device)
         with _threads(self.threads), torch.inference_mode():
             runners = ENGINES[engine](models, x)
-        return self.race(runners, x)
+        return self.time_callables(runners, x)
 
     def inputs(self, example: Example) -> Example:
         """Return the random batch to time, always the same; a tensor if the example is one tensor.
@@ -185,7 +185,9 @@ class LatencyTest(Checked):
         inputs = arguments.changed(batch)
         return inputs if inputs.alone is None else inputs.alone
 
-    def race(self, runners: Mapping[Key, Runner], x: Tensor | Arguments) -> dict[Key, Latency]:
+    def time_callables(
+        self, runners: Mapping[Key, Runner], x: Tensor | Arguments
+    ) -> dict[Key, Latency]:
         """Time callables on the batch `x`, in turns A B A B; nothing is copied."""
         with _threads(self.threads), _flushing_denormals(), torch.inference_mode():
             _rounds(runners, x, rounds=self.warmup, at_least=1, seconds=self.seconds / 4)
@@ -269,7 +271,7 @@ def layer_records(
         seconds=min(timing.seconds, _SECONDS),
     )
     x = Arguments.of(timing.inputs(example))
-    brief.race({name: timer.run for name, timer in timers.items()}, x)
+    brief.time_callables({name: timer.run for name, timer in timers.items()}, x)
     return [
         {"network": name, **tables[name].get(layer, {"layer": layer, "kind": kind}), "cpu_ms": ms}
         for name, timer in timers.items()

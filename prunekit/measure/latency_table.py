@@ -80,12 +80,12 @@ class TimedCost(CostModel):
         """Time the network without the removed units in turns with the dense one."""
         times = self.timing.run({"dense": self.model, "narrow": narrow}, self._example, self.device)
         dense_ms = times["dense"].median_ms
-        narrow_ms = times["narrow"].over(times["dense"]) * dense_ms
+        narrow_ms = times["narrow"].ratio_to(times["dense"]) * dense_ms
         comparison = LatencyComparison(narrow_ms, dense_ms)
         self._comparisons[_key(removed)] = comparison
         return comparison
 
-    def compared(self, removed: Tensor) -> LatencyComparison | None:
+    def last_comparison(self, removed: Tensor) -> LatencyComparison | None:
         """Return the last result of `compare` for these units, None if there is none."""
         return self._comparisons.get(_key(removed))
 
@@ -294,7 +294,7 @@ def _time_layers(
         cells = {layer: layer.cell(i, j) for layer in layers}
         new = {layer: cell for layer, cell in cells.items() if cell not in tables[layer]}
         runners = {layer: layer.runner(*cell, device) for layer, cell in new.items()}
-        for layer, times in short.race(runners, torch.empty(0, device=device)).items():
+        for layer, times in short.time_callables(runners, torch.empty(0, device=device)).items():
             tables[layer][new[layer]] = times.fastest
     return {layer: LayerTimes.of(cells) for layer, cells in tables.items()}
 

@@ -119,7 +119,7 @@ def _accuracy(folder: Path, kind: str, data: Data) -> Metrics:
 def _latency(folder: Path, data: Data, timing: LatencyTest) -> Metrics:
     """Return milliseconds of the float and the int8 file, timed in turns on onnxruntime."""
     runners = {kind: OnnxModule(folder / FILES[kind], timing.threads) for kind in ("onnx", "int8")}
-    times = timing.race(runners, timing.inputs(data.example))
+    times = timing.time_callables(runners, timing.inputs(data.example))
     metrics: Metrics = {f"{kind}_ms": round(time.median_ms, 4) for kind, time in times.items()}
     speedup = times["onnx"].median_ms / times["int8"].median_ms
     return {**metrics, "int8_speedup": round(speedup, 4)}

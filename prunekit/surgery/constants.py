@@ -65,7 +65,7 @@ class EmittedConstants:
 def record_offsets(
     model: nn.Module, graph: ChannelGraph, removed: Tensor, inputs: Arguments
 ) -> EmittedConstants:
-    """Run the dense network in eval mode with removed channels put to their constants.
+    """Run the dense network in eval mode with removed channels set to their constants.
 
     Layers that run in train mode only, such as those of auxiliary heads, are recorded in a second
     run in train mode.

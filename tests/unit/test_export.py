@@ -28,7 +28,7 @@ from prunekit.export import (
     silent,
 )
 from prunekit.export import files as export_files
-from prunekit.export import session as export_session
+from prunekit.export import onnxruntime as export_onnxruntime
 
 onnx = pytest.importorskip("onnx", reason="needs the extra: pip install prunekit[export]")
 ort = pytest.importorskip("onnxruntime", reason="needs the extra: pip install prunekit[export]")
@@ -270,7 +270,9 @@ def test_weights_too_large_for_one_file_lie_beside(tmp_path, monkeypatch):
 
 def test_without_the_extra_onnx_is_refused_and_torch_is_not(tmp_path, monkeypatch):
     absent = {"onnx", "onnxscript"}
-    monkeypatch.setattr(export_session, "find_spec", lambda name: None if name in absent else name)
+    monkeypatch.setattr(
+        export_onnxruntime, "find_spec", lambda name: None if name in absent else name
+    )
     for call in (lambda: export_onnx(Small(), EXAMPLE, tmp_path / "x"), Export, Int8):
         with pytest.raises(ConfigError, match=r"onnx, onnxscript.*prunekit\[export\]"):
             call()

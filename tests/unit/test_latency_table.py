@@ -34,7 +34,7 @@ class Counting(LatencyTest):
         times = {name: self.slower * flops(m, x) ** self.power for name, m in models.items()}
         return {name: Latency(ms, ms, ms, 5, ms) for name, ms in times.items()}
 
-    def race(self, runners, x):
+    def time_callables(self, runners, x):
         times = {name: flops(runner, x) for name, runner in runners.items()}
         return {name: Latency(ms, ms, ms, 5, ms) for name, ms in times.items()}
 
@@ -248,5 +248,5 @@ def test_a_real_clock_gives_a_network_that_runs_and_is_smaller():
     selection = LatencyTarget(0.8, timing=timing, on_miss="nearest")
     masks = selection.choose(L1Norm().scores(model, graph, None), graph, cost)
     drop = graph.drop({name: ~mask for name, mask in masks.items()})
-    assert cost.compared(drop).narrow_ms > 0 and cost.macs(drop) < cost.macs()
+    assert cost.last_comparison(drop).narrow_ms > 0 and cost.macs(drop) < cost.macs()
     assert narrowed(model, graph, drop)(EXAMPLE).isfinite().all()

@@ -187,7 +187,9 @@ def test_anything_that_takes_the_batch_can_race():
     seen = []
     test = LatencyTest(batch=3, runs=5, warmup=1)
     x = test.inputs(torch.zeros(1, 2))
-    found = test.race({"a": lambda x: seen.append(("a", x)), "b": lambda x: seen.append(x)}, x)
+    found = test.time_callables(
+        {"a": lambda x: seen.append(("a", x)), "b": lambda x: seen.append(x)}, x
+    )
     assert list(found) == ["a", "b"] and len(seen) == 12
     assert x.shape == (3, 2) and torch.equal(x, test.inputs(torch.zeros(7, 2)))
 
@@ -198,7 +200,9 @@ def test_denormal_numbers_are_zero_while_timing_and_then_as_before(before):
     products = []
     torch.set_flush_denormal(before)
     try:
-        LatencyTest(runs=5).race({"a": lambda x: products.append(float(tiny * tiny))}, tiny)
+        LatencyTest(runs=5).time_callables(
+            {"a": lambda x: products.append(float(tiny * tiny))}, tiny
+        )
         assert set(products) == {0.0}
         assert (float(tiny * tiny) == 0.0) == before
     finally:
@@ -246,8 +250,8 @@ def test_latency_leaves_the_models_as_they_are():
 def test_quartiles():
     assert Latency.of([4.0, 1.0, 3.0, 2.0, 5.0]) == Latency(3.0, 2.0, 4.0, 5, 1.0)
     slowed = Latency.of([2.0, 2.0, 20.0, 20.0, 20.0])
-    assert slowed.over(Latency.of([4.0, 4.0, 40.0, 4.0, 40.0])) == 0.5
-    assert Latency(3.0, 2.0, 4.0, 5, 1.0).over(slowed) == 3.0 / 20.0
+    assert slowed.ratio_to(Latency.of([4.0, 4.0, 40.0, 4.0, 40.0])) == 0.5
+    assert Latency(3.0, 2.0, 4.0, 5, 1.0).ratio_to(slowed) == 3.0 / 20.0
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,10 @@ from prunekit.criteria.base import (
     Scores,
     require_data,
     scores_of_complete_groups,
+    split_by_group,
 )
+from prunekit.errors import ConfigError
+from prunekit.graph.layers import layer_named
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering
 from prunekit.methods.gram_lasso.features import WholeOutput
 from prunekit.methods.gram_lasso.graph_admm import GraphADMM
@@ -194,19 +197,20 @@ class APIB(Criterion):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Groups that several layers write have no score, as for the other criteria on tables."""
+        """Return the scores of groups that a single layer produces, as `GramCriterion` does."""
         data = require_data(data, "APIB")
-        made = torch.cat([graph.outs[n].cpu() for n in scored_layers(model, graph)] or [_NONE])
-        readers = [n for n in graph.uses if _reads(model, graph, n, made)]
-        whole = replace(self.similarity, responses=WholeOutput())
-        tables = whole.of(model, graph, data, device, readers)
-        total, seen = torch.zeros(graph.count, dtype=torch.float64), torch.zeros(graph.count)
+        scorable = _units_of(graph, scored_layers(model, graph))
+        readers = [name for name in graph.uses if _mixes(model, graph, name, scorable)]
+        statistics = replace(self.similarity, responses=WholeOutput())
+        tables = statistics.compute(model, graph, data, device, readers)
+        total = torch.zeros(graph.count, dtype=torch.float64)
+        scored = torch.zeros(graph.count, dtype=torch.bool)
         for name in track([*tables], "solving", len(tables)):
             units = tables[name].input_units
-            total.scatter_reduce_(0, units, self._worth(tables[name]), "amax")
-            seen[units] = 1
-        seen[0] = 0  # what is fixed
-        return scores_of_complete_groups(graph, total, seen * _held(made, graph.count), _UNREAD)
+            total.scatter_reduce_(0, units, self._input_scores(tables[name]), "amax")
+            scored[units] = True
+        scored[0] = False  # unit 0 is frozen
+        return scores_of_complete_groups(graph, total, scored & scorable, _UNREAD)
 
     def _input_scores(self, tables: Tables) -> Tensor:
         problem = Regression(tables.inputs, tables.cross, float(tables.energy.sum()))
