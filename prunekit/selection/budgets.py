@@ -181,7 +181,7 @@ class LatencyTarget(Budget):
     def _measured(self, selected: Selected, cost: TimedCost) -> Selected:
         """Add the measured latency to the result, where this network was measured."""
         removed = selected.keep.removed
-        comparison = cost.compared(removed)
+        comparison = cost.last_comparison(removed)
         if comparison is None:
             return selected
         share = cost.latency(removed) / cost.latency()
