@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from prunekit.runs.job_status import Notice
+    from prunekit.runs.job_status import StatusWriter
 
 Shown = Callable[[Exception], str | None]
 
@@ -73,14 +73,14 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
 
     from prunekit.cli.sweep import board, follow
     from prunekit.console import aside, complain
-    from prunekit.runs.job_status import DONE, FAILED, Notice, Status
+    from prunekit.runs.job_status import DONE, FAILED, JobStatus, StatusWriter
 
     hydra, seen = HydraConfig.get(), board()
     if seen is not None:
         follow(seen.path)
     folder = Path(place).parent
-    status = Status(os.path.relpath(folder), tuple(hydra.overrides.task))
-    notice = Notice(seen, hydra.job.num, status)
+    status = JobStatus(os.path.relpath(folder), tuple(hydra.overrides.task))
+    notice = StatusWriter(seen, hydra.job.num, status)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / "log.txt").open("a", encoding="utf-8") as log,
@@ -94,13 +94,15 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
             complain(f"prunekit: {message or repr(error)}")
             if message is None:
                 logging.exception("a defect of prunekit, or of a class of your own")
-            notice.tell(state=FAILED, error=message or f"{type(error).__name__}: {error}")
+            notice.update(state=FAILED, error=message or f"{type(error).__name__}: {error}")
             return float("nan")
-        notice.tell(state=DONE, step="")
+        notice.update(state=DONE, step="")
         return found
 
 
-def _work(command: str, settings: dict[str, Any], place: str, root: str, notice: Notice) -> Any:
+def _work(
+    command: str, settings: dict[str, Any], place: str, root: str, notice: StatusWriter
+) -> Any:
     from prunekit.runs.stage_cache import SHARED, StageCache
     from prunekit.stages import inspect, pipeline
 

@@ -19,17 +19,26 @@ from hydra.experimental.callback import Callback
 
 from prunekit import console
 from prunekit.errors import SweepError
-from prunekit.runs.job_status import DONE, FAILED, FOLDER, RUNNING, Board, Status, left, owner
+from prunekit.runs.job_status import (
+    DONE,
+    FAILED,
+    FOLDER_PREFIX,
+    RUNNING,
+    JobStatus,
+    StatusDir,
+    is_abandoned,
+    owner_of,
+)
 
 _BOARD = "PRUNEKIT_BOARD"  # where processes that a launcher starts find the board
 _ROOT = "dataset.root"
 _EVERY = 0.5  # seconds between two looks at it
 
 
-def board() -> Board | None:
+def board() -> StatusDir | None:
     """The board of the sweep that this process is part of."""
     place = os.environ.get(_BOARD)
-    return Board(Path(place)) if place and Path(place).is_dir() else None
+    return StatusDir(Path(place)) if place and Path(place).is_dir() else None
 
 
 @cache
@@ -40,7 +49,7 @@ def follow(place: Path) -> None:
     the sweep, as on other machines, are left to what started them.
     """
     parent = os.getppid()
-    if parent != owner(place):
+    if parent != owner_of(place):
         return
 
     def watch() -> None:
@@ -58,11 +67,11 @@ class Sweep(Callback):
         """Put up the board before any job starts."""
         root = Path(config.hydra.sweep.dir).resolve()
         _clear(root)
-        place = root / f"{FOLDER}{os.getpid()}"
+        place = root / f"{FOLDER_PREFIX}{os.getpid()}"
         place.mkdir(parents=True, exist_ok=True)
         swept = Swept.of(config)
         _name_roots(config, swept.keys)
-        _open(Board(place), swept)
+        _open(StatusDir(place), swept)
 
 
 def _name_roots(config: Any, keys: frozenset[str]) -> None:
@@ -79,7 +88,7 @@ def _name_roots(config: Any, keys: frozenset[str]) -> None:
 
 def _clear(root: Path) -> None:
     """Remove the boards of processes of this machine that were killed."""
-    for place in filter(left, root.glob(f"{FOLDER}*")):
+    for place in filter(is_abandoned, root.glob(f"{FOLDER_PREFIX}*")):
         shutil.rmtree(place, ignore_errors=True)
 
 
@@ -115,13 +124,13 @@ class Swept:
 _shown: list[Viewer] = []
 
 
-def _open(where: Board, swept: Swept) -> None:
+def _open(where: StatusDir, swept: Swept) -> None:
     os.environ[_BOARD] = str(where.path)
     _shown.append(Viewer(where, swept))
     _shown[-1].start()
 
 
-def close() -> dict[int, Status]:
+def close() -> dict[int, JobStatus]:
     """End the table of the sweep that was shown, if any; returns what its jobs said last."""
     if not _shown:
         return {}
@@ -134,7 +143,7 @@ def close() -> dict[int, Status]:
     return found
 
 
-def conclude(said: Mapping[int, Status]) -> None:
+def conclude(said: Mapping[int, JobStatus]) -> None:
     """Print the results of all jobs and write their page; SweepError names those that failed."""
     from prunekit.reporting.command import main as report
 
@@ -157,7 +166,7 @@ _AGAIN = "the same command does what is missing; what each printed is in its log
 class Viewer(threading.Thread):
     """Looks at the board and draws it: a table on a terminal, elsewhere a line a change."""
 
-    def __init__(self, where: Board, swept: Swept) -> None:
+    def __init__(self, where: StatusDir, swept: Swept) -> None:
         super().__init__(daemon=True)
         self.board, self.swept = where, swept
         self.over = threading.Event()
@@ -178,7 +187,7 @@ class Viewer(threading.Thread):
         else:
             draw(headline(jobs, self.swept.count), COLUMNS, rows(jobs, self.swept))
 
-    def _say(self, jobs: Mapping[int, Status]) -> None:
+    def _say(self, jobs: Mapping[int, JobStatus]) -> None:
         for number, status in jobs.items():
             news = (status.stage, status.state)
             if self._told.get(number) != news:
@@ -189,7 +198,7 @@ class Viewer(threading.Thread):
 COLUMNS = ("job", "settings", "state", "stage", "step", "top-1 %", "by validation")
 
 
-def headline(jobs: Mapping[int, Status], total: int | None) -> str:
+def headline(jobs: Mapping[int, JobStatus], total: int | None) -> str:
     """How many jobs are done, at work, failed."""
     states = [status.state for status in jobs.values()]
     of = f" of {total}" if total is not None else ""
@@ -197,18 +206,18 @@ def headline(jobs: Mapping[int, Status], total: int | None) -> str:
     return f"{states.count(DONE)}{of} done, {states.count(RUNNING)} at work{failed}"
 
 
-def rows(jobs: Mapping[int, Status], swept: Swept) -> list[list[str]]:
+def rows(jobs: Mapping[int, JobStatus], swept: Swept) -> list[list[str]]:
     """A row a job."""
     return [_row(number, status, swept, best(jobs)) for number, status in jobs.items()]
 
 
-def best(jobs: Mapping[int, Status]) -> int | None:
+def best(jobs: Mapping[int, JobStatus]) -> int | None:
     """The number of the finished job that is most accurate on images held out."""
     done = {n: s.val_top1 for n, s in jobs.items() if s.state == DONE and s.val_top1 is not None}
     return max(done, key=lambda number: done[number]) if done else None
 
 
-def _row(number: int, status: Status, swept: Swept, first: int | None) -> list[str]:
+def _row(number: int, status: JobStatus, swept: Swept, first: int | None) -> list[str]:
     return [
         f"#{number}",
         swept.told(status.settings),

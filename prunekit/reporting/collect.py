@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.digests import compare
-from prunekit.runs.files import read_json
-from prunekit.runs.labels import described
+from prunekit.reporting.labels import describe
+from prunekit.runs.files import compare_digests, read_json
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import STAGES
 
@@ -109,12 +108,12 @@ def _changed(place: Path, report: Report) -> str | None:
         return None
     digests = {n: digest for n, digest in report.files.items() if Path(n).stem != "model"}
     own = ["report.json"] if report.edited else []
-    return ", ".join([*compare(place, digests).any, *own])
+    return ", ".join([*compare_digests(place, digests).all, *own])
 
 
 def _told(report: Report) -> Row:
     """What a report says, as one flat row; `data` says which images were found, too."""
-    known = described(report.settings)
+    known = describe(report.settings)
     if "data" in known and "test_images" in report.metrics:
         known["data"] += f" images={report.metrics['test_images']}"
     return {

@@ -11,9 +11,10 @@ from prunekit import console
 from prunekit.errors import ArtifactError
 from prunekit.reporting.columns import compare, difference, number, printed, ratio
 from prunekit.reporting.formats import latex, markdown
+from prunekit.reporting.labels import distinct_methods
 from prunekit.runs.files import write_text
-from prunekit.runs.labels import fingerprint, told_apart
-from prunekit.runs.rundir import LOOKING, identity_of
+from prunekit.runs.report import fingerprint
+from prunekit.runs.rundir import READ_ONLY_STAGES, identity_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -69,7 +70,7 @@ def summary(frame: DataFrame) -> DataFrame:
     steps = {str(stage["run"]) for stages in before.values() for stage in stages}
     for row in rows:
         row["continued"] = row["run"] in steps and row.get("last_stage") in _BEFORE
-    for row, method in zip(rows, told_apart(rows), strict=True):
+    for row, method in zip(rows, distinct_methods(rows), strict=True):
         row["method"] = method
     table = pd.DataFrame(rows)
     small = [column for column in table if column.startswith("below/")]
@@ -220,7 +221,7 @@ def _named(done: list[dict[str, Any]]) -> dict[str, Any]:
     keys = [key for stage in done for key in stage if key in _SAID or key.startswith("trait/")]
     found = {key: _first(done, key) for key in dict.fromkeys(keys)}
     names = {key: found.get(key) or "" for key in ("model", "dataset", "method")}
-    made = [stage.get("setting") for stage in done if stage["stage"] not in LOOKING]
+    made = [stage.get("setting") for stage in done if stage["stage"] not in READ_ONLY_STAGES]
     return {**found, **names, "setting": fingerprint([_start(done), *made])}
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from prunekit.build import build
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
-from prunekit.runs.digests import verified
+from prunekit.runs.files import verify
 from prunekit.runs.report import Report
-from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
-from prunekit.runs.stage_cache import StageCache, adopt
+from prunekit.runs.rundir import READ_ONLY_STAGES, RunDir, StageDir, StageStatus, model_file
+from prunekit.runs.stage_cache import StageCache, link_stage
 from prunekit.runs.tracking import Tracker
 from prunekit.selection import Selection
 from prunekit.stages.identity import Start, identity
@@ -85,30 +85,31 @@ def execute(
         if run.stage(name).finished
     }
     read = _read(stage, start, teacher, *models.values())
-    edited = [note for file in read for note in verified(file)]
+    edited = [note for file in read for note in verify(file)]
     begun = Start(start, teacher, run.path, models, runtime.trust, runtime.kind)
     known = identity(stage, described(request.settings, stage.reads(start is not None)), begun)
     status = place.begin(known, source=start, teacher=teacher, overwrite=request.root.overwrite)
-    if status is Status.DONE:
+    if status is StageStatus.DONE:
         return place.report(), Made.BEFORE
 
     def work(there: StageDir) -> Report:
         runtime.apply(stage.seed)
-        there.tell(request.tracker)
-        with _listening(there.warn):
+        there.set_listener(request.tracker)
+        with _listening(there.record_warning):
             for note in edited:
                 log.warning(note)
             outcome = stage.work(there, runtime)
             return there.complete(replace(outcome, command=command))
 
-    if pool is None or request.root.overwrite or status is Status.RESUME or stage.name in LOOKING:
+    resumed, read_only = status is StageStatus.RESUME, stage.name in READ_ONLY_STAGES
+    if pool is None or request.root.overwrite or resumed or read_only:
         with _nothing_left(place):
             return work(place), Made.NOW
     with pool.stage(stage.name, place.identity) as shared, _nothing_left(shared, place):
-        todo = shared.begin(known, source=start, teacher=teacher) is not Status.DONE
+        todo = shared.begin(known, source=start, teacher=teacher) is not StageStatus.DONE
         if todo:
             work(shared)
-        adopt(shared, place, command)
+        link_stage(shared, place, command)
     return place.report(), Made.NOW if todo else Made.ELSEWHERE
 
 

@@ -49,7 +49,9 @@ class FromNetwork(Parts):
 
         With channel selections and sparsity-inducing matrices where these are asked for.
         """
-        saved = load_source(place.source, runtime) if place.sourced else built(self.dense, runtime)
+        saved = (
+            load_source(place.source, runtime) if place.has_source else built(self.dense, runtime)
+        )
         check_fits(saved.model, data)
         done = with_selections(saved.model, data.example) if self.channel_selection else ()
         done = (*done, *with_matrices(saved.model, data.example, self.placement))

@@ -9,7 +9,7 @@ from pathlib import Path
 from prunekit.console import say
 from prunekit.errors import ConfigError, one_of
 from prunekit.runs.report import Metrics, Report
-from prunekit.runs.rundir import LOOKING, RunDir
+from prunekit.runs.rundir import READ_ONLY_STAGES, RunDir
 from prunekit.runs.stage_cache import StageCache
 from prunekit.stages import STAGES, Made, Request, Settings, Stage, execute, stage_named
 
@@ -55,7 +55,8 @@ def _go(
             report, made = execute(stage, request, place, source, pool)
             tell(stage.name, report.metrics)
             _announce(place, report, made)
-            source = source if stage.name in LOOKING else None  # later ones start from what it left
+            if stage.name not in READ_ONLY_STAGES:  # later stages start from its model
+                source = None
     for stage in stages:
         stage.show(place.stage(stage.name))
     return _reached(report, wanted)

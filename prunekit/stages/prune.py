@@ -87,7 +87,7 @@ class Prune(FromNetwork, Stage):
             **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
         }
         notes = (
-            *(() if place.sourced else _on_start(self.dense)),
+            *(() if place.has_source else _on_start(self.dense)),
             *data.notes,
             *_cut_notes(pruning.cuts),
             *([str(folded)] if folded else []),

@@ -114,7 +114,7 @@ class MeasureSensitivity(FromNetwork, Stage):
         return Outcome(
             {**counts(trial.dense.model, data), **_summary(rows), "images": images.size},
             (
-                *([] if place.sourced else notes_on(self.dense.weights)),
+                *([] if place.has_source else notes_on(self.dense.weights)),
                 *data.notes,
                 *notes,
                 *([f"not scored, so not tried: {listed(lacking, 4)}"] if lacking else []),

@@ -18,9 +18,8 @@ from prunekit.reporting.columns import number
 from prunekit.reporting.embedding import Embedding
 from prunekit.reporting.pareto import settings_of
 from prunekit.runs.files import read_json
-from prunekit.runs.report import Report
+from prunekit.runs.report import Report, flatten
 from prunekit.runs.rundir import STAGES
-from prunekit.runs.stagedir import flat
 from prunekit.torch_io import read_torch
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ class Run:
         """What its stages were told, as dotted keys; without the names of files."""
         told: dict[str, Any] = {}
         for report in self.reports.values():
-            told |= flat(report.settings)
+            told |= flatten(report.settings)
         return {key: value for key, value in told.items() if key not in ("source", "teacher")}
 
     def history(self, stage: str) -> DataFrame | None:
