@@ -16,7 +16,7 @@ from prunekit.data import Data
 from prunekit.errors import ExportError
 from prunekit.measure import Latency, LatencyTest, counted_macs, file_bytes, layer_rows, peak_memory
 from prunekit.methods.slimming import slimming_flops, slimming_params
-from prunekit.reporting.tables import comparison
+from prunekit.reporting.tables import print_comparison
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
@@ -50,7 +50,7 @@ class Measure(Stage):
 
     def show(self, place: StageDir) -> None:
         """The networks side by side."""
-        comparison(place.path / "comparison.csv")
+        print_comparison(place.path / "comparison.csv")
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:
         """Measure all networks in the same way."""
