@@ -51,6 +51,8 @@ THIRD_PARTY = {
     "omegaconf": {"config"},
     "rich": {"console"},
     "fvcore": {"measure.cost"},
+    "jinja2": {"reporting.page.document"},
+    "markupsafe": {"reporting.page.figures"},
     "tensorboard": set(),  # by name in runs.tracking, where they are asked for
     "mlflow": set(),
     "matplotlib": {

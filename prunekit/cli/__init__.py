@@ -13,7 +13,7 @@ from prunekit.errors import PrunekitError, one_of
 from prunekit.runs.layout import PIPELINE
 
 if TYPE_CHECKING:
-    from prunekit.runs.job_status import Status
+    from prunekit.runs.job_status import JobStatus
 
 STAGES = {
     **{entry.name: entry.title for entry in PIPELINE},
@@ -87,7 +87,7 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
         return None if with_trace else explain(error, stage, argv)
 
     failures: dict[str, str] = {}
-    statuses: dict[int, Status] = {}
+    statuses: dict[int, JobStatus] = {}
     sys.argv = [f"prunekit {stage}", *sorted(argv, key=_is_override)]
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)
     try:

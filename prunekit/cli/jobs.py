@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from prunekit.runs.job_status import Notice
+    from prunekit.runs.job_status import StatusWriter
 
 MessageOf = Callable[[Exception], str | None]  # one line for an error that can be mended
 
@@ -76,14 +76,14 @@ def _run_job(command: str, config: Any, directory: str, message_of: MessageOf) -
 
     from prunekit.cli.sweep import current_board, end_with_sweep
     from prunekit.console import complain, redirect_output
-    from prunekit.runs.job_status import DONE, FAILED, Notice, Status
+    from prunekit.runs.job_status import DONE, FAILED, JobStatus, StatusWriter
 
     hydra, board = HydraConfig.get(), current_board()
     if board is not None:
         end_with_sweep(board.path)
     folder = Path(directory).parent
-    status = Status(os.path.relpath(folder), tuple(hydra.overrides.task))
-    notice = Notice(board, hydra.job.num, status)
+    status = JobStatus(os.path.relpath(folder), tuple(hydra.overrides.task))
+    notice = StatusWriter(board, hydra.job.num, status)
     folder.mkdir(parents=True, exist_ok=True)
     with (
         (folder / "log.txt").open("a", encoding="utf-8") as log,
@@ -98,14 +98,14 @@ def _run_job(command: str, config: Any, directory: str, message_of: MessageOf) -
             complain(f"prunekit: {message or repr(error)}")
             if message is None:
                 logging.exception("a defect of prunekit, or of a class of your own")
-            notice.tell(state=FAILED, error=message or f"{type(error).__name__}: {error}")
+            notice.update(state=FAILED, error=message or f"{type(error).__name__}: {error}")
             return float("nan")
-        notice.tell(state=DONE, step="")
+        notice.update(state=DONE, step="")
         return objectives
 
 
 def _run_stages(
-    command: str, settings: dict[str, Any], directory: str, root: str, notice: Notice
+    command: str, settings: dict[str, Any], directory: str, root: str, notice: StatusWriter
 ) -> Any:
     """Run the stages of a job, sharing equal ones with the other jobs; return the objectives."""
     from prunekit.runs.stage_cache import SHARED, StageCache

@@ -19,7 +19,16 @@ from hydra.experimental.callback import Callback
 
 from prunekit import console
 from prunekit.errors import SweepError
-from prunekit.runs.job_status import DONE, FAILED, FOLDER, RUNNING, Board, Status, left, owner
+from prunekit.runs.job_status import (
+    DONE,
+    FAILED,
+    FOLDER_PREFIX,
+    RUNNING,
+    JobStatus,
+    StatusDir,
+    is_abandoned,
+    owner_of,
+)
 
 COLUMNS = ("job", "settings", "state", "stage", "step", "top-1 %", "by validation")
 _BOARD = "PRUNEKIT_BOARD"  # the variable that tells processes of a launcher the board's folder
@@ -29,10 +38,10 @@ _LOST = "ended without a word (killed, or out of memory)"
 _AGAIN = "the same command does what is missing; what each printed is in its log.txt"
 
 
-def current_board() -> Board | None:
+def current_board() -> StatusDir | None:
     """Return the status board of the sweep that this process is part of."""
     path = os.environ.get(_BOARD)
-    return Board(Path(path)) if path and Path(path).is_dir() else None
+    return StatusDir(Path(path)) if path and Path(path).is_dir() else None
 
 
 @cache
@@ -43,7 +52,7 @@ def end_with_sweep(folder: Path) -> None:
     those on other machines are left to their launcher.
     """
     parent = os.getppid()
-    if parent != owner(folder):
+    if parent != owner_of(folder):
         return
 
     def watch() -> None:
@@ -61,11 +70,11 @@ class Sweep(Callback):
         """Create the status board before any job starts, and show its table."""
         root = Path(config.hydra.sweep.dir).resolve()
         _remove_old_boards(root)
-        folder = root / f"{FOLDER}{os.getpid()}"
+        folder = root / f"{FOLDER_PREFIX}{os.getpid()}"
         folder.mkdir(parents=True, exist_ok=True)
         swept = Swept.of(config)
         _put_roots_into_names(config, swept.keys)
-        _open(Board(folder), swept)
+        _open(StatusDir(folder), swept)
 
 
 def _put_roots_into_names(config: Any, keys: frozenset[str]) -> None:
@@ -82,7 +91,7 @@ def _put_roots_into_names(config: Any, keys: frozenset[str]) -> None:
 
 def _remove_old_boards(root: Path) -> None:
     """Remove the boards of processes of this machine that were killed."""
-    for folder in filter(left, root.glob(f"{FOLDER}*")):
+    for folder in filter(is_abandoned, root.glob(f"{FOLDER_PREFIX}*")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -117,13 +126,13 @@ class Swept:
 _viewers: list[Viewer] = []  # the viewer of the running sweep, if there is one
 
 
-def _open(board: Board, swept: Swept) -> None:
+def _open(board: StatusDir, swept: Swept) -> None:
     os.environ[_BOARD] = str(board.path)
     _viewers.append(Viewer(board, swept))
     _viewers[-1].start()
 
 
-def close() -> dict[int, Status]:
+def close() -> dict[int, JobStatus]:
     """End the table of the running sweep, if any; return the last status of every job."""
     if not _viewers:
         return {}
@@ -136,7 +145,7 @@ def close() -> dict[int, Status]:
     return statuses
 
 
-def conclude(statuses: Mapping[int, Status]) -> None:
+def conclude(statuses: Mapping[int, JobStatus]) -> None:
     """Print the results of all jobs and write their page; SweepError names those that failed."""
     from prunekit.reporting.command import main as report
 
@@ -155,7 +164,7 @@ def conclude(statuses: Mapping[int, Status]) -> None:
 class Viewer(threading.Thread):
     """Shows the jobs on the board: as a table on a terminal, elsewhere as a line per change."""
 
-    def __init__(self, board: Board, swept: Swept) -> None:
+    def __init__(self, board: StatusDir, swept: Swept) -> None:
         super().__init__(daemon=True)
         self.board, self.swept = board, swept
         self.over = threading.Event()
@@ -176,7 +185,7 @@ class Viewer(threading.Thread):
         else:
             draw(headline(jobs, self.swept.count), COLUMNS, lines(jobs, self.swept))
 
-    def _print_changes(self, jobs: Mapping[int, Status]) -> None:
+    def _print_changes(self, jobs: Mapping[int, JobStatus]) -> None:
         for number, status in jobs.items():
             change = (status.stage, status.state)
             if self._printed.get(number) != change:
@@ -184,7 +193,7 @@ class Viewer(threading.Thread):
                 console.say("  ".join(filter(None, _line(number, status, self.swept, best(jobs)))))
 
 
-def headline(jobs: Mapping[int, Status], total: int | None) -> str:
+def headline(jobs: Mapping[int, JobStatus], total: int | None) -> str:
     """Return the numbers of jobs that are done, at work and failed."""
     states = [status.state for status in jobs.values()]
     of = f" of {total}" if total is not None else ""
@@ -192,18 +201,18 @@ def headline(jobs: Mapping[int, Status], total: int | None) -> str:
     return f"{states.count(DONE)}{of} done, {states.count(RUNNING)} at work{failed}"
 
 
-def lines(jobs: Mapping[int, Status], swept: Swept) -> list[list[str]]:
+def lines(jobs: Mapping[int, JobStatus], swept: Swept) -> list[list[str]]:
     """Return one line of the table for every job."""
     return [_line(number, status, swept, best(jobs)) for number, status in jobs.items()]
 
 
-def best(jobs: Mapping[int, Status]) -> int | None:
+def best(jobs: Mapping[int, JobStatus]) -> int | None:
     """Return the number of the finished job with the highest validation accuracy."""
     done = {n: s.val_top1 for n, s in jobs.items() if s.state == DONE and s.val_top1 is not None}
     return max(done, key=lambda number: done[number]) if done else None
 
 
-def _line(number: int, status: Status, swept: Swept, first: int | None) -> list[str]:
+def _line(number: int, status: JobStatus, swept: Swept, first: int | None) -> list[str]:
     return [
         f"#{number}",
         swept.describe(status.settings),

@@ -1,1 +1,1 @@
-"""Reports of runs: what is read from them, tables, figures, one page."""
+"""Reports of finished runs: tables, figures, and one page."""

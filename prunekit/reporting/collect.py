@@ -1,4 +1,4 @@
-"""Reading run directories: one plain row for every stage that is found."""
+"""Reading run directories into a data frame with one line for each stage."""
 
 from __future__ import annotations
 
@@ -9,114 +9,115 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.digests import compare
-from prunekit.runs.files import read_json
-from prunekit.runs.labels import described
+from prunekit.reporting.labels import describe
+from prunekit.runs.files import compare_digests, read_json
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import STAGES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Row = dict[str, Any]
-_MARKS = frozenset({"report.json", "settings.json"})
+Record = dict[str, Any]
+_STAGE_FILES = frozenset({"report.json", "settings.json"})
 
 
 def collect(paths: Iterable[str | Path]) -> DataFrame:
-    """Every stage found under the given directories, one row a run and stage.
+    """Return a data frame with one line for every stage below the given directories.
 
     Columns: run, stage, status (finished, unfinished, damaged), path, reason (of damage), changed
-    (files that are not as they were written; None where that cannot be known), seconds, source,
-    origin, command, timing (how latency was measured), environment, what the settings say
-    (see `methods.described`), then one per metric. Stages without a readable report have no
-    metrics. Folders below a path whose names begin with a dot are left out. Raises ArtifactError
-    when there is no stage at all.
+    (names of files that were changed later; None if that cannot be known), seconds, source, origin,
+    command, timing (how latency was measured), environment, the facts of `labels.describe`, and one
+    column per metric. Stages without a readable report have no metrics. Folders whose names begin
+    with a dot are skipped. Raises ArtifactError if there is no stage at all.
     """
     import pandas as pd
 
     roots = [Path(path) for path in paths]
-    found: dict[Path, tuple[Path, str]] = {}
+    stages: dict[Path, tuple[Path, str]] = {}
     for root in roots:
-        for name, place in _places(root):
-            found.setdefault(place, (root, name))
-    if not found:
-        named = ", ".join(map(str, roots)) or "no path"
-        raise ArtifactError(f"no run found under {named}; give the directory that runs are kept in")
-    called = _told_apart(found)
-    return pd.DataFrame([_stage_row(called[place.parent], place) for place in found])
+        for name, stage in _find_stages(root):
+            stages.setdefault(stage, (root, name))
+    if not stages:
+        places = ", ".join(map(str, roots)) or "no path"
+        raise ArtifactError(
+            f"no run found under {places}; give the directory that runs are kept in"
+        )
+    names = _unique_names(stages)
+    return pd.DataFrame([_record(names[stage.parent], stage) for stage in stages])
 
 
-def _told_apart(found: Mapping[Path, tuple[Path, str]]) -> dict[Path, str]:
-    """Run directories to names; runs of one name under several roots say their root."""
-    runs = {place.parent: origin for place, origin in found.items()}
+def _unique_names(stages: Mapping[Path, tuple[Path, str]]) -> dict[Path, str]:
+    """Map run directories to names; equal names below several roots get their root in front."""
+    runs = {stage.parent: origin for stage, origin in stages.items()}
     uses = Counter(name for _, name in runs.values())
     return {
         run: name if uses[name] == 1 else str(root / name) for run, (root, name) in runs.items()
     }
 
 
-def _places(root: Path) -> list[tuple[str, Path]]:
-    """Runs and their stage directories, in the order of runs and then of the pipeline.
+def _find_stages(root: Path) -> list[tuple[str, Path]]:
+    """Return names of runs and their stage directories, sorted by run, then as in the pipeline.
 
-    A run is where it really lies, however it was reached; a stage may be a link to one that runs
-    share, and counts for every run.
+    Links to runs are resolved, so that no run occurs twice. Links to stages are not: a stage that
+    runs share belongs to each of them.
     """
-    found = [place for place in _walk(os.path.abspath(root)) if place.name in STAGES]
-    found.sort(key=lambda place: (str(place.parent), STAGES.index(place.name)))
-    home = Path(os.path.abspath(root))
-    runs = {place.parent: Path(os.path.realpath(place.parent)) for place in found}
+    top = Path(os.path.abspath(root))
+    stages = [path for path in _walk(str(top)) if path.name in STAGES]
+    stages.sort(key=lambda path: (str(path.parent), STAGES.index(path.name)))
+    runs = {path.parent: Path(os.path.realpath(path.parent)) for path in stages}
     return [
-        (_name(home, place, runs[place.parent]), runs[place.parent] / place.name) for place in found
+        (_run_name(top, path, runs[path.parent]), runs[path.parent] / path.name) for path in stages
     ]
 
 
 def _walk(root: str) -> Iterator[Path]:
-    """Directories that hold a report or settings."""
-    for folder, inside, files in os.walk(root):
-        inside[:] = [name for name in inside if not name.startswith(".")]
-        if not _MARKS.isdisjoint(files):
+    """Yield directories that hold a report or settings."""
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        if not _STAGE_FILES.isdisjoint(files):
             yield Path(folder)
-        for name in inside:
-            place = os.path.join(folder, name)
-            if name in STAGES and os.path.islink(place) and not _MARKS.isdisjoint(_files(place)):
-                yield Path(place)
+        for name in subfolders:
+            path = os.path.join(folder, name)
+            if name in STAGES and os.path.islink(path) and not _STAGE_FILES.isdisjoint(_list(path)):
+                yield Path(path)
 
 
-def _files(place: str) -> list[str]:
-    return os.listdir(place) if os.path.isdir(place) else []
+def _list(path: str) -> list[str]:
+    return os.listdir(path) if os.path.isdir(path) else []
 
 
-def _name(root: Path, place: Path, run: Path) -> str:
-    """A run's path below the root; a root may be a single run or stage: then its own name."""
-    inside = place.parent.relative_to(root) if place != root else Path()
+def _run_name(root: Path, stage: Path, run: Path) -> str:
+    """Return a run's path below the root, or its own name if the root is the run or the stage."""
+    inside = stage.parent.relative_to(root) if stage != root else Path()
     return str(inside) if inside.parts else run.name
 
 
-def _stage_row(run: str, place: Path) -> Row:
-    row: Row = {"run": run, "stage": place.name, "status": "unfinished", "path": str(place)}
-    if not (place / "report.json").is_file():
-        return row
+def _record(run: str, stage: Path) -> Record:
+    record: Record = {"run": run, "stage": stage.name, "status": "unfinished", "path": str(stage)}
+    if not (stage / "report.json").is_file():
+        return record
     try:
-        report = Report.from_dict(read_json(place / "report.json"))
-        return {**row, "status": "finished", "changed": _changed(place, report), **_told(report)}
+        report = Report.from_dict(read_json(stage / "report.json"))
+        changed = _changed_files(stage, report)
+        return {**record, "status": "finished", "changed": changed, **_report_values(report)}
     except (ArtifactError, TypeError, ValueError, AttributeError) as error:
-        return {**row, "status": "damaged", "reason": " ".join(str(error).split())}
+        return {**record, "status": "damaged", "reason": " ".join(str(error).split())}
 
 
-def _changed(place: Path, report: Report) -> str | None:
-    """Files of a stage that are not as they were written; networks are checked by who reads one."""
+def _changed_files(stage: Path, report: Report) -> str | None:
+    """Return names of changed files, except models, which are checked when they are loaded."""
     if not report.files:
         return None
     digests = {n: digest for n, digest in report.files.items() if Path(n).stem != "model"}
     own = ["report.json"] if report.edited else []
-    return ", ".join([*compare(place, digests).any, *own])
+    return ", ".join([*compare_digests(stage, digests).all, *own])
 
 
-def _told(report: Report) -> Row:
-    """What a report says, as one flat row; `data` says which images were found, too."""
-    known = described(report.settings)
-    if "data" in known and "test_images" in report.metrics:
-        known["data"] += f" images={report.metrics['test_images']}"
+def _report_values(report: Report) -> Record:
+    """Return a report as one flat record; its `data` includes the digest of the test images."""
+    facts = describe(report.settings)
+    if "data" in facts and "test_images" in report.metrics:
+        facts["data"] += f" images={report.metrics['test_images']}"
     return {
         "seconds": float(report.seconds),
         "source": report.source,
@@ -124,20 +125,20 @@ def _told(report: Report) -> Row:
         "command": report.command,
         "timing": timing(report.settings, report.environment),
         "environment": ", ".join(f"{k} {v}" for k, v in report.environment.items()),
-        **known,
+        **facts,
         **report.metrics,
     }
 
 
 def timing(settings: Mapping[str, Any], environment: Mapping[str, Any]) -> str | None:
-    """How milliseconds were measured, in words; None where they were not.
+    """Return in words how latency was measured, None if it was not.
 
-    Only milliseconds of one timing can stand in one ranking.
+    Only milliseconds with the same timing can be compared.
     """
     latency = settings.get("latency")
     if not isinstance(latency, dict):
         return None
-    facts = {"batch": latency.get("batch"), "threads": latency.get("threads")}
-    said = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    options = {"batch": latency.get("batch"), "threads": latency.get("threads")}
+    texts = [f"{name} {value}" for name, value in options.items() if value is not None]
     machine = environment.get("cpu") if isinstance(environment, dict) else None
-    return ", ".join([*said, *([str(machine)] if machine else [])])
+    return ", ".join([*texts, *([str(machine)] if machine else [])])

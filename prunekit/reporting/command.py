@@ -1,4 +1,4 @@
-"""`prunekit report`: finished runs as a table, as files, as pictures and as one page."""
+"""`prunekit report`: tables, files, figures and one page of finished runs."""
 
 from __future__ import annotations
 
@@ -11,39 +11,37 @@ from typing import TYPE_CHECKING
 from prunekit import console
 from prunekit.errors import ArtifactError, listed
 from prunekit.reporting.collect import collect
-from prunekit.reporting.figures import check_place
-from prunekit.reporting.pareto import settings_of
-from prunekit.reporting.seed_stats import Averages
-from prunekit.reporting.tables import ENDINGS, by_data, show, summary, write_table
+from prunekit.reporting.figures import check_writable
+from prunekit.reporting.formats import ENDINGS, write_table
+from prunekit.reporting.pareto import setting_means
+from prunekit.reporting.seed_stats import SeedAverages
+from prunekit.reporting.tables import by_data, print_summary, summary
 from prunekit.runs.rundir import STAGES
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_LISTED = 10  # stages without a report that are named one by one
+_MAX_NAMED = 10  # stages and settings that are named one by one
 
 
 def main(argv: Sequence[str]) -> None:
-    """Print one table a data set, and write what was asked for; a page in any case."""
+    """Print one table for each data set, and write the page and what else the arguments name."""
     arguments = _parser().parse_args(list(argv))
     for path in arguments.out:
-        check_place(path, ENDINGS)
+        check_writable(path, ENDINGS)
     for path in (arguments.plot, arguments.embeddings):
         if path:
-            check_place(path)
+            check_writable(path)
     stages = collect(arguments.paths)
-    page = None if arguments.no_html else _page_place(arguments.html, arguments.paths[0])
+    page = None if arguments.no_html else _page_path(arguments.html, arguments.paths[0])
     table = summary(stages)
-    for title, part in by_data(table):
-        show(part, title)
-        _tell_front(part)
-        if means := Averages.of(part):
-            over_seeds = f"{title}, means over seeds"
-            console.table(over_seeds, means.cells.headings, means.cells.lines)
-    _tell_skipped(stages)
-    _tell_changed(stages)
+    parts = by_data(table)
+    for title, part in parts:
+        _print_part(title, part)
+    _warn_of_skipped(stages)
+    _warn_of_changed(stages)
     for path in arguments.out:
-        write_table(table, path)
+        write_table(table, path, parts)
     if arguments.plot:
         from prunekit.reporting.tradeoff import accuracy_against_size
 
@@ -81,11 +79,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _page_place(asked: str | None, first: str) -> Path:
-    """Where the page goes: never into a stage, whose files are its work."""
-    if asked is not None:
-        check_place(asked, (".html", ".htm"))
-        return Path(asked)
+def _page_path(requested: str | None, first: str) -> Path:
+    """Return the path of the page: never in a stage directory, which holds only the stage's files.
+
+    `first` is the first of the paths that are reported. Raises ArtifactError.
+    """
+    if requested is not None:
+        check_writable(requested, (".html", ".htm"))
+        return Path(requested)
     folder = Path(first)
     folder = folder.resolve().parent if folder.resolve().name in STAGES else folder
     if not os.access(folder, os.W_OK):
@@ -93,35 +94,43 @@ def _page_place(asked: str | None, first: str) -> Path:
     return folder / "report.html"
 
 
-def _tell_front(part: DataFrame) -> None:
-    """Say which settings are an answer: the front of accuracy and multiply-adds."""
-    points = settings_of(part, "macs")
+def _print_part(title: str, part: DataFrame) -> None:
+    """Print the runs of one test set, the settings on the front, and means over seeds."""
+    print_summary(part, title)
+    _print_front(part)
+    if means := SeedAverages.of(part):
+        console.table(f"{title}, means over seeds", means.table.headings, means.table.lines)
+
+
+def _print_front(part: DataFrame) -> None:
+    """Name the settings on the front of accuracy and multiply-adds."""
+    points = setting_means(part, "macs")
     best = points[points["on_front"]].sort_values("top1", ascending=False)
     if len(points) > 1:
-        names = listed([str(name) for name in best["run"]], _LISTED)
+        names = listed([str(name) for name in best["run"]], _MAX_NAMED)
         console.say(f"front (test accuracy, multiply-adds): {names}")
 
 
-def _tell_skipped(stages: DataFrame) -> None:
-    """Name stages that have no readable report: their figures are not in the table."""
-    left = stages[stages["status"] != "finished"]
-    for _, stage in left.head(_LISTED).iterrows():
+def _warn_of_skipped(stages: DataFrame) -> None:
+    """Name stages without a readable report, which the table does not contain."""
+    skipped = stages[stages["status"] != "finished"]
+    for _, stage in skipped.head(_MAX_NAMED).iterrows():
         console.complain(f"left out: {os.path.relpath(stage['path'])}, {stage['status']}")
-    if len(left) > _LISTED:
-        console.complain(f"left out: {len(left) - _LISTED} more unfinished or damaged stages")
+    if len(skipped) > _MAX_NAMED:
+        console.complain(f"left out: {len(skipped) - _MAX_NAMED} more unfinished or damaged stages")
 
 
-def _tell_changed(stages: DataFrame) -> None:
-    """Name files that are not as they were written, and say for how many that cannot be known."""
+def _warn_of_changed(stages: DataFrame) -> None:
+    """Name files that were changed later, and count the stages for which that is unknown."""
     done = stages[stages["status"] == "finished"]
     if not len(done):
         return
     changed = done[done["changed"].notna() & (done["changed"] != "")]
-    for _, stage in changed.head(_LISTED).iterrows():
+    for _, stage in changed.head(_MAX_NAMED).iterrows():
         place = os.path.relpath(stage["path"])
         console.complain(f"changed since {place} was finished: {stage['changed']}")
-    if len(changed) > _LISTED:
-        console.complain(f"changed since: files of {len(changed) - _LISTED} more stages")
+    if len(changed) > _MAX_NAMED:
+        console.complain(f"changed since: files of {len(changed) - _MAX_NAMED} more stages")
     if old := int(done["changed"].isna().sum()):
         console.complain(
             f"{old} of {len(done)} finished stages were made by an earlier version of prunekit and "

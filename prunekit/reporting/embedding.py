@@ -1,4 +1,4 @@
-"""Pictures of images as points, one panel a run, every class in a look of its own."""
+"""Figures of t-SNE embeddings: one panel for each run, one look for each class."""
 
 from __future__ import annotations
 
@@ -18,91 +18,91 @@ from prunekit.reporting.figures import MARKERS, figure
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# Tol's muted palette with a darker grey: ten classes, each in a colour that everybody can tell
+# Tol's muted palette, which colour-blind readers can distinguish, with a darker grey
 _COLOURS = (
     *("#332288", "#88CCEE", "#CC6677", "#117733", "#DDCC77"),
     *("#AA4499", "#44AA99", "#882255", "#999933", "#777777"),
 )
-_NAMED = 20  # classes that a legend can name; beyond, a scale stands for all
-_ACROSS = 4  # panels side by side at most
+_MAX_NAMED = 20  # classes in a legend; more are a colour scale
+_MAX_COLUMNS = 4  # panels side by side
 
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """Points (images, 2) and labels (images,) of a features.csv."""
+    """Holds the points (images, 2) and labels (images,) of a features.csv."""
 
     points: np.ndarray
     labels: np.ndarray
 
     @classmethod
-    def of(cls, rows: Iterable[Mapping[str, Any]]) -> Embedding:
-        """From rows of x, y and label, numbers or their text."""
-        found = [(float(row["x"]), float(row["y"]), int(row["label"])) for row in rows]
-        table = np.array(found, dtype=float).reshape(-1, 3)
+    def of(cls, records: Iterable[Mapping[str, Any]]) -> Embedding:
+        """Read records of x, y and label, which may be numbers or text."""
+        values = [(float(r["x"]), float(r["y"]), int(r["label"])) for r in records]
+        table = np.array(values, dtype=float).reshape(-1, 3)
         return cls(table[:, :2], table[:, 2].astype(int))
 
     @classmethod
     def read(cls, file: str | Path) -> Embedding:
-        """From a features.csv; ArtifactError where it is missing or damaged."""
+        """Read a features.csv; ArtifactError if it is missing or damaged."""
         try:
             with open(file, encoding="utf-8", newline="") as lines:
-                made = cls.of(csv.DictReader(lines))
+                embedding = cls.of(csv.DictReader(lines))
         except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
             raise ArtifactError(
                 f"{file} cannot be read; run the features stage again with overwrite=true"
             ) from error
-        if not len(made.labels):
+        if not len(embedding.labels):
             raise ArtifactError(
                 f"{file} has no rows; run the features stage again with overwrite=true"
             )
-        return made
+        return embedding
 
 
 def side_by_side(stages: DataFrame, path: str | Path) -> None:
-    """One figure of all features that runs have drawn, a panel a run.
+    """Draw the embeddings of all runs in one figure, with a panel for each run.
 
-    `stages` is what `tables.collect` returns. ArtifactError where no run has any.
+    `stages` is the result of `collect`. Raises ArtifactError if no run has an embedding.
     """
-    drawn = stages[(stages["stage"] == "features") & (stages["status"] == "finished")]
-    if drawn.empty:
+    finished = stages[(stages["stage"] == "features") & (stages["status"] == "finished")]
+    if finished.empty:
         raise ArtifactError(f"{path}: no run has drawn features; run prunekit features first")
     panels = {
-        f"{row['run']}: {str(row['source']).split('/')[0]}, {row['top1']:.2f} %": Embedding.read(
-            Path(row["path"]) / "features.csv"
+        f"{stage['run']}: {str(stage['source']).split('/')[0]}, {stage['top1']:.2f} %": (
+            Embedding.read(Path(stage["path"]) / "features.csv")
         )
-        for _, row in drawn.iterrows()
+        for _, stage in finished.iterrows()
     }
     draw(panels, path)
 
 
 def draw(panels: Mapping[str, Embedding], path: str | Path) -> None:
-    """Scatter plots under their titles, in a square or in rows of four.
+    """Draw titled scatter plots in a square, at most four of them side by side.
 
-    Up to twenty classes have a colour and a marker each and a legend, the same in all panels; more
-    share a scale from dark to light.
+    Up to twenty classes have a colour and a marker each, the same in all panels, and a legend; more
+    classes share a colour scale.
     """
-    classes = sorted({int(label) for one in panels.values() for label in one.labels})
-    across = min(_ACROSS, math.ceil(math.sqrt(len(panels))))
-    down = -(-len(panels) // across)
-    size = (4.0 * across + 1.0, 4.0 * down + 0.2)
-    with figure(path, size, (down, across)) as (made, grid):
+    classes = sorted({int(label) for part in panels.values() for label in part.labels})
+    columns = min(_MAX_COLUMNS, math.ceil(math.sqrt(len(panels))))
+    rows = -(-len(panels) // columns)
+    size = (4.0 * columns + 1.0, 4.0 * rows + 0.2)
+    with figure(path, size, (rows, columns)) as (fig, grid):
         axes = list(grid.flat)
-        for axis, (title, one) in zip(axes, panels.items(), strict=False):
+        for axis, (title, embedding) in zip(axes, panels.items(), strict=False):
             _frame(axis, title)
-            if len(classes) <= _NAMED:
-                _draw_named(axis, one, classes)
+            if len(classes) <= _MAX_NAMED:
+                _draw_classes(axis, embedding, classes)
             else:
-                shown = _draw_many(axis, one, classes)
+                points = _draw_scaled(axis, embedding, classes)
         for axis in axes[len(panels) :]:
             axis.set_visible(False)
-        if len(classes) <= _NAMED:
-            _legend(made, classes)
+        if len(classes) <= _MAX_NAMED:
+            _legend(fig, classes)
         else:
-            made.colorbar(shown, ax=axes, label="Class", shrink=0.8, aspect=30)
+            fig.colorbar(points, ax=axes, label="Class", shrink=0.8, aspect=30)
 
 
 def _frame(axis: Any, title: str) -> None:
-    """No ticks: distances in these pictures have no unit."""
+    """Draw a frame without ticks, since distances in t-SNE have no unit."""
     axis.set(xticks=[], yticks=[])
     axis.set_title(title, fontsize=9, wrap=True)
     axis.grid(visible=False)
@@ -112,7 +112,7 @@ def _frame(axis: Any, title: str) -> None:
 
 
 def _looks(classes: Sequence[int]) -> dict[int, dict[str, Any]]:
-    """Colour and marker of every class; no pair comes twice."""
+    """Return a different pair of colour and marker for every class."""
     styles = zip(classes, cycle(_COLOURS), cycle(MARKERS), strict=False)
     return {
         label: {"color": colour, "marker": marker, "linewidths": 0.3, "edgecolors": "white"}
@@ -120,37 +120,37 @@ def _looks(classes: Sequence[int]) -> dict[int, dict[str, Any]]:
     }
 
 
-def _draw_named(axis: Any, one: Embedding, classes: Sequence[int]) -> None:
+def _draw_classes(axis: Any, embedding: Embedding, classes: Sequence[int]) -> None:
     for label, look in _looks(classes).items():
-        places = one.points[one.labels == label]
-        axis.scatter(*places.T, s=_size(len(one.labels)), **look)
+        points = embedding.points[embedding.labels == label]
+        axis.scatter(*points.T, s=_marker_area(len(embedding.labels)), **look)
 
 
-def _draw_many(axis: Any, one: Embedding, classes: Sequence[int]) -> Any:
-    """By colour alone; returns what a colour bar describes."""
+def _draw_scaled(axis: Any, embedding: Embedding, classes: Sequence[int]) -> Any:
+    """Draw classes as colours of one scale; returns the points, for the colour bar."""
     return axis.scatter(
-        *one.points.T,
-        c=one.labels,
+        *embedding.points.T,
+        c=embedding.labels,
         cmap="viridis",
         vmin=classes[0],
         vmax=classes[-1],
-        s=_size(len(one.labels)),
+        s=_marker_area(len(embedding.labels)),
         linewidths=0,
     )
 
 
-def _size(points: int) -> float:
-    """Areas of markers that leave room between so many of them."""
+def _marker_area(points: int) -> float:
+    """Return a marker area in square points that leaves room between this many points."""
     return float(np.clip(16_000 / max(points, 1), 3, 30))
 
 
-def _legend(made: Any, classes: Sequence[int]) -> None:
+def _legend(fig: Any, classes: Sequence[int]) -> None:
     from matplotlib.lines import Line2D
 
     entries = [
         Line2D([], [], linestyle="none", markersize=7, color=look["color"], marker=look["marker"])
         for look in _looks(classes).values()
     ]
-    made.legend(
+    fig.legend(
         entries, [str(label) for label in classes], loc="outside right center", title="Class"
     )

@@ -1,4 +1,4 @@
-"""What all figures share: colours that everybody can tell apart, files that are whole."""
+"""Colours, style and files that all figures share."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette without yellow, which is lost on white paper
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-# as many markers as share no divisor with the colours: no pair comes twice among 56 lines
+# 8 markers and 7 colours have no common divisor, so that 56 lines get different pairs
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":")
 ENDINGS = (".png", ".pdf", ".svg")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -32,43 +32,43 @@ _STYLE = {
 }
 
 
-def check_place(path: str | Path, endings: Sequence[str] = ENDINGS) -> None:
+def check_writable(path: str | Path, endings: Sequence[str] = ENDINGS) -> None:
     """Raise ArtifactError unless a file of one of these endings can be written at `path`."""
-    place = Path(path)
-    if place.suffix not in endings:
+    file = Path(path)
+    if file.suffix not in endings:
         raise ArtifactError(
-            f"{place} must end in {', '.join(endings[:-1])} or {endings[-1]}, which says how to "
+            f"{file} must end in {', '.join(endings[:-1])} or {endings[-1]}, which says how to "
             "write it"
         )
-    if not place.parent.is_dir():
-        raise ArtifactError(f"{place} has no place: there is no folder {place.parent}; create it")
+    if not file.parent.is_dir():
+        raise ArtifactError(f"{file} has no place: there is no folder {file.parent}; create it")
 
 
 @contextmanager
 def figure(
-    path: str | Path, size: tuple[float, float], shape: tuple[int, int] = (1, 1), **grid: Any
+    path: str | Path, size: tuple[float, float], shape: tuple[int, int] = (1, 1), **options: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """A figure and its (rows, columns) axes; it is written to `path` and needs no display.
+    """Yield a figure and its array of axes (rows, columns), and write the figure to `path` after.
 
-    `grid` goes to matplotlib's `Figure.subplots`.
+    `size` is in inches; `options` go to matplotlib's `Figure.subplots`. No display is needed.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    place = Path(path)
+    file = Path(path)
     with matplotlib.rc_context(_STYLE):
-        made = Figure(figsize=size, layout="constrained")
-        FigureCanvasAgg(made)
-        yield made, made.subplots(*shape, squeeze=False, **grid)
-        with replacing(place) as draft:
-            made.savefig(draft, format=place.suffix.lstrip(".") or "png", bbox_inches="tight")
+        fig = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(fig)
+        yield fig, fig.subplots(*shape, squeeze=False, **options)
+        with replacing(file) as draft:
+            fig.savefig(draft, format=file.suffix.lstrip(".") or "png", bbox_inches="tight")
 
 
-def legend_above(made: Figure, axes: Sequence[Any], across: int = 3) -> None:
-    """One legend for all panels, above them, where it hides no data."""
-    labels: dict[str, Any] = {}
+def legend_above(fig: Figure, axes: Sequence[Any], columns: int = 3) -> None:
+    """Draw one legend for all panels above them, where it covers no data."""
+    handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            labels.setdefault(label, handle)
-    made.legend(labels.values(), labels.keys(), loc="outside upper center", ncols=across)
+            handles.setdefault(label, handle)
+    fig.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=columns)

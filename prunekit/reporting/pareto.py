@@ -1,4 +1,4 @@
-"""Accuracy against what it costs, and the runs that no other run beats in both."""
+"""Figures of accuracy against cost, and the Pareto front of runs."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from prunekit.reporting.figures import COLOURS, MARKERS, figure
 from prunekit.reporting.seed_stats import shared_name
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
-# column of a summary, what its axis says, how many times the unit
+# column of a summary: axis label, unit
 COSTS = {
     "macs": ("Multiply-adds (millions)", 1e6),
     "params": ("Parameters (thousands)", 1e3),
@@ -23,40 +23,44 @@ COSTS = {
     "gpu_ms": ("GPU latency (ms)", 1.0),
 }
 _GREY = "#777777"
-_SPAN = 2.0  # percentage points on the axis at least, so that a small difference looks small
-_ABOVE = 0.03  # of the axis above 100 %, which half a mark needs
-_NAMED = 14  # methods that a legend can hold
+_DENSE = {"macs": "macs_ratio", "params": "params_ratio", "cpu_ms": "speedup"}
+_MIN_SPAN = 2.0  # percentage points on the y axis, so that a small difference looks small
+_ABOVE = 0.03  # of the y axis above 100 %, for half a marker
+_MAX_NAMED = 14  # methods in a legend
 
 
 def front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
-    """Which points no other beats: none costs at most as much and gains at least as much.
+    """Return which points are on the Pareto front: no other costs at most and gains at least that.
 
-    Of equal points all stay. (Pareto.)
+    Equal points are all on it.
     """
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -gains[i]))
-    stays, best, at = [False] * len(costs), float("-inf"), float("inf")
+    on_front, best_gain, best_cost = [False] * len(costs), float("-inf"), float("inf")
     for index in order:
-        equal = gains[index] == best and costs[index] == at
-        if gains[index] > best or equal:
-            stays[index] = True
-            best, at = gains[index], costs[index]
-    return stays
+        equal = gains[index] == best_gain and costs[index] == best_cost
+        if gains[index] > best_gain or equal:
+            on_front[index] = True
+            best_gain, best_cost = gains[index], costs[index]
+    return on_front
 
 
-def settings_of(runs: DataFrame, cost: str) -> DataFrame:
-    """One row a setting that has an accuracy and this cost: means over its seeds.
+def setting_means(runs: DataFrame, cost: str) -> DataFrame:
+    """Return means over seeds, one line for each setting that has an accuracy and this cost.
 
-    Runs that others continue are no results and left out, unless there are no others. Columns
-    setting, run (one name for all seeds), method, seeds, top1, top1_std (missing for one seed), the
-    cost, on_front.
+    Runs from which others continue are left out, unless there are no others. Columns: setting, run
+    (one name for all seeds), method, seeds (number of runs), top1, top1_std (missing for one seed),
+    the cost, on_front.
     """
     import pandas as pd
 
-    if "continued" in runs and not (steps := runs["continued"].astype(bool)).all():
-        runs = runs[~steps]
-    known = runs.dropna(subset=["top1", cost]) if {"top1", cost} <= {*runs} else runs.iloc[:0]
-    keys = known["setting"].fillna(known["run"]) if "setting" in known else known.get("run")
-    rows = [
+    if "continued" in runs and not (continued := runs["continued"].astype(bool)).all():
+        runs = runs[~continued]
+    measured = runs.dropna(subset=["top1", cost]) if {"top1", cost} <= {*runs} else runs.iloc[:0]
+    if "setting" in measured:
+        keys = measured["setting"].fillna(measured["run"])
+    else:
+        keys = measured.get("run")
+    records = [
         {
             "setting": setting,
             "run": shared_name(group["run"].tolist()),
@@ -66,39 +70,39 @@ def settings_of(runs: DataFrame, cost: str) -> DataFrame:
             "top1_std": float(group["top1"].std()),
             cost: float(group[cost].mean()),
         }
-        for setting, group in (known.groupby(keys, sort=False) if len(known) else ())
+        for setting, group in (measured.groupby(keys, sort=False) if len(measured) else ())
     ]
     points = pd.DataFrame(
-        rows, columns=["setting", "run", "method", "seeds", "top1", "top1_std", cost]
+        records, columns=["setting", "run", "method", "seeds", "top1", "top1_std", cost]
     )
-    best = front(points[cost].tolist(), points["top1"].tolist())
-    points["on_front"] = pd.Series(best, dtype=bool)
+    on_front = front(points[cost].tolist(), points["top1"].tolist())
+    points["on_front"] = pd.Series(on_front, dtype=bool)
     return points
 
 
 def fronts(runs: DataFrame, path: str | Path, costs: Sequence[str]) -> None:
-    """A panel a cost: a point a setting, a line along the front, the dense networks as crosses.
+    """Draw accuracy against each cost: settings as points, the front as a line, dense as crosses.
 
-    `runs` is a summary of one test set. Raises ArtifactError where no run has any of the costs.
+    `runs` is a summary of one test set. Raises ArtifactError if no run has any of the costs.
     """
-    panels = {cost: settings_of(runs, cost) for cost in costs}
+    panels = {cost: setting_means(runs, cost) for cost in costs}
     panels = {cost: points for cost, points in panels.items() if len(points)}
     if not panels:
         raise ArtifactError(f"{path}: no run has an accuracy beside {', '.join(costs)}")
     methods = list(dict.fromkeys(str(m) for p in panels.values() for m in p["method"]))
     looks = dict(zip(methods, zip(cycle(COLOURS), cycle(MARKERS), strict=False), strict=False))
-    lines = -(-(min(len(methods), _NAMED) + 2) // 4)
-    size = (4.8 * max(len(panels), 1.25), 3.7 + 0.22 * lines)
-    crossed = False
-    with figure(path, size, (1, len(panels)), sharey=True) as (made, grid):
-        for axis, (cost, points) in zip(grid[0], panels.items(), strict=True):
+    legend_lines = -(-(min(len(methods), _MAX_NAMED) + 2) // 4)
+    size = (4.8 * max(len(panels), 1.25), 3.7 + 0.22 * legend_lines)
+    has_dense = False
+    with figure(path, size, (1, len(panels)), sharey=True) as (fig, axes):
+        for axis, (cost, points) in zip(axes[0], panels.items(), strict=True):
             _draw_front(axis, points, cost)
             _draw_points(axis, points, cost, looks)
-            crossed = _draw_dense(axis, runs, cost) or crossed
-            _scale(axis, points[cost] / COSTS[cost][1], COSTS[cost][0])
-        _at_least(grid[0, 0], _SPAN)
-        grid[0, 0].set(ylabel="Test accuracy (%)")
-        _legend(made, looks, crossed)
+            has_dense = _draw_dense(axis, runs, cost) or has_dense
+            _scale_costs(axis, points[cost] / COSTS[cost][1], COSTS[cost][0])
+        _widen(axes[0, 0], _MIN_SPAN)
+        axes[0, 0].set(ylabel="Test accuracy (%)")
+        _legend(fig, looks, has_dense)
 
 
 def _draw_points(
@@ -122,10 +126,10 @@ def _draw_points(
 
 
 def _draw_front(axis: Any, points: DataFrame, cost: str) -> None:
-    """Steps: what is the most accurate for at most so much."""
-    best = points[points["on_front"]].sort_values(cost)
+    """Draw steps: the highest accuracy for at most this cost."""
+    front_points = points[points["on_front"]].sort_values(cost)
     axis.step(
-        *(best[cost] / COSTS[cost][1], best["top1"]),
+        *(front_points[cost] / COSTS[cost][1], front_points["top1"]),
         where="post",
         color="black",
         linewidth=1.0,
@@ -135,20 +139,18 @@ def _draw_front(axis: Any, points: DataFrame, cost: str) -> None:
 
 
 def _draw_dense(axis: Any, runs: DataFrame, cost: str) -> bool:
-    """The networks that runs started from: their cost is that of a run and its ratio."""
+    """Draw the dense networks, whose cost is that of a run times its ratio; returns if any."""
     if cost not in _DENSE or not {_DENSE[cost], "dense_top1"} <= {*runs}:
         return False
-    known = runs.dropna(subset=[cost, _DENSE[cost], "dense_top1"])
-    whole = (known[cost] * known[_DENSE[cost]] / COSTS[cost][1]).round(6)
-    places = known.assign(whole=whole).groupby("whole")["dense_top1"].mean()
-    axis.plot(places.index, places.to_numpy(), "x", color=_GREY, markersize=8, markeredgewidth=2)
-    return len(places) > 0
+    measured = runs.dropna(subset=[cost, _DENSE[cost], "dense_top1"])
+    dense_cost = (measured[cost] * measured[_DENSE[cost]] / COSTS[cost][1]).round(6)
+    points = measured.assign(dense_cost=dense_cost).groupby("dense_cost")["dense_top1"].mean()
+    axis.plot(points.index, points.to_numpy(), "x", color=_GREY, markersize=8, markeredgewidth=2)
+    return len(points) > 0
 
 
-_DENSE = {"macs": "macs_ratio", "params": "params_ratio", "cpu_ms": "speedup"}
-
-
-def _scale(axis: Any, values: Any, label: str) -> None:
+def _scale_costs(axis: Any, values: Series, label: str) -> None:
+    """Label the x axis, logarithmic if the costs differ by more than 20 times."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.set(xlabel=label)
@@ -161,30 +163,31 @@ def _scale(axis: Any, values: Any, label: str) -> None:
         axis.set_xlim(left=0)
 
 
-def _at_least(axis: Any, span: float) -> None:
+def _widen(axis: Any, span: float) -> None:
+    """Make the y axis span at least this many percentage points, and end near 100 %."""
     low, high = axis.get_ylim()
     room = max(0.0, (span - (high - low)) / 2)
     low -= room
     axis.set_ylim(low, min(high + room, 100 + _ABOVE * (100 - low)))
 
 
-def _legend(made: Any, looks: dict[str, tuple[str, str]], crossed: bool) -> None:
+def _legend(fig: Any, looks: dict[str, tuple[str, str]], has_dense: bool) -> None:
     from matplotlib.lines import Line2D
 
     def entry(colour: str, marker: str, edge: str) -> Any:
-        style = {"linestyle": "none", "markersize": 7, "markeredgecolor": edge}
-        style |= {"markeredgewidth": 0.4 if edge == "white" else 1.5}
+        style: dict[str, Any] = {"linestyle": "none", "markersize": 7, "markeredgecolor": edge}
+        style["markeredgewidth"] = 0.4 if edge == "white" else 1.5
         return Line2D([], [], color=colour, marker=marker, **style)
 
-    named = [*looks.items()][:_NAMED]
-    entries = {name or "other runs": entry(*look, "white") for name, look in named}
-    if len(looks) > _NAMED:
-        entries[f"and {len(looks) - _NAMED} more methods"] = entry("white", "", "white")
+    first = [*looks.items()][:_MAX_NAMED]
+    entries = {name or "other runs": entry(*look, "white") for name, look in first}
+    if len(looks) > _MAX_NAMED:
+        entries[f"and {len(looks) - _MAX_NAMED} more methods"] = entry("white", "", "white")
     entries["black edge, line: front"] = Line2D(
         [], [], color="black", linewidth=1, alpha=0.6, marker="o", markerfacecolor="white"
     )
-    if crossed:
+    if has_dense:
         entries["dense"] = entry(_GREY, "x", _GREY)
-    made.legend(
+    fig.legend(
         entries.values(), entries.keys(), loc="outside lower center", ncols=min(4, len(entries))
     )

@@ -1,44 +1,54 @@
-"""Runs that differ in the seed only, as one line: means and standard deviations."""
+"""Means and standard deviations over runs that differ only in the seed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from prunekit.reporting.columns import SHOWN, Cells, filled, shown, telling
+from prunekit.reporting.formats import (
+    SUMMARY_COLUMNS,
+    TextTable,
+    format_value,
+    has_values,
+    summary_columns,
+)
 
 if TYPE_CHECKING:
-    from pandas import DataFrame, Series
+    from pandas import DataFrame
 
-_OF_ONE_RUN = frozenset({"run", "seed", "last_stage", "problems"})
+_PER_RUN = frozenset({"run", "seed", "last_stage", "problems"})
 
 
 @dataclass(frozen=True)
-class Averages:
-    """A line a setting, the most accurate first; `settings` are those of the summary, in order."""
+class SeedAverages:
+    """A table with one line for each setting, the most accurate first.
+
+    `settings` are the fingerprints of the lines, from the summary's column `setting`.
+    """
 
     settings: tuple[str, ...]
-    cells: Cells
+    table: TextTable
 
     @classmethod
-    def of(cls, runs: DataFrame) -> Averages | None:
-        """Those of a summary of one test set; None where every setting has one run alone."""
+    def of(cls, runs: DataFrame) -> SeedAverages | None:
+        """Average a summary of one test set; None if no setting has more than one run."""
         if not {"setting", "top1"} <= {*runs}:
             return None
-        known = runs.dropna(subset=["setting", "top1"])
-        groups = dict(list(known.groupby("setting", sort=False)))
+        measured = runs.dropna(subset=["setting", "top1"])
+        groups = {str(key): group for key, group in measured.groupby("setting", sort=False)}
         if all(len(group) == 1 for group in groups.values()):
             return None
         order = sorted(groups, key=lambda setting: -float(groups[setting]["top1"].mean()))
-        return cls(tuple(order), _cells(known, [groups[setting] for setting in order]))
+        return cls(tuple(order), _table(measured, [groups[setting] for setting in order]))
 
 
 def shared_name(names: Sequence[str]) -> str:
-    """What names of runs have in common, and a star for what lies between.
+    """Return the common beginning and end of names, with a star for the rest.
 
-    "seed0/l1" and "seed1/l1" are "seed*/l1".
+    For example "seed*/l1" for "seed0/l1" and "seed1/l1".
     """
     if len({*names}) == 1:
         return names[0]
@@ -48,29 +58,35 @@ def shared_name(names: Sequence[str]) -> str:
     return f"{head}*{tail}"
 
 
-def _cells(known: DataFrame, groups: Sequence[DataFrame]) -> Cells:
-    kept = {key for key in telling(known) if key not in _OF_ONE_RUN and filled(known[key])}
-    columns = [column for column in SHOWN if column[0] in kept]
+def spread(values: Iterable[object], form: str = "{:.2f}") -> str:
+    """Return mean and standard deviation as text, without missing values.
+
+    Values that all look the same when formatted are shown as one.
+    """
+    present = [value for value in values if value is not None and value == value]
+    texts = {format_value(value, form) for value in present}
+    if len(texts) < 2:
+        return next(iter(texts), format_value(None, form))
+    numbers = [float(value) for value in present if isinstance(value, int | float)]
+    mean = format_value(statistics.fmean(numbers), form)
+    deviation = format_value(statistics.stdev(numbers), form)
+    return f"{mean.removesuffix('x')} ± {deviation.removeprefix('+')}"
+
+
+def _table(runs: DataFrame, groups: Sequence[DataFrame]) -> TextTable:
+    keys = {key for key in summary_columns(runs) if key not in _PER_RUN and has_values(runs[key])}
+    columns = [column for column in SUMMARY_COLUMNS if column[0] in keys]
     lines = [
         (
             shared_name(group["run"].tolist()),
             str(len(group)),
-            *(_spread(group[key], form) for key, _, form in columns),
+            *(spread(group[key].tolist(), form) for key, _, form in columns),
         )
         for group in groups
     ]
-    return Cells(
+    return TextTable(
         ("run", "seeds", *(key for key, _, _ in columns)),
         ("runs", "seeds", *(heading for _, heading, _ in columns)),
         (False, True, *(form != "{}" for _, _, form in columns)),
         tuple(lines),
     )
-
-
-def _spread(values: Series, form: str) -> str:
-    """Mean and standard deviation; where all read the same, what they read."""
-    read = {shown(value, form) for value in values.dropna()}
-    if len(read) < 2:
-        return next(iter(read), shown(None, form))
-    mean, spread = shown(values.mean(), form), shown(values.std(), form)
-    return f"{mean.removesuffix('x')} ± {spread.removeprefix('+')}"

@@ -1,4 +1,4 @@
-"""The picture of sensitivity: accuracy and cost against the share of one group that is gone."""
+"""The figure of sensitivity: accuracy and cost against the share removed from one group."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINES = 8  # groups that lines can tell apart; more are rows of a heat map
-_NUMBERED = 100  # groups whose accuracies fit into the cells
-Rows = Sequence[Mapping[str, Any]]
+_MAX_LINES = 8  # groups that are drawn as lines; more become a heat map
+_MAX_NUMBERED = 100  # groups whose values fit into the cells of a heat map
+Records = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class _Panel:
-    """A column of the rows: how it is called, and whether it counts against the dense network."""
+    """A panel: its column of sensitivity.csv, its title, and whether it shows percent of dense."""
 
     column: str
     title: str
     relative: bool
 
-    def values(self, rows: Rows) -> np.ndarray:
-        """Numbers to draw."""
-        found = np.array([float(row[self.column]) for row in rows])
-        return 100 * found / found[0] if self.relative else found
+    def values(self, records: Records) -> np.ndarray:
+        """Return the numbers to draw."""
+        numbers = np.array([float(record[self.column]) for record in records])
+        return 100 * numbers / numbers[0] if self.relative else numbers
 
 
 _PANELS = (
@@ -42,73 +42,70 @@ _PANELS = (
 )
 
 
-def draw(rows: Rows, path: str | Path, title: str) -> None:
-    """A panel for accuracy, multiply-adds and, where it is known, latency.
+def draw(records: Records, path: str | Path, title: str) -> None:
+    """Draw a panel each for accuracy, multiply-adds and, if it was measured, latency.
 
-    `rows` are those of sensitivity.csv. Up to eight groups are lines over the share that really
-    went; more are rows of a heat map over the share that was to go.
+    `records` are the lines of sensitivity.csv. Up to eight groups are lines over the share that was
+    removed; more are a heat map over the share that was to be removed.
     """
-    groups = [*dict.fromkeys(row["group"] for row in rows)]
-    panels = [panel for panel in _PANELS if panel.column in rows[0]]
-    (_lines if len(groups) <= _LINES else _heat)(rows, groups, panels, path, title)
+    groups = {name: _of_group(records, name) for name in dict.fromkeys(r["group"] for r in records)}
+    panels = [panel for panel in _PANELS if panel.column in records[0]]
+    (_draw_lines if len(groups) <= _MAX_LINES else _draw_heat_maps)(groups, panels, path, title)
 
 
-def _of(rows: Rows, group: str) -> list[Mapping[str, Any]]:
-    return [row for row in rows if row["group"] == group]
+def _of_group(records: Records, group: str) -> Records:
+    return [record for record in records if record["group"] == group]
 
 
-def _lines(
-    rows: Rows, groups: Sequence[str], panels: Sequence[_Panel], path: str | Path, title: str
+def _draw_lines(
+    groups: Mapping[str, Records], panels: Sequence[_Panel], path: str | Path, title: str
 ) -> None:
-    with figure(path, (3.9 * len(panels), 3.9), (1, len(panels))) as (made, grid):
-        for axis, panel in zip(grid[0], panels, strict=True):
-            for group, colour, marker in zip(groups, cycle(COLOURS), cycle(MARKERS), strict=False):
-                mine = _of(rows, group)
-                gone = [100 * int(row["removed"]) / int(row["units"]) for row in mine]
+    with figure(path, (3.9 * len(panels), 3.9), (1, len(panels))) as (fig, axes):
+        for axis, panel in zip(axes[0], panels, strict=True):
+            looks = zip(groups.items(), cycle(COLOURS), cycle(MARKERS), strict=False)
+            for (group, records), colour, marker in looks:
+                removed = [100 * int(r["removed"]) / int(r["units"]) for r in records]
                 axis.plot(
-                    *(gone, panel.values(mine), f"{marker}-"),
+                    *(removed, panel.values(records), f"{marker}-"),
                     color=colour,
-                    label=f"{group} ({mine[0]['units']})",
+                    label=f"{group} ({records[0]['units']})",
                     markersize=5,
                     linewidth=1.4,
                 )
             axis.set(xlabel="Removed of the group (%)", ylabel=panel.title, xlim=(0, 100))
             if panel.relative:
                 axis.set_ylim(bottom=0)
-        legend_above(made, grid[0], across=4)
-        made.legends[0].set_title(title)
+        legend_above(fig, axes[0], columns=4)
+        fig.legends[0].set_title(title)
 
 
-def _heat(
-    rows: Rows, groups: Sequence[str], panels: Sequence[_Panel], path: str | Path, title: str
+def _draw_heat_maps(
+    groups: Mapping[str, Records], panels: Sequence[_Panel], path: str | Path, title: str
 ) -> None:
-    shares = sorted({float(row["share"]) for row in rows})
+    shares = sorted({float(record["share"]) for part in groups.values() for record in part})
     size = (2.2 + (0.42 * len(shares) + 0.6) * len(panels), 1.9 + 0.24 * len(groups))
-    with figure(path, size, (1, len(panels)), sharey=True) as (made, grid):
-        for axis, panel in zip(grid[0], panels, strict=True):
-            cells = np.array([panel.values(_of(rows, group)) for group in groups])
-            _cells(made, axis, panel, cells)
+    with figure(path, size, (1, len(panels)), sharey=True) as (fig, axes):
+        for axis, panel in zip(axes[0], panels, strict=True):
+            cells = np.array([panel.values(records) for records in groups.values()])
+            _draw_cells(fig, axis, panel, cells)
             axis.set_xticks(range(len(shares)), [f"{100 * share:.3g}" for share in shares])
             axis.set(xlabel="Removed of the group (%)")
-        units = {group: _of(rows, group)[0]["units"] for group in groups}
-        labels = [f"{group} ({units[group]})" for group in groups]
-        grid[0][0].set_yticks(range(len(groups)), labels, fontsize=8)
-        made.suptitle(title, fontsize=10)
+        labels = [f"{group} ({records[0]['units']})" for group, records in groups.items()]
+        axes[0][0].set_yticks(range(len(groups)), labels, fontsize=8)
+        fig.suptitle(title, fontsize=10)
 
 
-def _cells(made: Figure, axis: Axes, panel: _Panel, cells: np.ndarray) -> None:
-    """One heat map; light is good, as numbers in the cells say too where they fit."""
+def _draw_cells(fig: Figure, axis: Axes, panel: _Panel, cells: np.ndarray) -> None:
+    """Draw one heat map of (groups, shares), light for good values, with numbers if they fit."""
     low, high = 10 * np.floor(cells.min() / 10), cells.max()
     low = min(low, high - 10)
-    shown = axis.imshow(cells, aspect="auto", cmap="cividis", vmin=low, vmax=high)
+    image = axis.imshow(cells, aspect="auto", cmap="cividis", vmin=low, vmax=high)
     axis.grid(visible=False)
     axis.tick_params(length=0, labelsize=8)
-    made.colorbar(
-        shown, ax=axis, location="top", label=panel.title, shrink=0.9, aspect=25, pad=0.01
-    )
-    if len(cells) > _NUMBERED:
+    fig.colorbar(image, ax=axis, location="top", label=panel.title, shrink=0.9, aspect=25, pad=0.01)
+    if len(cells) > _MAX_NUMBERED:
         return
     for (row, column), value in np.ndenumerate(cells):
         colour = "black" if value > low + 0.5 * (high - low) else "white"
-        text = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
-        axis.text(column, row, f"{value:.0f}", **text)
+        style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 6.5, "color": colour}
+        axis.text(column, row, f"{value:.0f}", **style)

@@ -1,28 +1,32 @@
-"""Tables of finished runs: dense beside narrow, and one row a run."""
+"""Summaries of finished runs: one line for each run, beside its dense network."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit import console
 from prunekit.errors import ArtifactError
-from prunekit.reporting.columns import compare, difference, number, printed, ratio
-from prunekit.reporting.formats import latex, markdown
-from prunekit.runs.files import write_text
-from prunekit.runs.labels import fingerprint, told_apart
-from prunekit.runs.rundir import LOOKING, identity_of
+from prunekit.reporting.formats import (
+    compare_networks,
+    difference,
+    ratio,
+    summary_text,
+    to_number,
+)
+from prunekit.reporting.labels import distinct_methods
+from prunekit.runs.report import fingerprint
+from prunekit.runs.rundir import READ_ONLY_STAGES, identity_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Row = Mapping[str, Any]
+Record = dict[str, Any]
 
-ENDINGS = (".csv", ".md", ".tex")
-_SAID = ("model", "dataset", "data", "method", "lam", "ratio", "keep", "seed")
-_BEFORE = ("pretrain", "sparsify")  # stages that leave all channels in place
+_FACTS = ("model", "dataset", "data", "method", "lam", "ratio", "keep", "seed")
+_FULL_WIDTH_STAGES = ("pretrain", "sparsify")
 _SUMMARY = (
     *("run", "model", "dataset", "method", "lam", "ratio", "keep", "seed", "setting", "last_stage"),
     *("top1", "top1_change", "top5", "pruned_top1", "tuned_top1", "dense_top1", "params", "macs"),
@@ -31,55 +35,57 @@ _SUMMARY = (
 )
 
 
-def comparison(file: str | Path) -> None:
-    """Print the table of a comparison.csv, one network a row, the dense one first."""
+def print_comparison(file: str | Path) -> None:
+    """Print the table of a comparison.csv: one network per line, the dense one first."""
     try:
         with open(file, encoding="utf-8", newline="") as lines:
-            rows = list(csv.DictReader(lines))
+            records = list(csv.DictReader(lines))
     except (OSError, ValueError, csv.Error) as error:
         raise ArtifactError(f"{file} cannot be read; run the measure stage again") from error
-    if not rows:
+    if not records:
         raise ArtifactError(f"{file} has no rows; run the measure stage again")
-    columns, cells = compare(rows)
-    console.table("dense and narrow", columns, cells)
+    headings, cells = compare_networks(records)
+    console.table("dense and narrow", headings, cells)
 
 
-def summary(frame: DataFrame) -> DataFrame:
-    """One row a run: its last finished stage, beside the dense network of the same run.
+def summary(stages: DataFrame) -> DataFrame:
+    """Return one line for each run of `collect`: its last finished stage beside its dense network.
 
-    Ratios are dense divided by narrow, `top1_change` is narrow minus dense in percentage points;
-    they are missing where nobody knows dense figures; shares are narrow divided by dense.
-    `pruned_top1` and `tuned_top1` are right after pruning and after fine-tuning. `method` says in
-    which arguments the runs of one penalty differ, `setting` is equal for runs that differ in the
-    seed only, `data` for those of one test set, `timing` for milliseconds measured in one way. A
-    run that starts from another run's network takes its penalty and its dense figures from there,
-    where that run is in the frame; `continued` is true for runs that others start from and that
-    end before pruning. Columns below/... are shares of small rows after sparsifying.
+    Columns `*_ratio` and `speedup` are dense divided by narrow, `*_share` narrow divided by dense,
+    `top1_change` is narrow minus dense in percentage points; they are missing if the dense values
+    are unknown. `pruned_top1` is the accuracy right after pruning, `tuned_top1` after fine-tuning,
+    below/... are shares of small rows after sparsifying. `method` includes the arguments in which
+    runs of one penalty differ. `setting` is equal for runs that differ only in the seed, `data` for
+    runs with the same test images, `timing` for latencies measured in the same way. A run that
+    starts from another run's network takes its penalty and dense values from there, if that run is
+    included; `continued` marks runs from which others start and which end before pruning.
     `problems` names stages without a report.
     """
     import pandas as pd
 
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for stage in records(frame):
+    runs: dict[str, list[Record]] = {}
+    for stage in to_dicts(stages):
         runs.setdefault(str(stage["run"]), []).append(stage)
-    starts = {run: _source(stages) for run, stages in runs.items()}
-    made = _models(runs) if any(starts.values()) else {}
-    before = {run: _ancestors(starts[run], made) for run in runs}
-    rows = [_run_row(run, own, before[run]) for run, own in runs.items()]
-    steps = {str(stage["run"]) for stages in before.values() for stage in stages}
-    for row in rows:
-        row["continued"] = row["run"] in steps and row.get("last_stage") in _BEFORE
-    for row, method in zip(rows, told_apart(rows), strict=True):
-        row["method"] = method
-    table = pd.DataFrame(rows)
-    small = [column for column in table if column.startswith("below/")]
+    sources = {run: _source(own) for run, own in runs.items()}
+    models = _stages_by_model(runs) if any(sources.values()) else {}
+    earlier = {run: _ancestors(sources[run], models) for run in runs}
+    records = [_summarize(run, own, earlier[run]) for run, own in runs.items()]
+    starting_points = {str(stage["run"]) for own in earlier.values() for stage in own}
+    for record in records:
+        full_width = record.get("last_stage") in _FULL_WIDTH_STAGES
+        record["continued"] = record["run"] in starting_points and full_width
+    for record, method in zip(records, distinct_methods(records), strict=True):
+        record["method"] = method
+    table = pd.DataFrame(records)
+    small = [str(column) for column in table if str(column).startswith("below/")]
     return table[[column for column in (*_SUMMARY, *small, "problems") if column in table]]
 
 
 def by_data(table: DataFrame) -> list[tuple[str, DataFrame]]:
-    """A summary in parts that may be ranked: a title and the runs of one test set each.
+    """Split a summary by test set, since only runs of one test set can be ranked.
 
-    Runs without a finished stage stand in a part of their own, unless there is one part only.
+    Returns titles and parts. Runs without a finished stage are a part of their own, unless there is
+    only one test set.
     """
     data = table["data"].fillna("") if "data" in table else table["run"].map(lambda _: "")
     parts = {str(key): part for key, part in table.groupby(data, sort=False)}
@@ -88,170 +94,147 @@ def by_data(table: DataFrame) -> list[tuple[str, DataFrame]]:
     return [(_title(key, parts), part.reset_index(drop=True)) for key, part in parts.items()]
 
 
-def show(table: DataFrame, title: str = "runs") -> None:
-    """Print a summary.
-
-    Columns in which no run has a value are left out, and settings in which no two runs differ.
-    """
-    cells = printed(table)
-    console.table(title, cells.headings, cells.lines)
+def print_summary(table: DataFrame, title: str = "runs") -> None:
+    """Print a summary without empty columns and without settings that all runs share."""
+    text = summary_text(table)
+    console.table(title, text.headings, text.lines)
 
 
-def write_table(table: DataFrame, path: str | Path) -> None:
-    """Write a frame as csv (full precision), markdown or LaTeX, by the ending of the path.
-
-    Several test sets are as many tables of markdown or LaTeX.
-    """
-    place = Path(path)
-    if place.suffix == ".csv":
-        write_text(place, lambda file: table.to_csv(file, index=False, lineterminator="\n"))
-    elif place.suffix in ENDINGS:
-        make = _latex_parts if place.suffix == ".tex" else _markdown_parts
-        write_text(place, lambda file: file.write("\n".join(make(table))))
-    else:
-        raise ArtifactError(
-            f"{place} must end in .csv, .md or .tex, which says how to write the table"
-        )
-
-
-def _markdown_parts(table: DataFrame) -> Iterator[str]:
-    parts = by_data(table)
-    for title, part in parts:
-        yield f"**{title}**\n\n{markdown(part)}" if len(parts) > 1 else markdown(part)
-
-
-def _latex_parts(table: DataFrame) -> Iterator[str]:
-    for title, part in by_data(table):
-        yield latex(part, title)
+def to_dicts(frame: DataFrame) -> list[Record]:
+    """Return the lines of a data frame as dicts without missing values."""
+    columns = [(str(key), frame[key].tolist(), frame[key].notna().tolist()) for key in frame]
+    records: list[Record] = [{} for _ in range(len(frame))]
+    for key, values, present in columns:
+        for record, value, is_present in zip(records, values, present, strict=True):
+            if is_present:
+                record[key] = value
+    return records
 
 
 def _title(data: str, parts: Mapping[str, Any]) -> str:
-    """The name of a data set, and what else is said of it where two parts have that name."""
+    """Return the data set's name, with its settings if two parts have the same name."""
     if not data:
         return "runs" if len(parts) == 1 else "no finished stage"
     name = data.split(" ")[0]
-    alone = sum(other.split(" ")[0] == name for other in parts) == 1
-    return name if alone else data
+    unique = sum(other.split(" ")[0] == name for other in parts) == 1
+    return name if unique else data
 
 
-def records(frame: DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame; values that are missing are left out."""
-    columns = [(str(key), frame[key].tolist(), frame[key].notna().tolist()) for key in frame]
-    rows: list[dict[str, Any]] = [{} for _ in range(len(frame))]
-    for key, values, there in columns:
-        for row, value, known in zip(rows, values, there, strict=True):
-            if known:
-                row[key] = value
-    return rows
+def _first_finished(stages: Sequence[Record]) -> Record:
+    return next((stage for stage in stages if stage["status"] == "finished"), {})
 
 
-def _source(stages: Sequence[Row]) -> str | None:
-    """The network of another run that a run starts from."""
-    first = next((stage for stage in stages if stage["status"] == "finished"), {})
-    start = first.get("source")
-    return start if isinstance(start, str) else None
+def _source(stages: Sequence[Record]) -> str | None:
+    """Return the identity of the model file that the run's first stage starts from."""
+    source = _first_finished(stages).get("source")
+    return source if isinstance(source, str) else None
 
 
-def _start(stages: Sequence[Row]) -> str | None:
-    """What a run starts from that no stage known of it tells of, and that makes it another one."""
-    first = next((stage for stage in stages if stage["status"] == "finished"), {})
-    return _source(stages) if first.get("stage") in ("prune", "finetune") else None
+def _external_source(stages: Sequence[Record]) -> str | None:
+    """Return the identity of the model that a run begins with, if it begins with prune or finetune.
 
-
-def _models(runs: Mapping[str, list[dict[str, Any]]]) -> dict[str, Row]:
-    """Finished stages before pruning, by what a stage that starts from them calls its source.
-
-    A stage of the same run that started there has recorded it; other model files are read.
+    No earlier stage describes that model, but two runs that start from different models are
+    different even if their settings are equal.
     """
-    found = {}
+    return (
+        _source(stages) if _first_finished(stages).get("stage") in ("prune", "finetune") else None
+    )
+
+
+def _stages_by_model(runs: Mapping[str, list[Record]]) -> dict[str, Record]:
+    """Map the identities of model files to the finished stages before pruning that wrote them.
+
+    The identity is recorded by a later stage of the same run if there is one, which saves reading
+    the model file.
+    """
+    models: dict[str, Record] = {}
     for stages in runs.values():
         done = {stage["stage"]: stage for stage in stages if stage["status"] == "finished"}
-        for name in [name for name in _BEFORE if name in done]:
-            heirs = (s for s in done.values() if s.get("origin") == f"../{name}/model.pt")
-            called = next((heir["source"] for heir in heirs), None)
-            called = called or _identity(Path(done[name]["path"]) / "model.pt")
-            found[str(called)] = done[name]
-    return found
+        for name in [name for name in _FULL_WIDTH_STAGES if name in done]:
+            later = (s for s in done.values() if s.get("origin") == f"../{name}/model.pt")
+            identity = next((stage["source"] for stage in later), None)
+            identity = identity or _file_identity(Path(done[name]["path"]) / "model.pt")
+            models[str(identity)] = done[name]
+    return models
 
 
-def _ancestors(start: str | None, made: Mapping[str, Row]) -> list[dict[str, Any]]:
-    """The stages of other runs that led to a network, the first one first."""
-    found: list[dict[str, Any]] = []
-    while start in made:
-        found.insert(0, dict(made[start]))
-        start = _source(found[:1])
-    return found
+def _ancestors(source: str | None, models: Mapping[str, Record]) -> list[Record]:
+    """Return the stages of other runs that led to a model, the earliest first."""
+    stages: list[Record] = []
+    while source is not None and source in models:
+        stages.insert(0, dict(models[source]))
+        source = _source(stages[:1])
+    return stages
 
 
-def _identity(file: Path) -> str | None:
+def _file_identity(file: Path) -> str | None:
     return identity_of(file) if file.is_file() else None
 
 
-def _run_row(
-    run: str, stages: list[dict[str, Any]], before: Sequence[dict[str, Any]] = ()
-) -> dict[str, Any]:
-    """`before` are stages of other runs, which led to the network that this one starts from."""
+def _summarize(run: str, stages: Sequence[Record], earlier: Sequence[Record]) -> Record:
+    """Return one line of the summary; `earlier` are the stages of other runs that led to it."""
     done = [stage for stage in stages if stage["status"] == "finished"]
     problems = [f"{s['stage']} {s['status']}" for s in stages if s["status"] != "finished"]
-    row: dict[str, Any] = {"run": run, "problems": ", ".join(problems)}
+    record: Record = {"run": run, "problems": ", ".join(problems)}
     if not done:
-        return row
-    known = [*before, *done]
-    last, dense = done[-1], _dense(known)
-    row |= _named(known) | {"seed": _first([*done, *before], "seed")}
-    row.update({key: last.get(key) for key in ("top1", "top5", "params", "macs")})
-    row.update({key: last.get(key) for key in ("cpu_ms", "gpu_ms")}, last_stage=last["stage"])
-    row.update({key: last[key] for key in ("data", "timing", "command") if key in last})
-    row["top1_change"] = difference(last.get("top1"), dense.get("top1"))
-    row["dense_top1"] = number(dense.get("top1"))
+        return record
+    chain = [*earlier, *done]
+    last, dense = done[-1], _dense_metrics(chain)
+    record |= _facts(chain) | {"seed": _first_value([*done, *earlier], "seed")}
+    record.update({key: last.get(key) for key in ("top1", "top5", "params", "macs")})
+    record.update({key: last.get(key) for key in ("cpu_ms", "gpu_ms")}, last_stage=last["stage"])
+    record.update({key: last[key] for key in ("data", "timing", "command") if key in last})
+    record["top1_change"] = difference(last.get("top1"), dense.get("top1"))
+    record["dense_top1"] = to_number(dense.get("top1"))
     for key in ("params", "macs"):
-        row[f"{key}_ratio"] = ratio(dense.get(key), last.get(key))
-        row[f"{key}_share"] = ratio(last.get(key), dense.get(key))
-    row["speedup"] = ratio(dense.get("cpu_ms"), last.get("cpu_ms"))
-    row["gpu_speedup"] = last.get("gpu_speedup")
-    return row | _moments(known)
+        record[f"{key}_ratio"] = ratio(dense.get(key), last.get(key))
+        record[f"{key}_share"] = ratio(last.get(key), dense.get(key))
+    record["speedup"] = ratio(dense.get("cpu_ms"), last.get("cpu_ms"))
+    record["gpu_speedup"] = last.get("gpu_speedup")
+    return record | _intermediate_metrics(chain)
 
 
-def _named(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the run is called: the first stage that says so, sparsify's penalty before a criterion.
+def _facts(stages: Sequence[Record]) -> Record:
+    """Return the facts about a run, each from the first stage that has it, and its `setting`.
 
-    Timing and exported files do not make two runs different.
+    So the penalty of sparsify comes before the criterion of prune. Read-only stages do not count
+    for `setting`: timing and exported files do not make two runs different.
     """
-    keys = [key for stage in done for key in stage if key in _SAID or key.startswith("trait/")]
-    found = {key: _first(done, key) for key in dict.fromkeys(keys)}
-    names = {key: found.get(key) or "" for key in ("model", "dataset", "method")}
-    made = [stage.get("setting") for stage in done if stage["stage"] not in LOOKING]
-    return {**found, **names, "setting": fingerprint([_start(done), *made])}
+    keys = [key for stage in stages for key in stage if key in _FACTS or key.startswith("trait/")]
+    facts = {key: _first_value(stages, key) for key in dict.fromkeys(keys)}
+    names = {key: facts.get(key) or "" for key in ("model", "dataset", "method")}
+    settings = [s.get("setting") for s in stages if s["stage"] not in READ_ONLY_STAGES]
+    return {**facts, **names, "setting": fingerprint([_external_source(stages), *settings])}
 
 
-def _first(done: Sequence[Row], key: str) -> Any:
-    """The first value that is there; frames mark what is not by not-a-number."""
-    return next((s[key] for s in done if s.get(key) is not None and s[key] == s[key]), None)
+def _first_value(stages: Sequence[Record], key: str) -> Any:
+    """Return the first value that is present; data frames mark missing ones by NaN."""
+    return next((s[key] for s in stages if s.get(key) is not None and s[key] == s[key]), None)
 
 
-def _moments(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """Accuracy right after pruning and after tuning, and how many rows were small before."""
-    stages = {stage["stage"]: stage for stage in done}
-    sparse = stages.get("sparsify", {})
+def _intermediate_metrics(stages: Sequence[Record]) -> Record:
+    """Return the accuracy after pruning and after tuning, and shares of small rows before."""
+    by_name = {stage["stage"]: stage for stage in stages}
+    sparse = by_name.get("sparsify", {})
     small = {key: value for key, value in sparse.items() if str(key).startswith("below/")}
     return {
-        "pruned_top1": stages.get("prune", {}).get("top1"),
-        "tuned_top1": stages.get("finetune", {}).get("top1"),
+        "pruned_top1": by_name.get("prune", {}).get("top1"),
+        "tuned_top1": by_name.get("finetune", {}).get("top1"),
         **small,
     }
 
 
-def _dense(done: list[dict[str, Any]]) -> dict[str, Any]:
-    """Figures of the dense network: from measure, what it lacks from the stage that trained it.
+def _dense_metrics(stages: Sequence[Record]) -> Record:
+    """Return the dense network's metrics, from measure, else from pretrain.
 
-    A run without either knows the sizes alone, from sparsifying, which leaves channels in place.
+    Without either only its size is known, from sparsify, which removes no channels.
     """
     prefix = "dense_"
     measured = {
         key.removeprefix(prefix): value
-        for key, value in done[-1].items()
-        if key.startswith(prefix) and number(value) is not None
+        for key, value in stages[-1].items()
+        if key.startswith(prefix) and to_number(value) is not None
     }
-    stages = {stage["stage"]: stage for stage in done}
-    sizes = {key: stages.get("sparsify", {}).get(key) for key in ("params", "macs")}
-    return {**sizes, **stages.get("pretrain", {}), **measured}
+    by_name = {stage["stage"]: stage for stage in stages}
+    sizes = {key: by_name.get("sparsify", {}).get(key) for key in ("params", "macs")}
+    return {**sizes, **by_name.get("pretrain", {}), **measured}

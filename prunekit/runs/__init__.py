@@ -1,1 +1,1 @@
-"""Run directories, reports, tables and plots."""
+"""Run directories: their files, locks, reports, and what jobs of a sweep share."""

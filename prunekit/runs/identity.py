@@ -1,4 +1,4 @@
-"""What a run is: everything that decides its result, by content and not by where it lies."""
+"""The identity of a run: digests of the files and code that decide its result."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from prunekit.build import build
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.graph.arguments import Arguments
 from prunekit.graph.recording.runs import record
-from prunekit.runs.digests import sha256_of
+from prunekit.runs.files import sha256_of
+from prunekit.runs.report import Settings
 
-Settings = Mapping[str, Any]
 UNKNOWN = "not known"
-# networks of other packages, which prunekit builds by name
-_NAMED = {
+# functions that build networks of other packages by name
+_PACKAGES = {
     "prunekit.models.torchvision_model": "torchvision",
     "prunekit.models.timm_model": "timm",
 }
@@ -32,40 +32,40 @@ _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def content_of(file: Path) -> str:
-    """A digest of all that a file holds; ArtifactError where it cannot be read."""
+    """Return the digest of a file's content; ArtifactError if it cannot be read."""
     try:
         return f"sha256:{sha256_of(file)[:32]}"
     except OSError as error:
         raise ArtifactError(f"{file} cannot be read: {error.strerror}; make it again") from error
 
 
-def without(settings: Settings, places: frozenset[str], prefix: str = "") -> dict[str, Any]:
-    """Nested settings without those at the dotted keys `places`."""
-    kept = {key: node for key, node in settings.items() if f"{prefix}{key}" not in places}
+def without(settings: Settings, keys: frozenset[str], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings without those at the given dotted keys."""
+    rest = {key: node for key, node in settings.items() if f"{prefix}{key}" not in keys}
     return {
-        key: without(node, places, f"{prefix}{key}.") if isinstance(node, Mapping) else node
-        for key, node in kept.items()
+        key: without(node, keys, f"{prefix}{key}.") if isinstance(node, Mapping) else node
+        for key, node in rest.items()
     }
 
 
 def network_of(arch: Settings, shape: tuple[int, ...]) -> dict[str, str]:
-    """What settings leave open about the network that they build; `shape` is one example's.
+    """Return the identity of a network as far as its settings do not determine it.
 
-    Nothing for those of prunekit; the version of the package for torchvision and timm. Of any other
-    class the state, the modules, and the steps of a recorded run: code that is edited is
-    another network, unless it is inside a function that stays one step of the graph. ConfigError
-    where it cannot be built.
+    This is empty for networks of prunekit, and the package's version for torchvision and timm. For
+    other classes it is a digest of the state, the modules and the steps of a recorded run on one
+    example of the given shape, so that edited code makes another network, unless it is inside a
+    function that the graph records as one step. Raises ConfigError if the network cannot be built.
     """
     targets = {*targets_in(arch)}
-    packages = {_NAMED[target] for target in targets if target in _NAMED}
-    found = {package: _version(package) for package in sorted(packages)}
+    packages = {_PACKAGES[target] for target in targets if target in _PACKAGES}
+    identity = {package: _version(package) for package in sorted(packages)}
     if any(is_foreign(target) for target in targets):
-        found["structure"] = _structure(_light(arch), shape)
-    return found
+        identity["structure"] = _structure(_build_light(arch), shape)
+    return identity
 
 
 def targets_in(node: Any) -> Iterator[str]:
-    """Every `_target_` of nested settings."""
+    """Yield every `_target_` of nested settings."""
     if isinstance(node, Mapping):
         if "_target_" in node:
             yield str(node["_target_"])
@@ -76,7 +76,7 @@ def targets_in(node: Any) -> Iterator[str]:
 
 
 def is_foreign(target: str) -> bool:
-    """Whether a class is none of prunekit's, so that its code may change between two runs."""
+    """Return whether a class is not part of prunekit: its code may change between two runs."""
     return not target.startswith("prunekit.")
 
 
@@ -86,19 +86,19 @@ def _version(package: str) -> str:
     return "absent"
 
 
-def _light(arch: Settings) -> nn.Module:
-    """The network without memory for its numbers, where its constructor allows that."""
+def _build_light(arch: Settings) -> nn.Module:
+    """Build the network on the meta device if its constructor allows that, else on the CPU."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they come again when the network is built to be used
-        with suppress(Exception), torch.device("meta"):  # whatever a class of the user's raises
+        warnings.simplefilter("ignore")  # they appear again when the stage builds it
+        with suppress(Exception), torch.device("meta"):  # constructors of users raise anything
             return build(arch, "model")
         return build(arch, "model")
 
 
 def _structure(model: Any, shape: tuple[int, ...]) -> str:
-    """A digest of names, shapes and types of the state, of the modules, and of the graph."""
+    """Return a digest of the state's names, shapes and types, the modules, and the graph."""
     if not isinstance(model, nn.Module):
-        return UNKNOWN  # it is refused where it is used
+        return UNKNOWN  # the stage that uses it raises the error
     state = [f"{name} {_kind(value)}" for name, value in sorted(model.state_dict().items())]
     modules = [
         f"{name} {type(module).__qualname__} {module.extra_repr()}"
@@ -109,12 +109,12 @@ def _structure(model: Any, shape: tuple[int, ...]) -> str:
 
 
 def _kind(value: Any) -> str:
-    plain = isinstance(value, Tensor) and not isinstance(value, UninitializedTensorMixin)
-    return f"{tuple(value.shape)} {value.dtype}" if plain else type(value).__name__
+    has_shape = isinstance(value, Tensor) and not is_lazy(value)
+    return f"{tuple(value.shape)} {value.dtype}" if has_shape else type(value).__name__
 
 
 def _steps(model: nn.Module, shape: tuple[int, ...]) -> list[str]:
-    """What the forward calls on what, in eval and train mode; nothing where it cannot be traced."""
+    """Return the recorded steps in eval and train mode, none if the model cannot be traced."""
     with suppress(PrunekitError):
         runs = record(model, Arguments.of(torch.empty(1, *shape, device="meta")))
         return [line for run in runs for line in run.lines()]

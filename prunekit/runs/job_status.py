@@ -1,4 +1,4 @@
-"""Where the jobs of a sweep, each in a process or on a machine of its own, say how far they are."""
+"""The status of a sweep's jobs, which may run in other processes or on other machines."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from prunekit.errors import ArtifactError
 from prunekit.runs.files import read_json, write_json
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
-FOLDER = f".sweep-{platform.node()}-"  # and the process that put it up
-_EVERY = 0.5  # seconds between two notes of progress
+FOLDER_PREFIX = f".sweep-{platform.node()}-"  # followed by the id of the sweep's process
+_SECONDS_BETWEEN = 0.5  # reports of progress
 
 
 @dataclass(frozen=True)
-class Status:
-    """What one job says of itself.
+class JobStatus:
+    """The state of one job.
 
-    `place` is its directory, `settings` what it was started with, `step` what it is doing.
+    `place` is its directory, `settings` are the overrides that it was started with, and `step` is
+    what it is doing.
     """
 
     place: str
@@ -29,45 +31,46 @@ class Status:
     state: str = RUNNING
     stage: str = ""
     step: str = ""
-    top1: float | None = None  # percent, of the last stage that is finished, on test images
-    val_top1: float | None = None  # the same on images held out, by which jobs are compared
+    top1: float | None = None  # percent on test images, of the last finished stage
+    val_top1: float | None = None  # the same on validation images, by which jobs are compared
     error: str = ""
 
 
 @dataclass(frozen=True)
-class Board:
-    """A folder with a file per job, named by its number."""
+class StatusDir:
+    """A folder with one status file per job, named by the job's number."""
 
     path: Path
 
-    def read(self) -> dict[int, Status]:
-        """What every job said last; a file that is just being replaced is read next time."""
-        found = {}
+    def read(self) -> dict[int, JobStatus]:
+        """Return the last status of every job; skips files that are being replaced."""
+        jobs = {}
         for file in self.path.glob("[0-9]*.json"):
             try:
-                said = read_json(file)
-                found[int(file.stem)] = Status(**{**said, "settings": tuple(said["settings"])})
+                values = read_json(file)
+                values["settings"] = tuple(values["settings"])
+                jobs[int(file.stem)] = JobStatus(**values)
             except (ArtifactError, KeyError, TypeError):
                 continue
-        return dict(sorted(found.items()))
+        return dict(sorted(jobs.items()))
 
-    def post(self, number: int, status: Status) -> None:
-        """Replace what the job said."""
+    def write(self, number: int, status: JobStatus) -> None:
+        """Replace the status of one job."""
         write_json(self.path / f"{number}.json", asdict(status))
 
 
-def owner(place: Path) -> int | None:
-    """The process of this machine that put up the board; None where the name says none."""
-    number = place.name.removeprefix(FOLDER)
+def owner_of(folder: Path) -> int | None:
+    """Return the id of the process on this machine that made the folder; None if it has none."""
+    number = folder.name.removeprefix(FOLDER_PREFIX)
     return int(number) if number.isdigit() else None
 
 
-def left(place: Path) -> bool:
-    """Whether the process of this machine that put up the board is gone."""
-    if (process := owner(place)) is None:
+def is_abandoned(folder: Path) -> bool:
+    """Return whether the process on this machine that made the folder has ended."""
+    if (process := owner_of(folder)) is None:
         return False
     try:
-        os.kill(process, 0)  # asks only whether it lives
+        os.kill(process, 0)  # sends no signal
     except ProcessLookupError:
         return True
     except OSError:
@@ -75,27 +78,27 @@ def left(place: Path) -> bool:
     return False
 
 
-class Notice:
-    """The status of one job, which it keeps up to date."""
+class StatusWriter:
+    """Keeps the status of one job, and its file in a `StatusDir` if there is one, up to date."""
 
-    def __init__(self, board: Board | None, number: int, status: Status) -> None:
-        self.board, self.number, self.status = board, number, status
-        self._last = 0.0
+    def __init__(self, directory: StatusDir | None, number: int, status: JobStatus) -> None:
+        self.directory, self.number, self.status = directory, number, status
+        self._last_write = 0.0
 
-    def tell(self, **facts: str | float | None) -> None:
-        """Change some of the status."""
-        self.status = replace(self.status, **facts)
-        if self.board is not None:
-            self.board.post(self.number, self.status)
-            self._last = time.monotonic()
+    def update(self, **fields: Any) -> None:
+        """Change fields of the status and write it."""
+        self.status = replace(self.status, **fields)
+        if self.directory is not None:
+            self.directory.write(self.number, self.status)
+            self._last_write = time.monotonic()
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Say how far work is; what begins at once, then at most twice a second."""
-        if done == 0 or time.monotonic() - self._last >= _EVERY:
-            self.tell(step=label if total <= 1 else f"{label}, {done / total:.0%}")
+        """Report the progress of a step: its start at once, then at most twice a second."""
+        if done == 0 or time.monotonic() - self._last_write >= _SECONDS_BETWEEN:
+            self.update(step=label if total <= 1 else f"{label}, {done / total:.0%}")
 
     def stage(self, name: str, metrics: Mapping[str, object] | None = None) -> None:
-        """Say that a stage begins, or with its metrics, that it is finished."""
-        known = {key: (metrics or {}).get(key) for key in ("top1", "val_top1")}
-        found = {key: float(v) for key, v in known.items() if isinstance(v, int | float)}
-        self.tell(stage=name, step="", **found)
+        """Report that a stage begins, or with its metrics that it has finished."""
+        values = {key: (metrics or {}).get(key) for key in ("top1", "val_top1")}
+        numbers = {key: float(v) for key, v in values.items() if isinstance(v, int | float)}
+        self.update(stage=name, step="", **numbers)

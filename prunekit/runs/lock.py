@@ -1,7 +1,7 @@
-"""One process at a time works on a run, and knows when the directory is no longer the one it took.
+"""A lock that lets one process at a time work on a run directory.
 
-A directory that is removed under a process, and made again by another one, is another directory:
-the lock of the first is on a file that has no name any more.
+A directory that is removed under a process and made again by another is a different directory: the
+first process's lock is on a file that has no name any more. The lock notices that.
 """
 
 from __future__ import annotations
@@ -21,63 +21,64 @@ from prunekit.errors import ArtifactError
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-NAME = ".lock"
-_TRIES = 100
-Stamp = tuple[int, int]  # device and inode: a file that is held open keeps both to itself
+LOCK_FILE = ".lock"
+_ATTEMPTS = 100
+FileId = tuple[int, int]  # device and inode: no other file has both while this one is open
 
 
 @contextmanager
-def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """KeepZeros a run's directory, which is made where there is none, for one process.
+def hold(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the lock of a run directory, which is created if it does not exist.
 
-    The lock goes with the process, however it ends. ArtifactError where another process has it,
-    unless it is to `wait` for that; and inside, before any file below takes its name, where the
-    directory was removed or replaced. A directory in which nothing was done is removed again.
+    The lock is released when the process ends, however it ends. Raises ArtifactError if another
+    process holds it, unless `wait` is set; and inside the block, before any file below the folder
+    is replaced, if the directory was removed or replaced meanwhile. A directory in which nothing
+    was done is removed again.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    lock, stamp = _acquired(folder, wait)
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    lock, file_id = _acquire(folder, wait)
     try:
-        with guarded(folder, partial(_check, folder, stamp)):
+        with guarded(folder, partial(_check, folder, file_id)):
             yield
     finally:
-        if _stamp(folder) == stamp:
-            _leave_nothing(folder, made)
+        if _file_id(folder) == file_id:
+            _remove_unused(folder, created)
         lock.release()
 
 
 @contextmanager
-def free(folder: Path) -> Iterator[bool]:
-    """Whether nobody works on a run that there is; inside, nobody begins to."""
-    lock, alone = None, True
-    if (folder / NAME).is_file():
+def try_hold(folder: Path) -> Iterator[bool]:
+    """Yield whether no other process works on an existing run; none can start inside the block."""
+    lock, free = None, True
+    if (folder / LOCK_FILE).is_file():
         try:
             lock = _try(folder)
-            alone = lock is not None
+            free = lock is not None
         except OSError:  # it cannot even be opened
-            alone = False
+            free = False
     try:
-        yield alone
+        yield free
     finally:
         if lock is not None:
             lock.release()
 
 
-def _acquired(folder: Path, wait: bool) -> tuple[BaseFileLock, Stamp]:
-    for _ in range(_TRIES):
-        with contextlib.suppress(FileNotFoundError):  # who had it did nothing and removed it
+def _acquire(folder: Path, wait: bool) -> tuple[BaseFileLock, FileId]:
+    for _ in range(_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError):  # the last holder did nothing and removed it
             folder.mkdir(parents=True, exist_ok=True)
-            lock = _try(folder) or _waited(folder, wait)
-            if (stamp := _stamp(folder)) is not None:
-                return lock, stamp
+            lock = _try(folder) or _wait_for(folder, wait)
+            if (file_id := _file_id(folder)) is not None:
+                return lock, file_id
             lock.release()
     raise ArtifactError(f"{folder} is removed again and again; choose name=...")
 
 
 def _try(folder: Path) -> BaseFileLock | None:
-    """The lock, None where another process has it."""
+    """Return the lock, or None if another process holds it."""
     from filelock import FileLock, Timeout
 
-    lock = FileLock(folder / NAME)
+    lock = FileLock(folder / LOCK_FILE)
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -85,14 +86,14 @@ def _try(folder: Path) -> BaseFileLock | None:
     return lock
 
 
-def _waited(folder: Path, wait: bool) -> BaseFileLock:
+def _wait_for(folder: Path, wait: bool) -> BaseFileLock:
     from filelock import FileLock
 
     if not wait:
         raise ArtifactError(
             f"another process is working on {folder}; wait for it, or choose name=..."
         )
-    lock = FileLock(folder / NAME)
+    lock = FileLock(folder / LOCK_FILE)
     set_status("waits for another process")
     try:
         lock.acquire()
@@ -101,27 +102,27 @@ def _waited(folder: Path, wait: bool) -> BaseFileLock:
     return lock
 
 
-def _stamp(folder: Path) -> Stamp | None:
+def _file_id(folder: Path) -> FileId | None:
     try:
-        found = os.stat(folder / NAME)
+        status = os.stat(folder / LOCK_FILE)
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _check(folder: Path, stamp: Stamp) -> None:
-    if _stamp(folder) != stamp:
+def _check(folder: Path, file_id: FileId) -> None:
+    if _file_id(folder) != file_id:
         raise ArtifactError(
             f"{folder} was removed or replaced while this process worked on it, which stops here "
             "and writes nothing more; the same command starts anew"
         )
 
 
-def _leave_nothing(folder: Path, made: list[Path]) -> None:
-    """Remove the lock where nothing was done, and folders that were made for it."""
+def _remove_unused(folder: Path, created: list[Path]) -> None:
+    """Remove the lock file, and folders that were created for it, if no stage was begun."""
     with contextlib.suppress(OSError):
         stages = [path for path in folder.iterdir() if path.is_dir()]
         if not any(any(stage.iterdir()) for stage in stages):
-            (folder / NAME).unlink()
-            for place in made:
-                place.rmdir()
+            (folder / LOCK_FILE).unlink()
+            for path in created:
+                path.rmdir()

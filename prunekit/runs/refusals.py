@@ -1,4 +1,4 @@
-"""What is said where a stage holds other work than is asked for: what is at stake, and the way."""
+"""Errors for a stage directory that holds other work: what would be lost, and how to keep it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from pathlib import Path
 
 from prunekit.errors import ArtifactError
 from prunekit.runs.files import read_json
-from prunekit.runs.layout import PROGRESS, RESULTS, STAGES, named
+from prunekit.runs.layout import PROGRESS, RESULTS, STAGES, matching_files
 
 
-def made_otherwise(run: Path, stage: str, changes: str) -> ArtifactError:
-    """For a stage of a run that was made with other settings."""
+def different_settings(run: Path, stage: str, changes: str) -> ArtifactError:
+    """Return the error for a stage that was begun with other settings."""
     later = STAGES[STAGES.index(stage) :]
-    lost = [f"{name} ({_seconds(run / name):.0f} s)" for name in later if _begun(run / name)]
+    lost = [f"{name} ({_seconds(run / name):.0f} s)" for name in later if _has_work(run / name)]
     return ArtifactError(
         f"{run / stage} was made with other settings: {changes}; choose "
-        f"name=...{_way(run, stage)}, or overwrite=true, which removes {', '.join(lost)}"
+        f"name=...{_command_to_keep(run, stage)}, or overwrite=true, which removes "
+        f"{', '.join(lost)}"
     )
 
 
-def begun_earlier(stage: Path, finished: bool) -> ArtifactError:
-    """For work of an earlier version of prunekit."""
+def earlier_version(stage: Path, finished: bool) -> ArtifactError:
+    """Return the error for work of an earlier version of prunekit."""
     reason = "which did not note all that decides a result"
     if finished:
         return ArtifactError(
@@ -35,33 +36,33 @@ def begun_earlier(stage: Path, finished: bool) -> ArtifactError:
     )
 
 
-def _way(run: Path, stage: str) -> str:
-    """The command that starts from what is there already, where that is a model."""
-    before = [name for name in STAGES[: STAGES.index(stage)] if _usable(run / name)]
-    if not before:
+def _command_to_keep(run: Path, stage: str) -> str:
+    """Return the command that starts from the run's last model, "" if it has none."""
+    earlier = [name for name in STAGES[: STAGES.index(stage)] if _has_model(run / name)]
+    if not earlier:
         return ""
-    line = ["prunekit", stage, f"source={relpath(run / before[-1])}", f"name={_free(run)}"]
+    line = ["prunekit", stage, f"source={relpath(run / earlier[-1])}", f"name={_free_name(run)}"]
     return f" ({shlex.join(line)} keeps what was trained)"
 
 
-def _free(run: Path) -> str:
-    """A name beside the run's that is not taken."""
+def _free_name(run: Path) -> str:
+    """Return the run's name with the first number that makes it unused."""
     number = 2
     while (run.parent / f"{run.name}-{number}").exists():
         number += 1
     return f"{run.name}-{number}"
 
 
-def _usable(stage: Path) -> bool:
+def _has_model(stage: Path) -> bool:
     return (stage / "report.json").is_file() and (stage / "model.pt").is_file()
 
 
-def _begun(stage: Path) -> bool:
-    return {file.name for file in named(stage, (*RESULTS, *PROGRESS))} > {"settings.json"}
+def _has_work(stage: Path) -> bool:
+    return {file.name for file in matching_files(stage, (*RESULTS, *PROGRESS))} > {"settings.json"}
 
 
 def _seconds(stage: Path) -> float:
-    """How long it was worked on, as far as that is known."""
+    """Return the seconds spent on a stage, 0 if no file says so."""
     for name in ("report.json", "seconds"):
         try:
             return float(read_json(stage / name).get("seconds", 0))

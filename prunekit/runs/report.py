@@ -1,4 +1,4 @@
-"""The report of a stage, and the facts about the machine it ran on."""
+"""The report of a stage, and the versions and hardware that it ran with."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage function returns: one flat row of numbers, and what the reader must know.
+    """The result of a stage: its metrics and notes for the user.
 
-    `command` is the line that was typed, where there was one.
+    `command` is the command line that asked for it, None if there was none.
     """
 
     metrics: Metrics
@@ -30,12 +30,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Report:
-    """The content of `report.json`; `metrics` is one row of a table.
+    """The content of `report.json`.
 
-    `source` says what the source is called and holds, `origin` where it lay: relative to the
-    directory of the stage, and no part of what the stage is. `command` makes it again. `files` are
-    digests of what the stage left, by name, and `digest` is that of the report itself; both are
-    empty in reports of earlier versions.
+    `source` is the name and digest of the model file that the stage started from, `origin` its path
+    relative to the stage directory, which may change without making it another stage. `command`
+    repeats the run. `files` maps the names of the stage's files to their digests, and `digest` is
+    that of the report; reports of earlier versions have neither.
     """
 
     stage: str
@@ -50,27 +50,27 @@ class Report:
     files: Mapping[str, str] = field(default_factory=dict)
     digest: str | None = None
 
-    def sealed(self) -> Report:
-        """The same with a digest of itself."""
+    def with_digest(self) -> Report:
+        """Return a copy that holds the digest of its other fields."""
         return replace(self, digest=self._digest())
 
     @property
     def edited(self) -> bool:
-        """Whether it was changed since it was written, as far as it can tell."""
+        """Return whether it differs from its own digest; False if it has none."""
         return self.digest is not None and self.digest != self._digest()
 
     def _digest(self) -> str:
-        """Sixteen characters that say what it holds, however its json is indented."""
+        """Return 16 characters that depend on the content and not on the indentation of json."""
         plain = json.loads(json.dumps(asdict(replace(self, digest=None)), default=str))
         return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for json."""
+        """Return plain values, ready for json."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
-        """The inverse of `to_dict`; TypeError or ValueError for values of another kind."""
+        """Invert `to_dict`; raises TypeError or ValueError if the values are no report."""
         report = cls(**{**values, "notes": tuple(values.get("notes", ()))})
         kinds = {"stage": str, "settings": Mapping, "metrics": Mapping, "files": Mapping}
         for key, kind in kinds.items():
@@ -79,15 +79,32 @@ class Report:
         return report
 
 
+def flatten(settings: Settings, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings with dotted keys, for example {"solver.rho": 1.0}."""
+    values: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            values.update(flatten(value, f"{prefix}{key}."))
+        else:
+            values[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
+    return values
+
+
+def fingerprint(values: object) -> str:
+    """Return eight characters that are equal for equal plain values."""
+    text = json.dumps(values, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def environment() -> dict[str, str]:
-    """Versions and hardware that a reader needs to judge a number."""
+    """Return the versions and hardware that a reader needs to judge a number."""
     import torch
 
     from prunekit import __version__
 
     facts = {
         "prunekit": __version__,
-        **({"commit": found} if (found := _commit()) else {}),
+        **({"commit": commit} if (commit := _commit()) else {}),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": platform.platform(terse=True),
@@ -101,16 +118,16 @@ def environment() -> dict[str, str]:
 
 @cache
 def _commit() -> str | None:
-    """The commit of the checkout that runs, "+" where files differ; None where it is installed."""
+    """Return the commit of this checkout, with "+" if files differ from it; None if installed."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     line = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
-        found = subprocess.run(line, capture_output=True, text=True, timeout=10, check=True)
+        process = subprocess.run(line, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return process.stdout.strip() or None
 
 
 def _cpu_model() -> str:

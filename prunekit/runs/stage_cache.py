@@ -1,4 +1,4 @@
-"""Stages that the jobs of a sweep share: computed by whoever comes first, taken by all others."""
+"""Stages that jobs of a sweep share: the first job computes a stage, the others link its files."""
 
 from __future__ import annotations
 
@@ -12,73 +12,72 @@ from pathlib import Path
 from prunekit.atomic_write import assure, set_aside
 from prunekit.console import complain
 from prunekit.errors import ArtifactError
-from prunekit.runs.digests import compare
-from prunekit.runs.labels import fingerprint
-from prunekit.runs.layout import RESULTS, TRACKED, named
-from prunekit.runs.report import Settings
+from prunekit.runs.files import compare_digests
+from prunekit.runs.layout import RESULTS, TRACKER_FILES, matching_files
+from prunekit.runs.report import Settings, fingerprint
 from prunekit.runs.rundir import RunDir, StageDir
 
-SHARED = ".shared"  # the folder, beside the runs of sweeps
+SHARED = ".shared"  # the folder of the cache, beside the runs of a sweep
 
 
 def entry_name(stage: str, identity: Settings) -> str:
-    """The folder of the stage with this identity."""
+    """Return the name of the cache's folder for a stage with this identity."""
     return f"{stage}-{fingerprint(identity)}"
 
 
 @dataclass(frozen=True)
 class StageCache:
-    """A folder of stages by what they are: `<stage>-<fingerprint of its identity>/<stage>`.
+    """A folder of finished stages, `<stage>-<fingerprint of its identity>/<stage>`.
 
-    It is a cache. Who takes a stage gets links to its files, so that deleting the folder loses
-    nothing but work that could have been spared.
+    Runs hold hard links to the files, so deleting the folder loses no result.
     """
 
     path: Path
 
     @contextmanager
     def stage(self, name: str, identity: Settings) -> Iterator[StageDir]:
-        """KeepZeros the stage with this identity; waits while another job computes it.
+        """Yield the stage with this identity, locked; waits while another job computes it.
 
-        A finished one in which any byte differs from what was written, a csv that a person edited
-        in one of the runs too, is set aside, so that it is computed anew.
+        A finished stage is set aside, to be computed again, if any byte differs from what was
+        written, even in a csv that a person edited in one of the runs.
         """
         run = RunDir(self.path / entry_name(name, identity))
         with run.lock(wait=True):
-            place = run.stage(name)
-            if place.finished and (fault := _fault(place)):
-                aside = set_aside(place.path)
+            stage = run.stage(name)
+            if stage.finished and (fault := _find_fault(stage)):
+                target = set_aside(stage.path)
                 complain(
-                    f"{fault}; it was set aside as {os.path.relpath(aside)} and is computed anew"
+                    f"{fault}; it was set aside as {os.path.relpath(target)} and is computed anew"
                 )
-            yield place
+            yield stage
 
 
-def _fault(place: StageDir) -> str:
-    """What is wrong with a finished stage; nothing where all bytes are those that were written."""
-    shown = os.path.relpath(place.path)
+def _find_fault(stage: StageDir) -> str:
+    """Return what changed in a finished stage, "" if every byte is as it was written."""
+    path = os.path.relpath(stage.path)
     try:
-        report = place.report()
+        report = stage.report()
     except ArtifactError:
-        return f"{shown}/report.json is damaged"
-    changed = [*compare(place.path, report.files).any, *(["report.json"] if report.edited else [])]
-    return f"{', '.join(changed)} of {shown}, which runs share, changed" if changed else ""
+        return f"{path}/report.json is damaged"
+    changed = compare_digests(stage.path, report.files).all
+    names = [*changed, *(["report.json"] if report.edited else [])]
+    return f"{', '.join(names)} of {path}, which runs share, changed" if names else ""
 
 
-def adopt(made: StageDir, place: StageDir, command: str | None = None) -> None:
-    """Make the finished stage `made` that of `place`, which was begun with the same settings.
+def link_stage(shared: StageDir, stage: StageDir, command: str | None = None) -> None:
+    """Give `stage` the files of the finished stage `shared`, which has the same identity.
 
-    Files are hard links where the file system has them, else copies. The report, which says where
-    the source lies and which `command` asked for it, is written anew, and last.
+    Files become hard links, or copies if the file system has no links. The report is written last
+    and not linked: it records the run's own path to the source, and its `command`.
     """
-    for file in named(made.path, (*RESULTS, *TRACKED)):
+    for file in matching_files(shared.path, (*RESULTS, *TRACKER_FILES)):
         if file.name not in ("settings.json", "report.json"):
-            _link(file, place.path / file.name)
-    place.take(replace(made.report(), command=command))
+            _link(file, stage.path / file.name)
+    stage.adopt_report(replace(shared.report(), command=command))
 
 
 def _link(file: Path, target: Path) -> None:
-    """A second name for the file; files are replaced whole, never written in place."""
+    """Give the file a second name, which is safe since files are never written in place."""
     assure(target)
     target.unlink(missing_ok=True)
     try:

@@ -1,4 +1,4 @@
-"""The directory of one stage: what is finished is skipped, what was interrupted is resumed."""
+"""The directory of one stage: finished work is skipped, interrupted work is resumed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from prunekit.atomic_write import assure, set_aside
 from prunekit.console import complain
 from prunekit.errors import ArtifactError, listed
 from prunekit.renamed import current
-from prunekit.runs import former
-from prunekit.runs.digests import compare, digest_of
-from prunekit.runs.files import read_json, write_csv, write_json
-from prunekit.runs.layout import CONTINUED, DRAFTS, PROGRESS, RESULTS, foreign, named
-from prunekit.runs.refusals import begun_earlier, made_otherwise
-from prunekit.runs.report import Outcome, Report, Settings, environment
+from prunekit.runs import layout
+from prunekit.runs.files import compare_digests, digest_of, read_json, write_csv, write_json
+from prunekit.runs.layout import CONTINUED, DRAFTS, PROGRESS, RESULTS, matching_files
+from prunekit.runs.refusals import different_settings, earlier_version
+from prunekit.runs.report import Outcome, Report, Settings, environment, fingerprint, flatten
 
 if TYPE_CHECKING:
     from prunekit.runs.rundir import RunDir
     from prunekit.training import Checkpoint
 
-FORMAT = 2  # of settings.json; the first had no number and left out what the data hold
-_WARNINGS = ".warnings"  # no work: other settings may follow what was warned of
+FORMAT = 2  # of settings.json; the first had no number and no digests of the data
+_WARNINGS = ".warnings"  # does not count as work: warnings alone do not bind the settings
 
 
-class Status(Enum):
-    """What `StageDir.begin` found."""
+class StageStatus(Enum):
+    """The state of a stage directory when `StageDir.begin` compares it with the settings."""
 
     NEW = "new"
     RESUME = "resume"
@@ -39,13 +38,13 @@ class Status(Enum):
 
 
 class Listener(Protocol):
-    """Takes the numbers of a stage, besides its files; `stage` is its directory."""
+    """Receives the numbers of a stage as they are written; `stage` is its directory."""
 
-    def epochs(self, stage: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All rows of metrics.csv so far, after every epoch."""
+    def epochs(self, stage: Path, records: Sequence[Mapping[str, Any]]) -> None:
+        """Receive all lines of metrics.csv so far, after every epoch."""
 
     def finished(self, stage: Path, report: Report) -> None:
-        """The report, right before it is written."""
+        """Receive the report right before it is written."""
 
 
 class StageDir:
@@ -55,50 +54,49 @@ class StageDir:
         self.run, self.name = run, name
         self.path = run.path / name
         self._started = time.monotonic()
-        self._settings: Settings = {}
+        self._identity: Settings = {}
         self._source: Path | None = None
         self._teacher: Path | None = None
         self._listener: Listener | None = None
 
     @property
     def finished(self) -> bool:
-        """Whether the report, which is written last, is there."""
+        """Return whether the report exists, which is written last."""
         return (self.path / "report.json").is_file()
 
     @property
     def started(self) -> bool:
-        """Whether there is any work in it: more than the settings it was asked for."""
-        work = named(self.path, (*RESULTS, *PROGRESS))
+        """Return whether any work was done here, beyond writing the settings."""
+        work = matching_files(self.path, (*RESULTS, *PROGRESS))
         return any(file.name not in ("settings.json", _WARNINGS) for file in work)
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """Where training saves its progress; it is continued by the same stage only."""
-        from prunekit.runs.labels import fingerprint
-        from prunekit.training import Checkpoint  # brings torch
+        """The checkpoint of training, which only a stage with the same identity continues."""
+        from prunekit.training import Checkpoint  # imports torch
 
-        return Checkpoint(self.path / "last.pt", f"{self.name} {fingerprint(self._settings)}")
+        return Checkpoint(self.path / "last.pt", f"{self.name} {fingerprint(self._identity)}")
 
     @property
     def identity(self) -> Settings:
-        """What it was begun with."""
-        return self._settings
+        """The settings and digests that decide the result, as `begin` received them."""
+        return self._identity
 
     @property
-    def sourced(self) -> bool:
-        """Whether it starts from a model file."""
+    def has_source(self) -> bool:
+        """Return whether the stage starts from a model file."""
         return self._source is not None
 
     @property
     def source(self) -> Path:
-        """The model file that this stage starts from; ArtifactError where it has none."""
+        """The model file that this stage starts from; ArtifactError if it has none."""
         if self._source is None:
             raise ArtifactError(f"{self.path} was begun without a source")
         return self._source
 
     @property
     def teacher(self) -> Path | None:
-        """The model file whose network teaches in this stage, where one does."""
+        """The model file of the distillation teacher, None without distillation."""
         return self._teacher
 
     def begin(
@@ -108,65 +106,65 @@ class StageDir:
         source: Path | None,
         teacher: Path | None = None,
         overwrite: bool = False,
-    ) -> Status:
-        """Compare with what is on disk; raises ArtifactError that names the keys that differ.
+    ) -> StageStatus:
+        """Compare the identity with the one on disk and return how to proceed.
 
-        `source` and `teacher` are files that the stage reads; what they hold is part of the
-        `identity`, as is all that decides the result. A directory in which no work was done yet
-        takes the new one, and so does one with another identity that is to be overwritten: what
-        prunekit wrote there goes as soon as there is any new work. A finished stage whose files
-        are damaged is computed anew.
+        `identity` holds everything that decides the result, with the digests of the model files
+        `source` and `teacher`. It replaces the recorded one if no work was done yet. If they
+        differ, ArtifactError names the keys, or with `overwrite` the old work moves to the backup,
+        which is deleted once the new work is complete. A finished stage with damaged files is
+        computed again.
         """
-        self._settings, self._source, self._teacher = identity, source, teacher
-        self._refuse_itself("source", source)
-        self._refuse_itself("distill.teacher", teacher)
-        for draft in named(self.path, DRAFTS):  # a process was killed while it wrote this
+        self._identity, self._source, self._teacher = identity, source, teacher
+        self._refuse_own_file("source", source)
+        self._refuse_own_file("distill.teacher", teacher)
+        for draft in matching_files(self.path, DRAFTS):  # a process was killed while writing it
             draft.unlink(missing_ok=True)
         if not self.started:
-            former.put_back(self.path)
+            layout.restore_backup(self.path)
         if self.started and overwrite and self._differs():
-            self._put_away()
+            self._back_up()
         if self.started:
-            self._refuse_other()
+            self._refuse_different()
             if not self.finished:
                 self._check_progress()
-                return Status.RESUME
-            if self._sound():
-                self._drop_progress()
-                return Status.DONE
+                return StageStatus.RESUME
+            if self._is_intact():
+                self._delete_progress()
+                return StageStatus.DONE
         (self.path / _WARNINGS).unlink(missing_ok=True)
         self._write_settings()
-        return Status.NEW
+        return StageStatus.NEW
 
     def abandon(self) -> None:
-        """Leave nothing behind where no work was done, and what was there before."""
-        with contextlib.suppress(ArtifactError):  # the directory is another process's by now
+        """Undo `begin` if no work was done since: restore the directory as it was."""
+        with contextlib.suppress(ArtifactError):  # the directory belongs to another process by now
             assure(self.path)
             self._abandon()
 
     def _abandon(self) -> None:
         if self.started:
             return
-        for file in named(self.path, ("settings.json", _WARNINGS)):
+        for file in matching_files(self.path, ("settings.json", _WARNINGS)):
             file.unlink()
-        former.put_back(self.path)
+        layout.restore_backup(self.path)
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
-    def tell(self, listener: Listener | None) -> None:
-        """Let the listener have rows and the report too, as they are written."""
+    def set_listener(self, listener: Listener | None) -> None:
+        """Pass metrics and the report on to a listener as they are written."""
         self._listener = listener
 
     def complete(self, outcome: Outcome) -> Report:
-        """Write the report, which marks the stage as finished, and drop the checkpoints."""
+        """Write the report, which marks the stage as finished, and delete the checkpoints."""
         report = Report(
             stage=self.name,
-            settings=self._settings,
-            source=self._settings.get("source"),
+            settings=self._identity,
+            source=self._identity.get("source"),
             metrics=outcome.metrics,
-            notes=(*outcome.notes, *self._warned()),
+            notes=(*outcome.notes, *self._recorded_warnings()),
             environment=environment(),
-            seconds=round(self._earlier() + time.monotonic() - self._started, 3),
+            seconds=round(self._earlier_seconds() + time.monotonic() - self._started, 3),
             origin=self._origin(),
             command=outcome.command,
             files=self._digests(),
@@ -175,13 +173,13 @@ class StageDir:
             self._listener.finished(self.path, report)
         return self._close(report)
 
-    def take(self, report: Report) -> None:
-        """Finish with the report of the same stage elsewhere, whose files are here already."""
+    def adopt_report(self, report: Report) -> None:
+        """Finish with the report of a shared stage, whose files were linked here before."""
         own = {"settings.json": digest_of(self.path / "settings.json")}
         self._close(replace(report, origin=self._origin(), files={**report.files, **own}))
 
     def report(self) -> Report:
-        """The report of a finished stage; ArtifactError when it is damaged or another's."""
+        """Read the report; ArtifactError if it is damaged or that of another stage."""
         file = self.path / "report.json"
         values = read_json(file)
         try:
@@ -196,77 +194,79 @@ class StageDir:
             )
         return report
 
-    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write metrics.csv, one row per epoch, and note the time spent so far."""
-        write_csv(self.path / "metrics.csv", rows)
+    def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Write metrics.csv, one line per epoch."""
+        write_csv(self.path / "metrics.csv", records)
         if self._listener is not None:
-            self._listener.epochs(self.path, rows)
+            self._listener.epochs(self.path, records)
 
     def note_time(self) -> None:
-        """Remember the seconds spent so far, so that a resumed run reports the whole.
+        """Record the seconds spent so far, so that a resumed stage reports the total.
 
-        And what the tables hold that such a run goes on with.
+        The file also holds digests of the tables to which a resumed stage adds.
         """
-        files = {file.name: digest_of(file) for file in named(self.path, CONTINUED)}
-        seconds = self._earlier() + self._since()
+        files = {file.name: digest_of(file) for file in matching_files(self.path, CONTINUED)}
+        seconds = self._earlier_seconds() + self._elapsed()
         write_json(self.path / "seconds", {"seconds": seconds, "files": files})
 
     def _check_progress(self) -> None:
-        """Set aside what an interrupted stage cannot go on with; a checkpoint is checked later."""
+        """Set aside files that a resumed stage cannot use; training checks its checkpoint later."""
         try:
-            noted = self._noted()
+            recorded = self._recorded_time()
         except ArtifactError:
-            aside = set_aside(self.path / "seconds")
-            self._say("seconds", f"is damaged and was set aside as {aside.name}")
+            target = set_aside(self.path / "seconds")
+            self._complain("seconds", f"is damaged and was set aside as {target.name}")
             return
-        for name in compare(self.path, noted.get("files", {})).any:
+        for name in compare_digests(self.path, recorded.get("files", {})).all:
             if (file := self.path / name).exists():
-                aside = set_aside(file)
-                self._say(name, f"has changed and was set aside as {aside.name}; it starts anew")
+                target = set_aside(file)
+                line = f"has changed and was set aside as {target.name}; it starts anew"
+                self._complain(name, line)
 
-    def _noted(self) -> Settings:
+    def _recorded_time(self) -> Settings:
         file = self.path / "seconds"
         return read_json(file) if file.is_file() else {}
 
-    def warn(self, line: str) -> None:
-        """Remember a warning, so that the report tells it, a resumed run's too."""
-        known = self._warned()
-        if line not in known:
-            write_json(self.path / _WARNINGS, {"lines": [*known, line]})
+    def record_warning(self, line: str) -> None:
+        """Record a warning for the report, also for that of a resumed stage."""
+        lines = self._recorded_warnings()
+        if line not in lines:
+            write_json(self.path / _WARNINGS, {"lines": [*lines, line]})
 
-    def _warned(self) -> list[str]:
+    def _recorded_warnings(self) -> list[str]:
         file = self.path / _WARNINGS
         return list(read_json(file).get("lines", ())) if file.is_file() else []
 
-    def _since(self) -> float:
+    def _elapsed(self) -> float:
+        """Return the seconds since the last call."""
         now = time.monotonic()
         elapsed, self._started = now - self._started, now
         return elapsed
 
-    def _earlier(self) -> float:
-        return float(self._noted().get("seconds", 0))
+    def _earlier_seconds(self) -> float:
+        return float(self._recorded_time().get("seconds", 0))
 
-    def _drop_progress(self) -> None:
-        """Delete what only an unfinished stage needs."""
-        for file in named(self.path, PROGRESS):
+    def _delete_progress(self) -> None:
+        """Delete the files that only an unfinished stage needs."""
+        for file in matching_files(self.path, PROGRESS):
             file.unlink()
 
     def _close(self, report: Report) -> Report:
         """Write the report, which marks the stage as finished."""
-        report = report.sealed()
+        report = report.with_digest()
         write_json(self.path / "report.json", report.to_dict())
-        self._drop_progress()
-        former.forget(self.path)
+        self._delete_progress()
+        layout.delete_backup(self.path)
         return report
 
     def _digests(self) -> dict[str, str]:
-        files = (file for file in named(self.path, RESULTS) if file.name != "report.json")
+        files = (f for f in matching_files(self.path, RESULTS) if f.name != "report.json")
         return {file.name: digest_of(file) for file in files}
 
     def _recorded(self) -> Settings:
-        """What the work in the directory was begun with; a finished stage's report knows it too.
+        """Return the recorded identity, from the report or from settings.json.
 
-        ArtifactError for work of an earlier version, which did not note all that decides.
+        Raises ArtifactError for work of an earlier version, which did not record all that decides.
         """
         with contextlib.suppress(ArtifactError):
             if self.finished and (report := self.report()).files and not report.edited:
@@ -279,86 +279,76 @@ class StageDir:
                 "made, is missing or damaged; choose name=..., or overwrite=true"
             ) from error
         if recorded.pop("format", None) != FORMAT:
-            raise begun_earlier(self.path, self.finished)
+            raise earlier_version(self.path, self.finished)
         return current(recorded)
 
     def _differs(self) -> bool:
-        """Whether the work in it is not that of this identity, as far as it can be told."""
+        """Return whether the recorded identity is another one, or cannot be read."""
         try:
-            return flat(self._recorded()) != flat(self._settings)
+            return flatten(self._recorded()) != flatten(self._identity)
         except ArtifactError:
             return True
 
-    def _refuse_other(self) -> None:
-        old, new = flat(self._recorded()), flat(self._settings)
+    def _refuse_different(self) -> None:
+        old, new = flatten(self._recorded()), flatten(self._identity)
         if keys := [key for key in {**old, **new} if old.get(key) != new.get(key)]:
             changes = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys]
-            raise made_otherwise(self.run.path, self.name, listed(changes, 4, "; "))
+            raise different_settings(self.run.path, self.name, listed(changes, 4, "; "))
 
-    def _sound(self) -> bool:
-        """Whether the files of the finished stage can be used; what cannot is set aside.
+    def _is_intact(self) -> bool:
+        """Return whether the files of the finished stage can be used; set aside those that cannot.
 
-        Says what is damaged, and what was changed and is used all the same.
+        Warns about damaged files, and about changed ones that are still used.
         """
         try:
             report = self.report()
         except ArtifactError:
             self._set_aside(("report.json",))
             return False
-        found = compare(self.path, report.files)
-        if useless := [name for name in found.useless if name != "settings.json"]:
-            self._set_aside(useless)
+        changes = compare_digests(self.path, report.files)
+        if unusable := [name for name in changes.unusable if name != "settings.json"]:
+            self._set_aside(unusable)
             return False
-        if "settings.json" in found.useless:
-            self._set_aside(["settings.json"], "it is written anew, since the report knows it too")
+        if "settings.json" in changes.unusable:
+            remedy = "it is written anew, since the report knows it too"
+            self._set_aside(["settings.json"], remedy)
             self._write_settings()
-        for name in (*found.edited, *(["report.json"] if report.edited else [])):
-            self._say(name, f"was changed since {self.name} was finished")
-        for name in {*found.gone} - {"settings.json"}:
-            self._say(name, "is gone")
+        for name in (*changes.edited, *(["report.json"] if report.edited else [])):
+            self._complain(name, f"was changed since {self.name} was finished")
+        for name in {*changes.missing} - {"settings.json"}:
+            self._complain(name, "is gone")
         return True
 
-    def _set_aside(self, names: Sequence[str], then: str = "") -> None:
-        """Rename files and say what follows: unless said otherwise the stage is computed anew."""
+    def _set_aside(self, names: Sequence[str], remedy: str = "") -> None:
+        """Rename damaged files and name the remedy; without one the stage is computed again."""
         for name in names:
             file, fault = self.path / name, "is gone"
             if file.exists():
                 fault = f"is damaged and was set aside as {set_aside(file).name}"
-            self._say(name, f"{fault}; {then or f'{self.name} is computed anew'}")
-        if not then:
-            former.put_away(self.path)
+            self._complain(name, f"{fault}; {remedy or f'{self.name} is computed anew'}")
+        if not remedy:
+            layout.back_up(self.path)
 
-    def _put_away(self) -> None:
-        former.put_away(self.path)
-        for path in foreign(self.path):
-            self._say(path.name, "was not written by prunekit and stays")
+    def _back_up(self) -> None:
+        layout.back_up(self.path)
+        for path in layout.foreign_paths(self.path):
+            self._complain(path.name, "was not written by prunekit and stays")
 
-    def _say(self, name: str, line: str) -> None:
+    def _complain(self, name: str, line: str) -> None:
         complain(f"{os.path.relpath(self.path / name)} {line}")
 
     def _write_settings(self) -> None:
-        write_json(self.path / "settings.json", {**self._settings, "format": FORMAT})
+        write_json(self.path / "settings.json", {**self._identity, "format": FORMAT})
 
     def _origin(self) -> str | None:
-        """Where the source lies, seen from here: that holds after both were moved together."""
+        """Return the source's path relative to this directory, valid if both move together."""
         if self._source is None:
             return None
         return os.path.relpath(self._source.resolve(), self.path.resolve())
 
-    def _refuse_itself(self, setting: str, file: Path | None) -> None:
+    def _refuse_own_file(self, setting: str, file: Path | None) -> None:
         if file is not None and self.path.resolve() in file.resolve().parents:
             raise ArtifactError(
                 f"{setting}={file} lies in the directory that {self.name} writes to; "
                 "choose name=..."
             )
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings as dotted keys: {"solver.rho": 1.0}."""
-    found: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            found.update(flat(value, f"{prefix}{key}."))
-        else:
-            found[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
-    return found

@@ -13,9 +13,8 @@ from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.penalties import L1
-from prunekit.runs.provenance import dense_file
 from prunekit.runs.report import Metrics, Outcome
-from prunekit.runs.rundir import StageDir, model_file
+from prunekit.runs.rundir import StageDir, dense_file, model_file
 from prunekit.schema import Checked, Positive, Share
 from prunekit.solvers import KeepZeros, Solver
 from prunekit.stages.network import (

@@ -23,7 +23,7 @@ from prunekit.measure import (
     peak_memory,
 )
 from prunekit.methods.slimming import slimming_flops, slimming_params
-from prunekit.reporting.tables import comparison
+from prunekit.reporting.tables import print_comparison
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
@@ -56,7 +56,7 @@ class Measure(Stage):
 
     def show(self, stage_dir: StageDir) -> None:
         """Print the table of networks."""
-        comparison(stage_dir.path / "comparison.csv")
+        print_comparison(stage_dir.path / "comparison.csv")
 
     def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
         """Measure all networks in the same way; write comparison.csv and layers.csv."""

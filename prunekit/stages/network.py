@@ -92,7 +92,7 @@ class FromNetwork(Parts):
         """
         saved = (
             load_source(stage_dir.source, runtime)
-            if stage_dir.sourced
+            if stage_dir.has_source
             else build_network(self.dense, runtime)
         )
         check_fits(saved.model, data)

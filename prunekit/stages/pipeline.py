@@ -15,11 +15,11 @@ from prunekit.build import Settings, build
 from prunekit.console import say
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError, one_of
-from prunekit.runs.digests import verified
-from prunekit.runs.layout import LOOKING, STAGES
+from prunekit.runs.files import verify
+from prunekit.runs.layout import READ_ONLY_STAGES, STAGES
 from prunekit.runs.report import Metrics, Report
-from prunekit.runs.rundir import RunDir, StageDir, Status, model_file
-from prunekit.runs.stage_cache import StageCache, adopt
+from prunekit.runs.rundir import RunDir, StageDir, StageStatus, model_file
+from prunekit.runs.stage_cache import StageCache, link_stage
 from prunekit.runs.tracking import Tracker
 from prunekit.selection import Selection
 from prunekit.stages.identity import StageInputs, identify
@@ -155,7 +155,7 @@ def _run_stages(
             report, result = execute(stage, request, run_dir, source, cache)
             on_stage(stage.name, report.metrics)
             _announce(run_dir, report, result)
-            if stage.name not in LOOKING:
+            if stage.name not in READ_ONLY_STAGES:
                 source = None  # later stages start from the model that this one left
     for stage in stages:
         stage.show(run_dir.stage(stage.name))
@@ -208,36 +208,36 @@ def execute(
     stage = stage.with_files(run_dir.path, source_file)
     teacher = stage.teacher_file(source_file)
     inputs = _find_inputs(stage, request, run_dir, source_file, teacher)
-    warnings = [note for file in _files_read(stage, inputs) for note in verified(file)]
+    warnings = [note for file in _files_read(stage, inputs) for note in verify(file)]
     settings = select_settings(request.settings, stage.reads(source_file is not None))
     identity = identify(stage, settings, inputs)
     status = stage_dir.begin(
         identity, source=source_file, teacher=teacher, overwrite=request.root.overwrite
     )
-    if status is Status.DONE:
+    if status is StageStatus.DONE:
         return stage_dir.report(), StageResult.CACHED
 
     def work(directory: StageDir) -> Report:
         request.runtime.apply(stage.seed)
-        directory.tell(request.tracker)
-        with _recorded_warnings(directory.warn):
+        directory.set_listener(request.tracker)
+        with _recorded_warnings(directory.record_warning):
             for warning in warnings:
                 log.warning(warning)
             outcome = stage.work(directory, request.runtime)
             return directory.complete(replace(outcome, command=request.command))
 
-    resumed = status is Status.RESUME
-    if cache is None or request.root.overwrite or resumed or stage.name in LOOKING:
+    resumed = status is StageStatus.RESUME
+    if cache is None or request.root.overwrite or resumed or stage.name in READ_ONLY_STAGES:
         with _abandoned_on_failure(stage_dir):
             return work(stage_dir), StageResult.COMPUTED
     with (
         cache.stage(stage.name, stage_dir.identity) as shared,
         _abandoned_on_failure(shared, stage_dir),
     ):
-        todo = shared.begin(identity, source=source_file, teacher=teacher) is not Status.DONE
+        todo = shared.begin(identity, source=source_file, teacher=teacher) is not StageStatus.DONE
         if todo:
             work(shared)
-        adopt(shared, stage_dir, request.command)
+        link_stage(shared, stage_dir, request.command)
     return stage_dir.report(), StageResult.COMPUTED if todo else StageResult.SHARED
 
 

@@ -92,7 +92,7 @@ class Prune(FromNetwork, Stage):
             **{f"kept/{name}": count for name, count in pruning.keep.counts.items()},
         }
         notes = (
-            *(() if stage_dir.sourced else _start_notes(self.dense)),
+            *(() if stage_dir.has_source else _start_notes(self.dense)),
             *data.notes,
             *_cut_notes(pruning.cuts),
             *([str(folded)] if folded else []),

@@ -118,7 +118,7 @@ class MeasureSensitivity(FromNetwork, Stage):
         return Outcome(
             {**size, **_summary(records), "images": images.size},
             (
-                *([] if stage_dir.sourced else weights_notes(self.dense.weights)),
+                *([] if stage_dir.has_source else weights_notes(self.dense.weights)),
                 *data.notes,
                 *notes,
                 *([f"not scored, so not tried: {listed(unscored, 4)}"] if unscored else []),

@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from prunekit.cli.sweep import Swept, best, headline, lines
-from prunekit.runs.job_status import DONE, FAILED, Board, Notice, Status
+from prunekit.runs.job_status import DONE, FAILED, JobStatus, StatusDir, StatusWriter
 
 TOYS = (
     *("dataset=synthetic", "schedule=smoke", "runtime.device=cpu", "latency.runs=5"),
@@ -128,10 +128,10 @@ def test_what_a_sweep_changes_and_how_many_jobs_that_makes():
 
 def test_the_table_of_a_sweep():
     jobs = {
-        0: Status("a", ("seed=1",), DONE, "measure", top1=91.0, val_top1=90.0),
-        1: Status("b", ("seed=2",), DONE, "measure", top1=92.0, val_top1=89.0),
-        2: Status("c", ("seed=3",), FAILED, "prune", error="no room"),
-        3: Status("d", ("seed=4",), stage="sparsify", step="sparsify 2/3, 50%", top1=95.0),
+        0: JobStatus("a", ("seed=1",), DONE, "measure", top1=91.0, val_top1=90.0),
+        1: JobStatus("b", ("seed=2",), DONE, "measure", top1=92.0, val_top1=89.0),
+        2: JobStatus("c", ("seed=3",), FAILED, "prune", error="no room"),
+        3: JobStatus("d", ("seed=4",), stage="sparsify", step="sparsify 2/3, 50%", top1=95.0),
     }
     assert best(jobs) == 0, "by images held out, among finished jobs"
     assert headline(jobs, 5) == "2 of 5 done, 1 at work, 1 failed"
@@ -142,14 +142,14 @@ def test_the_table_of_a_sweep():
 
 
 def test_notices_are_read_where_the_board_is(tmp_path):
-    board = Board(tmp_path)
-    notice = Notice(board, 3, Status("place"))
+    board = StatusDir(tmp_path)
+    notice = StatusWriter(board, 3, JobStatus("place"))
     notice.stage("pretrain")
     notice.progress("pretrain 1/2", 0, 10)
     assert board.read()[3].step == "pretrain 1/2, 0%"
     notice.progress("pretrain 1/2", 1, 10)
     assert board.read()[3].step == "pretrain 1/2, 0%", "not twice within half a second"
     notice.stage("pretrain", {"top1": 50.0, "val_top1": None})
-    assert board.read()[3] == Status("place", stage="pretrain", top1=50.0)
+    assert board.read()[3] == JobStatus("place", stage="pretrain", top1=50.0)
     (tmp_path / "4.json").write_text("{")
     assert list(board.read()) == [3], "a file that cannot be read is left for later"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from prunekit.runs.report import Report
-from prunekit.runs.tracking import MLflow, of_report, points
+from prunekit.runs.tracking import MLflow, points, report_points
 from prunekit.training import loop
 
 TRAIN = ("regularizer=none", "pipeline=[pretrain,measure]", "schedule.pretrain.epochs=3")
@@ -170,4 +170,4 @@ def test_points_are_finite_numbers_with_their_step():
     assert [*points(made)] == [("epoch", 1, 1), ("a", 2.0, 1), ("epoch", 2, 2)]
     assert [*points(made, 1)] == [("epoch", 2, 2)]
     report = Report("prune", {}, None, {"x": "y", "kept/a:b": 3}, seconds=1.5)
-    assert of_report(report, 4) == [("report/kept/a_b", 3, 4), ("report/seconds", 1.5, 4)]
+    assert report_points(report, 4) == [("report/kept/a_b", 3, 4), ("report/seconds", 1.5, 4)]

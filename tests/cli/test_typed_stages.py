@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from prunekit.config import config_dir, resolve
 from prunekit.data import Synthetic
 from prunekit.errors import ConfigError
-from prunekit.runs.layout import LOOKING, PIPELINE, STAGES
+from prunekit.runs.layout import PIPELINE, READ_ONLY_STAGES, STAGES
 from prunekit.selection import Zeros
 from prunekit.stages import find_stage_class, network
 from prunekit.stages.stage import select_settings
@@ -61,7 +61,7 @@ def test_a_stage_reads_what_its_fields_say(settings, name):
 
 def test_every_stage_has_one_class_and_one_entry():
     assert [find_stage_class(entry.name).name for entry in PIPELINE] == [*STAGES]
-    assert {entry.name for entry in PIPELINE if entry.looks} == LOOKING
+    assert {entry.name for entry in PIPELINE if entry.read_only} == READ_ONLY_STAGES
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from faults.damage import SMALL, STAGES, files, flip_weights, networks, refused,
 
 from prunekit.errors import ArtifactError
 from prunekit.runs import lock
-from prunekit.runs.layout import foreign
+from prunekit.runs.layout import foreign_paths
 from prunekit.runs.rundir import RunDir
 from prunekit.training import Checkpoint
 
@@ -131,18 +131,18 @@ class TestLocks:
     def test_it_goes_with_the_process_and_waits_where_asked(self, tmp_path):
         script = (
             "import sys, time; from pathlib import Path; from prunekit.runs import lock\n"
-            "with lock.held(Path('a')): Path('a/work').touch(); time.sleep(60)"
+            "with lock.hold(Path('a')): Path('a/work').touch(); time.sleep(60)"
         )
         holder = subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path)
         try:
             wait_for(lambda: (tmp_path / "a/work").exists())
             with pytest.raises(ArtifactError, match="another process is working on"):
-                lock.held(tmp_path / "a").__enter__()
-            with lock.free(tmp_path / "a") as alone:
+                lock.hold(tmp_path / "a").__enter__()
+            with lock.try_hold(tmp_path / "a") as alone:
                 assert not alone
             killer = subprocess.Popen(["sh", "-c", f"sleep 0.5; kill -9 {holder.pid}"])
             began = time.monotonic()
-            with lock.held(tmp_path / "a", wait=True):
+            with lock.hold(tmp_path / "a", wait=True):
                 assert time.monotonic() - began > 0.3
             killer.wait()
         finally:
@@ -151,11 +151,11 @@ class TestLocks:
         assert tree(tmp_path) == {"a", "a/work"}, "no stage was begun"
 
     def test_a_directory_in_which_nothing_was_done_goes(self, tmp_path):
-        with lock.held(tmp_path / "outputs/x/y"):
+        with lock.hold(tmp_path / "outputs/x/y"):
             assert (tmp_path / "outputs/x/y/.lock").is_file()
         assert tree(tmp_path) == set()
         (tmp_path / "mine").mkdir()
-        with lock.held(tmp_path / "mine"):
+        with lock.hold(tmp_path / "mine"):
             pass
         assert tree(tmp_path) == {"mine"}
 
@@ -314,7 +314,7 @@ class TestClean:
         size = sum(map(len, files(entry).values()))
         assert float(line.split()[-2]) == pytest.approx(size / 1000, rel=0.02)
         (entry / "sparsify/mine.txt").write_text("mine")
-        with lock.held(entry):
+        with lock.hold(entry):
             assert "is in use and stays" in cli("clean").out
             assert tree(tmp_path) == before | {str(entry / "sparsify/mine.txt")}
         assert "freed" in cli("clean", "outputs").out
@@ -426,6 +426,6 @@ def test_every_file_that_a_stage_leaves_is_known(cli, tmp_path):
     stages = [file.parent for file in Path("outputs/a").glob("*/report.json")]
     assert len(stages) == 8
     for stage in stages:
-        assert foreign(stage) == []
+        assert foreign_paths(stage) == []
         digests = json.loads((stage / "report.json").read_text())["files"]
         assert set(digests) == {file.name for file in stage.iterdir()} - {"report.json"}

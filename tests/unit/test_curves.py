@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from prunekit.errors import ArtifactError
-from prunekit.reporting.tradeoff import accuracy_against_size, averaged, small_shares
+from prunekit.reporting.tradeoff import accuracy_against_size, average_seeds, small_shares
 
 
 def run(method="tl1", lam=0.01, setting="a", size=0.5, pruned=60.0, tuned=80.0, **more):
@@ -24,7 +24,7 @@ def frame(*runs):
 
 
 def test_seeds_of_a_setting_are_one_point():
-    points = averaged(
+    points = average_seeds(
         frame(
             run(size=0.4, pruned=50.0, tuned=80.0),
             run(size=0.6, pruned=54.0, tuned=82.0),

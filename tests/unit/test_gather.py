@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from prunekit.errors import ArtifactError
 from prunekit.reporting.collect import collect
-from prunekit.reporting.formats import escaped, latex
-from prunekit.reporting.layer_profiles import by_layer, layer_costs, scores
-from prunekit.reporting.pareto import front, fronts, settings_of
+from prunekit.reporting.formats import escape_latex, latex
+from prunekit.reporting.pareto import front, fronts, setting_means
+from prunekit.reporting.plots import by_layer, layer_costs, scores
 from prunekit.reporting.tables import by_data, summary
 
 
@@ -69,7 +69,7 @@ def test_latex_escapes_every_sign_and_has_a_cell_a_column():
     assert lines[2] == r"\caption{100 \% of \#1}" and lines[3] == r"\begin{tabular}{lr}"
     assert lines[5] == r"run & top-1 \% \\" and lines[7] == r"a\_b \& 5 \% & 98.25 \\"
     assert lines[8] == r"\textbackslash{}x\{1\}\textasciitilde{}\textasciicircum{} & - \\"
-    assert escaped("a<b>|c") == r"a\textless{}b\textgreater{}\textbar{}c"
+    assert escape_latex("a<b>|c") == r"a\textless{}b\textgreater{}\textbar{}c"
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_settings_are_means_over_their_seeds(tmp_path):
             "macs": [10, 20, 30, 40],
         }
     )
-    points = settings_of(runs, "macs").set_index("setting")
+    points = setting_means(runs, "macs").set_index("setting")
     assert points["run"].to_dict() == {"s": "*", "t": "c"}
     assert points.loc["s", ["top1", "macs", "seeds"]].tolist() == [91.0, 15.0, 2]
     assert points["on_front"].to_dict() == {"s": True, "t": False}

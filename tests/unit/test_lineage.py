@@ -8,9 +8,8 @@ import shutil
 import pytest
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.provenance import dense_file
 from prunekit.runs.report import Outcome
-from prunekit.runs.rundir import RunDir, identity_of
+from prunekit.runs.rundir import RunDir, dense_file, identity_of
 
 
 def begin(stage, source=None, teacher=None, seed=0, **options):

@@ -18,7 +18,6 @@ from prunekit.reporting.collect import collect
 from prunekit.reporting.command import main
 from prunekit.reporting.page import write_page
 from prunekit.reporting.page.document import DETAILED
-from prunekit.reporting.page.markup import Markup, element
 from prunekit.reporting.page.run_files import ranked
 from prunekit.reporting.tables import summary
 from prunekit.torch_io import write_torch
@@ -105,10 +104,12 @@ def page(path, file):
     return file.read_text(encoding="utf-8")
 
 
-def test_text_is_escaped_and_markup_is_not():
-    made = element("p", "<b> & co", Markup("<i>x</i>"), class_='say "it"', hidden=None)
-    assert made == '<p class="say &quot;it&quot;">&lt;b&gt; &amp; co<i>x</i></p>'
-    assert element("br") == "<br>"
+def test_text_is_escaped_and_markup_is_not(tmp_path):
+    run(tmp_path / '<b> & "co"', rich=True)
+    text = page(tmp_path, tmp_path / "page.html")
+    words = "".join(Checked(text).words)
+    assert '<b> & "co"' in words and "Norms of units" in words
+    assert text.startswith("<!doctype html>") and "<svg" in text and "<b> &" not in text
 
 
 def test_page_of_one_run_shows_all_there_is(tmp_path):
@@ -204,7 +205,7 @@ def test_ranked_runs_and_the_front(tmp_path):
     found = ranked(table, stages)
     assert [one.name for one in found] == ["a", "b", "c"]
     assert [one.on_front for one in found] == [True, True, False]
-    assert list(found[0].places) == ["pretrain", "sparsify", "prune", "measure"]
+    assert list(found[0].stages) == ["pretrain", "sparsify", "prune", "measure"]
     assert found[0].settings["regularizer.lam"] == 0.01 and found[0].filters is None
 
 

@@ -8,9 +8,8 @@ import pytest
 
 from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError
-from prunekit.runs.report import Outcome, Report
-from prunekit.runs.rundir import RunDir, Status, identity_of, model_file
-from prunekit.runs.stagedir import flat
+from prunekit.runs.report import Outcome, Report, flatten
+from prunekit.runs.rundir import RunDir, StageStatus, identity_of, model_file
 
 SETTINGS = {"seed": 0, "model": {"_target_": "x.Net", "widths": [1, 2]}}
 
@@ -27,7 +26,7 @@ def begin(stage, settings=SETTINGS, source=None, **options):
 
 def finish(run, name, settings=SETTINGS, source=None):
     stage = run.stage(name)
-    assert begin(stage, settings, source) is Status.NEW
+    assert begin(stage, settings, source) is StageStatus.NEW
     (stage.path / "model.pt").write_bytes(name.encode())
     stage.complete(Outcome({"top1": 1.0}, ("a note",)))
     return stage
@@ -35,13 +34,13 @@ def finish(run, name, settings=SETTINGS, source=None):
 
 def test_new_then_resumed_then_done(run):
     stage = run.stage("pretrain")
-    assert begin(stage) is Status.NEW
+    assert begin(stage) is StageStatus.NEW
     stage.checkpoint.path.write_bytes(b"progress")
-    assert begin(run.stage("pretrain")) is Status.RESUME
+    assert begin(run.stage("pretrain")) is StageStatus.RESUME
     assert not stage.finished
     report = stage.complete(Outcome({"top1": 1.0}))
     again = run.stage("pretrain")
-    assert begin(again) is Status.DONE
+    assert begin(again) is StageStatus.DONE
     assert again.report() == Report.from_dict(report.to_dict())
     assert {file.name for file in stage.path.iterdir()} == {"settings.json", "report.json"}
 
@@ -58,7 +57,7 @@ def test_other_settings_are_refused_with_both_values(run):
 def test_settings_count_only_once_there_is_work(run):
     begin(run.stage("pretrain"))
     other = {**SETTINGS, "seed": 1}
-    assert begin(run.stage("pretrain"), other) is Status.NEW
+    assert begin(run.stage("pretrain"), other) is StageStatus.NEW
     assert json.loads((run.path / "pretrain/settings.json").read_text())["seed"] == 1
 
 
@@ -72,25 +71,25 @@ OTHER = {**SETTINGS, "seed": 1}
 def test_overwritten_work_is_back_where_nothing_new_was_done(run):
     stage = finish(run, "pretrain")
     before = contents(stage.path)
-    assert begin(stage, OTHER, overwrite=True) is Status.NEW
+    assert begin(stage, OTHER, overwrite=True) is StageStatus.NEW
     assert set(contents(stage.path)) == {"settings.json"}
     stage.abandon()
     assert contents(stage.path) == before and len(list(stage.path.iterdir())) == len(before)
-    assert begin(stage, OTHER, overwrite=True) is Status.NEW  # and then the process is killed
-    assert begin(run.stage("pretrain")) is Status.DONE
+    assert begin(stage, OTHER, overwrite=True) is StageStatus.NEW  # and then the process is killed
+    assert begin(run.stage("pretrain")) is StageStatus.DONE
     assert contents(stage.path) == before
 
 
 def test_overwritten_work_goes_when_the_new_is_done(run):
     stage = finish(run, "pretrain")
-    assert begin(stage, OTHER, overwrite=True) is Status.NEW
+    assert begin(stage, OTHER, overwrite=True) is StageStatus.NEW
     stage.checkpoint.path.write_bytes(b"progress")
     stage.abandon()
-    assert begin(stage, OTHER, overwrite=True) is Status.RESUME, "the same work is continued"
-    assert begin(stage, {**SETTINGS, "seed": 2}, overwrite=True) is Status.NEW
+    assert begin(stage, OTHER, overwrite=True) is StageStatus.RESUME, "the same work is continued"
+    assert begin(stage, {**SETTINGS, "seed": 2}, overwrite=True) is StageStatus.NEW
     stage.complete(Outcome({"top1": 2.0}))
     assert {path.name for path in stage.path.iterdir()} == {"settings.json", "report.json"}
-    assert begin(stage, {**SETTINGS, "seed": 2}, overwrite=True) is Status.DONE
+    assert begin(stage, {**SETTINGS, "seed": 2}, overwrite=True) is StageStatus.DONE
 
 
 def test_a_source_is_known_by_its_content_not_by_its_place(run, tmp_path):
@@ -98,7 +97,7 @@ def test_a_source_is_known_by_its_content_not_by_its_place(run, tmp_path):
     finish(run, "sparsify", source=source)
     moved = RunDir(run.path.rename(tmp_path / "moved"))
     source = moved.find_source("sparsify")
-    assert begin(moved.stage("sparsify"), source=source) is Status.DONE
+    assert begin(moved.stage("sparsify"), source=source) is StageStatus.DONE
     source.write_bytes(b"changed")
     with pytest.raises(ArtifactError, match=r"source was pretrain/model\.pt"):
         begin(moved.stage("sparsify"), source=source)
@@ -120,7 +119,7 @@ def test_leftovers_of_killed_processes_go(run):
     stage = finish(run, "pretrain")
     for name in (".model.pt.part1", "last.pt", "last-0-conv1.pt", "seconds"):
         (stage.path / name).write_bytes(b"{}")
-    assert begin(stage) is Status.DONE
+    assert begin(stage) is StageStatus.DONE
     names = {file.name for file in stage.path.iterdir()}
     assert names == {"settings.json", "model.pt", "report.json"}
 
@@ -158,20 +157,20 @@ def test_a_table_to_go_on_with_is_that_which_was_written(run, capsys):
     table = stage.path / "sensitivity.csv"
     table.write_text("a,b\n1,2\n")
     stage.note_time()
-    assert begin(run.stage("sensitivity")) is Status.RESUME and table.is_file()
+    assert begin(run.stage("sensitivity")) is StageStatus.RESUME and table.is_file()
     assert capsys.readouterr().err == ""
     table.write_text("a,b\n1,3\n")
-    assert begin(run.stage("sensitivity")) is Status.RESUME and not table.exists()
+    assert begin(run.stage("sensitivity")) is StageStatus.RESUME and not table.exists()
     assert "sensitivity.csv has changed and was set aside" in capsys.readouterr().err
     (stage.path / "seconds").write_bytes(b"\xff")
-    assert begin(run.stage("sensitivity")) is Status.RESUME
+    assert begin(run.stage("sensitivity")) is StageStatus.RESUME
     assert "seconds is damaged and was set aside" in capsys.readouterr().err
     assert stage.complete(Outcome({"top1": 1.0})).seconds >= 0
 
 
 def test_flat_keeps_lists_and_empty_mappings():
     node = {"a": {"b": {"c": (1, 2)}, "d": {}}, "e": None}
-    assert flat(node) == {"a.b.c": [1, 2], "a.d": {}, "e": None}
+    assert flatten(node) == {"a.b.c": [1, 2], "a.d": {}, "e": None}
 
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):

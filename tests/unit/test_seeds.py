@@ -6,8 +6,8 @@ import pytest
 
 from prunekit.reporting.collect import collect
 from prunekit.reporting.command import main
-from prunekit.reporting.pareto import settings_of
-from prunekit.reporting.seed_stats import Averages, shared_name
+from prunekit.reporting.pareto import setting_means
+from prunekit.reporting.seed_stats import SeedAverages, shared_name
 from prunekit.reporting.tables import summary
 from prunekit.runs.rundir import identity_of
 from prunekit.torch_io import write_torch
@@ -60,8 +60,8 @@ def test_without_the_dense_run_its_figures_are_unknown(tmp_path):
 
 def test_seeds_are_one_line_ranked_by_their_mean(tmp_path):
     contest(tmp_path)
-    means = Averages.of(summary(collect([tmp_path])))
-    lines = [dict(zip(means.cells.keys, line, strict=True)) for line in means.cells.lines]
+    means = SeedAverages.of(summary(collect([tmp_path])))
+    lines = [dict(zip(means.table.keys, line, strict=True)) for line in means.table.lines]
     assert [line["run"] for line in lines] == [
         *("seed*/dense", "seed*/l21", "seed*/random", "seed*/sparse")
     ]
@@ -80,8 +80,8 @@ def test_spreads_that_no_digit_shows_are_left_out_and_units_are_said_once(tmp_pa
         dense = stage(at / "pretrain", {"top1": 90.0, **DENSE}, seed=seed)
         metrics = {"top1": 70.001 + seed / 1000, "params": 100, "macs": macs}
         stage(at / "prune", metrics, dense, seed=seed)
-    means = Averages.of(summary(collect([tmp_path])))
-    line = dict(zip(means.cells.keys, means.cells.lines[0], strict=True))
+    means = SeedAverages.of(summary(collect([tmp_path])))
+    line = dict(zip(means.table.keys, means.table.lines[0], strict=True))
     assert (line["top1"], line["params_ratio"]) == ("70.00", "10.0x")
     assert (line["macs_ratio"], line["macs"]) == ("13.3 ± 2.9x", "700 ± 173")
 
@@ -90,7 +90,7 @@ def test_a_seed_of_a_part_that_is_not_the_runs_own_makes_another_setting(tmp_pat
     for run, drawn in (("a", 7), ("b", 8)):
         settings = {"criterion": {"name": "random", "seed": drawn}, "seed": 0}
         stage(tmp_path / run / "prune", {"top1": 70.0}, **settings)
-    assert Averages.of(summary(collect([tmp_path]))) is None
+    assert SeedAverages.of(summary(collect([tmp_path]))) is None
 
 
 @pytest.mark.parametrize(
@@ -111,16 +111,16 @@ def test_files_that_follow_the_seed_are_no_other_setting(tmp_path, own, files, o
         held = {"pretrain" if files == "models" else "content": f"sha256:{seed}"}
         settings = {**own, files: held if files in ("models", "images") else held["content"]}
         stage(tmp_path / str(seed) / "prune", {"top1": 70.0}, seed=seed, **settings)
-    means = Averages.of(summary(collect([tmp_path])))
+    means = SeedAverages.of(summary(collect([tmp_path])))
     assert (means is not None) == one
 
 
 def test_points_are_results_not_steps_on_the_way(tmp_path):
     contest(tmp_path)
     table = summary(collect([tmp_path]))
-    assert settings_of(table, "macs")["method"].tolist() == ["l21", "random"]
+    assert setting_means(table, "macs")["method"].tolist() == ["l21", "random"]
     steps = table[table["continued"]]
-    assert len(settings_of(steps, "macs")) == 2, "nothing else is there"
+    assert len(setting_means(steps, "macs")) == 2, "nothing else is there"
 
 
 def test_the_report_prints_means_and_folds_the_runs(tmp_path, capsys):

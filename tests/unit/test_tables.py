@@ -12,11 +12,10 @@ import torch
 
 from prunekit.errors import ArtifactError
 from prunekit.reporting.collect import collect
-from prunekit.reporting.columns import compare
 from prunekit.reporting.command import main
-from prunekit.reporting.formats import markdown
+from prunekit.reporting.formats import compare_networks, markdown, write_table
 from prunekit.reporting.plots import convergence, filters, tradeoff, widths
-from prunekit.reporting.tables import comparison, show, summary, write_table
+from prunekit.reporting.tables import print_comparison, print_summary, summary
 
 DENSE = {"top1": 99.2, "top5": 100.0, "params": 431080, "macs": 2293000}
 NARROW = {"top1": 99.05, "top5": 99.98, "params": 11173, "macs": 65026}
@@ -61,7 +60,7 @@ def test_compare_sets_every_network_beside_the_first():
         {"network": "dense", **DENSE, "cpu_ms": "22.0"},
         {"network": "pruned", **NARROW, "cpu_ms": "4.0", "top1": ""},
     ]
-    columns, cells = compare(rows)
+    columns, cells = compare_networks(rows)
     assert columns == [
         *("network", "top-1 %", "top-5 %", "parameters", "MACs", "CPU ms"),
         *("params ratio", "MACs ratio", "CPU speed-up"),
@@ -77,14 +76,14 @@ def test_comparison_prints_a_csv_file_in_full_width(tmp_path, capsys):
     pd.DataFrame([{"network": n, **m} for n, m in (("dense", DENSE), ("narrow", NARROW))]).to_csv(
         file, index=False
     )
-    comparison(file)
+    print_comparison(file)
     shown = capsys.readouterr().out
     assert "35.3x" in shown and "2,293,000" in shown and "CPU" not in shown
     with pytest.raises(ArtifactError, match="run the measure stage again"):
-        comparison(tmp_path / "none.csv")
+        print_comparison(tmp_path / "none.csv")
     file.write_text("network,top1\n")
     with pytest.raises(ArtifactError, match="has no rows"):
-        comparison(file)
+        print_comparison(file)
 
 
 def test_collect_names_what_is_unfinished_or_damaged(outputs):
@@ -260,13 +259,17 @@ def test_report_command_prints_and_writes(outputs, capsys):
 
 
 def test_show_leaves_empty_columns_out(capsys):
-    show(pd.DataFrame({"run": ["a"], "top1": [98.5], "params": [math.nan], "problems": [""]}))
+    print_summary(
+        pd.DataFrame({"run": ["a"], "top1": [98.5], "params": [math.nan], "problems": [""]})
+    )
     shown = capsys.readouterr().out
     assert "98.50" in shown and "parameters" not in shown and "problems" not in shown
 
 
 def test_show_leaves_out_settings_in_which_no_two_runs_differ(capsys):
-    show(pd.DataFrame({"run": ["a", "b"], "lam": [0.5, 0.25], "seed": [7, 7], "keep": [0.5, None]}))
+    print_summary(
+        pd.DataFrame({"run": ["a", "b"], "lam": [0.5, 0.25], "seed": [7, 7], "keep": [0.5, None]})
+    )
     shown = capsys.readouterr().out
     assert "0.25" in shown and "seed" not in shown and "keep" not in shown
 

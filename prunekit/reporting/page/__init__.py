@@ -1,4 +1,4 @@
-"""`report.html`: runs as one page that needs nothing but itself."""
+"""`report.html`: one page about runs, which needs no other file and no network."""
 
 from prunekit.reporting.page.document import write_page
 
