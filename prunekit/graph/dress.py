@@ -26,6 +26,8 @@ from prunekit.graph.table import of_layer, of_name
 from prunekit.graph.values import Value, values_in
 
 _ATTEMPTS = 8
+_CALLS = (Kind.LAYER, Kind.CALL)
+_WIDTHS = frozenset({int, float, str})
 _SIZES = frozenset({"getattr", "size", "numel", "nelement", "stride"})
 
 # weights of the same shapes, in which about as many values are picked, or the others
@@ -61,12 +63,28 @@ def _reads(first: Discovery, taken: Taken) -> bool:
 
 
 def _within_other(first: Discovery, taken: Taken, other: Taken) -> bool:
-    """Whether all that a run calls is called in another on the same, which may call more."""
-    earliest = first.repeats.first
-    others = {earliest.get(step, step) for step in other.recording.steps}
-    ours = (step for step in taken.recording.steps if step.kind in (Kind.LAYER, Kind.CALL))
-    widths = taken.recording.widths.keys() <= other.recording.widths.keys()
-    return widths and all(earliest.get(step, step) in others for step in ours)
+    """Whether all that a run calls is called in another on the same, which may call more.
+
+    Flags may differ, such as that of a batch norm for its mode.
+    """
+    if not taken.recording.widths.keys() <= other.recording.widths.keys():
+        return False
+    earliest = first.repeats.earliest
+    ours, others = (
+        {earliest(step): step for step in one.recording.steps if step.kind in _CALLS}
+        for one in (taken, other)
+    )
+    forms = {_form(first, other) for key, other in others.items() if key not in ours}
+    return all(key in others or _form(first, step) in forms for key, step in ours.items())
+
+
+def _form(first: Discovery, step: Step) -> tuple[Any, ...]:
+    """What a step calls on what, but for its flags."""
+    sources = [
+        one.target if one.kind is Kind.TENSOR else first.repeats.earliest(one)
+        for one in step.sources
+    ]
+    return *called(step), str(literals(step, _WIDTHS)), *sources
 
 
 def _settle(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) -> bool:

@@ -184,7 +184,7 @@ class Rehearsal(Run):
                 self._keep(step, self.results[before])
                 continue
             promised = each(self.first.results[step], self.shrink, Value)
-            if step in self._exact or self._as_before(step):
+            if self._needless(step):
                 self._keep(step, promised)
                 continue
             try:
@@ -196,8 +196,14 @@ class Rehearsal(Run):
             if not right and not self.idle(step):
                 self.failed.append(step)
 
-    def _as_before(self, step: Step) -> bool:
-        """Whether an operation works on what it worked on in the first pass."""
+    def _needless(self, step: Step) -> bool:
+        """Whether it is known that a step does what its labels promise.
+
+        It does where nothing it works on is narrowed. Shapes that are read as a whole have to be
+        read again otherwise, although nothing may be taken of them that changes.
+        """
+        if step in self._exact and not step.asks:
+            return True
         return step in self.first.calls and self._changed.isdisjoint(step.sources)
 
     def _keep(self, step: Step, result: Any) -> None:

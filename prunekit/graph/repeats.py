@@ -27,10 +27,14 @@ class Repeats:
         self._labels: dict[Value, Hashable] = {}  # holds values, so that no address is used twice
 
     def learn(self, step: Step) -> Step:
-        """Remember a step; returns the earliest that calls the same on the same, mostly itself."""
+        """Remember a step; returns the earliest that is equal."""
         key = self._key(step)
         if key is not None:
             self._earliest[step] = self._steps.setdefault(key, step)
+        return self.earliest(step)
+
+    def earliest(self, step: Step) -> Step:
+        """The earliest step that calls the same on the same, mostly itself."""
         return self._earliest.get(step, step)
 
     def of(self, step: Step) -> Step | None:
@@ -81,7 +85,7 @@ class Repeats:
             return path, self._value(result)
         values = values_in(result)
         if not values:
-            return path, id(self._earliest.get(step, step))
+            return path, id(self.earliest(step))
         return path, type(result), *map(self._value, values)
 
     def _value(self, value: Value) -> Hashable:
