@@ -17,6 +17,7 @@ from prunekit.graph.ops.norms import norm_owner
 from prunekit.graph.ops.weights import weight_path
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.recording.steps import Kind, Recording, Step
+from prunekit.graph.repeats import Repeats
 from prunekit.graph.run import Run
 from prunekit.graph.table import of_layer
 from prunekit.graph.uncalled import Reach, fits
@@ -55,6 +56,7 @@ class Discovery(Run):
         self.whole: dict[str, str] = {}  # layer or parameter -> why it keeps its size
         self.calls: dict[Step, Call] = {}
         self._costed = set(recordings[0].steps)
+        self.repeats = Repeats(self.results)
         self.noted: dict[str, dict[str, None]] = {}  # why -> the layers it is about
         self.reasons: dict[int, str] = {}  # label -> why it stays
         self._starts: list[int] = []
@@ -66,20 +68,38 @@ class Discovery(Run):
 
     def play(self) -> None:
         """Play every step; raises TraceError where that cannot be."""
-        for step in self.steps:
-            try:
-                self.results[step] = self.step(step)
-            except PrunekitError:
-                raise
-            except Exception as error:
-                reason = str(error).splitlines()[0] if str(error) else repr(error)
-                raise TraceError(
-                    f"{type(self.twin).__name__} fails on the example at {self._place(step)}: "
-                    f"{reason}"
-                ) from error
-            self._remember(step)
+        costed, others = self.steps[: len(self._costed)], self.steps[len(self._costed) :]
+        for step in costed:
+            self._play(step)
+            if others:
+                self.repeats.learn(step)
+        for step in others:
+            before = self.repeats.of(step)
+            if before is None:
+                self._play(step)
+            else:
+                self._repeat(step, before)
         self._tie()
         self._name_uncalled()
+
+    def _play(self, step: Step) -> None:
+        try:
+            self.results[step] = self.step(step)
+        except PrunekitError:
+            raise
+        except Exception as error:
+            reason = str(error).splitlines()[0] if str(error) else repr(error)
+            raise TraceError(
+                f"{type(self.twin).__name__} fails on the example at {self._place(step)}: {reason}"
+            ) from error
+        self._remember(step)
+
+    def _repeat(self, step: Step, before: Step) -> None:
+        """Take over what an equal step of an earlier recording gave."""
+        self.results[step] = self.results[before]
+        if before in self.calls:
+            self.calls[step] = self.calls[before]
+        self._remember(step)
 
     def call(self, call: Call) -> Any:
         """Keep the call for the passes to come."""

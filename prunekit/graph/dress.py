@@ -26,6 +26,8 @@ from prunekit.graph.table import of_layer, of_name
 from prunekit.graph.values import Value, values_in
 
 _ATTEMPTS = 8
+_CALLS = (Kind.LAYER, Kind.CALL)
+_WIDTHS = frozenset({int, float, str})
 _SIZES = frozenset({"getattr", "size", "numel", "nelement", "stride"})
 
 # weights of the same shapes, in which about as many values are picked, or the others
@@ -43,23 +45,61 @@ def rehearse_dressed(model: nn.Module, runs: Sequence[Taken], first: Discovery) 
     Raises TraceError where freezing does not help.
     """
     fresh = novel([taken.recording for taken in runs])
-    for taken in (one for one in runs if one.recording in fresh):
+    reading = [one for one in runs if one.recording in fresh and one.works and _reads(first, one)]
+    settled: list[Taken] = []  # those whose narrowed copies did the same at once
+    for taken in sorted(reading, key=lambda one: len(one.recording.steps), reverse=True):
+        if any(_within_other(first, taken, other) for other in settled):
+            continue
         attributes = any(_removable(first, layer) for layer, _ in taken.recording.widths)
-        if taken.works and (attributes or any(True for _ in _asked(first, taken))):
-            for dropped in (half, but_one) if attributes else (half,):
-                _settle(model, taken, first, dropped)
+        scenes = (half, but_one) if attributes else (half,)
+        if all([_settle(model, taken, first, dropped) for dropped in scenes]):
+            settled.append(taken)
 
 
-def _settle(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) -> None:
-    for _ in range(_ATTEMPTS):
+def _reads(first: Discovery, taken: Taken) -> bool:
+    """Whether a run reads widths that can change."""
+    attributes = any(_removable(first, layer) for layer, _ in taken.recording.widths)
+    return attributes or any(True for _ in _asked(first, taken))
+
+
+def _within_other(first: Discovery, taken: Taken, other: Taken) -> bool:
+    """Whether all that a run calls is called in another on the same, which may call more.
+
+    Flags may differ, such as that of a batch norm for its mode.
+    """
+    if not taken.recording.widths.keys() <= other.recording.widths.keys():
+        return False
+    earliest = first.repeats.earliest
+    ours, others = (
+        {earliest(step): step for step in one.recording.steps if step.kind in _CALLS}
+        for one in (taken, other)
+    )
+    forms = {_form(first, other) for key, other in others.items() if key not in ours}
+    return all(key in others or _form(first, step) in forms for key, step in ours.items())
+
+
+def _form(first: Discovery, step: Step) -> tuple[Any, ...]:
+    """What a step calls on what, but for its flags."""
+    sources = [
+        one.target if one.kind is Kind.TENSOR else first.repeats.earliest(one)
+        for one in step.sources
+    ]
+    return *called(step), str(literals(step, _WIDTHS)), *sources
+
+
+def _settle(model: nn.Module, taken: Taken, first: Discovery, dropped: Dropped) -> bool:
+    """Freeze until a narrowed copy does the same; returns whether it did at once."""
+    for attempt in range(_ATTEMPTS):
         differing = _differing(model, taken, first, dropped)
-        if not differing or _differs_by_itself(model, taken):
-            return
+        if not differing:
+            return attempt == 0
+        if _differs_by_itself(model, taken):
+            return False
         if not _freeze(first, taken, differing):
             break
         rehearse(first)
     if taken.at.numbers:
-        return  # what is computed decides there, as notes say
+        return False  # what is computed decides there, as notes say
     raise TraceError(
         f"{type(first.twin).__name__} cannot be narrowed: {differing[0]} depends on channel "
         "numbers in a way that is not understood; take sizes from the shapes of the tensors at hand"
@@ -180,19 +220,20 @@ def _within(step: Step) -> tuple[int, str]:
 
 def _asked(first: Discovery, taken: Taken) -> Iterator[Step]:
     """The steps that read sizes which can change when the network is narrowed."""
+    removable = first.parts.roots() != FIXED
     for step in taken.recording.steps:
         if step.name in _SIZES and step.asks:
             for source in step.sources:
-                if source.kind is Kind.TENSOR or _changes(first, step, source):
+                if source.kind is Kind.TENSOR or _changes(first, step, source, removable):
                     yield step
                     break
 
 
-def _changes(first: Discovery, step: Step, source: Step) -> bool:
+def _changes(first: Discovery, step: Step, source: Step, removable: Tensor) -> bool:
     dim = next((arg for arg in step.args[1:] if isinstance(arg, int)), None)
     for value in values_in(first.results[source]):
         one = dim is not None and dim % value.meta.ndim not in value.varying
-        if value.varying and not one:
+        if value.varying and not one and bool(removable[value.labels].any()):
             return True
     return False
 

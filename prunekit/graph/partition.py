@@ -32,7 +32,9 @@ class Partition:
         differ = a != b
         lost = []
         for left, right in zip(a[differ].tolist(), b[differ].tolist(), strict=True):
-            lost += self._merge(self._root(left), self._root(right))
+            one, other = self._root(left), self._root(right)
+            if one != other:
+                lost += self._merge(one, other)
         return lost
 
     def freeze(self, ids: Tensor) -> list[int]:
@@ -44,13 +46,16 @@ class Partition:
 
     def roots(self) -> Tensor:
         """The smallest id of its class, for every id."""
-        return torch.tensor([self._root(one) for one in range(len(self._parent))])
+        roots = torch.tensor(self._parent)
+        while not torch.equal(above := roots[roots], roots):
+            roots = above
+        return roots
 
     def _merge(self, one: int, other: int) -> list[int]:
         """Merge two classes, given by their roots; returns the ids that are fixed by that."""
         if one == other:
             return []
-        kept, gone = min(one, other), max(one, other)
+        kept, gone = (one, other) if one < other else (other, one)
         moved = [gone, *self._others.pop(gone, [])]
         self._parent[gone] = kept
         if kept == FIXED:

@@ -25,8 +25,8 @@ def rehearse(first: Discovery) -> None:
     Where no operation depends on sizes, labels alone are exact. Raises TraceError where nothing
     more can be frozen and a rehearsal still fails.
     """
-    changing = _changing(first)
-    if not first.adopted and all(_follows_labels(s, first, changing) for s in first.steps):
+    exact = _exact(first)
+    if len(exact) == len(first.steps):
         return
     scenes = [half, ends]
     if any(step.guard for step in first.steps):  # any threshold lies between all and one
@@ -34,7 +34,7 @@ def rehearse(first: Discovery) -> None:
     clean = 0
     for seed in count():
         roots = first.parts.roots()
-        run = Rehearsal(first, roots, scenes[clean](first, roots, seed))
+        run = Rehearsal(first, roots, scenes[clean](first, roots, seed), exact)
         run.play()
         if not run.failed:
             clean += 1
@@ -50,14 +50,25 @@ def rehearse(first: Discovery) -> None:
             )
 
 
+def _exact(first: Discovery) -> set[Step]:
+    """The steps of which labels tell exactly what they do in narrowed versions.
+
+    There are none where a parameter may have been used before it got labels.
+    """
+    if first.adopted:
+        return set()
+    changing = _changing(first)
+    return {step for step in first.steps if _follows_labels(step, first, changing)}
+
+
 def _follows_labels(step: Step, first: Discovery, changing: Collection[Step]) -> bool:
     """Whether an operation does to any narrowed input what it did to the labels."""
     if step not in first.calls or step.asks:
         return step not in changing
     entry = first.calls[step].entry
-    if entry is None or entry.steady or not entry.takes_sizes:
-        return True
-    return not entry.moves and not any(source in changing for source in step.sources)
+    if entry is not None and entry.moves and not entry.steady:
+        return False
+    return not any(source in changing for source in step.sources)
 
 
 def _changing(first: Discovery) -> set[Step]:
@@ -153,26 +164,52 @@ class Rehearsal(Run):
     narrowed network then computes on other channels than the labels promise.
     """
 
-    def __init__(self, first: Discovery, roots: Tensor, drop: Tensor) -> None:
+    def __init__(
+        self, first: Discovery, roots: Tensor, drop: Tensor, exact: Collection[Step] = ()
+    ) -> None:
         super().__init__(first.twin, novel(first.recordings), first.over_norms)
         self.first = first
         self.roots = roots
         self.drop = drop
         self.failed: list[Step] = []
+        self._exact = exact  # steps that need no rehearsal
+        self._changed: set[Step] = set()  # those whose results are others than in the first pass
         self._shrunk: dict[Any, tuple[Tensor, Tensor]] = {}  # by labels, which the first pass holds
 
     def play(self) -> None:
         """Run the network, and note every step whose result is not what it should be."""
         for step in self.steps:
+            before = self.first.repeats.first.get(step)
+            if before in self.results:
+                self._keep(step, self.results[before])
+                continue
             promised = each(self.first.results[step], self.shrink, Value)
+            if self._needless(step):
+                self._keep(step, promised)
+                continue
             try:
                 result = self.step(step)
                 right = _same(result, promised) and _steers_alike(step, result, promised)
             except Exception:  # whatever a narrowed network stumbles over is a constant in its way
                 right = False
-            self.results[step] = result if right else promised
+            self._keep(step, result if right else promised)
             if not right and not self.idle(step):
                 self.failed.append(step)
+
+    def _needless(self, step: Step) -> bool:
+        """Whether it is known that a step does what its labels promise.
+
+        It does where nothing it works on is narrowed. Shapes that are read as a whole have to be
+        read again otherwise, although nothing may be taken of them that changes.
+        """
+        if step in self._exact and not step.asks:
+            return True
+        return step in self.first.calls and self._changed.isdisjoint(step.sources)
+
+    def _keep(self, step: Step, result: Any) -> None:
+        self.results[step] = result
+        if not shapes_equal(result, self.first.results[step]):
+            self._changed.add(step)
 
     def idle(self, step: Step) -> bool:
         """Whether a tensor was made that nothing reads."""

@@ -16,6 +16,7 @@ from prunekit.graph.recording.steps import Kind, Step, operation_name
 
 Rule = Callable[[Any, Any], Any]  # of a pass over the recording and a call, to the call's result
 Indices = Sequence[int] | Tensor | None
+Sizes = Sequence[int] | None
 
 
 def second(module: nn.Module, rank: int) -> int:
@@ -52,6 +53,8 @@ class Operation:
     shifts: bool = False  # a removed channel puts out its bias, or zeros without one
     alike: bool = False  # its result has the shape and type of its first argument
     broadcasts: bool = False  # its result has the shape that its arguments broadcast to
+    shape: Callable[..., Sizes] | None = None  # of the result of a function, by its arguments
+    layer_shape: Callable[[Any, Tensor], Sizes] | None = None  # of what a layer makes of its input
     makes: bool = False  # it makes a tensor of sizes that are given
     moves: bool = False  # it moves entries
     sized: bool = False  # numbers among its arguments may have been computed from sizes

@@ -77,6 +77,8 @@ def resize(meta: Tensor, dim: int, size: int) -> Tensor:
 
 def each(result: Any, wrap: Any, *kinds: type) -> Any:
     """Apply `wrap` to every object of these kinds in a nest of tuples, lists and dicts."""
+    if isinstance(result, kinds):
+        return wrap(result)
     return mapped(result, lambda leaf: wrap(leaf) if isinstance(leaf, kinds) else leaf)
 
 

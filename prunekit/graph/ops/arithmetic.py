@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from prunekit.graph.ops.passing import along, ignored, like, pointwise, question, reduction
+from prunekit.graph.ops.results import of_reduced
 from prunekit.graph.table import operation
 
 operation(pointwise, "add sub mul div truediv maximum minimum", broadcasts=True)
@@ -29,9 +30,8 @@ operation(
     like, "to type_as cpu cuda zeros_like ones_like empty_like full_like rand_like randn_like"
 )
 operation(like, "randint_like")
-operation(
-    reduction(), "mean sum amax amin prod std var logsumexp max min argmax argmin any all median"
-)
+operation(reduction(), "mean sum amax amin", shape=of_reduced)
+operation(reduction(), "prod std var logsumexp max min argmax argmin any all median")
 operation(reduction(), "std_mean var_mean aminmax nansum nanmean count_nonzero")
 operation(reduction(2), "norm")
 operation(along(None), "cumsum cumprod cummax cummin")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
+from prunekit.graph.ops.results import of_joined
 from prunekit.graph.recording.steps import Step
 from prunekit.graph.run import Run
 from prunekit.graph.table import Rule, operation
@@ -153,6 +154,6 @@ operation(move, "pixel_shuffle pixel_unshuffle", nn.PixelShuffle, nn.PixelUnshuf
 operation(sized(1, "shape", "size"), "view reshape expand", moves=True)
 operation(sized(2, "unflattened_size", "sizes"), "unflatten", nn.Unflatten, moves=True)
 operation(as_other, "view_as reshape_as", moves=True)
-operation(joined, "cat concat concatenate", moves=True, steady=True, joins=True)
+operation(*(joined, "cat concat concatenate"), moves=True, steady=True, joins=True, shape=of_joined)
 operation(joined, "stack", moves=True, steady=True)
-operation(rolled, "roll", moves=True)
+operation(rolled, "roll", moves=True, alike=True)

@@ -9,12 +9,13 @@ from torch import nn
 
 from prunekit.graph.calls import Call
 from prunekit.graph.ops.passing import spatial
+from prunekit.graph.ops.results import of_adapted
 from prunekit.graph.run import Run
 from prunekit.graph.table import operation
 from prunekit.graph.values import Value, compress
 
-_POOLS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveAvgPool", "AdaptiveMaxPool")
-_FUNCTIONS = ("max_pool", "avg_pool", "lp_pool", "adaptive_max_pool", "adaptive_avg_pool")
+_POOLS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool")
+_FUNCTIONS = ("max_pool", "avg_pool", "lp_pool", "adaptive_max_pool")
 _PADS = ("ReflectionPad", "ReplicationPad", "CircularPad")
 _ZERO_PADS = ("ZeroPad", "ConstantPad")
 
@@ -42,6 +43,15 @@ for _rank in (1, 2, 3):
         " ".join(f"{name}{_rank}d" for name in _FUNCTIONS),
         *(getattr(nn, f"{name}{_rank}d") for name in _POOLS),
         pools=True,
+    )
+    _function, _layer = of_adapted(_rank)
+    operation(
+        spatial(_rank),
+        f"adaptive_avg_pool{_rank}d",
+        getattr(nn, f"AdaptiveAvgPool{_rank}d"),
+        pools=True,
+        shape=_function,
+        layer_shape=_layer,
     )
     operation(spatial(_rank), "", *(getattr(nn, f"{name}{_rank}d") for name in _PADS))
 operation(spatial(2), "fractional_max_pool2d", nn.FractionalMaxPool2d, pools=True)

@@ -13,6 +13,7 @@ from prunekit.errors import SurgeryError
 from prunekit.graph.calls import Call
 from prunekit.graph.layers import CONSUMERS, CONVOLUTIONS, TRANSPOSED, layer_named, weight_norm
 from prunekit.graph.ops.passing import ELSEWHERE, elsewhere, not_followed
+from prunekit.graph.ops.results import of_convolution, of_linear, of_weighing
 from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.run import Run
 from prunekit.graph.slicing import indices, narrow_tensor, put, select
@@ -213,7 +214,17 @@ _FACTS: dict[str, Any] = {"weighs": True, "shifts": True}
 operation(
     dense,
     "",
-    *(*CONVOLUTIONS, *TRANSPOSED),
+    *CONVOLUTIONS,
+    narrow=narrow_convolution,
+    counts=("in_channels", "out_channels"),
+    dim=_in_front,
+    layer_shape=of_convolution,
+    **_FACTS,
+)
+operation(
+    dense,
+    "",
+    *TRANSPOSED,
     narrow=narrow_convolution,
     counts=("in_channels", "out_channels"),
     dim=_in_front,
@@ -226,8 +237,15 @@ operation(
     narrow=narrow_linear,
     counts=("in_features", "out_features"),
     dim=last,
+    layer_shape=of_linear,
     **_FACTS,
 )
-operation(by_function, "conv1d conv2d conv3d linear", takes=("input", "weight", "bias"), **_FACTS)
+operation(
+    by_function,
+    "conv1d conv2d conv3d linear",
+    takes=("input", "weight", "bias"),
+    shape=of_weighing,
+    **_FACTS,
+)
 operation(not_followed, "conv_transpose1d conv_transpose2d conv_transpose3d", weighs=True)
 operation(not_followed, "", nn.MultiheadAttention, macs=_attention)

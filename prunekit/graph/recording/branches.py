@@ -61,9 +61,18 @@ class Branch:
             _between(usual[0], a, other[0], b, size[0])
             for a, b in zip(here, self.reads[other], strict=False)
         ]
-        with suppress(ArithmeticError, TypeError, ValueError, StopIteration):
-            return bool(_outcome(self.guard, iter(numbers), {})) not in self.outcomes
+        known: dict[Step, Any] = dict(zip(_reads(self.guard), numbers, strict=False))
+        with suppress(ArithmeticError, TypeError, ValueError, KeyError):
+            for step in self._computation:
+                args, kwargs = replayed((step.args, step.kwargs), known)
+                known[step] = step.target(*args, **kwargs)
+            return bool(known[self.guard]) not in self.outcomes
         return False
+
+    @cached_property
+    def _computation(self) -> list[Step]:
+        """The steps from the sizes that are read to the comparison, which is the last."""
+        return _computed(self.guard, {*_reads(self.guard)})
 
 
 class Sides:
@@ -76,7 +85,7 @@ class Sides:
         self._done: set[Sizes] = set()
         self._attempts: Counter[Any] = Counter()
         self._refused: set[Any] = set()  # comparisons and outcomes at which runs ended
-        self._flat: set[Any] = set()  # those that no size turns
+        self._nearest: dict[Any, Sizes | None] = {}  # what turns a comparison; None: no size does
         self._far = not first.at.numbers  # where nothing is computed large inputs cost nothing
 
     def runs(self) -> Iterator[Taken]:
@@ -170,15 +179,20 @@ class Sides:
         if inputs.size not in branch.reads:
             return
         alike = (_words(branch.guard), str(branch.reads), *branch.outcomes)
-        if alike in self._flat:
+        if self._nearest.get(alike, inputs.size) is None:
             return
-        found = False
         for size in inputs.nearby(self._far):
             if branch.turns(inputs.size, size):
-                found = True
+                self._nearest.setdefault(alike, size)
                 yield size
-        if not found:
-            self._flat.add(alike)
+        self._nearest.setdefault(alike, None)
+
+    def _turned(self, inputs: Inputs, branch: Branch) -> bool:
+        """Whether there is such a size."""
+        alike = (_words(branch.guard), str(branch.reads), *branch.outcomes)
+        if alike not in self._nearest:
+            return any(True for _ in self._turns(inputs, branch))
+        return self._nearest[alike] is not None
 
     def _see(self, recording: Recording, size: Sizes) -> None:
         for step in recording.steps:
@@ -192,7 +206,7 @@ class Sides:
 
     def _note(self, inputs: Inputs) -> None:
         for branch in self.branches.values():
-            if self._open(branch) and any(True for _ in self._turns(inputs, branch)):
+            if self._open(branch) and self._turned(inputs, branch):
                 note = (
                     f"the forward branches on the size of its inputs at {branch.guard.where}, "
                     "of which only one side was seen"
@@ -256,17 +270,13 @@ def _words(step: Step, depth: int = 0) -> Any:
     return (step.name, *args)
 
 
-def _outcome(step: Step, numbers: Iterator[int], known: dict[Step, Any]) -> Any:
-    """A number, computed again from other sizes."""
-    if step not in known:
-        if _is_read(step):
-            known[step] = next(numbers)
-        else:
-            for source in steps_in((step.args, step.kwargs)):
-                _outcome(source, numbers, known)
-            args, kwargs = replayed((step.args, step.kwargs), known)
-            known[step] = step.target(*args, **kwargs)
-    return known[step]
+def _computed(step: Step, before: set[Step]) -> list[Step]:
+    """A step behind those that it needs, without those that are there before."""
+    if step in before:
+        return []
+    before.add(step)
+    inner = [one for source in step.sources for one in _computed(source, before)]
+    return [*inner, step]
 
 
 def _between(usual: int, here: int, other: int, there: int, size: int) -> int:

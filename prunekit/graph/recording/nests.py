@@ -25,11 +25,23 @@ def _is_leaf(item: Any) -> bool:
 
 def mapped(nest: Any, change: Callable[[Any], Any]) -> Any:
     """The same nest with every leaf changed."""
-    if _is_leaf(nest):
+    kind = type(nest)
+    if kind in _leaves:
         return change(nest)
+    if kind is tuple or kind is list:  # spelled out, since it is what is mostly asked for
+        return kind(
+            [change(item) if type(item) in _leaves else mapped(item, change) for item in nest]
+        )
+    if kind is dict:
+        return {key: mapped(item, change) for key, item in nest.items()} if nest else {}
+    return change(nest) if _is_leaf(nest) else _mapped(nest, change)
+
+
+def _mapped(nest: Any, change: Callable[[Any], Any]) -> Any:
+    """The same for slices, and for what is derived from tuples, lists and dicts."""
     if isinstance(nest, tuple):
-        items = [change(item) if _is_leaf(item) else mapped(item, change) for item in nest]
-        return tuple(items) if type(nest) in (tuple, torch.Size) else _like(nest, items)
+        items = [mapped(item, change) for item in nest]
+        return tuple(items) if type(nest) is torch.Size else _like(nest, items)
     if isinstance(nest, list):
         return [mapped(item, change) for item in nest]
     if isinstance(nest, dict):
@@ -49,17 +61,20 @@ def leaves_in(nest: Any, kind: type | tuple[type, ...]) -> list[Any]:
     return found
 
 
-def _gather(item: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
-    if _is_leaf(item):
-        if isinstance(item, kind):
-            found.append(item)
+def _gather(nest: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
+    if type(nest) in _leaves or _is_leaf(nest):
+        if isinstance(nest, kind):
+            found.append(nest)
         return
-    if isinstance(item, dict):
-        inner: Any = item.values()
+    if isinstance(nest, dict):
+        inner: Any = nest.values()
     else:
-        inner = (item.start, item.stop, item.step) if isinstance(item, slice) else item
-    for one in inner:
-        _gather(one, kind, found)
+        inner = (nest.start, nest.stop, nest.step) if isinstance(nest, slice) else nest
+    for item in inner:
+        if type(item) not in _leaves:
+            _gather(item, kind, found)
+        elif isinstance(item, kind):
+            found.append(item)
 
 
 def tensors_within(found: Any, depth: int = 6) -> list[torch.Tensor]:

@@ -159,7 +159,7 @@ def steps_in(nest: Any) -> list[Step]:
 
 def replayed(nest: Any, results: dict[Step, Any]) -> Any:
     """Nested arguments with what every step has made in its place."""
-    return mapped(nest, lambda leaf: results[leaf] if isinstance(leaf, Step) else leaf)
+    return mapped(nest, lambda leaf: results[leaf] if type(leaf) is Step else leaf)
 
 
 _HOMES = (operator, torch.special, torch, functional)

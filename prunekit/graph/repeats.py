@@ -1,0 +1,102 @@
+"""Steps that several recordings share: what was found for the first of them holds for all."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from prunekit.graph.recording.steps import Kind, Step
+from prunekit.graph.table import of_name
+from prunekit.graph.values import Value, values_in
+
+
+class Repeats:
+    """Finds, for a step, one before it that calls the same on the same values.
+
+    `results` are those of the first pass, which may still grow. `first` maps every step that
+    repeats another to the earliest that it repeats.
+    """
+
+    def __init__(self, results: Mapping[Step, Any]) -> None:
+        self.first: dict[Step, Step] = {}
+        self._results = results
+        self._steps: dict[Hashable, Step] = {}
+        self._earliest: dict[Step, Step] = {}
+        self._labels: dict[Value, Hashable] = {}  # holds values, so that no address is used twice
+
+    def learn(self, step: Step) -> Step:
+        """Remember a step; returns the earliest that is equal."""
+        key = self._key(step)
+        if key is not None:
+            self._earliest[step] = self._steps.setdefault(key, step)
+        return self.earliest(step)
+
+    def earliest(self, step: Step) -> Step:
+        """The earliest step that calls the same on the same, mostly itself."""
+        return self._earliest.get(step, step)
+
+    def of(self, step: Step) -> Step | None:
+        """The step that this one repeats; where there is none, it is remembered itself."""
+        before = self.learn(step)
+        if before is step:
+            return None
+        self.first[step] = before
+        return before
+
+    def _key(self, step: Step) -> Hashable | None:
+        """What a step calls on what; None where it has to be played each time.
+
+        Tensors that a forward makes have labels of their own, what it hands out is named by run.
+        """
+        if step.kind not in (Kind.LAYER, Kind.CALL):
+            return None
+        entry = of_name(step.name)
+        if entry is not None and entry.makes:
+            return None
+        key = (
+            *(step.kind, step.name, step.target, step.guard),
+            *(self._word(step.args), self._word(step.kwargs)),
+        )
+        try:
+            hash(key)
+        except TypeError:
+            return None
+        return key
+
+    def _word(self, item: Any) -> Any:
+        """An argument as a key: literals with their types, tensors by shapes and labels."""
+        if isinstance(item, Step):
+            return self._source(item)
+        if isinstance(item, tuple | list):
+            return (type(item), *map(self._word, item))
+        if isinstance(item, dict):
+            return tuple((name, self._word(inner)) for name, inner in item.items())
+        if isinstance(item, slice):
+            return (slice, *map(self._word, (item.start, item.stop, item.step)))
+        return type(item), item
+
+    def _source(self, step: Step) -> Any:
+        """What a step has made; numbers are told apart by how they were computed."""
+        path = step.target if step.kind is Kind.TENSOR else None
+        result = self._results[step]
+        if isinstance(result, Value):
+            return path, self._value(result)
+        values = values_in(result)
+        if not values:
+            return path, id(self.earliest(step))
+        return path, type(result), *map(self._value, values)
+
+    def _value(self, value: Value) -> Hashable:
+        if value not in self._labels:
+            meta, labels = value.meta, value.labels
+            self._labels[value] = meta.shape, meta.stride(), meta.dtype, value.source, _same(labels)
+        return self._labels[value]
+
+
+def _same(labels: Tensor) -> Hashable:
+    """A key of labels, which are never changed."""
+    if labels.numel() == 1:
+        return labels.item()
+    return labels.data_ptr(), labels.shape, labels.stride()
