@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,11 +16,11 @@ from prunekit.graph.costs import counted
 from prunekit.graph.layers import TRANSPOSED, channel_dim, weighs, widths
 from prunekit.graph.ops.norms import norm_owner
 from prunekit.graph.ops.weights import weight_path
+from prunekit.graph.own import holds_channels, user_tensors
 from prunekit.graph.partition import FIXED, Partition
 from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.repeats import Repeats
+from prunekit.graph.repeats import Repeats, one_behind_another
 from prunekit.graph.run import Run
-from prunekit.graph.table import of_layer
 from prunekit.graph.uncalled import Reach, fits
 from prunekit.graph.values import Value, each, fixed, spread, values_in
 from prunekit.graph.whole_groups import goes_whole
@@ -64,7 +65,7 @@ class Discovery(Run):
         self._exposed: set[int] = set()
         self.functional: dict[str, None] = {}
         self.picks: dict[str, Tensor] = {}  # buffers of indices -> labels of what they pick from
-        self._own = _user_tensors(twin)
+        self._own = user_tensors(twin)
 
     def play(self) -> None:
         """Play every step; raises TraceError where that cannot be."""
@@ -255,13 +256,25 @@ class Discovery(Run):
         """A sentence for every reason."""
         return tuple(f"{listed([*names])}: {why}" for why, names in self.noted.items())
 
+    @cached_property
+    def all_labels(self) -> tuple[Tensor, Tensor]:
+        """The labels of all values one behind another, and to which value each belongs.
+
+        Equal ones stand there once. Only to be asked for after everything was played.
+        """
+        return one_behind_another(values_in(*self.results.values()))
+
     def owners(self, labels: Iterable[int]) -> list[str]:
         """The layers that made these labels."""
         found: dict[str, None] = {}
+        end, maker = 0, ""
         for one in sorted(set(labels) - {FIXED}):
-            at = bisect_right(self._starts, one) - 1
-            if at >= 0 and one - self._starts[at] < len(self.producers[self._makers[at]]):
-                found[self._makers[at]] = None
+            if one >= end:
+                at = bisect_right(self._starts, one) - 1
+                maker = self._makers[at] if at >= 0 else ""
+                end = self._starts[at] + len(self.producers[maker]) if maker else 0
+            if one < end:
+                found[maker] = None
         return [*found]
 
     def _counts(self, call: Call) -> bool:
@@ -318,7 +331,7 @@ class Discovery(Run):
         ]
         alike = len({tuple(len(side) for side in pair) for pair in sides}) == 1 and sides[0]
         modules = [self.twin.get_submodule(name) for name in names]
-        known = all(_holds_channels(module) for module in modules)
+        known = all(holds_channels(module) for module in modules)
         if alike and known and not exposed:
             for pair in sides[1:]:
                 for one, other in zip(sides[0], pair, strict=True):
@@ -370,25 +383,6 @@ class Discovery(Run):
         module = self.twin.get_submodule(step.target) if step.kind is Kind.LAYER else None
         small = module is not None and not [*module.children()]
         return f"{step}, {module!r}" if small else str(step)
-
-
-def _user_tensors(twin: nn.Module) -> set[str]:
-    """Parameters and buffers of modules that are no layers: the forward uses them by itself."""
-    return {
-        f"{name}.{leaf}" if name else leaf
-        for name, module in twin.named_modules()
-        if not _holds_channels(module)
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
-
-
-def _holds_channels(module: nn.Module) -> bool:
-    """Whether a layer of this class has numbers for every channel."""
-    entry = of_layer(module)
-    return (
-        entry is not None and (entry.weighs or entry.shifts or entry.alike) and bool(entry.narrow)
-    )
 
 
 def _attribute(module: nn.Module, path: str) -> Any:

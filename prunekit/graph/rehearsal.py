@@ -149,11 +149,12 @@ def but_one(first: Discovery, roots: Tensor, seed: int = 0) -> Tensor:
 def _without_all(first: Discovery, roots: Tensor, drop: Tensor) -> Tensor:
     """Units to leave out with which something is left of every value."""
     drop[FIXED] = False
-    values = [value for result in first.results.values() for value in values_in(result)]
-    for labels in {id(value.labels): value.labels for value in values}.values():
-        labels = roots[labels].flatten()
-        if bool(drop[labels].all()):
-            drop[labels[-1]] = False
+    labels, owner = first.all_labels
+    left = torch.bincount(owner[~drop[roots[labels]]], minlength=int(owner[-1]) + 1)
+    for empty in (left == 0).nonzero().flatten().tolist():
+        units = roots[labels[owner == empty]]
+        if bool(drop[units].all()):
+            drop[units[-1]] = False
     return drop
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from prunekit.graph.recording.steps import Kind, Step
@@ -91,11 +92,28 @@ class Repeats:
     def _value(self, value: Value) -> Hashable:
         if value not in self._labels:
             meta, labels = value.meta, value.labels
-            self._labels[value] = meta.shape, meta.stride(), meta.dtype, value.source, _same(labels)
+            self._labels[value] = (
+                meta.shape,
+                meta.stride(),
+                meta.dtype,
+                value.source,
+                same_labels(labels),
+            )
         return self._labels[value]
 
 
-def _same(labels: Tensor) -> Hashable:
+def one_behind_another(values: Iterable[Value]) -> tuple[Tensor, Tensor]:
+    """The labels of values in one vector, and for each entry the number of the value it is from.
+
+    Equal ones stand there once; the first entry is fixed.
+    """
+    distinct = {same_labels(value.labels): value.labels for value in values}
+    flat = [torch.zeros(1, dtype=torch.long), *(one.flatten() for one in distinct.values())]
+    sizes = torch.tensor([len(one) for one in flat])
+    return torch.cat(flat), torch.repeat_interleave(torch.arange(len(flat)), sizes)
+
+
+def same_labels(labels: Tensor) -> Hashable:
     """A key of labels, which are never changed."""
     if labels.numel() == 1:
         return labels.item()

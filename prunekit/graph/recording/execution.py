@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.graph.recording.nests import mapped
+from prunekit.graph.recording.nests import leaves_in, mapped
 from prunekit.graph.recording.shapes import quick_call, quick_layer
-from prunekit.graph.recording.sizes import plain
-from prunekit.graph.recording.steps import operation_name, tensors_among
+from prunekit.graph.recording.sizes import Ratio, Size, plain
+from prunekit.graph.recording.steps import operation_name
 from prunekit.graph.table import of_function
 
 _PLACED = frozenset({"to", "cuda", "cpu", "type", "new_tensor"})
@@ -28,9 +28,8 @@ class Execution:
 
     def function(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         """The result of a function; where one tensor is a shape, all are."""
-        args, kwargs = mapped((args, kwargs), plain)
-        if any(tensor.is_meta for tensor in tensors_among((args, kwargs))):
-            args, kwargs = mapped((args, kwargs), self._shadow)
+        (args, kwargs), shapes = self._ready((args, kwargs))
+        if shapes:
             if name in _PLACED:
                 return _moved(func, name, args, kwargs)
             if "device" in kwargs:
@@ -44,13 +43,23 @@ class Execution:
 
     def layer(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result of a layer."""
-        args, kwargs = mapped((args, kwargs), plain)
-        if any(tensor.is_meta for tensor in tensors_among((args, kwargs))):
-            args, kwargs = mapped((args, kwargs), self._shadow)
+        (args, kwargs), shapes = self._ready((args, kwargs))
+        if shapes:
             quick = quick_layer(module, args, kwargs)
             if quick is not None:
                 return quick
         return forward(*args, **kwargs)
+
+    def _ready(self, nest: Any) -> tuple[Any, bool]:
+        """Arguments with plain numbers, as shapes where one is; and whether they are."""
+        leaves = leaves_in(nest, (Tensor, Size, Ratio))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        if len(tensors) < len(leaves):
+            nest = mapped(nest, plain)
+        shapes = [tensor.is_meta for tensor in tensors]
+        if any(shapes) and not all(shapes):
+            nest = mapped(nest, self._shadow)
+        return nest, any(shapes)
 
     def _shadow(self, leaf: Any) -> Any:
         """A tensor of numbers as a shape, for what meets shapes."""

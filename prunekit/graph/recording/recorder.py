@@ -126,7 +126,8 @@ class Recorder(TorchFunctionMode):
         return self._seen(func, name, args, kwargs)
 
     def _seen(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
-        if name not in _ACCESS and not self._known((args, kwargs)):
+        known = self._known((args, kwargs)) if name not in _ACCESS else []
+        if name not in _ACCESS and not known:
             self._check_seen(tensors_among((args, kwargs)))
             return func(*args, **kwargs)
         before, self._busy = self._busy, True
@@ -137,6 +138,7 @@ class Recorder(TorchFunctionMode):
                 return self._written(func, args, kwargs)
             if name in _ASKED_SIZES or name == "__len__":
                 return self._asked_size(func, name, args, kwargs)
+            self._given = known
             return self._called(func, name, args, kwargs)
         finally:
             self._busy = before
@@ -191,7 +193,6 @@ class Recorder(TorchFunctionMode):
 
     def _called(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         self._trying = (func, name)
-        self._given = self._known((args, kwargs))
         if name in _VALUES and any(step.kind is not Kind.CONSTANT for step in self._known(args)):
             told = place_of(current_line())
             self.recording.notes[f"the forward reads values of tensors at {told}"] = None

@@ -6,6 +6,7 @@ import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -113,14 +114,18 @@ class Recording:
 
     def alike(self, other: Recording) -> bool:
         """Whether the same was called on the same, whatever the sizes."""
-        return self._outline() == other._outline()
+        return len(self._called) == len(other._called) and self._outline == other._outline
 
+    @cached_property
+    def _called(self) -> list[Step]:
+        return [step for step in self.steps if step.kind is not Kind.CONSTANT]
+
+    @cached_property
     def _outline(self) -> list[tuple[Any, ...]]:
         places = {step: place for place, step in enumerate(self.steps)}
         return [
             (*called(step), literals(step, _PLACES), *(places[source] for source in step.sources))
-            for step in self.steps
-            if step.kind is not Kind.CONSTANT
+            for step in self._called
         ]
 
 
