@@ -1,4 +1,4 @@
-"""Rows: the parameters that may vanish together, seen as a (groups x features) matrix."""
+"""Rows: the parameters that may vanish together, viewed as a (rows x features) matrix."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
 @dataclass(frozen=True)
 class Slice:
-    """One parameter seen as a matrix: dimension `dim` becomes the rows, `span` entries each.
+    """One parameter viewed as a matrix: dimension `dim` becomes the rows, `span` entries each.
 
-    `span` > 1 gives a row several neighbouring entries of `dim`, as a flattened channel owns
-    several columns of the linear layer behind it. `dim=None` makes every entry a row of its own.
+    With `span` > 1 a row has several neighbouring entries of `dim`, as a flattened channel owns
+    several columns of the next linear layer. With `dim=None` every entry is a row.
     """
 
-    param: nn.Parameter
+    param: Tensor
     dim: int | None = 0
     span: int = 1
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The matrix of any tensor that is shaped like the parameter."""
+        """Reshape any tensor that is shaped like the parameter to the matrix."""
         if self.dim is None:
             return tensor.reshape(-1, 1)
         moved = tensor.movedim(self.dim, 0)
         return moved.reshape(moved.shape[0] // self.span, -1)
 
     def unview(self, matrix: Tensor) -> Tensor:
-        """The inverse of `view`: a matrix back in the parameter's shape."""
+        """Reshape a matrix to the parameter's shape; the inverse of `view`."""
         if self.dim is None:
             return matrix.reshape(self.param.shape)
         shape = list(self.param.shape)
@@ -40,13 +40,12 @@ class Slice:
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """A (groups x features) matrix gathered from one or more parameters.
+    """A (rows x features) matrix over one or more parameters, whose rows may vanish.
 
-    `name` is the module or channel group it came from. `weight` scales the penalty on this block
-    (per-layer lambda, layer balancing). `units` holds, for every row, the id of the removable unit
-    in the channel graph that it belongs to (0: none); penalties and solvers never look at it.
-    `role` tells the "first" and the "second" of two matrices in one block apart, for solvers that
-    balance them.
+    `name` is the module or channel group that it belongs to. `weight` scales the penalty on this
+    matrix (lambda per layer, layer balancing). `units` has for every row the id of its removable
+    unit in the channel graph (0: none); penalties and solvers do not use it. `role` distinguishes
+    the "first" and the "second" of two matrices in one block, for solvers that balance them.
     """
 
     name: str
@@ -56,11 +55,11 @@ class Rows:
     role: str = ""
 
     def read(self) -> Tensor:
-        """A detached copy, (groups, features)."""
+        """Return a detached copy, (rows, features)."""
         return self._gather([part.param.detach() for part in self.slices])
 
     def read_grad(self) -> Tensor:
-        """A copy of the gradients, (groups, features), zeros where the loss left none."""
+        """Return a copy of the gradients, (rows, features); missing gradients are zeros."""
         return self._gather([grad_of(part.param) for part in self.slices])
 
     @torch.no_grad()
@@ -71,22 +70,24 @@ class Rows:
 
     @torch.no_grad()
     def add_grad(self, rows: Tensor, scale: float = 1.0) -> None:
-        """Add `scale * rows` to the gradients; a parameter without a gradient gets one."""
+        """Add `scale * rows` to the gradients; missing gradients are created."""
         for param, entries in self.scatter(rows):
             grad_of(param).add_(entries, alpha=scale)
 
-    def scatter(self, rows: Tensor) -> list[tuple[nn.Parameter, Tensor]]:
-        """Every parameter with its entries of `rows`, in the parameter's shape."""
-        parts = zip(self.slices, rows.split(self._widths, dim=1), strict=True)
+    def scatter(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return every parameter with its entries of `rows`, in the parameter's shape."""
+        parts = zip(self.slices, torch.split(rows, self._widths, dim=1), strict=True)
         return [(part.param, part.unview(columns)) for part, columns in parts]
 
     def _gather(self, tensors: Sequence[Tensor]) -> Tensor:
-        parts = [part.view(one) for part, one in zip(self.slices, tensors, strict=True)]
+        """Join tensors, shaped like the parameters, to one matrix that shares no memory."""
+        pairs = zip(self.slices, tensors, strict=True)
+        parts = [part.view(tensor) for part, tensor in pairs]
         return parts[0].clone() if len(parts) == 1 else torch.cat(parts, dim=1)
 
     @property
-    def parameters(self) -> tuple[nn.Parameter, ...]:
-        """The parameters that the matrix is gathered from."""
+    def parameters(self) -> tuple[Tensor, ...]:
+        """The parameters of the matrix."""
         return tuple(part.param for part in self.slices)
 
     @cached_property
@@ -94,15 +95,15 @@ class Rows:
         return [part.view(part.param.detach()).shape[1] for part in self.slices]
 
 
-def grad_of(param: nn.Parameter) -> Tensor:
-    """The gradient of a parameter, made of zeros where the loss left none."""
+def grad_of(param: Tensor) -> Tensor:
+    """Return the gradient of a parameter; a missing one is created with zeros."""
     if param.grad is None:
         param.grad = torch.zeros_like(param)
     return param.grad
 
 
 def unit_norms(blocks: Sequence[Rows], matrices: Sequence[Tensor], count: int) -> Tensor:
-    """The 2-norm of all rows that belong to each unit, as a vector of length `count` (unit id)."""
+    """Return the 2-norm of all rows of each unit, a double vector over the `count` unit ids."""
     squares = torch.zeros(count, dtype=torch.float64)
     for block, matrix in zip(blocks, matrices, strict=True):
         squares.index_add_(0, block.units.cpu(), matrix.double().square().sum(dim=1).cpu())

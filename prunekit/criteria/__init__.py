@@ -1,4 +1,4 @@
-"""How much is a unit worth: norms, scales, activations, derivatives, similarities, a file."""
+"""Criteria score units: by norms, scales, activations, derivatives, similarities, or a file."""
 
 from prunekit.criteria.base import CRITERIA, Criterion, Scores
 from prunekit.criteria.derivatives import HessianDiagonal, Taylor

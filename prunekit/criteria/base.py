@@ -1,4 +1,4 @@
-"""What a criterion is, and how channel values become scores of removable units."""
+"""The interface of criteria, and functions that turn channel values into scores of units."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 Scores = dict[str, Tensor]
-_BATCH = 32  # the result does not depend on it
+_BATCH = 32  # results do not depend on it
 
 
 class Criterion(Checked, ABC):
-    """Says how much every removable unit of a network is worth.
+    """A measure of how important every removable unit of a network is.
 
-    `comparable` scores are made to be compared between groups as they are; a selection that scales
-    them by group would undo that. `rescorable` says whether a network that was narrowed and trained can
-    be scored anew.
+    `comparable` is True for scores that compare between groups as they are, so that a selection
+    must not scale them by group. `rescorable` is False for a criterion that cannot score a network
+    that was narrowed and trained.
     """
 
     comparable: ClassVar[bool] = False
@@ -38,25 +38,25 @@ class Criterion(Checked, ABC):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Group name -> one finite score per unit of `group.units`; larger means keep.
+        """Return one finite score per unit of every group, by group name; larger means keep.
 
-        `data` may be None for criteria that read weights only. `device` is where the network and
-        the examples are; scores come back on the CPU in double precision.
+        `data` may be None for criteria that only read weights. `device` is that of the network and
+        of the examples; scores are double vectors on the CPU.
         """
 
     @property
     def resolved(self) -> bool:
-        """Whether everything that it reads has been named."""
+        """Return whether the paths of all files that the criterion reads are set."""
         return True
 
     def resolve_beside(self, model: Path | None) -> Criterion:
-        """Itself, with what it reads from a file and was not given taken from beside a model's."""
+        """Return the criterion with unset paths pointing to the folder of the model file."""
         return self
 
     def files(self) -> Mapping[str, Path]:
-        """The files that it reads, by what they are called in `settings.json`.
+        """Return the files that the criterion reads, by their names in `settings.json`.
 
-        What they hold is then part of what a run is, and the setting `path` no more.
+        Their content, instead of the setting `path`, is part of the identity of a run.
         """
         return {}
 
@@ -74,10 +74,10 @@ class OnExamples(Criterion):
 CRITERIA: Registry[Criterion] = Registry("criterion")
 
 
-def unit_sums(graph: ChannelGraph, values: Mapping[str, Tensor]) -> Tensor:
-    """Add per-channel `values` of modules up per unit id, a double vector of length `graph.count`.
+def sum_by_unit(graph: ChannelGraph, values: Mapping[str, Tensor]) -> Tensor:
+    """Sum the values of channels over all layers, as a double vector over unit ids.
 
-    `values` maps a module name to one number per output channel, in the order of `graph.outs`.
+    `values` maps a layer's name to one number per output channel, in the order of `graph.outs`.
     """
     total = torch.zeros(graph.count, dtype=torch.float64)
     for name, channel in values.items():
@@ -85,8 +85,11 @@ def unit_sums(graph: ChannelGraph, values: Mapping[str, Tensor]) -> Tensor:
     return total
 
 
-def by_group(graph: ChannelGraph, total: Tensor) -> Scores:
-    """Cut a vector over unit ids into the scores of every group; refuses numbers not finite."""
+def split_by_group(graph: ChannelGraph, total: Tensor) -> Scores:
+    """Split a vector over unit ids into the scores of every group.
+
+    Raises ConfigError for numbers that are not finite.
+    """
     scores = {group.name: total[group.units.cpu()] for group in graph.groups}
     for name, score in scores.items():
         if not bool(score.isfinite().all()):
@@ -97,28 +100,32 @@ def by_group(graph: ChannelGraph, total: Tensor) -> Scores:
     return scores
 
 
-def seen_groups(graph: ChannelGraph, total: Tensor, seen: Tensor, need: str) -> Scores:
-    """`by_group` for the groups all of whose units were met; `seen` is not zero where one was.
+def scores_of_complete_groups(
+    graph: ChannelGraph, total: Tensor, counts: Tensor, need: str
+) -> Scores:
+    """Return the scores of the groups in which every unit has a count above zero.
 
-    Selections keep the other groups whole, and say so. ConfigError where none is left: no group
-    "has what it needs", and what to do.
+    `total` and `counts` are vectors over unit ids; a count says how many values a total has.
+    Selections keep the other groups whole and name them. Raises ConfigError where no group is
+    complete; `need` completes "none of the channel groups ..." and says what to do.
     """
-    met = {g.name for g in graph.groups if bool((seen[g.units.cpu()] != 0).all())}
-    if graph.groups and not met:
+    complete = {g.name for g in graph.groups if bool((counts[g.units.cpu()] != 0).all())}
+    if graph.groups and not complete:
         raise ConfigError(f"none of the {len(graph.groups)} channel groups {need}")
-    return {name: score for name, score in by_group(graph, total).items() if name in met}
+    scores = split_by_group(graph, total)
+    return {name: score for name, score in scores.items() if name in complete}
 
 
 def examples(
     batches: Batches, samples: int, device: str, batch: int = _BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """A fixed random mixture of `samples` examples, not augmented, on `device`."""
+    """Yield batches of a fixed random sample of examples, not augmented, on `device`."""
     for x, y in batches.sample(samples, batch):
         yield x.to(device), y.to(device)
 
 
-def training_data(data: Data | None, criterion: str) -> Data:
-    """The data that a criterion asked for; ConfigError when there is none."""
+def require_data(data: Data | None, criterion: str) -> Data:
+    """Return the data; raises ConfigError that names the criterion when there is none."""
     if data is None:
         raise ConfigError(f"{criterion} scores units on training examples; give it a data set")
     return data

@@ -1,8 +1,8 @@
-"""A criterion that looks at how much a feature map can say: its rank."""
+"""Criteria that read the outputs of ReLUs: APoZ and HRank."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +17,8 @@ from prunekit.criteria.base import (
     Samples,
     Scores,
     examples,
-    seen_groups,
-    training_data,
+    require_data,
+    scores_of_complete_groups,
 )
 from prunekit.errors import ConfigError
 from prunekit.graph.ops.activations import is_relu6
@@ -30,30 +30,32 @@ if TYPE_CHECKING:
     from prunekit.data import Data
     from prunekit.graph import ChannelGraph
 
+# maps a ReLU's output (examples, channels, ...) to a sum per channel and the number of summands
+Statistic = Callable[[Tensor], tuple[Tensor, float]]
 
-_BATCH = 100  # as published; the result does not depend on it
+_HRANK_BATCH = 100  # as published; results do not depend on it
+_NO_RELU = "meets a ReLU on all of its channels; use for instance criterion=taylor or l1_norm"
 
 
 @CRITERIA.register("apoz")
 @dataclass(frozen=True)
 class APoZ(OnExamples):
-    """The share of a unit's activations that are not zero after ReLU (Hu et al. 2016).
+    """The share of a unit's activations after ReLU that are not zero (Hu et al. 2016).
 
-    APoZ itself is the share of zeros; the score is one minus it. Measured before pooling on
-    `samples` training examples, not augmented, in evaluation mode. ReLUs are caught whether
-    they are modules, functions or methods; a unit that meets several counts them all.
+    APoZ itself is the share of zeros; the score is one minus it. It is measured before pooling, in
+    evaluation mode, on `samples` training examples, not augmented. All ReLUs that a unit passes
+    count, whether they are modules, functions or methods.
     """
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Groups with a unit that meets no ReLU have no score; ConfigError if none has."""
-        batches = examples(training_data(data, "APoZ").train, self.samples, device)
-        return relu_means(model, graph, (x for x, _ in batches), _nonzero)
+        """Return the shares; groups with a unit without ReLU have none (ConfigError if all)."""
+        batches = examples(require_data(data, "APoZ").train, self.samples, device)
+        return relu_means(model, graph, (x for x, _ in batches), _count_nonzero)
 
 
-def _nonzero(out: Tensor) -> tuple[Tensor, float]:
-    """How many activations of every channel are not zero, and out of how many."""
+def _count_nonzero(out: Tensor) -> tuple[Tensor, float]:
     return (out != 0).transpose(0, 1).flatten(1).sum(1), out.numel() / out.shape[1]
 
 
@@ -62,12 +64,12 @@ def _nonzero(out: Tensor) -> tuple[Tensor, float]:
 class HRank(OnExamples):
     """The average rank of a unit's feature maps after ReLU (Lin et al. 2020, eq. 5).
 
-    A map is the matrix (height, width) of one channel for one of `samples` training examples, not
-    augmented; 500 are five batches of 100, as published. Ranks are numerical: singular values
-    above the largest times the larger side times the rounding unit. A map of one row or column, as
-    linear layers make them, has rank one where it is not zero. A unit that meets several ReLUs has
-    the average over all of its maps. No rank is above the sides of the map, so scores compare
-    within a layer only.
+    A map is the (height, width) matrix of one channel for one of `samples` training examples, not
+    augmented; 500 are five batches of 100, as published. The rank counts the singular values above
+    the largest one times the larger side times the machine epsilon. A map with a single row or
+    column, such as that of a linear layer, has rank one unless it is zero. A unit that passes
+    several ReLUs gets the average over all of its maps. Since a rank is at most the smaller side of
+    the map, scores only compare within a layer.
     """
 
     samples: Samples = 500
@@ -75,16 +77,15 @@ class HRank(OnExamples):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Groups with a unit that meets no ReLU have no score; ConfigError if none has."""
-        train = training_data(data, "HRank").train
-        batches = examples(train, self.samples, device, _BATCH)
-        total = -(-min(self.samples, train.size) // _BATCH)
+        """Return the ranks; groups with a unit without ReLU have none (ConfigError if all)."""
+        train = require_data(data, "HRank").train
+        batches = examples(train, self.samples, device, _HRANK_BATCH)
+        total = -(-min(self.samples, train.size) // _HRANK_BATCH)
         images = (x for x, _ in track(batches, "rank of feature maps", total))
-        return relu_means(model, graph, images, _ranks)
+        return relu_means(model, graph, images, _sum_ranks)
 
 
-def _ranks(out: Tensor) -> tuple[Tensor, float]:
-    """The sum over examples of the ranks of every channel's map, and how many maps that were."""
+def _sum_ranks(out: Tensor) -> tuple[Tensor, float]:
     if not bool(out.isfinite().all()):
         raise ConfigError(
             "HRank met feature maps that are not finite; look for nan or inf in the weights of the "
@@ -94,73 +95,76 @@ def _ranks(out: Tensor) -> tuple[Tensor, float]:
 
 
 def map_ranks(maps: Tensor) -> Tensor:
-    """Ranks (examples, channels) of maps (examples, channels, height, width), or of fewer sizes.
+    """Return the ranks (examples, channels) of maps (examples, channels, height, width).
 
-    Volumes are matrices of their first side by all others.
+    Maps may have fewer dimensions; volumes are matrices of their first side by all others.
     """
     matrices = maps.flatten(3) if maps.dim() > 3 else maps.reshape(*maps.shape[:2], 1, -1)
     if min(matrices.shape[2:]) == 1:
         return (matrices != 0).flatten(2).any(2).long()
-    return torch.linalg.matrix_rank(matrices)
-
-
-# of a ReLU's output (examples, channels, ...): a sum per channel, and over how many things it is
-Count = Callable[[Tensor], tuple[Tensor, float]]
-
-_NO_RELU = "meets a ReLU on all of its channels; use for instance criterion=taylor or l1_norm"
+    ranks: Tensor = torch.linalg.matrix_rank(matrices)
+    return ranks
 
 
 def relu_means(
-    model: nn.Module, graph: ChannelGraph, batches: Iterable[Tensor], count: Count
+    model: nn.Module, graph: ChannelGraph, batches: Iterable[Tensor], statistic: Statistic
 ) -> Scores:
-    """The mean of what `count` sees of every unit at ReLUs, in evaluation mode.
+    """Return the mean of a statistic of every unit's ReLU outputs, in evaluation mode.
 
-    ReLUs are caught whether they are modules, functions or methods; a unit that meets several has
-    the mean over all. Groups with a unit that meets none have no score; ConfigError if no group
-    has one, or where a forward meets other ReLUs than when it was traced.
+    All ReLUs that a unit passes count, whether they are modules, functions or methods. Groups with
+    a unit that passes none have no score. Raises ConfigError if no group has one, and where the
+    forward pass has other ReLUs than when the network was traced.
     """
-    met = _AtReLUs(graph, count)
+    sums = _ReLUSums(graph, statistic)
     with consulting(model), torch.no_grad():
         for x in batches:
-            with met:
+            with sums:
                 model(x)
-            met.finish(type(model).__name__)
-    return seen_groups(graph, met.total / met.seen.clamp_min(1), met.seen, _NO_RELU)
+            sums.finish_pass(type(model).__name__)
+    mean = sums.total / sums.counts.clamp_min(1)
+    return scores_of_complete_groups(graph, mean, sums.counts, _NO_RELU)
 
 
-class _AtReLUs(TorchFunctionMode):
-    """Adds up what `count` says of the output of each ReLU, per unit, in order of execution."""
+class _ReLUSums(TorchFunctionMode):
+    """Sums a statistic of the outputs of ReLUs by unit, while the mode is active.
 
-    def __init__(self, graph: ChannelGraph, count: Count) -> None:
+    The units of each ReLU are known from the trace, in the order of execution.
+    """
+
+    def __init__(self, graph: ChannelGraph, statistic: Statistic) -> None:
         super().__init__()
-        self.rectified, self.count, self.met = graph.rectified, count, 0
+        self.rectified, self.statistic, self.passed = graph.rectified, statistic, 0
         self.total = torch.zeros(graph.count, dtype=torch.float64)
-        self.seen = torch.zeros(graph.count, dtype=torch.float64)
+        self.counts = torch.zeros(graph.count, dtype=torch.float64)
 
-    def finish(self, network: str) -> None:
-        """Begin again; ConfigError where a forward met more or fewer ReLUs than when traced."""
-        met, self.met = self.met, 0
-        if met != len(self.rectified):
+    def finish_pass(self, network: str) -> None:
+        """Prepare for the next pass; raises ConfigError where the number of ReLUs differs."""
+        passed, self.passed = self.passed, 0
+        if passed != len(self.rectified):
             raise ConfigError(
-                f"{network} ran through {met} ReLUs, and through {len(self.rectified)} when it was "
-                "traced: its forward depends on its input; use for instance criterion=taylor"
+                f"{network} ran through {passed} ReLUs, and through {len(self.rectified)} when it "
+                "was traced: its forward depends on its input; use for instance criterion=taylor"
             )
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = operation_name(func)
         entry = of_name(name)
         if entry is not None and (entry.rectifies or is_relu6(name, kwargs)):
-            units = self.rectified[self.met] if self.met < len(self.rectified) else None
-            self.met += 1
+            units = self.rectified[self.passed] if self.passed < len(self.rectified) else None
+            self.passed += 1
             if units is not None:
                 self._add(out, units)
         return out
 
     def _add(self, out: Tensor, units: Tensor) -> None:
-        found, things = self.count(out)
-        self.total.index_add_(0, units, found.double().cpu())
-        self.seen.index_add_(0, units, torch.full((len(units),), things).double())
+        sums, count = self.statistic(out)
+        self.total.index_add_(0, units, sums.double().cpu())
+        self.counts.index_add_(0, units, torch.full((len(units),), count).double())

@@ -1,4 +1,4 @@
-"""Scores in a file: what sparsify learned, kept for prune."""
+"""Scores in a file, which sparsify writes and prune reads."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ FORMAT = "prunekit-scores-1"
 @CRITERIA.register("stored")
 @dataclass(frozen=True)
 class Stored(Criterion):
-    """The scores in a file, such as the row norms that sparsify saved.
+    """The scores in a file, such as the row norms that sparsify saves.
 
-    `path` is the file, or a directory with `scores.pt` or `sparsify/scores.pt` in it; None stands
-    for the file beside the source model, which the prune stage fills in. It is read when scores
-    are asked for, since the stage before may not have written it yet.
+    `path` is the file, or a directory with `scores.pt` or `sparsify/scores.pt` in it. None stands
+    for the file beside the source model, which the prune stage fills in. The file is only read when
+    scores are needed, since an earlier stage may still have to write it.
     """
 
     rescorable: ClassVar[bool] = False
@@ -37,68 +37,66 @@ class Stored(Criterion):
 
     @property
     def resolved(self) -> bool:
-        """Whether the file has been named."""
+        """Return whether the path is set."""
         return self.path is not None
 
     def resolve_beside(self, model: Path | None) -> Stored:
-        """The scores beside the model file, unless others are given."""
+        """Return the criterion with the `scores.pt` beside the model, unless `path` is set."""
         if self.path is not None or model is None:
             return self
         return replace(self, path=model.parent / "scores.pt")
 
     def files(self) -> Mapping[str, Path]:
-        """The scores; nothing where there are none (yet)."""
-        places = [] if self.path is None else _places(Path(self.path))
-        return {"scores": places[0]} if places else {}
+        """Return the file of scores, or nothing while it does not exist."""
+        files = [] if self.path is None else _existing_files(Path(self.path))
+        return {"scores": files[0]} if files else {}
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """The groups that were penalised; ArtifactError when the network has no such group."""
+        """Read the scores; raises ArtifactError when they do not fit the network's groups."""
         if self.path is None:
             raise ConfigError("criterion.path is not set; give the scores.pt of a sparsify stage")
-        stored = load_scores(self.path)
+        scores = load_scores(self.path)
         widths = {group.name: len(group.units) for group in graph.groups}
-        for name, score in stored.items():
+        for name, score in scores.items():
             if widths.get(name) != len(score):
                 raise ArtifactError(
                     f"{self.path} has {len(score)} scores for {name}, which has "
                     f"{widths.get(name, 0)} units here; it belongs to another network, run "
                     "sparsify for this one"
                 )
-        return stored
+        return scores
 
 
 def save_scores(path: str | Path, scores: Mapping[str, Tensor]) -> None:
-    """Write scores to a file at once or not at all; refuses numbers that are not finite."""
+    """Write scores to a file atomically; raises ArtifactError for numbers that are not finite."""
     tensors = {name: score.detach().cpu().clone() for name, score in scores.items()}
-    _check_values(Path(path), tensors)
-    write_torch(Path(path), {"format": FORMAT, "scores": tensors})
+    write_torch(Path(path), {"format": FORMAT, "scores": _validate(Path(path), tensors)})
 
 
 def load_scores(path: str | Path) -> Scores:
-    """Read what `save_scores` wrote; ArtifactError says what is wrong with any other file."""
+    """Read what `save_scores` wrote; raises ArtifactError for any other file."""
     file = _find(Path(path))
     content = read_torch(file, mend="run sparsify again")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(f"{file} is no file of scores ({FORMAT}); give the one of sparsify")
-    scores = content.get("scores")
-    _check_values(file, scores)
-    return scores
+    return _validate(file, content.get("scores"))
 
 
-def _places(path: Path) -> list[Path]:
-    places = (path, path / "scores.pt", path / "sparsify" / "scores.pt")
-    return [place for place in places if place.is_file()]
+def _existing_files(path: Path) -> list[Path]:
+    candidates = (path, path / "scores.pt", path / "sparsify" / "scores.pt")
+    return [file for file in candidates if file.is_file()]
 
 
 def _find(path: Path) -> Path:
-    for place in _places(path):
-        return place
+    for file in _existing_files(path):
+        return file
     raise ArtifactError(f"{path} has no scores; run sparsify first, or choose another criterion")
 
 
-def _check_values(file: Path, scores: object) -> None:
+def _validate(file: Path, scores: object) -> Scores:
+    """Return the scores; raises ArtifactError unless they are finite vectors by name."""
     if not isinstance(scores, dict) or not all(isinstance(s, Tensor) for s in scores.values()):
         raise ArtifactError(f"{file} does not hold one tensor of scores per group; make it again")
     for name, score in scores.items():
@@ -108,3 +106,4 @@ def _check_values(file: Path, scores: object) -> None:
             )
         if not bool(score.isfinite().all()):
             raise ArtifactError(f"{file}: the scores of {name} are not finite; train again")
+    return scores

@@ -1,4 +1,4 @@
-"""Penalties: functions of a matrix whose rows may vanish, with value, subgradient and prox."""
+"""Penalties: functions of a matrix of rows that may vanish, with value, subgradient and prox."""
 
 from prunekit.penalties.base import PENALTIES, Penalty, RadialPenalty
 from prunekit.penalties.magnitude import (

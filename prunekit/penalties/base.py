@@ -1,4 +1,4 @@
-"""What a penalty is: a value, a subgradient and an exact proximal map on rows."""
+"""The interface of penalties: value, subgradient and exact proximal map of a matrix of rows."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from prunekit.validate import number
 
 @dataclass(frozen=True)
 class Penalty(Checked, ABC):
-    """A function of a (groups x features) matrix that is small when rows vanish.
+    """A function of a (rows x features) matrix that is small when rows vanish.
 
-    `lam` is inside: the strength is part of the function, as MCP and SCAD need it.
-    `offers` names what solvers may ask of it and is compared with `Solver.needs`; `shape` names
-    the setting that brings it nearer to a convex penalty when raised, where it has one.
+    The strength `lam` is part of the function, as MCP and SCAD need it. `offers` names what solvers
+    may use and is compared with `Solver.needs`. `shape` names the setting, if there is one, that
+    makes the penalty more nearly convex when raised.
     """
 
     lam: Annotated[NotNegative, "strength of the penalty"]
@@ -31,40 +31,40 @@ class Penalty(Checked, ABC):
 
     @property
     def flat_from(self) -> float:
-        """The row norm from which on the slope is zero by design; infinite where there is none."""
+        """The row norm above which the slope is zero; infinite if it never is."""
         return math.inf
 
     @property
     def convex_step(self) -> float:
         """The largest step for which |u - rows|^2 / (2 step) + value(u) is convex in u.
 
-        Beyond it the prox jumps, so that rows of a middle size cannot last. Infinite for a convex
-        penalty, 0 for one that is too concave for every step, whose nature those jumps are.
+        With a longer step the prox jumps, so that no row keeps a medium norm. It is infinite for a
+        convex penalty, and 0 for one that is too concave for any step.
         """
         return math.inf
 
     @property
     def remark(self) -> str | None:
-        """What a user should know about these settings, if there is anything."""
+        """A warning about these settings, or None."""
         return None
 
     @abstractmethod
     def value(self, rows: Tensor) -> Tensor:
-        """The penalty of the whole matrix, a scalar tensor."""
+        """Return the penalty of the whole matrix, a scalar tensor."""
 
     @abstractmethod
     def prox(self, rows: Tensor, step: float) -> Tensor:
-        """A global minimiser u of |u - rows|^2 / (2 step) + value(u)."""
+        """Return a global minimiser u of |u - rows|^2 / (2 step) + value(u)."""
 
     @abstractmethod
     def subgradient(self, rows: Tensor) -> Tensor:
-        """One subgradient, shaped like `rows`; zero at zero rows, so always finite."""
+        """Return a subgradient, shaped like `rows`; it is zero at zero rows, so always finite."""
 
     def lam_max(self, cross: Tensor) -> float:
-        """The smallest lam whose prox of step one leaves nothing of `cross`, by bisection.
+        """Return the smallest lam for which the prox of `cross` with step 1 is zero, by bisection.
 
-        For a norm that is where zero becomes a solution of 1/2 b^T G b - cross^T b + value(b);
-        for others zero is then a solution if G is the identity.
+        For a norm, zero solves 1/2 b^T G b - cross^T b + value(b) from this lam on; for other
+        penalties that holds if G is the identity.
         """
         if not bool(cross.any()):
             return 0.0
@@ -73,64 +73,63 @@ class Penalty(Checked, ABC):
             low, high = high, 2 * high
         while high - low > 1e-12 * high:
             middle = 0.5 * (low + high)
-            survives = bool(replace(self, lam=middle).prox(cross, 1.0).any())
-            low, high = (middle, high) if survives else (low, middle)
+            nonzero = bool(replace(self, lam=middle).prox(cross, 1.0).any())
+            low, high = (middle, high) if nonzero else (low, middle)
         return high
 
     def dual_scale(
         self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
-        """The largest factor up to 1 that makes a regression's residual feasible for its dual.
+        """Return the largest factor up to 1 that makes a regression's residual dual feasible.
 
-        `pull` is what a solver's own dual variables take off the residual. A factor below `needed`
-        may be answered by 0, which is feasible too. None: there is no dual, so no duality gap.
+        `pull` is subtracted from the residual by a solver's own dual variables. Where the factor is
+        below `needed`, 0 may be returned, which is feasible too. None means that there is no dual
+        and so no duality gap.
         """
         return None
 
     def dual_excess(self, residual: Tensor) -> Tensor:
-        """By how much each row's residual is more than what a zero row can bear, (rows,).
+        """Return by how much each row of the residual exceeds the bound for a zero row, (rows,).
 
-        A row of zeros with an excess of 0 is zero in the solution with that residual. Infinite
-        where nothing is known, as in penalties that couple rows.
+        A zero row with an excess of 0 is zero in the solution with that residual. The result is
+        infinite where no such bound is known, as for penalties that couple rows.
         """
         return torch.full((len(residual),), math.inf, dtype=torch.float64)
 
 
 class RadialPenalty(Penalty):
-    """A penalty of row norms; subclasses speak only of magnitudes t >= 0.
+    """A sum over row norms; subclasses define it for magnitudes t >= 0.
 
-    Work is done in float64 and cast back: in float32 the closed forms err by as much as they
-    shrink once step * lam is near 1e-6.
+    The computation is in float64 and cast back: in float32 the closed forms err by as much as the
+    prox changes a row once step * lam is near 1e-6.
     """
 
     @abstractmethod
     def phi(self, t: Tensor) -> Tensor:
-        """The penalty of each magnitude."""
+        """Return the penalty of each magnitude."""
 
     @abstractmethod
     def slope(self, t: Tensor) -> Tensor:
-        """The derivative of `phi` for t > 0 (the value at 0 is never used)."""
+        """Return the derivative of `phi` for t > 0 (the value at 0 is never used)."""
 
     @abstractmethod
     def prox_magnitude(self, t: Tensor, step: float) -> Tensor:
-        """The prox of each magnitude; it gets all norms of a block at once."""
+        """Return the prox of each magnitude; `t` has the norms of all rows of a block."""
 
     def value(self, rows: Tensor) -> Tensor:
-        """The sum of `phi` over the row norms."""
+        """Return the sum of `phi` over the row norms."""
         return self.phi(rows.norm(dim=1)).sum()
 
     def prox(self, rows: Tensor, step: float) -> Tensor:
-        """Every row keeps its direction; its norm becomes `prox_magnitude(norm, step)`."""
+        """Scale every row so that its norm becomes `prox_magnitude(norm, step)`."""
         number("step", step, above=0)
         wide = rows.double()
         norms = wide.norm(dim=1)
-        factor = torch.where(
-            norms > 0, self.prox_magnitude(norms, step) / norms.clamp_min(1e-300), 0.0
-        )
-        return (wide * factor[:, None]).to(rows.dtype)
+        ratio = self.prox_magnitude(norms, step) / norms.clamp_min(1e-300)
+        return (wide * torch.where(norms > 0, ratio, 0.0)[:, None]).to(rows.dtype)
 
     def subgradient(self, rows: Tensor) -> Tensor:
-        """`slope` along each row's direction."""
+        """Return `slope` times the direction of each row."""
         wide = rows.double()
         norms = wide.norm(dim=1)
         safe = norms.clamp_min(1e-300)
@@ -139,18 +138,19 @@ class RadialPenalty(Penalty):
 
 
 def best_of(t: Tensor, step: float, phi: Callable[[Tensor], Tensor], *candidates: Tensor) -> Tensor:
-    """The cheapest of 0, t and the stationary points for |u - t|^2 / (2 step) + phi(u).
+    """Return the minimiser of |u - t|^2 / (2 step) + phi(u) among 0, t and the candidates.
 
-    Candidates are clamped to [0, t], where every minimiser lies. Ties go to the smaller point, as
-    in SSR eq. 15. This makes a nonconvex prox globally right in every regime of `step`.
+    Candidates are the stationary points; they are clamped to [0, t], where every minimiser lies.
+    Of equal minima the smaller point is taken, as in SSR eq. 15. This makes the prox of a nonconvex
+    penalty globally optimal for every `step`.
     """
     best = torch.zeros_like(t)
-    cost = t.square() / (2 * step) + phi(best)
+    minimum = t.square() / (2 * step) + phi(best)
     for candidate in (*candidates, t):
         point = torch.minimum(candidate.nan_to_num(0.0).clamp_min(0), t)
-        price = (point - t).square() / (2 * step) + phi(point)
-        better = price < cost
-        best, cost = torch.where(better, point, best), torch.where(better, price, cost)
+        value = (point - t).square() / (2 * step) + phi(point)
+        better = value < minimum
+        best, minimum = torch.where(better, point, best), torch.where(better, value, minimum)
     return best
 
 

@@ -1,8 +1,8 @@
-"""Which units stay: by zeros, a share, a threshold, a budget, sensitivity curves, or widths.
+"""Selections decide which units are kept: by zeros, shares, budgets, curves or widths.
 
 Every selection keeps the best-scored units of a group; of equal scores the earlier one is better.
-Groups without scores stay whole. Settings say what is kept, but for the ratio of `Slimming`, which
-is the published share that goes.
+Groups without scores are kept whole. Settings give what is kept, except for the ratio of
+`Slimming`, which is the published share that is removed.
 """
 
 from prunekit.selection.base import (

@@ -1,4 +1,4 @@
-"""What a selection is asked and answers, and what all of them do alike: protect the last units."""
+"""The interface of selections, and the protection of the last units of every layer."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
     from prunekit.measure import CostModel
 
-Masks = dict[str, Tensor]  # group name -> bool vector over its units, True = kept
+Masks = dict[str, Tensor]  # group name -> bool vector over its units, True = keep
 _LISTED = 4
 
 
 @dataclass(frozen=True)
 class BudgetResult:
-    """What a selection was asked to keep and what its choice has, in the same unit.
+    """The amount that a selection was to keep, and the amount that its choice has.
 
-    `met` is False where the choice exceeds what was asked for, as the nearest that there is.
-    `predicted` is what the search went by where `reached` is a measurement.
+    Both have the same unit. `satisfied` is False where the choice exceeds the request because
+    nothing nearer exists. Where `achieved` is a measurement, `predicted` is the estimate that the
+    search used.
     """
 
     name: str
@@ -41,10 +42,10 @@ class BudgetResult:
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A network whose units have scores: what a selection decides on.
+    """A network whose units have scores: the input of a selection.
 
-    `scores` gives one number per unit of a group, larger = keep. `cost` prices any choice.
-    `comparable` says that scores of different groups are made to be compared as they are.
+    `scores` has one number per unit of a group; larger means keep. `cost` gives the size of any
+    narrowed network. `comparable` says that scores of different groups may be compared as they are.
     """
 
     scores: Mapping[str, Tensor]
@@ -55,12 +56,12 @@ class Scored:
 
 @dataclass(frozen=True, eq=False)
 class Selected:
-    """The answer of a selection.
+    """The result of a selection.
 
-    `keep` says what is kept, `budgets` which totals were asked for and reached, `emptied` which layers
-    the scores alone would have emptied, whatever was done about it, and `notes` what a person
-    should know, a sentence each. `recount` makes the answer for fewer units, for a selection that
-    lets residual blocks go whole.
+    `keep` is the choice, and `budgets` compares it with every budget. `emptied` names the layers
+    that the scores alone would have emptied, whether or not they were protected. `notes` are
+    sentences for the user. Selections that may remove whole residual blocks set `recount`, which
+    recomputes the result for a mask that keeps fewer units.
     """
 
     keep: ChannelMask
@@ -70,7 +71,7 @@ class Selected:
     recount: Callable[[ChannelMask], Selected] | None = None
 
     def after(self, keep: ChannelMask) -> Selected:
-        """The answer once a cut has kept `keep`, which lacks the units of removed blocks."""
+        """Return the result for `keep`, the mask of a cut that also removed blocks."""
         if torch.equal(keep.removed, self.keep.removed):
             return self
         return self.recount(keep) if self.recount is not None else replace(self, keep=keep)
@@ -78,11 +79,11 @@ class Selected:
 
 @dataclass(frozen=True)
 class Selection(Checked, ABC):
-    """Decides which units of a network are kept.
+    """A rule that decides which units of a network are kept.
 
-    A group never has fewer than `min_keep` units (all of them, if it is smaller), and every layer
-    keeps an input and an output channel, unless `min_keep` is 0; see `protect_units`. `rounds` is how
-    often a caller that trains scores, cuts and tunes on the way there; `select` gives the end.
+    A group keeps at least `min_keep` units (all of them if it has fewer), and every layer keeps an
+    input and an output channel, unless `min_keep` is 0; see `protect_units`. `rounds` is the number
+    of rounds of iterative pruning; `select` itself always returns the final choice.
     """
 
     _: KW_ONLY
@@ -91,23 +92,26 @@ class Selection(Checked, ABC):
 
     @abstractmethod
     def select(self, scored: Scored) -> Selected:
-        """Decide once; the answer says all there is to say about the choice.
+        """Choose the units to keep.
 
-        Raises ConfigError where what was asked for is out of reach or does not fit the network.
+        Raises ConfigError where a request is out of reach or does not fit the network.
         """
 
     def choose(
         self, scores: Mapping[str, Tensor], graph: ChannelGraph, cost: CostModel
     ) -> ChannelMask:
-        """What `select` keeps of a network with these scores."""
+        """Return only the mask that `select` gives for these scores."""
         return self.select(Scored(scores, graph, cost)).keep
 
     def resolve_in(self, run: Path) -> Selection:
-        """The same selection in a run directory, where files that it reads may lie."""
+        """Return this selection with unset paths pointing to files of the run directory."""
         return self
 
     def files(self) -> Mapping[str, Path]:
-        """What it reads -> the file, whose content decides; ArtifactError for a missing one."""
+        """Return the files whose content decides, by name; raises ArtifactError if one is missing.
+
+        Their content is part of the identity of a run.
+        """
         return {}
 
 
@@ -115,49 +119,50 @@ SELECTIONS: Registry[Selection] = Registry("selection")
 
 
 def mask_of_best(score: Tensor, count: int, first: Tensor | None = None) -> Tensor:
-    """A mask of the `count` largest entries, those in the mask `first` before all others.
-
-    Of equal ones the earlier are taken.
-    """
+    """Return a bool mask of the `count` best entries, in the order of `order_best_first`."""
     mask = torch.zeros(len(score), dtype=torch.bool)
     mask[order_best_first(score, first)[:count]] = True
     return mask
 
 
 def order_best_first(score: Tensor, first: Tensor | None = None) -> Tensor:
-    """The order from the best entry to the worst, those in the mask `first` before all others."""
+    """Return the indices from the largest entry to the smallest; of equal ones the earlier leads.
+
+    Entries in the mask `first` come before all others.
+    """
     order = score.argsort(descending=True, stable=True)
     return order if first is None else order[first[order].argsort(descending=True, stable=True)]
 
 
 def protect_units(scores: Mapping[str, Tensor], graph: ChannelGraph, min_keep: int) -> Masks:
-    """Which units stay, however little is asked: what keeps every group and every layer alive.
+    """Return masks of the units that are kept under any budget, so that no layer becomes empty.
 
-    They are the best `min_keep` units of each group, and the best unit on each side of a layer:
-    a group may span layers that have only some of its units each. With `min_keep` 0, none.
+    These are the best `min_keep` units of each group, and the best unit among the inputs and among
+    the outputs of every layer, since a layer may have only some of a group's units. With
+    `min_keep` 0 there are none.
     """
     if min_keep == 0:
         return {name: torch.zeros(len(score), dtype=torch.bool) for name, score in scores.items()}
     groups = [group for group in graph.groups if group.name in scores]
-    worth = torch.full((graph.count,), torch.inf, dtype=torch.float64)  # unscored units stay anyway
+    worth = torch.full((graph.count,), torch.inf, dtype=torch.float64)  # groups without scores stay
     for group in groups:
         worth[group.units] = scores[group.name]
-    stays = torch.zeros(graph.count, dtype=torch.bool)
+    protected = torch.zeros(graph.count, dtype=torch.bool)
     for units in _sides(graph):
-        stays[units[worth[units].argmax()]] = True
-    return {g.name: stays[g.units] | mask_of_best(scores[g.name], min_keep) for g in groups}
+        protected[units[worth[units].argmax()]] = True
+    return {g.name: protected[g.units] | mask_of_best(scores[g.name], min_keep) for g in groups}
 
 
 def _sides(graph: ChannelGraph) -> list[Tensor]:
-    """The distinct sets of units that layers have as inputs or as outputs, sorted."""
-    sides = [units.unique() for units in (*graph.ins.values(), *graph.outs.values())]
+    """Return the distinct sets of units that layers have as inputs or as outputs, sorted."""
+    sides = [torch.unique(units) for units in (*graph.ins.values(), *graph.outs.values())]
     return [*{tuple(units.tolist()): units for units in sides if len(units)}.values()]
 
 
 def validate_scores(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Tensor]:
-    """The scores as double vectors on the CPU, in the order of the graph's groups.
+    """Return the scores as double vectors on the CPU, in the order of the graph's groups.
 
-    Raises ConfigError for unknown groups, wrong lengths, numbers not finite, or no scores at all.
+    Raises ConfigError for unknown groups, wrong lengths, non-finite numbers, or no scores at all.
     """
     widths = {group.name: len(group.units) for group in graph.groups}
     for name, score in scores.items():
@@ -171,13 +176,13 @@ def validate_scores(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[s
         if not bool(score.isfinite().all()):
             raise ConfigError(f"scores: those of {name} are not finite; check the source model")
     if not graph.groups:
-        why = "; ".join(graph.stays()[:_LISTED]) or "it has no layers with channels"
-        raise ConfigError(f"no channel of this network can be removed: {why}")
+        reason = "; ".join(graph.stays()[:_LISTED]) or "it has no layers with channels"
+        raise ConfigError(f"no channel of this network can be removed: {reason}")
     if not scores:
         raise ConfigError("there are no scores, so nothing to select; check the criterion")
     return {name: scores[name].detach().double().cpu() for name in widths if name in scores}
 
 
 def unscored_groups(scores: Mapping[str, Tensor], graph: ChannelGraph) -> list[str]:
-    """The names of the groups that have no scores, which every selection keeps whole."""
+    """Return the names of the groups without scores, which every selection keeps whole."""
     return [group.name for group in graph.groups if group.name not in scores]

@@ -1,8 +1,9 @@
-"""Selections by a total: a share of all units, of the multiply-adds, of the parameters."""
+"""Selections within a budget: of units, multiply-adds, parameters, or latency."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +15,7 @@ from prunekit.schema import Positive, SomeShare
 from prunekit.selection.base import SELECTIONS, BudgetResult, Masks, Scored, Selected
 from prunekit.selection.candidates import ResultFactory
 from prunekit.selection.ranking import (
-    Kept,
+    Amount,
     Limit,
     MeanNorm,
     Normalise,
@@ -26,10 +27,12 @@ from prunekit.selection.ranking import (
 from prunekit.surgery import Narrow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from prunekit.graph import ChannelGraph, ChannelMask
     from prunekit.measure import CostModel
+
+_MAX_MEASUREMENTS = 4  # networks that one search measures
+_CLOSE = 0.03  # relative distance from the requested latency that ends the search
+_TOLERANCE = 0.10  # relative excess up to which a measured network still meets the request
 
 
 @SELECTIONS.register("global")
@@ -38,6 +41,11 @@ class Global(RankedSelection):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
     keep: Annotated[SomeShare, "share of all scored units that stays"] = 0.5
+    _: KW_ONLY
+    normalise: Annotated[Normalise | None, "scales scores by group; null: as they are"] = None
+
+    def _scale(self, scored: Scored) -> Normalise | None:
+        return self.normalise
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         units = ranking.pool.units
@@ -45,18 +53,18 @@ class Global(RankedSelection):
         def kept(removed: Tensor) -> int:
             return int((~removed[units]).sum())
 
-        budget = int(self.keep * len(units) + 0.5)
-        return (Limit("channels", "keep", self.keep, kept, budget, len(units)),)
+        maximum = int(self.keep * len(units) + 0.5)
+        return (Limit("channels", "keep", self.keep, kept, maximum, len(units)),)
 
 
 @dataclass(frozen=True)
 class Budget(RankedSelection):
-    """The largest network within a budget.
+    """A selection of the largest network within a budget.
 
-    In the scope `local` the same share of every group stays, and only the order within a group
-    counts. In the scope `global` one threshold cuts the scores of all groups, which `normalise`
-    scales: by their scale alone, whole layers would go. `auto` divides each group by its mean,
-    unless the scores are made to be compared between groups; None never does.
+    With the scope `local` the same share of every group is kept, and scores only order the units
+    within a group. With the scope `global` one threshold applies to the scores of all groups.
+    Groups differ in scale, and unscaled scores may remove whole layers, so `normalise=auto` divides
+    each group by its mean, unless the criterion makes scores that compare between groups.
     """
 
     _: KW_ONLY
@@ -74,16 +82,15 @@ class Budget(RankedSelection):
         return self.normalise
 
     def _ranking(self, scored: Scored) -> Ranking:
-        """In the local scope, places within the group stand for the scores."""
         if self.scope == "global":
             return super()._ranking(scored)
         return Ranking(self._pool(replace(scored, scores=relative_ranks(scored.scores))))
 
-    def _answer(
+    def _result(
         self, scored: Scored, ranking: Ranking, limits: Sequence[Limit], keep: ChannelMask
     ) -> Selected:
-        """Also whether scores were scaled that compare as they are."""
-        selected = super()._answer(scored, ranking, limits, keep)
+        """Add a note where scores that compare as they are were scaled."""
+        selected = super()._result(scored, ranking, limits, keep)
         if self.scope == "local" or self._scale(scored) is None or not scored.comparable:
             return selected
         note = (
@@ -93,7 +100,7 @@ class Budget(RankedSelection):
         return replace(selected, notes=(*selected.notes, note))
 
     def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
-        """None in the local scope: a share of a narrow group may be less than a unit."""
+        """Return nothing in the local scope: a share of a narrow group may be less than a unit."""
         return () if self.scope == "local" else super()._emptied(scored, ranking, keep)
 
 
@@ -105,7 +112,7 @@ class MacsTarget(Budget):
     `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
     """
 
-    keep: Annotated[Kept, "multiply-adds that stay"] = 0.5
+    keep: Annotated[Amount, "multiply-adds that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("MACs", "keep", self.keep, cost.macs),)
@@ -116,7 +123,7 @@ class MacsTarget(Budget):
 class ParamsTarget(Budget):
     """The largest network within a budget of parameters; `keep` as for MacsTarget."""
 
-    keep: Annotated[Kept, "parameters that stay"] = 0.5
+    keep: Annotated[Amount, "parameters that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("parameters", "keep", self.keep, cost.params),)
@@ -127,8 +134,8 @@ class ParamsTarget(Budget):
 class Budgets(Budget):
     """The largest network that is within both a budget of MACs and one of parameters."""
 
-    macs: Annotated[Kept, "multiply-adds that stay"] = 0.5
-    params: Annotated[Kept, "parameters that stay"] = 0.5
+    macs: Annotated[Amount, "multiply-adds that stay"] = 0.5
+    params: Annotated[Amount, "parameters that stay"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (
@@ -137,19 +144,14 @@ class Budgets(Budget):
         )
 
 
-_ROUNDS = 4  # networks that are measured at most
-_NEAR = 0.03  # a network so near to what was asked for ends the search
-_MET = 0.10  # how far above it a network may be measured and still be what was asked for
-
-
 @dataclass(frozen=True)
 class LatencyTarget(Budget):
-    """The largest network within a latency per batch, on the device that scores are taken on.
+    """The largest network within a latency per batch, on the device that scores the network.
 
-    Ask for `keep`, a share of the dense network's latency in (0, 1], or for `milliseconds`. A table
-    of layer times (`TimedCost`) finds a network; it is measured in turns with the dense one, as
-    `timing` says, and where the table was wrong the search is repeated with its predictions
-    scaled. Of the networks that were measured the one nearest to what was asked for is chosen.
+    Give `keep`, a share of the dense network's latency in (0, 1], or `milliseconds`. A table of
+    layer times (`TimedCost`) proposes a network, which is then timed in turns with the dense one as
+    `timing` says. Where the table was wrong, the search is repeated with scaled predictions. The
+    result is the measured network whose latency is nearest to the request.
     """
 
     keep: Annotated[SomeShare | None, "of the dense network's latency"] = None
@@ -166,70 +168,77 @@ class LatencyTarget(Budget):
             )
 
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
-        scored = replace(scored, cost=scored.cost.timed(self.timing))
-        ranking, limits = self._ranking(scored), self._limits(None, scored.cost)
-        masks = ranking.masks(self._search(scored, ranking, limits[0]))
-        return masks, lambda keep: self._answer(scored, ranking, limits, keep)
+        cost = scored.cost.timed(self.timing)
+        scored = replace(scored, cost=cost)
+        ranking, limit = self._ranking(scored), self._limit(cost)
+        masks = ranking.masks(self._search(scored.graph, ranking, limit, cost))
 
-    def _answer(
-        self, scored: Scored, ranking: Ranking, limits: tuple[Limit, ...], keep: ChannelMask
-    ) -> Selected:
-        """Also what was predicted and measured, where this network was measured."""
-        selected, cost = super()._answer(scored, ranking, limits, keep), scored.cost
-        found = cost.compared(keep.removed)
-        if found is None:
+        def result(keep: ChannelMask) -> Selected:
+            return self._measured(self._result(scored, ranking, [limit], keep), cost)
+
+        return masks, result
+
+    def _measured(self, selected: Selected, cost: TimedCost) -> Selected:
+        """Add the measured latency to the result, where this network was measured."""
+        removed = selected.keep.removed
+        comparison = cost.compared(removed)
+        if comparison is None:
             return selected
-        share = cost.latency(keep.removed) / cost.latency()
+        share = cost.latency(removed) / cost.latency()
         note = (
-            f"latency: {found.narrow_ms:.4g} of {found.dense_ms:.4g} ms measured "
-            f"({found.share:.3f} is kept), {share:.3f} predicted by the table of layers"
+            f"latency: {comparison.narrow_ms:.4g} of {comparison.dense_ms:.4g} ms measured "
+            f"({comparison.share:.3f} is kept), {share:.3f} predicted by the table of layers"
         )
-        budgets = (self._measured_result(selected.budgets[0], found),)
+        budgets = (self._measured_budget(selected.budgets[0], comparison),)
         return replace(selected, budgets=budgets, notes=(*selected.notes, note))
 
-    def _search(self, scored: Scored, ranking: Ranking, limit: Limit) -> int:
-        """How many units go in the measured network that is nearest to what was asked for."""
-        tried: dict[int, float] = {}
+    def _search(self, graph: ChannelGraph, ranking: Ranking, limit: Limit, cost: TimedCost) -> int:
+        """Return how many units to remove for the measured latency nearest to the request."""
+        measured: dict[int, float] = {}
         factor = 1.0
-        for _ in range(_ROUNDS):
+        for _ in range(_MAX_MEASUREMENTS):
             count = self._count(ranking, [_scaled(limit, factor)])
-            if count in tried:
+            if count in measured:
                 break
             removed = ranking.removed(count)
-            tried[count] = self._reached(_measured(scored.graph, removed, scored.cost))
-            if abs(tried[count] / limit.requested - 1) <= _NEAR:
+            measured[count] = self._achieved(_measure(graph, removed, cost))
+            if abs(measured[count] / limit.requested - 1) <= _CLOSE:
                 break
-            factor = tried[count] / limit.evaluate(removed).achieved
-        return min(tried, key=lambda count: abs(tried[count] - limit.requested))
+            factor = measured[count] / limit.evaluate(removed).achieved
+        return min(measured, key=lambda count: abs(measured[count] - limit.requested))
 
-    def _limits(self, ranking: Ranking | None, cost: CostModel) -> tuple[Limit, ...]:
-        """The limit on what the table predicts."""
-        if self.keep is None:
-            per, asked, name, key = 1.0, self.milliseconds, "milliseconds", "milliseconds"
-        else:
-            per, asked, name, key = cost.latency(), self.keep, "latency", "keep"
-        return (Limit(name, key, asked, cost.latency, asked * per, per),)
+    def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
+        return (self._limit(cost.timed(self.timing)),)
 
-    def _measured_result(self, result: BudgetResult, found: Compared) -> BudgetResult:
-        reached = self._reached(found)
+    def _limit(self, cost: TimedCost) -> Limit:
+        """Return the limit on the latency that the table predicts."""
+        if self.keep is not None:
+            dense = cost.latency()
+            return Limit("latency", "keep", self.keep, cost.latency, self.keep * dense, dense)
+        assert self.milliseconds is not None
+        name = "milliseconds"
+        return Limit(name, name, self.milliseconds, cost.latency, self.milliseconds)
+
+    def _measured_budget(self, predicted: BudgetResult, comparison: Compared) -> BudgetResult:
+        achieved = self._achieved(comparison)
         return replace(
-            result,
-            achieved=reached,
-            satisfied=reached <= (1 + _MET) * result.requested,
-            predicted=result.achieved,
+            predicted,
+            achieved=achieved,
+            satisfied=achieved <= (1 + _TOLERANCE) * predicted.requested,
+            predicted=predicted.achieved,
         )
 
-    def _reached(self, found: Compared) -> float:
-        return found.narrow_ms if self.keep is None else found.share
+    def _achieved(self, comparison: Compared) -> float:
+        return comparison.narrow_ms if self.keep is None else comparison.share
 
 
 def _scaled(limit: Limit, factor: float) -> Limit:
-    """The limit for a table whose predictions are off by a factor."""
+    """Return the limit for a table whose predictions are off by a factor."""
     return replace(limit, cost_fn=lambda removed: factor * limit.cost_fn(removed))
 
 
-def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared:
-    """The network that is left, timed in turns with the dense one."""
+def _measure(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared:
+    """Build the narrow network and time it in turns with the dense one."""
     narrow = copy.deepcopy(cost.model)
     Narrow.of(graph, removed).apply(narrow)
     return cost.compare(removed, narrow)
@@ -237,5 +246,5 @@ def _measured(graph: ChannelGraph, removed: Tensor, cost: TimedCost) -> Compared
 
 @SELECTIONS.register("latency")
 def latency(keep: float = 0.6) -> LatencyTarget:
-    """At most this share of the dense network's latency."""
+    """Return a selection of at most this share of the dense network's latency."""
     return LatencyTarget(keep)

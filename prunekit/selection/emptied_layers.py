@@ -1,4 +1,4 @@
-"""Layers that a choice leaves with nothing, or with next to nothing."""
+"""Layers that a choice leaves without channels, or with very few."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from prunekit.errors import listed
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph, ChannelMask
 
-_NEARLY = 0.1  # of its channels: a layer that keeps less is told of
+_FEW = 0.1  # a group that keeps less than this share is reported
 _LISTED = 6
 
 
 def find_emptied_layers(graph: ChannelGraph, removed: Tensor) -> tuple[str, ...]:
-    """The layers that lose all of a side, without those that are empty because a named one is.
+    """Return the layers that lose all of their inputs or outputs; `removed` is over unit ids.
 
-    `removed` is a mask over unit ids.
+    Layers that are empty only because their units belong to an emptied group are not listed beside
+    the layer that the group is named after.
     """
     layers = graph.emptied(removed)
-    wholly = [group for group in graph.groups if bool(removed[group.units].all())]
-    makers = [group for group in wholly if group.name in layers]
-    known = removed.new_zeros(removed.shape)
-    for group in makers:
-        known[group.units] = True
+    groups = [group for group in graph.groups if bool(removed[group.units].all())]
+    sources = [group for group in groups if group.name in layers]
+    covered = removed.new_zeros(removed.shape)
+    for group in sources:
+        covered[group.units] = True
     others = [
         name
         for name in layers
-        if not bool(known[graph.ins[name]].any() or known[graph.outs[name]].any())
+        if not bool(covered[graph.ins[name]].any() or covered[graph.outs[name]].any())
     ]
-    return (*(group.name for group in makers), *others)
+    return (*(group.name for group in sources), *others)
 
 
 def describe_emptied_layers(
     graph: ChannelGraph, keep: ChannelMask, emptied: Sequence[str], nearly: Collection[str]
 ) -> list[str]:
-    """What a person should know of emptied layers, and of groups in `nearly` that nearly are."""
-    left = {name: _left(graph, keep.removed, name) for name in emptied}
+    """Return sentences on emptied layers, and on groups in `nearly` that keep very few units."""
+    left = {name: _channels_left(graph, keep.removed, name) for name in emptied}
     rescued = [name for name, (kept, _) in left.items() if kept]
     empty = [name for name, (kept, _) in left.items() if not kept]
     notes = []
@@ -48,21 +49,25 @@ def describe_emptied_layers(
         notes.append(f"the scores alone would have emptied layers; {shares}, which is protected")
     if empty:
         notes.append(f"nothing is left of {listed(empty, _LISTED)}")
-    few = smallest_shares({name: mask for name, mask in keep.items() if name in nearly})
-    few = [row for row in few if row[0] not in left and 0 < row[1] < _NEARLY * row[2]]
+    shares_left = smallest_shares({name: mask for name, mask in keep.items() if name in nearly})
+    few = [
+        _share(name, kept, full)
+        for name, kept, full in shares_left
+        if name not in left and 0 < kept < _FEW * full
+    ]
     if few:
-        notes.append(f"nearly empty: {listed([_share(*row) for row in few], _LISTED)}")
+        notes.append(f"nearly empty: {listed(few, _LISTED)}")
     return notes
 
 
 def smallest_shares(masks: Mapping[str, Tensor]) -> list[tuple[str, int, int]]:
-    """Name, units kept and units there were of every group, the smallest share first."""
-    rows = [(name, int(mask.sum()), len(mask)) for name, mask in masks.items()]
-    return sorted(rows, key=lambda row: row[1] / row[2])
+    """Return name, units kept and all units of every group, the smallest share first."""
+    counts = [(name, int(mask.sum()), len(mask)) for name, mask in masks.items()]
+    return sorted(counts, key=lambda count: count[1] / count[2])
 
 
-def _left(graph: ChannelGraph, removed: Tensor, name: str) -> tuple[int, int]:
-    """Channels kept and there were, on the side of a layer that keeps the smaller share."""
+def _channels_left(graph: ChannelGraph, removed: Tensor, name: str) -> tuple[int, int]:
+    """Return channels kept and all channels, of the side (in or out) of the smaller share."""
     sides = [side for side in (graph.outs[name], graph.ins[name]) if bool(side.any())]
     counts = [(int((~removed[side]).sum()), len(side)) for side in sides]
     return min(counts, key=lambda count: count[0] / count[1])

@@ -1,4 +1,4 @@
-"""Scales that make the scores of different groups comparable."""
+"""A ranking of the units of all groups, and the search for the largest network within limits."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 
 class Normalise(ABC):
-    """Makes the scores of different groups comparable before one threshold cuts them all."""
+    """Scales the scores of each group, so that one threshold can compare those of all groups."""
 
     @abstractmethod
     def scale(self, score: Tensor) -> Tensor:
-        """What the scores of one group are divided by, a positive scalar tensor."""
+        """Return the divisor of one group's scores, a positive scalar tensor."""
 
     def __call__(self, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The scores of every group over its scale; a group of zeros stays as it is."""
+        """Divide the scores of every group by its scale; zeros stay zeros."""
         return {name: s / self.scale(s) if s.any() else s for name, s in scores.items()}
 
 
@@ -39,7 +39,7 @@ class MaxNorm(Normalise):
     """Divides by the group's largest absolute score."""
 
     def scale(self, score: Tensor) -> Tensor:
-        """The largest absolute score."""
+        """Return the largest absolute score."""
         return score.abs().max()
 
 
@@ -48,29 +48,30 @@ class MeanNorm(Normalise):
     """Divides by the group's mean absolute score."""
 
     def scale(self, score: Tensor) -> Tensor:
-        """The mean absolute score."""
+        """Return the mean absolute score."""
         return score.abs().mean()
 
 
 def relative_ranks(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The place of every unit in its group as a share, near 1 for the best and 0 for the worst.
+    """Replace scores by ranks within the group, from near 0 for the worst to near 1 for the best.
 
-    One threshold over such scores keeps the same share of every group. Of equal scores the earlier
-    is better.
+    One threshold on these ranks keeps the same share of every group. Of equal scores the earlier
+    one ranks higher.
     """
-    return {name: _shares(score) for name, score in scores.items()}
+    return {name: _relative_rank(score) for name, score in scores.items()}
 
 
-def _shares(score: Tensor) -> Tensor:
+def _relative_rank(score: Tensor) -> Tensor:
     rank = score.argsort(descending=True, stable=True).argsort()
     return 1 - (rank.double() + 0.5) / len(score)
 
 
 class Ranking:
-    """All units of a pool from the one that goes first to the last, less those that are protected.
+    """The candidate units in the order of their removal, without the protected ones.
 
-    Lowest score first; of equal scores the later unit goes first. `steps` counts the units that may
-    go. The networks that are left are nested, whatever the pool rounds to.
+    The lowest score is removed first, and of equal scores the later unit. `steps` is the number of
+    units that may be removed. Removing more units always gives a subnetwork, even when the numbers
+    of units are rounded.
     """
 
     def __init__(self, pool: CandidateUnits) -> None:
@@ -80,33 +81,38 @@ class Ranking:
         self.steps = len(self._groups)
 
     def counts(self, count: int) -> Tensor:
-        """How many units every group keeps when the first `count` units are gone, not rounded."""
+        """Return how many units every group keeps without the first `count`, before rounding."""
         lost = torch.bincount(self._groups[:count], minlength=len(self.pool.widths))
         return self.pool.widths - lost
 
     def masks(self, count: int) -> Masks:
-        """What is kept when the first `count` units are gone."""
+        """Return the masks after the first `count` units are removed."""
         return self.pool.masks(self.counts(count))
 
     def removed(self, count: int) -> Tensor:
-        """What the first `count` units leave, as a mask over unit ids, True = removed."""
+        """Return the same as one mask over unit ids, True = removed."""
         return self.pool.removed(self.counts(count))
 
     def unprotected(self, removed: Tensor) -> Tensor:
-        """What would go with `removed`, were nothing protected: all up to its last unit."""
+        """Return the mask over unit ids that the scores alone would give (True = removed).
+
+        Every unit that ranks at or below the best of the `removed` ones is in it, protected or not.
+        """
         order = self.pool.worst_first()
         places = removed[self.pool.units[order]].nonzero().flatten()
-        units = torch.zeros(len(order), dtype=torch.bool)
-        units[order[: int(places.max()) + 1 if len(places) else 0]] = True
-        return self.pool.unit_mask(units)
+        mask = torch.zeros(len(order), dtype=torch.bool)
+        mask[order[: int(places.max()) + 1 if len(places) else 0]] = True
+        return self.pool.unit_mask(mask)
 
 
 @dataclass(frozen=True)
 class Limit:
-    """At most `asked` of something, in units of `per`: of the full network's amount for a share.
+    """An upper bound on some cost of the network, such as its multiply-adds.
 
-    `price` gives how much of it a network has, from a mask over unit ids (True: removed); it must
-    not rise when more goes. `setting` is where it was asked for.
+    `cost_fn` returns the cost for a mask over unit ids (True = removed); removing more units must
+    not raise it. `maximum` is the bound in its units. `requested` is the bound in multiples of
+    `reference`, which is the cost of the full network where the setting is a share. `setting` is
+    the key that the user set.
     """
 
     name: str
@@ -117,47 +123,52 @@ class Limit:
     reference: float = 1
 
     def evaluate(self, removed: Tensor) -> BudgetResult:
-        """What was asked for beside what a network has."""
+        """Compare a network with the limit."""
         cost = self.cost_fn(removed)
         satisfied = cost <= self.maximum
         return BudgetResult(self.name, self.requested, cost / self.reference, satisfied)
 
 
 def budget_limit(
-    name: str, setting: str, kept: float, price: Callable[[Tensor | None], float]
+    name: str, setting: str, keep: float, cost_fn: Callable[[Tensor | None], float]
 ) -> Limit:
-    """A limit for a number that is a share up to 1 and an amount above; None: the whole network."""
-    per = price(None) if kept <= 1 else 1
+    """Return the limit for `keep`, a share of the full network up to 1 and an amount above.
+
+    `cost_fn(None)` is the cost of the full network.
+    """
+    reference = cost_fn(None) if keep <= 1 else 1
     slack = 1 + 1e-12  # a share may be given as a ratio of counts
-    return Limit(name, setting, kept, price, kept * per * slack, per)
+    return Limit(name, setting, keep, cost_fn, keep * reference * slack, reference)
 
 
 def min_units_to_remove(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
-    """How few units may go so that all limits are met, by bisection; None: even all are too few."""
+    """Find the smallest number of units whose removal meets all limits, by bisection.
 
-    def within(count: int) -> bool:
+    Return None where the limits are not met even without all units that may be removed.
+    """
+
+    def satisfied(count: int) -> bool:
         removed = ranking.removed(count)
         return all(limit.cost_fn(removed) <= limit.maximum for limit in limits)
 
-    if not within(ranking.steps):
+    if not satisfied(ranking.steps):
         return None
     low, high = -1, ranking.steps
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if within(middle) else (middle, high)
+        low, high = (low, middle) if satisfied(middle) else (middle, high)
     return high
 
 
 @dataclass(frozen=True)
 class RankedSelection(AdaptiveSelection):
-    """The largest network within limits, of those that lose the lowest-scored units of all groups.
+    """A selection that removes the lowest-scored units of all groups until its limits are met.
 
-    `on_miss` says what happens when a limit is below what every network keeps: `refuse`, or
-    `nearest`, which takes the smallest network.
+    `on_miss` decides what happens when even the smallest network exceeds a limit: `refuse`, or
+    `nearest`, which takes that network.
     """
 
     _: KW_ONLY
-    normalise: Annotated[Normalise | None, "scales scores by group; null: as they are"] = None
     on_miss: Annotated[
         Literal["refuse", "nearest"], "nearest: the smallest network where the budget is too low"
     ] = "refuse"
@@ -166,12 +177,11 @@ class RankedSelection(AdaptiveSelection):
         ranking = self._ranking(scored)
         limits = self._limits(ranking, scored.cost)
         masks = ranking.masks(self._count(ranking, limits))
-        return masks, lambda keep: self._answer(scored, ranking, limits, keep)
+        return masks, lambda keep: self._result(scored, ranking, limits, keep)
 
-    def _answer(
+    def _result(
         self, scored: Scored, ranking: Ranking, limits: Sequence[Limit], keep: ChannelMask
     ) -> Selected:
-        """A pair of asked and reached for every limit, and the layers that only live protected."""
         emptied = self._emptied(scored, ranking, keep)
         return Selected(
             keep=keep,
@@ -181,21 +191,20 @@ class RankedSelection(AdaptiveSelection):
         )
 
     def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
-        """The layers all of whose units come before another one that went."""
+        """Return the layers that only protection kept from becoming empty."""
         return find_emptied_layers(scored.graph, ranking.unprotected(keep.removed))
 
     def _ranking(self, scored: Scored) -> Ranking:
-        """The units of these groups in the order in which they go."""
         scale = self._scale(scored)
         scores = scale(scored.scores) if scale else scored.scores
         return Ranking(self._pool(replace(scored, scores=scores)))
 
+    @abstractmethod
     def _scale(self, scored: Scored) -> Normalise | None:
-        """What the scores of every group are divided by before they are compared."""
-        return self.normalise
+        """Return how scores are scaled before they are compared between groups."""
 
     def _count(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
-        """How many units go; ConfigError where a limit is out of reach and must not be missed."""
+        """Return how many units to remove; raises ConfigError for a refused miss."""
         count = min_units_to_remove(ranking, limits)
         if count is None and self.on_miss == "refuse":
             raise _out_of_reach(ranking, limits)
@@ -203,19 +212,19 @@ class RankedSelection(AdaptiveSelection):
 
     @abstractmethod
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
-        """What the network must not exceed."""
+        """Return the limits that the network has to meet."""
 
 
 @dataclass(frozen=True)
 class ShareOrCount:
-    """A number that is a share of the full network up to 1, and at most so many above."""
+    """A bound that is a share of the full network up to 1, and a whole number above."""
 
-    def check(self, name: str, kept: float) -> None:
-        """Raise ConfigError where it is neither."""
-        number(name, kept, above=0)
-        if kept > 1 and kept != int(kept):
+    def check(self, name: str, value: float) -> None:
+        """Raise ConfigError where the value is neither."""
+        number(name, value, above=0)
+        if value > 1 and value != int(value):
             raise ConfigError(
-                f"{name}={kept} is neither a share up to 1 nor a whole number; "
+                f"{name}={value} is neither a share up to 1 nor a whole number; "
                 "above 1 it means at most so many"
             )
 
@@ -223,21 +232,19 @@ class ShareOrCount:
         return "a share up to 1, or a whole number"
 
 
-Kept = Annotated[float, ShareOrCount()]
+Amount = Annotated[float, ShareOrCount()]
 
 
 def _out_of_reach(ranking: Ranking, limits: Sequence[Limit]) -> ConfigError:
-    """Names the first limit that the smallest network exceeds, and what can be reached."""
+    """Return an error on the first limit that the smallest network exceeds, with the range."""
     removed = ranking.removed(ranking.steps)
     limit = next(limit for limit in limits if limit.cost_fn(removed) > limit.maximum)
-    least, full = (
-        limit.cost_fn(removed) / limit.reference,
-        limit.cost_fn(ranking.removed(0)) / limit.reference,
-    )
+    least = limit.cost_fn(removed) / limit.reference
+    full = limit.cost_fn(ranking.removed(0)) / limit.reference
     if limit.reference != 1:
-        least = ceil(least * 1e4) / 1e4  # what is shown can be asked for
+        least = ceil(least * 1e4) / 1e4  # round up, so that the printed value can be requested
     return ConfigError(
-        f"selection.{limit.setting}={limit.requested} cannot be reached: these scores, min_keep and "
-        f"round_to leave {least:.10g} to {full:.10g}; ask for that, lower selection.min_keep, or "
-        "take the smallest network with selection.on_miss=nearest"
+        f"selection.{limit.setting}={limit.requested} cannot be reached: these scores, min_keep "
+        f"and round_to leave {least:.10g} to {full:.10g}; ask for that, lower selection.min_keep, "
+        "or take the smallest network with selection.on_miss=nearest"
     )

@@ -1,4 +1,4 @@
-"""Sensitivity curves: accuracy of a network while one group alone loses channels."""
+"""A selection from sensitivity curves, and the curves: accuracy while one group is narrowed."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from prunekit.selection.candidates import ignored_groups
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
-
 FILE = "sensitivity.csv"
 _MEND = "run prunekit sensitivity again"
+_LISTED = 4
 
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy in percent, `top1`, when `removed` of the `units` of a group are gone.
+    """The accuracy `top1` in percent with `removed` of the `units` of one group removed.
 
-    Both are as long as there are points; `removed` rises and begins with 0.
+    Both have one entry per point; `removed` increases and begins with 0.
     """
 
     units: int
@@ -44,23 +44,23 @@ class Curve:
     top1: tuple[float, ...]
 
     def losses(self) -> Tensor:
-        """Points of accuracy lost when 1, 2, ... all units are gone, a double vector that rises.
+        """Return the accuracy lost, in points, with 1, 2, ... all units removed, as doubles.
 
-        Gains count as no loss, and what was lost once stays lost when more goes: the running
-        maximum, linear in between. Past the last point it rises to the loss of everything.
+        Between the points the running maximum of the loss is interpolated, so gains count as no
+        loss and losses never decrease. Beyond the last point it rises to the loss of all accuracy.
         """
-        lost = np.maximum.accumulate(self.top1[0] - np.array(self.top1))
-        known, lost = [*self.removed], [*lost]
-        if known[-1] < self.units:
-            known.append(self.units)
-            lost.append(max(self.top1[0], lost[-1]))
-        return torch.from_numpy(np.interp(np.arange(1, self.units + 1), known, lost))
+        losses = np.maximum.accumulate(self.top1[0] - np.array(self.top1)).tolist()
+        counts = [*self.removed]
+        if counts[-1] < self.units:
+            counts.append(self.units)
+            losses.append(max(self.top1[0], losses[-1]))
+        return torch.from_numpy(np.interp(np.arange(1, self.units + 1), counts, losses))
 
 
 def read_curves(path: str | Path) -> dict[str, Curve]:
-    """Group name -> its curve, of a csv, or of a sensitivity stage or a run with one.
+    """Read the curve of every group from a csv, or from a sensitivity stage or a run with one.
 
-    ArtifactError where there is none, where it is unfinished or damaged.
+    Raises ArtifactError where it is missing, unfinished or damaged.
     """
     file = find_curves_file(path)
     try:
@@ -70,20 +70,20 @@ def read_curves(path: str | Path) -> dict[str, Curve]:
         raise ArtifactError(f"{file} holds no sensitivity curves ({error}); {_MEND}") from error
 
 
-def parse_curves(rows: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Curves from rows of group, removed, units and val_top1, numbers or their text.
+def parse_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
+    """Build curves from records of group, removed, units and val_top1, as numbers or text.
 
-    ValueError where one does not begin with nothing removed, or removes more than there is.
+    Raises ValueError where a curve does not begin with 0 removed, or removes more than all units.
     """
     points: dict[str, dict[int, float]] = {}
     units: dict[str, int] = {}
-    for row in rows:
-        name = str(row["group"])
-        points.setdefault(name, {})[int(row["removed"])] = float(row["val_top1"])
-        units[name] = int(row["units"])
+    for record in records:
+        name = str(record["group"])
+        points.setdefault(name, {})[int(record["removed"])] = float(record["val_top1"])
+        units[name] = int(record["units"])
     if not points:
         raise ValueError("no rows")
-    return {name: _curve(name, units[name], found) for name, found in points.items()}
+    return {name: _curve(name, units[name], curve) for name, curve in points.items()}
 
 
 def _curve(name: str, units: int, points: Mapping[int, float]) -> Curve:
@@ -97,24 +97,21 @@ def _curve(name: str, units: int, points: Mapping[int, float]) -> Curve:
 
 
 def find_curves_file(path: str | Path) -> Path:
-    """The csv that `path` means; ArtifactError where it is missing or its stage is unfinished."""
-    place = Path(path)
-    for file in (place, place / FILE, place / "sensitivity" / FILE):
+    """Return the csv of a path; raises ArtifactError where it is missing or unfinished."""
+    folder = Path(path)
+    for file in (folder, folder / FILE, folder / "sensitivity" / FILE):
         if file.is_file():
             _check_finished(file)
             return file
     raise ArtifactError(
-        f"{place} has no {FILE}; run prunekit sensitivity first, or give selection.path=..."
+        f"{folder} has no {FILE}; run prunekit sensitivity first, or give selection.path=..."
     )
 
 
 def _check_finished(file: Path) -> None:
-    beside = file.parent
-    if (beside / "settings.json").is_file() and not (beside / "report.json").is_file():
-        raise ArtifactError(f"{beside} is unfinished; {_MEND} to finish it")
-
-
-_LISTED = 4
+    stage = file.parent
+    if (stage / "settings.json").is_file() and not (stage / "report.json").is_file():
+        raise ArtifactError(f"{stage} is unfinished; {_MEND} to finish it")
 
 
 @SELECTIONS.register("sensitivity")
@@ -122,109 +119,115 @@ _LISTED = 4
 class Sensitivity(Selection):
     """The largest network within a budget whose groups all stay within one loss of accuracy.
 
-    A unit goes at the loss that the curve of its group shows when it and all worse units of the
-    group are gone; scores decide the order within a group only. The lowest losses of all groups go
-    first, equal ones by the share of the group, until `budget` is met: that is bisection on a
-    common tolerance. Losses compare between groups as they are, so the budget's `normalise` and
-    `scope` are left out. `path` is a csv, a stage or a run; None is the sensitivity stage of the
-    same run, see `resolve_in`.
+    Every unit gets the loss that the curve of its group shows when that unit and all worse ones of
+    the group are removed; scores only decide the order within a group. The units of the lowest
+    losses are removed first, those of equal losses by their share of the group, until `budget` is
+    met. This is bisection on a common tolerance. Losses compare between groups, so `normalise` and
+    `scope` of the budget are not used. `path` is a csv, a stage or a run; None is the sensitivity
+    stage of the same run (see `resolve_in`).
     """
 
     budget: Annotated[Budget, "that ends the search"] = field(default_factory=MacsTarget)
     path: Annotated[
         str | Path | None, "a run, a stage or a csv with curves; null: the stage of this run"
     ] = None
-    min_keep: int = field(init=False)  # the budget says both
+    min_keep: int = field(init=False)  # both are taken from the budget
     rounds: int = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        found = {"budget": replace(self.budget, normalise=None, scope="global")}
-        found |= {key: getattr(self.budget, key) for key in ("min_keep", "rounds")}
-        for key, value in found.items():
-            object.__setattr__(self, key, value)
+        fields = {
+            "budget": replace(self.budget, normalise=None, scope="global"),
+            "min_keep": self.budget.min_keep,
+            "rounds": self.budget.rounds,
+        }
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def select(self, scored: Scored) -> Selected:
-        """ArtifactError where curves and network differ, ConfigError for a budget out of reach."""
-        ranks = self._ranks(scored)
-        return self._answer(self.budget.select(replace(scored, scores=ranks)))
+        """Apply the budget to the losses.
 
-    def _answer(self, selected: Selected) -> Selected:
-        """The budget's answer, with the tolerance in words."""
+        Raises ArtifactError where curves and network differ, ConfigError for a budget out of reach.
+        """
+        return self._result(self.budget.select(replace(scored, scores=self._ranks(scored))))
+
+    def _result(self, selected: Selected) -> Selected:
+        """Add a note on the tolerance to the result of the budget."""
         return replace(
             selected,
-            notes=(*selected.notes, self._tolerance(selected.keep)),
-            recount=lambda keep: self._answer(selected.after(keep)),
+            notes=(*selected.notes, self._tolerance_note(selected.keep)),
+            recount=lambda keep: self._result(selected.after(keep)),
         )
 
     def resolve_in(self, run: Path) -> Sensitivity:
-        """With the curves of the run's own sensitivity stage, where no others are named."""
+        """Return the selection by the run's own sensitivity stage, unless `path` is set."""
         return self if self.path is not None else replace(self, path=run / "sensitivity")
 
     def files(self) -> Mapping[str, Path]:
-        """The curves, whose losses decide."""
-        return {"curves": find_curves_file(self._place())}
+        """Return the file of curves."""
+        return {"curves": find_curves_file(self._required_path())}
 
-    def _tolerance(self, keep: Mapping[str, Tensor]) -> str:
-        """The loss that no group exceeds by itself, and the group that sets it."""
-        lost = {name: loss for name, loss in self._lost(keep).items() if loss > 0}
-        if not lost:
+    def _tolerance_note(self, keep: Mapping[str, Tensor]) -> str:
+        """Return a sentence on the largest loss that one group costs by itself."""
+        losses = {name: loss for name, loss in self._losses(keep).items() if loss > 0}
+        if not losses:
             return "sensitivity: no group loses accuracy by itself"
-        worst = max(lost, key=lambda name: lost[name])
+        worst = max(losses, key=lambda name: losses[name])
         return (
-            f"sensitivity: by its curve every group alone costs at most {lost[worst]:.2f} points "
+            f"sensitivity: by its curve every group alone costs at most {losses[worst]:.2f} points "
             f"of validation accuracy, {worst} the most; together they cost more"
         )
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
-        """For every unit its place in the order in which units go, equal where nothing decides."""
+        """Return for every unit its rank by loss, then by share of the group; ties rank equal."""
         scores = validate_scores(scored.scores, scored.graph)
         curves = self._curves(scores, scored.graph)
         names = [name for name in scores if name in curves]
-        each = [curves[name].losses() for name in names]
-        shares = [torch.arange(1, len(loss) + 1) / len(loss) for loss in each]
-        pairs = torch.stack([torch.cat(each), torch.cat(shares).double()], dim=1)
-        _, places = pairs.unique(dim=0, return_inverse=True)  # sorted by loss, then by share
-        found = {}
-        for name, place in zip(names, places.split([len(loss) for loss in each]), strict=True):
-            found[name] = torch.empty(len(place), dtype=torch.float64)
-            found[name][order_best_first(scores[name]).flip(0)] = place.double()
-        return found
+        losses = [curves[name].losses() for name in names]
+        shares = [torch.arange(1, len(loss) + 1) / len(loss) for loss in losses]
+        pairs = torch.stack([torch.cat(losses), torch.cat(shares).double()], dim=1)
+        _, places = torch.unique(pairs, dim=0, return_inverse=True)  # sorted by loss, then share
+        parts = torch.split(places, [len(loss) for loss in losses])
+        ranks = {}
+        for name, place in zip(names, parts, strict=True):
+            ranks[name] = torch.empty(len(place), dtype=torch.float64)
+            ranks[name][order_best_first(scores[name]).flip(0)] = place.double()
+        return ranks
 
-    def _lost(self, keep: Mapping[str, Tensor]) -> dict[str, float]:
-        """Points that every group costs by its curve."""
-        gone = {name: int((~mask).sum()) for name, mask in keep.items()}
+    def _losses(self, keep: Mapping[str, Tensor]) -> dict[str, float]:
+        """Return the points of accuracy that narrowing each group costs by its curve."""
+        removed = {name: int((~mask).sum()) for name, mask in keep.items()}
         return {
-            name: float(curve.losses()[gone[name] - 1])
-            for name, curve in read_curves(self._place()).items()
-            if gone.get(name)
+            name: float(curve.losses()[removed[name] - 1])
+            for name, curve in read_curves(self._required_path()).items()
+            if removed.get(name)
         }
 
     def _curves(self, scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[str, Curve]:
-        """The curves, which must be of this network and of all groups that may be narrowed."""
-        place, widths = self._place(), {group.name: len(group.units) for group in graph.groups}
-        curves = read_curves(place)
+        """Read the curves; raises ArtifactError if they are of another network or incomplete."""
+        path, widths = self._required_path(), {g.name: len(g.units) for g in graph.groups}
+        curves = read_curves(path)
         for name, curve in curves.items():
             if name not in widths:
                 raise ArtifactError(
-                    f"{place} has a curve of {name}, which this network has not; "
+                    f"{path} has a curve of {name}, which this network has not; "
                     f"{one_of(name, widths)}"
                 )
             if curve.units != widths[name]:
                 raise ArtifactError(
-                    f"{place} is of another network: {name} has {curve.units} units there and "
+                    f"{path} is of another network: {name} has {curve.units} units there and "
                     f"{widths[name]} here"
                 )
-        open_ = [name for name in scores if name not in ignored_groups(graph, self.budget.ignore)]
-        lacking = [name for name in open_ if name not in curves]
-        if lacking:
+        ignored = ignored_groups(graph, self.budget.ignore)
+        missing = [name for name in scores if name not in ignored and name not in curves]
+        if missing:
             raise ArtifactError(
-                f"{place} has no curve of {listed(lacking, _LISTED)}; run prunekit sensitivity "
+                f"{path} has no curve of {listed(missing, _LISTED)}; run prunekit sensitivity "
                 "for all groups, or name those in selection.budget.ignore"
             )
         return curves
 
-    def _place(self) -> str | Path:
+    def _required_path(self) -> str | Path:
         if self.path is None:
             raise ConfigError(
                 "selection.path is not set; give a run with a sensitivity stage, or its csv"

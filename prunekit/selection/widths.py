@@ -1,4 +1,4 @@
-"""Selections that decide group by group: zeros go, or a share stays."""
+"""Selections by group: zeros are removed, a share is kept, or the widths are given."""
 
 from __future__ import annotations
 
@@ -37,16 +37,17 @@ if TYPE_CHECKING:
 @SELECTIONS.register("zeros")
 @dataclass(frozen=True)
 class Zeros(AdaptiveSelection):
-    """Drops the units whose score is exactly zero, as solvers with a proximal map leave them.
+    """Removes the units whose score is exactly zero, as solvers with a proximal map leave them.
 
-    Of a group that is all zero the first units stay in place of the best. With `round_to` some
-    zeros stay, so that nothing else goes.
+    Of a group of zeros the first units are kept. With `round_to` some zeros are kept, and no unit
+    that is not zero is removed.
     """
 
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         sizes = {name: score.abs() for name, score in scored.scores.items()}
         pool = self._pool(replace(scored, scores=sizes))
-        return pool.masks(pool.round_up(pool.count((pool.scores != 0) | pool.protected))), Selected
+        counts = pool.count((pool.scores != 0) | pool.protected)
+        return pool.masks(pool.round_up(counts)), Selected
 
 
 @SELECTIONS.register("per_layer")
@@ -54,8 +55,8 @@ class Zeros(AdaptiveSelection):
 class PerLayer(AdaptiveSelection):
     """Keeps the same share of every group, rounded to the nearest count.
 
-    `layers` gives other shares to groups with a layer that a pattern matches, the first match
-    counts: `{"layer1.*": 0.8}`.
+    `layers` gives other shares to the groups of layers that match a pattern, such as
+    `{"layer1.*": 0.8}`; the first matching pattern counts.
     """
 
     keep: Annotated[SomeShare, "share of every group that stays"] = 0.5
@@ -65,29 +66,29 @@ class PerLayer(AdaptiveSelection):
 
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         pool = self._pool(scored)
-        asked = self._asked(pool, scored)
-        notes = _below_least(pool, asked)
-        return pool.masks(asked), lambda keep: Selected(keep, notes=notes)
+        counts = self._counts(pool, scored)
+        notes = _too_narrow(pool, counts)
+        return pool.masks(counts), lambda keep: Selected(keep, notes=notes)
 
-    def _asked(self, pool: CandidateUnits, scored: Scored) -> torch.Tensor:
-        """How many units every group should have; halves go up."""
-        other = values_by_group(scored.graph, self.layers)
-        keep = torch.tensor([other.get(n, self.keep) for n in pool.names], dtype=torch.float64)
+    def _counts(self, pool: CandidateUnits, scored: Scored) -> Tensor:
+        """Return the number of units that every group should keep; halves are rounded up."""
+        shares = values_by_group(scored.graph, self.layers)
+        keep = torch.tensor([shares.get(n, self.keep) for n in pool.names], dtype=torch.float64)
         return (keep * pool.widths + 0.5).floor().long()
 
 
-def _below_least(pool: CandidateUnits, asked: torch.Tensor) -> tuple[str, ...]:
-    """Which groups were asked for less than the least that they keep."""
-    below = (asked < pool.min_counts).tolist()
+def _too_narrow(pool: CandidateUnits, counts: Tensor) -> tuple[str, ...]:
+    """Return a note on groups that keep their minimum because their share is below it."""
+    below = (counts < pool.min_counts).tolist()
     names = [name for name, low in zip(pool.names, below, strict=True) if low]
-    who = "every group keeps" if len(names) == len(below) else f"{listed(names, 4)} keep"
-    return (f"{who} the least width: the share is below it",) if names else ()
+    subject = "every group keeps" if len(names) == len(below) else f"{listed(names, 4)} keep"
+    return (f"{subject} the least width: the share is below it",) if names else ()
 
 
 @SELECTIONS.register("widths")
 @dataclass(frozen=True)
 class Widths(Selection):
-    """Keeps a given number of units in each named group; other groups stay whole."""
+    """Keeps a given number of units in each named group; other groups are kept whole."""
 
     widths: Annotated[Mapping[str, Whole], "units of each named group, e.g. {conv1: 2, fc1: 77}"]
 
@@ -101,19 +102,19 @@ class Widths(Selection):
                 )
 
     def select(self, scored: Scored) -> Selected:
-        """Raises ConfigError for a group that the network or the scores lack, or a wider width."""
+        """Keep the best units; raises ConfigError for unknown groups and impossible widths."""
         graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
         self._check(scores)
-        shrunk = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
+        narrowed = {name: scores[name] for name, n in self.widths.items() if n < len(scores[name])}
         masks = {}
-        for name, stays in protect_units(shrunk, graph, self.min_keep).items():
-            width, least = self.widths[name], int(stays.sum())
+        for name, protected in protect_units(narrowed, graph, self.min_keep).items():
+            width, least = self.widths[name], int(protected.sum())
             if width < least:
                 raise ConfigError(
                     f"selection.widths.{name}={width} would leave a layer of the group without "
                     f"channels: these scores ask for {least}; give {least} or more"
                 )
-            masks[name] = mask_of_best(scores[name], width, stays)
+            masks[name] = mask_of_best(scores[name], width, protected)
         return Selected(ChannelMask.of(graph, masks))
 
     def _check(self, scores: Mapping[str, Tensor]) -> None:
@@ -131,7 +132,7 @@ class Widths(Selection):
 @SELECTIONS.register("like_run")
 @dataclass(frozen=True)
 class LikeRun(Selection):
-    """Keeps as many units per group as another run did: the scores decide only which.
+    """Keeps as many units per group as another run did; scores only decide which ones.
 
     `path` is a run directory, its prune directory, or the plan.json in it. Baselines are compared
     in this way at equal widths (SSR, footnote 12).
@@ -144,26 +145,29 @@ class LikeRun(Selection):
         read_plan(self.path)
 
     def select(self, scored: Scored) -> Selected:
-        """Raises ArtifactError when the other run pruned a network of other widths."""
+        """Apply the widths; raises ArtifactError if the other run had a network of other widths."""
         plan, scores = read_plan(self.path), scored.scores
-        found = {group.name: len(group.units) for group in scored.graph.groups}
-        if {name: entry["of"] for name, entry in plan.items()} != found:
-            odd = next(n for n in (*found, *plan) if found.get(n) != plan.get(n, {}).get("of"))
+        widths = {group.name: len(group.units) for group in scored.graph.groups}
+        if {name: entry["of"] for name, entry in plan.items()} != widths:
+            odd = next(n for n in (*widths, *plan) if widths.get(n) != plan.get(n, {}).get("of"))
             raise ArtifactError(
                 f"{self.path} is the plan of another network: {odd} has "
-                f"{plan.get(odd, {}).get('of', 0)} units there and {found.get(odd, 0)} here"
+                f"{plan.get(odd, {}).get('of', 0)} units there and {widths.get(odd, 0)} here"
             )
-        pruned = {n: e["kept"] for n, e in plan.items() if n in scores or e["kept"] < e["of"]}
-        lowest = min([self.min_keep, *pruned.values()])
-        return Widths(pruned, min_keep=lowest).select(scored)
+        kept = {n: e["kept"] for n, e in plan.items() if n in scores or e["kept"] < e["of"]}
+        lowest = min([self.min_keep, *kept.values()])
+        return Widths(kept, min_keep=lowest).select(scored)
 
     def files(self) -> Mapping[str, Path]:
-        """The plan, whose widths decide."""
+        """Return the plan of the other run."""
         return {"plan": _plan_file(Path(self.path))}
 
 
 def read_plan(path: str | Path) -> dict[str, dict[str, int]]:
-    """Group name -> {"kept": n, "of": m} of a pruned run; ArtifactError when it has none."""
+    """Return group name -> {"kept": n, "of": m} of a pruned run; raises ArtifactError without one.
+
+    `path` is the run, its prune directory, or its plan.json.
+    """
     file = _plan_file(Path(path))
     try:
         groups = json.loads(file.read_text(encoding="utf-8"))["groups"]
@@ -176,7 +180,7 @@ def read_plan(path: str | Path) -> dict[str, dict[str, int]]:
 
 
 def _plan_file(path: Path) -> Path:
-    for place in (path, path / "plan.json", path / "prune" / "plan.json"):
-        if place.is_file():
-            return place
+    for file in (path, path / "plan.json", path / "prune" / "plan.json"):
+        if file.is_file():
+            return file
     raise ArtifactError(f"{path} has no prune/plan.json; give a run that has been pruned")

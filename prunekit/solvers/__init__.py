@@ -1,6 +1,6 @@
 """Solvers: hooks around the optimizer's step that make training minimise loss + penalty."""
 
-from prunekit.solvers.base import SOLVERS, Solver, below, check_fit, learning_rate
+from prunekit.solvers.base import SOLVERS, Solver, check_fit, learning_rate, small_norm_shares
 from prunekit.solvers.gradient import KeepZeros, Proximal, Subgradient
 from prunekit.solvers.splitting import ADMM, AULM, PALM
 
@@ -13,7 +13,7 @@ __all__ = [
     "Proximal",
     "Solver",
     "Subgradient",
-    "below",
     "check_fit",
     "learning_rate",
+    "small_norm_shares",
 ]

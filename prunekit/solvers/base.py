@@ -1,4 +1,4 @@
-"""What a training solver is: hooks around the optimizer's step, and a state that can be saved."""
+"""The interface of solvers: hooks around the optimizer's step, and a state that can be saved."""
 
 from __future__ import annotations
 
@@ -19,23 +19,25 @@ from prunekit.schema import Checked
 
 log = logging.getLogger(__name__)
 
-BELOW = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # row norms that are counted as small
+SMALL_NORMS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # row norms below each of these are counted
+_FLAT_SHARE = 0.5  # share of rows beyond the penalty's slope that is worth a warning
 
 
 class Solver(Checked, ABC):
-    """Makes network training minimise loss + penalty.
+    """An algorithm that makes network training minimise loss + penalty.
 
-    The order in a training loop: `backward`, unscale, clip, `before_step`, `optimizer.step`,
-    `after_step`; once at the end `finish`. Constructed from settings alone, then bound.
+    A training loop calls `backward`, unscales and clips, then `before_step`, `optimizer.step`,
+    `after_step`; once at the end it calls `finish`. A solver is made from settings alone and then
+    bound to a penalty and to rows.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()  # nothing: the penalty is only reported
-    lower_step: ClassVar[str] = "lower the learning rate"  # what makes its prox steps shorter
+    needs: ClassVar[frozenset[str]] = frozenset()  # empty: the penalty is only reported
+    lower_step: ClassVar[str] = "lower the learning rate"  # advice that shortens the prox steps
 
     def bind(self, penalty: Penalty, blocks: Sequence[Rows]) -> None:
-        """Take the penalty and the rows it acts on; refuses a pair that does not fit.
+        """Take the penalty and the rows that it acts on; raises ConfigError for an unfit pair.
 
-        Logs a warning where the penalty does nothing to the rows as they are.
+        Logs a warning where the penalty has no effect on the rows as they are.
         """
         check_fit(self, penalty)
         if not blocks:
@@ -43,7 +45,7 @@ class Solver(Checked, ABC):
         self.penalty, self.blocks = penalty, tuple(blocks)
         self.warned: set[str] = set()
         if self.needs and penalty.lam > 0:
-            self.warn("flat", about_flatness(penalty, blocks))
+            self.warn("flat", _flatness_warning(penalty, blocks))
             self.warn("remark", penalty.remark)
         self.start()
 
@@ -51,39 +53,40 @@ class Solver(Checked, ABC):
         """Prepare the state for the bound rows."""
 
     def warn(self, subject: str, line: str | None) -> None:
-        """Log a warning, one a subject and run."""
+        """Log a warning, at most once per subject."""
         if line is not None and subject not in self.warned:
             self.warned.add(subject)
             log.warning(line)
 
     def prox(self, block: Rows, rows: Tensor, step: float) -> Tensor:
-        """The prox of the penalty on a block, whose weight lengthens the step."""
+        """Apply the penalty's prox to the rows of a block; the block's weight scales the step."""
         weighted = step * block.weight
-        self.warn("step", about_step(self.penalty, weighted, self.lower_step))
+        self.warn("step", _step_warning(self.penalty, weighted, self.lower_step))
         return self.penalty.prox(rows, weighted)
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """After backward, unscaling and clipping; may edit gradients."""
+        """Edit gradients, after they are unscaled and clipped."""
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """After the optimizer's step; may edit parameters."""
+        """Edit parameters, after the optimizer's step."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Leave the solver's answer in the parameters: exact zeros where it has them."""
+        """Write the solution into the parameters, with its exact zeros where it has them."""
 
     @property
     def done(self) -> bool:
-        """Whether the stop rule fired; training ends with the epoch in which it did."""
+        """Return whether a stop rule ended the run; training stops after that epoch."""
         return False
 
     def metrics(self) -> dict[str, float]:
-        """Numbers worth a column in the training log.
+        """Return columns for the training log.
 
-        The penalty, rows left in all and per block, and the shares of small rows (see `below`).
+        These are the penalty, the numbers of rows that are not zero (in all and per block), and
+        `small_norm_shares`.
         """
         matrices = self.solution()
-        left = {
+        counts = {
             f"rows/{block.name}": int((matrix != 0).any(dim=1).sum())
             for block, matrix in zip(self.blocks, matrices, strict=True)
         }
@@ -91,14 +94,15 @@ class Solver(Checked, ABC):
             block.weight * float(self.penalty.value(matrix))
             for block, matrix in zip(self.blocks, matrices, strict=True)
         )
-        return {"penalty": penalty, "rows": sum(left.values()), **left, **below(self.blocks)}
+        total = sum(counts.values())
+        return {"penalty": penalty, "rows": total, **counts, **small_norm_shares(self.blocks)}
 
     def solution(self) -> list[Tensor]:
-        """The sparse matrix of every block, whose row norms are the scores for pruning."""
+        """Return the sparse matrix of every block, whose row norms are the scores for pruning."""
         return [block.read() for block in self.blocks]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and numbers that a resumed run needs."""
+        """Return the tensors and numbers that a resumed run needs."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -108,14 +112,14 @@ class Solver(Checked, ABC):
 SOLVERS: Registry[Solver] = Registry("solver")
 
 
-def below(blocks: Sequence[Rows]) -> dict[str, float]:
-    """The share of rows with a norm below each of `BELOW`, as "below/1e-02" to "below/1e-06".
+def small_norm_shares(blocks: Sequence[Rows]) -> dict[str, float]:
+    """Return the share of rows with a norm below each of `SMALL_NORMS`, from "below/1e-02" on.
 
-    Of the parameters as they are, which a subgradient leaves small but not zero, and not of a
-    solver's solution.
+    The norms are those of the parameters, not of a solver's solution, since a subgradient method
+    leaves rows small but not zero.
     """
     norms = torch.cat([block.read().norm(dim=1).cpu() for block in blocks])
-    return {f"below/{limit:.0e}": float((norms < limit).float().mean()) for limit in BELOW}
+    return {f"below/{bound:.0e}": float((norms < bound).float().mean()) for bound in SMALL_NORMS}
 
 
 class HasNeeds(Protocol):
@@ -125,7 +129,7 @@ class HasNeeds(Protocol):
 
 
 def check_fit(solver: HasNeeds, penalty: Penalty) -> None:
-    """Raise ConfigError when the penalty lacks what the solver needs; no data is needed for it."""
+    """Raise ConfigError when the penalty lacks what the solver needs."""
     missing = solver.needs - penalty.offers
     if missing:
         raise ConfigError(
@@ -136,16 +140,16 @@ def check_fit(solver: HasNeeds, penalty: Penalty) -> None:
 
 
 def learning_rate(optimizer: Optimizer, block: Rows) -> float:
-    """The rate of the parameter group that owns the block's parameters."""
-    wanted = {id(param) for param in block.parameters}
+    """Return the rate of the parameter group that owns the block; raises ConfigError for none."""
+    owned = {id(param) for param in block.parameters}
     for group in optimizer.param_groups:
-        if any(id(param) in wanted for param in group["params"]):
+        if any(id(param) in owned for param in group["params"]):
             return float(group["lr"])
     raise ConfigError(f"the optimizer does not train {block.name}, which the penalty acts on")
 
 
 def check_state(blocks: Sequence[Rows], saved: Sequence[Tensor], shapes: Sequence[Size]) -> None:
-    """Raise ArtifactError unless there is one saved tensor per block, of the shape given for it."""
+    """Raise ArtifactError unless `saved` has one tensor per block, of the shape in `shapes`."""
     if len(saved) != len(blocks):
         raise ArtifactError(
             f"the solver state has {len(saved)} blocks of rows, the target {len(blocks)}; "
@@ -159,11 +163,8 @@ def check_state(blocks: Sequence[Rows], saved: Sequence[Tensor], shapes: Sequenc
             )
 
 
-MOST = 0.5  # share of rows on the flat part that is worth a line
-
-
-def about_flatness(penalty: Penalty, blocks: Sequence[Rows]) -> str | None:
-    """A line where a penalty with a flat part leaves all rows alone, or most of them."""
+def _flatness_warning(penalty: Penalty, blocks: Sequence[Rows]) -> str | None:
+    """Return a warning where a penalty with a flat part has no effect on all or most rows."""
     start = penalty.flat_from
     if not 0 < start < float("inf"):
         return None
@@ -176,21 +177,21 @@ def about_flatness(penalty: Penalty, blocks: Sequence[Rows]) -> str | None:
             f"{flat} and the smallest of {len(norms)} rows is {least}: it does nothing; "
             f"raise {penalty.shape} (in settings regularizer.flat)"
         )
-    if share > MOST:
+    if share > _FLAT_SHARE:
         return f"{flat}, so it does nothing to {share:.0%} of {len(norms)} rows as they are now"
     return None
 
 
-def about_step(penalty: Penalty, step: float, lower: str) -> str | None:
-    """A line where a prox step is beyond what the penalty's concavity allows.
+def _step_warning(penalty: Penalty, step: float, advice: str) -> str | None:
+    """Return a warning where a prox step is longer than the penalty's concavity allows.
 
-    Penalties that are too concave for every step are exempt: jumps are their nature. `lower` says
-    what makes the solver's step shorter.
+    Penalties that are too concave for any step are exempt, since their prox always jumps.
     """
     limit = penalty.convex_step
     if not 0 < limit < step:
         return None
     return (
         f"the prox step {step:g} is above {limit:g}, where the prox of {type(penalty).__name__} "
-        f"begins to jump and rows of a middle size vanish at once; {lower} or raise {penalty.shape}"
+        f"begins to jump and rows of a middle size vanish at once; {advice} or raise "
+        f"{penalty.shape}"
     )

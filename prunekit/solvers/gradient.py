@@ -1,4 +1,4 @@
-"""Stochastic subgradient descent: the penalty's slope joins the gradient of the loss."""
+"""Solvers that act once per optimizer step: on the gradient before it, on the rows after it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from prunekit.solvers.base import SOLVERS, Solver, check_state, learning_rate
 class Subgradient(Solver):
     """Adds a subgradient before every step; with `L1` on filters this is SSL (Wen et al. 2016).
 
-    The optimizer's momentum acts on it too, as in network slimming. Descent leaves no exact zeros,
-    so rows shorter than `threshold` times the median row of their block count as zero (0: none).
+    The optimizer's momentum also acts on the subgradient, as in network slimming. Since descent
+    gives no exact zeros, rows with a norm below `threshold` times the median of their block become
+    zero in the solution (0: none).
     """
 
     threshold: Annotated[PartShare, "rows below this share of the median norm end as zero"] = 1e-3
@@ -32,8 +33,8 @@ class Subgradient(Solver):
             block.add_grad(self.penalty.subgradient(block.read()), scale=block.weight)
 
     def solution(self) -> list[Tensor]:
-        """The parameters, with rows below the threshold set to zero."""
-        return [_cut(block.read(), self.threshold) for block in self.blocks]
+        """Return the parameters with rows below the threshold set to zero."""
+        return [_zero_small_rows(block.read(), self.threshold) for block in self.blocks]
 
     def finish(self) -> None:
         """Write the zeros of `solution` into the parameters."""
@@ -41,14 +42,14 @@ class Subgradient(Solver):
             block.write(matrix)
 
 
-def _cut(rows: Tensor, threshold: float) -> Tensor:
+def _zero_small_rows(rows: Tensor, threshold: float) -> Tensor:
     norms = rows.double().norm(dim=1)
     return rows.masked_fill((norms < threshold * norms.median())[:, None], 0.0)
 
 
 @SOLVERS.register("slimming")
 def slimming(threshold: float = 0.0) -> Subgradient:
-    """Network slimming as published: the slope joins the gradient, no scale is zero in the end."""
+    """Return the solver of network slimming as published: a subgradient, without exact zeros."""
     return Subgradient(threshold)
 
 
@@ -57,9 +58,9 @@ def slimming(threshold: float = 0.0) -> Subgradient:
 class Proximal(Solver):
     """Applies the prox with step rate * weight * `every` after each `every`-th optimizer step.
 
-    Forward-backward splitting; the zeros are exact. The optimizer's momentum m never sees the
-    penalty, only the loss, which it makes weigh 1 / (1 - m): the same lam is that much weaker than
-    under `Subgradient`. A rate of zero leaves the parameters alone.
+    This is forward-backward splitting; the zeros are exact. The optimizer's momentum m only acts on
+    the loss and so scales it by 1 / (1 - m), which makes the same lam that much weaker than under
+    `Subgradient`. A rate of zero leaves the parameters unchanged.
     """
 
     every: Annotated[Count, "optimizer steps between two proximal steps"] = 1
@@ -70,7 +71,7 @@ class Proximal(Solver):
         self.steps = 0
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Shrink the rows when it is time."""
+        """Apply the prox after every `every`-th step."""
         self.steps += 1
         if self.steps % self.every:
             return
@@ -80,59 +81,59 @@ class Proximal(Solver):
                 block.write(self.prox(block, block.read(), step))
 
     def step_of(self, optimizer: Optimizer, index: int) -> float:
-        """The step of one prox on a block: the rate of its parameters."""
+        """Return the prox step of block `index` per optimizer step: its learning rate."""
         return learning_rate(optimizer, self.blocks[index])
 
     def finish(self) -> None:
-        """Nothing to do: the parameters hold the answer."""
+        """Do nothing: the parameters are the solution."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The position between two proxes."""
+        """Return the number of optimizer steps."""
         return {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue counting where the state stopped."""
+        """Continue counting from the state."""
         self.steps = int(state["steps"])
 
 
 @dataclass
 class KeepZeros(Solver):
-    """Keeps the rows that are zero when it is bound at zero; the penalty is only reported.
+    """Keeps rows at zero that are zero when the solver is bound; the penalty is only reported.
 
-    On `Entries` it is the mask of unstructured sparsity.
+    On `Entries` this fine-tunes under the mask of unstructured sparsity.
     """
 
     def start(self) -> None:
-        """Remember which rows are zero."""
+        """Record which rows are zero."""
         self._freeze([(block.read() == 0).all(dim=1) for block in self.blocks])
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """No gradient for what is held, so that momentum has nothing to carry."""
-        for param, held in self.held:
-            grad_of(param).masked_fill_(held, 0.0)
+        """Zero the gradients of frozen rows, so that they build up no momentum."""
+        for param, mask in self.frozen:
+            grad_of(param).masked_fill_(mask, 0.0)
 
     @torch.no_grad()
     def after_step(self, optimizer: Optimizer) -> None:
-        """Undo what older momentum did."""
-        for param, held in self.held:
-            param.masked_fill_(held, 0.0)
+        """Zero the frozen rows again, since older momentum may have moved them."""
+        for param, mask in self.frozen:
+            param.masked_fill_(mask, 0.0)
 
     def finish(self) -> None:
-        """Nothing to do: the parameters hold the answer."""
+        """Do nothing: the parameters are the solution."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The held rows of every block."""
+        """Return the masks of zero rows, one per block."""
         return {"zero": self.zero}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """KeepZeros the rows that were held before, whatever the parameters were when bound."""
+        """Freeze the saved rows instead of those that are zero now."""
         check_state(self.blocks, state["zero"], [mask.shape for mask in self.zero])
-        devices = [mask.device for mask in self.zero]
-        self._freeze([mask.to(at) for mask, at in zip(state["zero"], devices, strict=True)])
+        masks = zip(state["zero"], self.zero, strict=True)
+        self._freeze([saved.to(mask.device) for saved, mask in masks])
 
-    def _freeze(self, zero: list[torch.Tensor]) -> None:
+    def _freeze(self, zero: list[Tensor]) -> None:
         self.zero = zero
-        self.held = [
+        self.frozen = [
             (param, entries.contiguous())
             for block, mask in zip(self.blocks, zero, strict=True)
             for param, entries in block.scatter(mask[:, None].expand(block.read().shape))

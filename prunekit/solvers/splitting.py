@@ -1,9 +1,9 @@
-"""What splitting solvers share: the network trains towards a sparse copy of the penalised rows."""
+"""Splitting solvers: the parameters are trained towards a sparse copy of the penalised rows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -15,68 +15,70 @@ from prunekit.rows import Rows, grad_of
 from prunekit.schema import Count, NotNegative, PartShare, Positive, Range, Whole
 from prunekit.solvers.base import SOLVERS, Solver, check_state, learning_rate
 
+CONVERGED_STEPS = 3  # outer steps in a row within the tolerance that count as convergence
+MIN_STEP_PRODUCT = 5.0  # lr rho inner / (1 - momentum) below which K cannot follow its target
+
 
 class Splitting(Solver):
-    """Keeps F, a sparse copy of the rows, near K, the parameters that the loss sees.
+    """The base of solvers with two copies of the rows: K in the network, and F, which is sparse.
 
-    Subclasses say how the two meet. `copies` and `counters` name what a resumed run needs.
+    K are the parameters, which the loss acts on. Subclasses define how K and F approach each other.
+    `copies` and `counters` name what a resumed run needs; `counters` maps keys of the state to
+    attributes.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"prox"})
     copies: ClassVar[tuple[str, ...]] = ("F",)
-    counters: ClassVar[tuple[str, ...]] = ()
+    counters: ClassVar[Mapping[str, str]] = {}
     F: list[Tensor]
 
     def solution(self) -> list[Tensor]:
-        """F: its zeros are exact, unlike those of K."""
+        """Return F, whose zeros are exact, unlike those of K."""
         return list(self.F)
 
     def finish(self) -> None:
-        """Rows that are zero in F become zero; survivors keep K, since the penalty shrinks F."""
+        """Zero the rows of K that are zero in F; the others keep K, since the prox shrank F."""
         for block, k, f in zip(self.blocks, self.parameters(), self.F, strict=True):
             block.write(k.masked_fill((f == 0).all(dim=1, keepdim=True), 0.0))
 
     def metrics(self) -> dict[str, float]:
-        """The usual ones, and the relative distance of K and F."""
+        """Return the usual columns, and the relative distance of K and F."""
         K = self.parameters()
         return {**super().metrics(), "gap": distance(K, self.F) / max(norm(K), 1e-30)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Copies and counters: enough to resume bit for bit."""
-        return {name: getattr(self, name) for name in (*self.counters, *self.copies)}
+        """Return copies and counters, from which a run resumes bit for bit."""
+        counters = {key: getattr(self, name) for key, name in self.counters.items()}
+        return counters | {name: getattr(self, name) for name in self.copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; ArtifactError when it belongs to other rows."""
+        """Continue from `state`; raises ArtifactError when it belongs to other rows."""
         for name in self.copies:
             check_state(self.blocks, state[name], [rows.shape for rows in self.F])
-        for name in self.counters:
-            setattr(self, name, int(state[name]))
+        for key, name in self.counters.items():
+            setattr(self, name, int(state[key]))
         for name in self.copies:
             pairs = zip(state[name], self.F, strict=True)
-            setattr(self, name, [saved.to(like) for saved, like in pairs])
+            setattr(self, name, [saved.to(rows) for saved, rows in pairs])
 
     def parameters(self) -> list[Tensor]:
-        """K, read out of the network."""
+        """Return K, read from the network."""
         return [block.read() for block in self.blocks]
 
 
 def norm(matrices: Sequence[Tensor]) -> float:
-    """The 2-norm of all entries of all matrices."""
+    """Return the 2-norm of all entries of all matrices."""
     return math.sqrt(sum(float(rows.double().square().sum()) for rows in matrices))
 
 
 def distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    """The 2-norm of the difference."""
+    """Return the 2-norm of the difference."""
     return norm([a - b for a, b in zip(left, right, strict=True)])
 
 
-def alive(matrices: Sequence[Tensor]) -> Tensor:
-    """Which rows, of all matrices in turn, are not zero."""
+def nonzero_rows(matrices: Sequence[Tensor]) -> Tensor:
+    """Return one mask over the rows of all matrices, True where a row is not zero."""
     return torch.cat([(rows != 0).any(dim=1).cpu() for rows in matrices])
-
-
-CALM = 3  # outer steps in a row within the tolerance before it counts as convergence
-REACH = 5.0  # lr rho inner / (1 - momentum) below which K cannot follow its target
 
 
 @SOLVERS.register("aulm")
@@ -84,14 +86,14 @@ REACH = 5.0  # lr rho inner / (1 - momentum) below which K cannot follow its tar
 class AULM(Splitting):
     """Alternative updating with Lagrange multipliers (Lin et al. 2019, SSR eq. 5-12, algorithm 1).
 
-    K, the parameters, and F, their sparse copy, are kept together by multipliers Y:
+    Multipliers Y tie K, the parameters, to F, their sparse copy:
     L(K) + penalty(F) + <Y, K - F> + (rho / 2) |K - F|^2. `inner` optimizer steps move K, then one
     outer step updates F and Y and over-relaxes them by k / (k + r), r >= 3 (infinite: not at all).
 
     A run lasts as long as its schedule, unless a stop rule is set: `max_outer` outer steps; a
-    relative |K - F| or change of F within `tol` three times in a row; or the same rows of F, some
-    of them zero, for `patience` outer steps. 0 switches a rule off. A tolerance needs lam / rho
-    well above it times the row norms: while Y still builds up, F moves by lam / rho only.
+    relative |K - F| or change of F within `tol` three times in a row; or the same zero rows of F,
+    at least one, for `patience` outer steps. 0 disables a rule. `tol` times the row norms should be
+    well below lam / rho, because F only moves by lam / rho while Y builds up.
     """
 
     rho: Annotated[Positive, "how strongly the parameters are tied to their sparse copy"] = 1.0
@@ -102,15 +104,20 @@ class AULM(Splitting):
     patience: Annotated[Whole, "stops when the zeros stay for so many updates; 0: off"] = 0
     copies: ClassVar[tuple[str, ...]] = ("F", "Fhat", "Y", "Yhat")
     lower_step: ClassVar[str] = "raise rho"
-    counters: ClassVar[tuple[str, ...]] = ("steps", "outer", "calm", "still")
+    counters: ClassVar[Mapping[str, str]] = {
+        "steps": "steps",
+        "outer": "outer",
+        "calm": "converged_steps",
+        "still": "stable_steps",
+    }
 
     def start(self) -> None:
-        """F = K and Y = 0: the first inner steps pull K to where it was."""
-        self.steps = self.outer = self.calm = self.still = 0
+        """Set F = K and Y = 0, so that the first inner steps pull K to its start."""
+        self.steps = self.outer = self.converged_steps = self.stable_steps = 0
         self.F = self.parameters()
         self.Y = [torch.zeros_like(rows) for rows in self.F]
         self.Fhat, self.Yhat = list(self.F), list(self.Y)
-        self._aim()
+        self._set_targets()
 
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
@@ -121,13 +128,13 @@ class AULM(Splitting):
             grad_of(param).add_(param - target, alpha=self.rho)
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """Every `inner` steps of K, one step of F and Y."""
+        """Update F and Y after every `inner` steps of K."""
         self.steps += 1
         if self.steps % self.inner == 0:
             self.update()
 
     def update(self) -> None:
-        """One outer step: F (eq. 12-16), Y (eq. 7), relaxation (eq. 8-9)."""
+        """Take one outer step: F (eq. 12-16), Y (eq. 7), over-relaxation (eq. 8-9)."""
         K, F, Y = self.parameters(), self.F, self.Y
         relax = self.outer / (self.outer + self.r)
         self.F = [
@@ -140,28 +147,28 @@ class AULM(Splitting):
         self.Yhat = [new + relax * (new - old) for new, old in zip(self.Y, Y, strict=True)]
         self.Fhat = [new + relax * (new - old) for new, old in zip(self.F, F, strict=True)]
         self.outer += 1
-        self._aim()
-        self._watch(K, F)
+        self._set_targets()
+        self._count_converged(K, F)
 
     @property
     def done(self) -> bool:
-        """Whether one of the stop rules fired."""
+        """Return whether one of the stop rules applies."""
         return (
             0 < self.max_outer <= self.outer
-            or (self.tol > 0 and self.calm >= CALM)
-            or 0 < self.patience <= self.still
+            or (self.tol > 0 and self.converged_steps >= CONVERGED_STEPS)
+            or 0 < self.patience <= self.stable_steps
         )
 
     def metrics(self) -> dict[str, float]:
-        """The usual ones, the relative distance of K and F, and outer steps done."""
+        """Return the usual columns, the relative distance of K and F, and the outer steps."""
         return {**super().metrics(), "outer": self.outer}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state`; ArtifactError when it belongs to other rows."""
+        """Continue from `state`; raises ArtifactError when it belongs to other rows."""
         super().load_state_dict(state)
-        self._aim()
+        self._set_targets()
 
-    def _aim(self) -> None:
+    def _set_targets(self) -> None:
         """Lay T1 out like the parameters, once for all `inner` steps."""
         self.targets = [
             (param, entries.contiguous())
@@ -169,28 +176,28 @@ class AULM(Splitting):
             for param, entries in block.scatter(fhat - yhat / self.rho)
         ]
 
-    def _watch(self, K: list[Tensor], before: list[Tensor]) -> None:
-        """Count the outer steps in a row that look converged; no work for rules that are off."""
+    def _count_converged(self, K: list[Tensor], previous: list[Tensor]) -> None:
+        """Count outer steps in a row that look converged; disabled rules cost nothing."""
         if self.tol > 0:
-            calm = distance(K, self.F) <= self.tol * norm(K)
-            calm = calm or distance(self.F, before) <= self.tol * norm(self.F)
-            self.calm = self.calm + 1 if calm else 0
+            converged = distance(K, self.F) <= self.tol * norm(K)
+            converged = converged or distance(self.F, previous) <= self.tol * norm(self.F)
+            self.converged_steps = self.converged_steps + 1 if converged else 0
         if self.patience > 0:
-            left, was = alive(self.F), alive(before)
-            same = bool((left == was).all()) and not bool(left.all())
-            self.still = self.still + 1 if same else 0
+            now, before = nonzero_rows(self.F), nonzero_rows(previous)
+            stable = bool((now == before).all()) and not bool(now.all())
+            self.stable_steps = self.stable_steps + 1 if stable else 0
 
     def _warn_if_slow(self, optimizer: Optimizer) -> None:
         momentum = optimizer.param_groups[0].get("momentum")
-        if momentum is None:  # the rule holds for SGD, adaptive methods set their own pace
+        if momentum is None:  # the rule is for SGD: adaptive methods choose their own step length
             return
         rate = min(learning_rate(optimizer, block) for block in self.blocks)
-        reach = rate * self.rho * self.inner / (1 - momentum)
-        if reach < REACH:
+        product = rate * self.rho * self.inner / (1 - momentum)
+        if product < MIN_STEP_PRODUCT:
             self.warn(
                 "slow",
-                f"lr * rho * inner / (1 - momentum) = {reach:.2g} is below {REACH:g}, so the "
-                "weights cannot follow their sparse copy; "
+                f"lr * rho * inner / (1 - momentum) = {product:.2g} is below {MIN_STEP_PRODUCT:g}, "
+                "so the weights cannot follow their sparse copy; "
                 f"raise inner={self.inner} or rho={self.rho:g}",
             )
 
@@ -208,12 +215,12 @@ class ADMM(AULM):
 class PALM(Splitting):
     """Minimises loss(K) + penalty(F) + (beta / 2) |K - F|^2, as in proximal network slimming.
 
-    K are the parameters, F their sparse copy (xi in Bui et al. 2023). After each step of the
-    optimizer, which sees the loss alone, K moves towards F and F by a prox towards K, both with the
-    constant alpha = 1 / rate: the rate of the block's parameter group now, so that alpha grows as
-    the rate falls. A fixed point is stationary for the sum above, in which SGD's momentum m, here
-    as published, makes the loss weigh 1 / (1 - m). Adaptive optimizers rescale the loss likewise,
-    entry by entry.
+    This is proximal alternating linearised minimisation, a splitting without multipliers. K are the
+    parameters, F their sparse copy (xi in Bui et al. 2023). After each step of the optimizer, which
+    only minimises the loss, K moves towards F and F by a prox towards K. Both steps use
+    alpha = 1 / rate, with the current rate of the block's parameter group. A fixed point is
+    stationary for the sum above, but as published the momentum m of SGD scales the loss by
+    1 / (1 - m). Adaptive optimizers likewise rescale the loss, entry by entry.
 
     F starts as K times 1 +- `spread`, drawn row by row from `seed`: for scales of .5 and a spread
     of .06 this is the published interval [.47, .53].
@@ -225,21 +232,22 @@ class PALM(Splitting):
     lower_step: ClassVar[str] = "raise beta, lower the learning rate"
 
     def start(self) -> None:
-        """F is K with some noise, the same in every process."""
-        draw = torch.Generator().manual_seed(self.seed)
-        self.F = [_spread(rows, self.spread, draw) for rows in self.parameters()]
+        """Set F to K with noise that is the same in every process."""
+        generator = torch.Generator().manual_seed(self.seed)
+        self.F = [_with_noise(rows, self.spread, generator) for rows in self.parameters()]
 
     def after_step(self, optimizer: Optimizer) -> None:
-        """One step of K towards F, then one of F towards the new K."""
+        """Move K towards F, then F towards the new K."""
         self.F = [
-            self._meet(block, f, learning_rate(optimizer, block))
+            self._update(block, f, learning_rate(optimizer, block))
             for block, f in zip(self.blocks, self.F, strict=True)
         ]
 
-    def _meet(self, block: Rows, f: Tensor, rate: float) -> Tensor:
-        """K <- (alpha K + beta F) / (alpha + beta), F <- prox of (alpha F + beta K), likewise.
+    def _update(self, block: Rows, f: Tensor, rate: float) -> Tensor:
+        """Write the new K and return the new F.
 
-        Both numerator and denominator are multiplied by the rate.
+        K <- (alpha K + beta F) / (alpha + beta), then F <- prox of the same mean of F and the new
+        K; numerators and denominators are multiplied by the rate = 1 / alpha.
         """
         if rate == 0:
             self.warn("rate", f"the rate of {block.name} is 0: neither it nor its copy moves")
@@ -250,6 +258,6 @@ class PALM(Splitting):
         return self.prox(block, torch.lerp(f, k, self.beta * step), step)
 
 
-def _spread(rows: Tensor, spread: float, draw: torch.Generator) -> Tensor:
-    noise = 2 * torch.rand(len(rows), 1, generator=draw, dtype=torch.float64) - 1
+def _with_noise(rows: Tensor, spread: float, generator: torch.Generator) -> Tensor:
+    noise = 2 * torch.rand(len(rows), 1, generator=generator, dtype=torch.float64) - 1
     return rows * (1 + spread * noise).to(rows)

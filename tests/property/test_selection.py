@@ -34,7 +34,7 @@ from prunekit.selection import (
     Scored,
     Widths,
     Zeros,
-    protected,
+    protect_units,
 )
 from prunekit.surgery import Narrow
 
@@ -337,7 +337,7 @@ def test_what_is_protected_is_enough_and_can_be_asked_for(chosen, seed):
     net = networks.Network(**chosen)
     graph = ChannelGraph.trace(net, net.example)
     scores = random_scores(graph, seed)
-    stays = protected(scores, graph, 1)
+    stays = protect_units(scores, graph, 1)
     ranking = Ranking(CandidateUnits(scores, graph, min_keep=1))
     least = ranking.masks(ranking.steps)
     assert all(torch.equal(least[name], stays[name]) for name in scores)

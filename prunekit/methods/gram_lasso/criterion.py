@@ -11,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.console import track
-from prunekit.criteria.base import CRITERIA, Criterion, Scores, by_group, seen_groups, training_data
+from prunekit.criteria.base import (
+    CRITERIA,
+    Criterion,
+    Scores,
+    require_data,
+    scores_of_complete_groups,
+    split_by_group,
+)
 from prunekit.errors import ConfigError
 from prunekit.graph.layers import layer_named
 from prunekit.methods.gram_lasso.entry import EntryOrder, Ordering
@@ -54,7 +61,7 @@ class GramCriterion(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Return the scores; raises ConfigError if no layer can be scored."""
-        data = training_data(data, type(self).__name__)
+        data = require_data(data, type(self).__name__)
         layers = scored_layers(model, graph, alone=self.shared is None)
         if not layers:
             raise ConfigError(
@@ -191,7 +198,7 @@ class APIB(Criterion):
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
         """Return the scores of groups that a single layer produces, as `GramCriterion` does."""
-        data = training_data(data, "APIB")
+        data = require_data(data, "APIB")
         scorable = _units_of(graph, scored_layers(model, graph))
         readers = [name for name in graph.uses if _mixes(model, graph, name, scorable)]
         statistics = replace(self.similarity, responses=WholeOutput())
@@ -203,7 +210,7 @@ class APIB(Criterion):
             total.scatter_reduce_(0, units, self._input_scores(tables[name]), "amax")
             scored[units] = True
         scored[0] = False  # unit 0 is frozen
-        return seen_groups(graph, total, scored & scorable, _UNREAD)
+        return scores_of_complete_groups(graph, total, scored & scorable, _UNREAD)
 
     def _input_scores(self, tables: Tables) -> Tensor:
         problem = Regression(tables.inputs, tables.cross, float(tables.energy.sum()))
@@ -254,4 +261,4 @@ def _scores_by_group(graph: ChannelGraph, by_layer: Mapping[str, Tensor], reduce
         total.scatter_reduce_(0, units, values.double().cpu(), reduce)
     scored = _units_of(graph, [*by_layer])
     names = {group.name for group in graph.groups if bool(scored[group.units.cpu()].all())}
-    return {name: score for name, score in by_group(graph, total).items() if name in names}
+    return {name: score for name, score in split_by_group(graph, total).items() if name in names}
