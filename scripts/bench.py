@@ -27,7 +27,7 @@ from prunekit.console import say, table
 from prunekit.data import Data, HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.methods.hinge import InsertMatrices, Placement
+from prunekit.methods.hinge import Annealing, Hinge, InsertMatrices, Matrices, Placement
 from prunekit.models import resnet20
 from prunekit.runs.files import write_csv
 from prunekit.solvers.base import Solver, check_fit
@@ -141,9 +141,9 @@ def hinge_steps(rounds: int) -> Iterator[Row]:
     model, (x, y) = resnet20(), _batch()
     InsertMatrices.of(model, x[:1], Placement(blocks={"basic": ("rows", "rows")})).apply(model)
     model = model.to(memory_format=torch.channels_last)
-    blocks = targets.Matrices(balance=True).rows(model, ChannelGraph.trace(model, x[:1]))
+    blocks = Matrices(balance=True).rows(model, ChannelGraph.trace(model, x[:1]))
     for name in ("L1", "Lp", "LogSum", "L1MinusL2"):
-        solver = solvers.Hinge(annealing=solvers.Annealing())
+        solver = Hinge(annealing=Annealing())
         solver.bind(PENALTIES[name], blocks)
         roles = [[p for b in blocks if b.role == role for p in b.parameters] for role in ROLES]
         taken = {id(param) for role in roles for param in role}

@@ -78,13 +78,13 @@ class Penalty(Checked, ABC):
         return high
 
     def dual_scale(
-        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+        self, residual: Tensor, coupling: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Return the largest factor up to 1 that makes a regression's residual dual feasible.
 
-        `pull` is subtracted from the residual by a solver's own dual variables. Where the factor is
-        below `needed`, 0 may be returned, which is feasible too. None means that there is no dual
-        and so no duality gap.
+        `coupling` is a subgradient of the coupling part of the penalty, from a solver's own dual
+        variables; it is subtracted from the residual. Where the factor is below `needed`, 0 may be
+        returned, which is feasible too. None means that there is no dual and so no duality gap.
         """
         return None
 

@@ -73,7 +73,7 @@ class L1(RadialPenalty):
         return float(cross.double().norm(dim=1).amax())
 
     def dual_scale(
-        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+        self, residual: Tensor, coupling: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Return the factor that scales the largest row norm down to lam."""
         largest = self.lam_max(residual)

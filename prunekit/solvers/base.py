@@ -122,7 +122,13 @@ def small_norm_shares(blocks: Sequence[Rows]) -> dict[str, float]:
     return {f"below/{bound:.0e}": float((norms < bound).float().mean()) for bound in SMALL_NORMS}
 
 
-def check_fit(solver: Solver, penalty: Penalty) -> None:
+class HasNeeds(Protocol):
+    """A solver of any kind that names what it needs a penalty to offer."""
+
+    needs: ClassVar[frozenset[str]]
+
+
+def check_fit(solver: HasNeeds, penalty: Penalty) -> None:
     """Raise ConfigError when the penalty lacks what the solver needs."""
     missing = solver.needs - penalty.offers
     if missing:

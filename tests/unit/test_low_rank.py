@@ -158,14 +158,14 @@ def test_columns_and_both_sides_have_scores_of_their_own():
     assert np.allclose(scores["2.matrix"], np.linalg.norm(matrix, axis=0))
 
 
-def test_dead_rows_go_without_a_trace(net):
+def test_rows_of_zeros_are_removed_without_a_trace(net):
     """Rows that are exactly zero score zero, and go at any threshold above it."""
     model = copy.deepcopy(net.model).double()
     with torch.no_grad():
         model.layer1[0].conv1.matrix.weight[:, 6:] = 0
     graph = ChannelGraph.trace(model, EXAMPLE.double())
     scores, cost = MatrixNorm().scores(model, graph, None), FoldedCost(model, graph)
-    masks = Threshold(1).at(1e-12, scores, graph, cost)
+    masks = Threshold(1).mask_at(1e-12, scores, graph, cost)
     assert int(masks["layer1.0.conv1.conv"].sum()) == 6
     narrow = copy.deepcopy(model)
     Narrow.of(graph, graph.drop({n: ~m for n, m in masks.items()})).apply(narrow)

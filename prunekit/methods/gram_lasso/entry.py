@@ -51,8 +51,8 @@ class EntryOrder(Ordering):
     Ties are broken by the sum of absolute entries at that lam, then by the largest similarity. The
     problem is solved at `points` strengths at most. They fall geometrically, from the one that
     leaves nothing to `least` of it, until all columns are non-zero. The remaining strengths go
-    where most columns enter together. The n first columns are always among the n + 1 first, unlike
-    the solutions of the published search, with which they agree when it finds exactly n columns.
+    where most columns enter together. Keeping fewer columns keeps a subset. If `LambdaBisection`
+    finds the requested number of columns, both keep the same ones.
     """
 
     points: Annotated[int, Range(at_least=2), "strengths that are solved, at most"] = 25

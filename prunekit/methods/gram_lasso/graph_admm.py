@@ -160,12 +160,12 @@ class ActiveSetProblem:
         return self.penalty.prox_entries(size.copysign(rows), step)
 
     def dual_scale(
-        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+        self, residual: Tensor, coupling: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Return the factor that makes the residual dual feasible at the entries."""
         if not self.convex:
             return None
-        left = residual if pull is None else residual - pull
+        left = residual if coupling is None else residual - coupling
         ratio = left.abs() / (self.penalty.lam + self.edge_l1)
         return min(1.0, 1 / max(float(ratio.amax()), 1e-300))
 
@@ -209,19 +209,20 @@ class ActiveSetProblem:
         beta[inputs, outputs] = values[0]
         return beta
 
-    def whole_pull(self, solution: Solution) -> Tensor:
-        """Return what all edges subtract from the residual, given the solution at the entries.
+    def whole_coupling(self, solution: Solution) -> Tensor:
+        """Return the coupling of all edges, given the solution at the active entries.
 
         An edge with one active end gets the subgradient of its l1 norm that the residual implies.
         """
-        pull = torch.zeros_like(solution.beta) if solution.pull is None else solution.pull
-        share = (self.residual(solution.beta) - pull) / (self.penalty.lam + self.edge_l1)
+        beta, coupling = solution.beta, solution.coupling
+        coupling = torch.zeros_like(beta) if coupling is None else coupling
+        share = (self.residual(beta) - coupling) / (self.penalty.lam + self.edge_l1)
         signs = self.scatter(share.clamp(-1, 1)).T
         first, second = self.ends
         parent = self.penalty.edges
         dual = torch.where(second < 0, signs[parent.first], 0.0)
         dual -= torch.where(first < 0, parent.sign[:, None] * signs[parent.second], 0.0)
-        return self.scatter(pull) + parent.adjoint(dual.mul_(self.gamma))
+        return self.scatter(coupling) + parent.adjoint(dual.mul_(self.gamma))
 
 
 @dataclass(kw_only=True)
@@ -254,19 +255,19 @@ class GraphADMM(RegressionSolver):
 
     def _solve_active(self, problem: Regression, penalty: GraphLasso, beta: Tensor) -> Solution:
         """Return the solution, computed on an active set of entries, (outputs, inputs)."""
-        active, pull = (beta != 0).T, torch.zeros_like(beta)
+        active, coupling = (beta != 0).T, torch.zeros_like(beta)
         iterations, last = 0, True
         part: Solution | None = None
         for round_ in itertools.count():
             residual = problem.sparse_residual(beta)
-            joining = _joining_entries(penalty, residual - pull, active)
+            joining = _joining_entries(penalty, residual - coupling, active)
             if part is not None or not bool((active | joining).any()):
-                certificate = Certificate.of(problem, penalty, beta, pull, residual)
+                certificate = Certificate.of(problem, penalty, beta, coupling, residual)
                 close = self.has_converged(certificate, problem, beta)
                 if close or (last and not bool(joining.any())):
                     converged = close or part is None or part.converged
                     objective, gap = certificate.objective, certificate.gap
-                    solution = Solution(beta, objective, gap, iterations, converged, pull)
+                    solution = Solution(beta, objective, gap, iterations, converged, coupling)
                     return self.warn_unless_converged(solution)
             last = int(joining.sum()) <= GROWING * int(active.sum())
             may_prune = round_ < PRUNE_ROUNDS and not last
@@ -279,7 +280,7 @@ class GraphADMM(RegressionSolver):
             start = restricted.gather(beta[rows])
             part = solver._alternate(restricted, restricted, restricted.least_squares, start)
             beta = torch.zeros_like(beta).index_copy_(0, rows, restricted.scatter(part.beta))
-            pull = torch.zeros_like(beta).index_copy_(0, rows, restricted.whole_pull(part))
+            coupling = torch.zeros_like(beta).index_copy_(0, rows, restricted.whole_coupling(part))
             iterations += part.iterations
         return self._solve_dense(problem, penalty, beta, iterations)
 

@@ -197,15 +197,15 @@ class GraphLasso(StructuredPenalty):
         return 0.5 * rows * len(self.edges.weight) if self.gamma > 0 else 0.0
 
     def dual_scale(
-        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+        self, residual: Tensor, coupling: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Return the factor in (0, 1] that makes the residual dual feasible; None if not convex.
 
-        `pull` is gamma dual^T C for a dual within +-1; without it the dual is zero.
+        `coupling` is gamma dual^T C for a dual within +-1; without it, the dual is zero.
         """
         if not self.convex:
             return None
-        largest = float((residual if pull is None else residual - pull).abs().amax())
+        largest = float((residual if coupling is None else residual - coupling).abs().amax())
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
     def lam_max(self, cross: Tensor) -> float:

@@ -101,8 +101,8 @@ class SmoothingProximalGradient(RegressionSolver):
             mu = max(mu / 10, self.least_mu)
         largest = float(beta.abs().amax())
         beta = torch.where(beta.abs() > self.zero * largest, beta, 0.0)
-        pull = penalty.smoothed_gradient(beta, mu)
-        certificate = Certificate.of(problem, penalty, beta, pull)
+        coupling = penalty.smoothed_gradient(beta, mu)
+        certificate = Certificate.of(problem, penalty, beta, coupling)
         objective, gap = certificate.objective, certificate.gap
         return self.warn_unless_converged(
             Solution(beta, objective, gap, iterations, stalled or close)
@@ -121,8 +121,8 @@ class SmoothingProximalGradient(RegressionSolver):
         )
         beta, previous, count = start, float("inf"), 0
         while count < self.iterations:
-            pull = penalty.smoothed_gradient(beta, mu)
-            certificate = Certificate.of(problem, penalty, beta, pull)
+            coupling = penalty.smoothed_gradient(beta, mu)
+            certificate = Certificate.of(problem, penalty, beta, coupling)
             close = certificate.gap is not None and self.has_converged(certificate, problem, beta)
             objective = certificate.objective
             stalled = abs(previous - objective) <= STALLED * abs(objective)

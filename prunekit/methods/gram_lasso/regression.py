@@ -27,7 +27,7 @@ GROWING = 0.05  # a part that grows by a larger share still grows
 ROUNDING = 1e-13  # of the energy: smaller gaps are rounding errors
 MIN_NEW_ROWS = 8  # rows that are added at once, if so many would move
 Iterate = tuple[Tensor, Tensor | None]
-"""beta and its `pull`: what the solver's dual variables subtract from the residual, if any."""
+"""beta, and the `coupling` of `Solution`."""
 S = TypeVar("S", bound="RegressionSolver")
 
 
@@ -53,7 +53,7 @@ class DualPenalty(Protocol):
         """Return the penalty, see `Penalty.value`."""
 
     def dual_scale(
-        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+        self, residual: Tensor, coupling: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Return the factor that makes a residual dual feasible, see `Penalty.dual_scale`."""
 
@@ -181,7 +181,7 @@ class Certificate:
         problem: Quadratic,
         penalty: DualPenalty,
         beta: Tensor,
-        pull: Tensor | None = None,
+        coupling: Tensor | None = None,
         residual: Tensor | None = None,
         limit: Callable[[float, float], float] | None = None,
     ) -> Certificate:
@@ -199,7 +199,7 @@ class Certificate:
         objective, gap, needed = problem.energy / 2 - gain, None, 0.0
         if limit is not None and inner > 0:
             needed = (value - limit(objective, gain)) / inner
-        factor = penalty.dual_scale(residual, pull, needed)
+        factor = penalty.dual_scale(residual, coupling, needed)
         if factor is not None:
             error = max(0.0, problem.energy - 2 * both + quadratic)
             gap = max(0.0, value - factor * inner + 0.5 * (1 - factor) ** 2 * error)
@@ -211,7 +211,8 @@ class Solution:
     """The result of a solver: beta (inputs, outputs) and its objective.
 
     `gap` bounds how much lower the objective could be; it is None if the penalty is not convex.
-    `pull` is what the solver's dual variables subtract from the residual, if it has any.
+    `coupling` is the subgradient of the penalty's coupling part that the solver's dual variables
+    imply, if it has any; gaps subtract it from the residual.
     """
 
     beta: Tensor
@@ -219,7 +220,7 @@ class Solution:
     gap: float | None
     iterations: int
     converged: bool
-    pull: Tensor | None = None
+    coupling: Tensor | None = None
 
 
 @dataclass(kw_only=True)
@@ -268,8 +269,8 @@ class RegressionSolver(Checked, ABC):
                     break
                 due, previous = count + max(EVERY, count // 8), state[0]
             state = following
-        beta, pull = state
-        return Solution(beta, certificate.objective, certificate.gap, count, converged, pull)
+        beta, coupling = state
+        return Solution(beta, certificate.objective, certificate.gap, count, converged, coupling)
 
     def gap_limit(self, problem: Quadratic, objective: float, gain: float) -> float:
         """Return the largest gap that counts as converged.
@@ -325,7 +326,7 @@ def solve_active_rows(
     are solved roughly. When it stops growing, rows that are still zero become inactive, once.
     """
     beta, active = start, (start != 0).any(dim=1)
-    pull: Tensor | None = None
+    coupling: Tensor | None = None
     part: Solution | None = None
     iterations, last, prune = 0, True, False
     while True:
@@ -333,12 +334,12 @@ def solve_active_rows(
         residual = problem.sparse_residual(beta)
         joining = _joining_rows(penalty.dual_excess(residual), active)
         if part is not None or not len(joining) + len(rows):
-            certificate = Certificate.of(problem, penalty, beta, pull, residual)
+            certificate = Certificate.of(problem, penalty, beta, coupling, residual)
             close = solver.has_converged(certificate, problem, beta)
             if close or (last and not len(joining)):
                 converged = close or part is None or part.converged
                 objective, gap = certificate.objective, certificate.gap
-                solution = Solution(beta, objective, gap, iterations, converged, pull)
+                solution = Solution(beta, objective, gap, iterations, converged, coupling)
                 return solver.warn_unless_converged(solution)
         last = len(joining) <= GROWING * len(rows)
         if last and prune:
@@ -349,8 +350,8 @@ def solve_active_rows(
         part_solver = solver.with_tolerances(FINE if last else ROUGH)
         part = part_solver.solve(problem.restrict(rows), penalty, beta[rows])
         beta = torch.zeros_like(beta).index_copy_(0, rows, part.beta)
-        if part.pull is not None:
-            pull = torch.zeros_like(beta).index_copy_(0, rows, part.pull)
+        if part.coupling is not None:
+            coupling = torch.zeros_like(beta).index_copy_(0, rows, part.coupling)
         iterations += part.iterations
 
 

@@ -303,7 +303,7 @@ class TreeLasso(StructuredPenalty):
         return 0.5 * rows * len(self.tree.children)
 
     def dual_scale(
-        self, residual: Tensor, pull: Tensor | None = None, needed: float = 0.0
+        self, residual: Tensor, coupling: Tensor | None = None, needed: float = 0.0
     ) -> float | None:
         """Return the factor in (0, 1] that makes the residual dual feasible; None if not convex."""
         if not self.convex:

@@ -50,7 +50,7 @@ def blocks(model: nn.Module, example: Example) -> tuple[Block, ...]:
 
 
 class Layout:
-    """How the layers of a network are connected, from one recorded run of its twin."""
+    """The connections between the layers of a network, from one recorded run of its twin."""
 
     def __init__(self, twin: nn.Module, recording: Recording) -> None:
         self.twin, self.recording = twin, recording

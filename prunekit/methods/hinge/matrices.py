@@ -103,7 +103,7 @@ def _matrix_side(name: str, module: Hinged, side: str, graph: ChannelGraph) -> R
     if units is None or not removable(units):
         reason = graph.frozen.get(f"{name}.matrix", "the forward does not call it")
         raise ConfigError(f"{side} of the matrix of {name} cannot be removed: {reason}")
-    part = Slice(module.matrix.get_parameter("weight"), 1 if side == "rows" else 0)
+    part = Slice(module.matrix.weight, 1 if side == "rows" else 0)
     return Rows(f"{name}.{side}", (part,), units, role=module.site.role)
 
 
@@ -121,10 +121,7 @@ def _conv_groups(hinged: Mapping[str, Hinged], graph: ChannelGraph) -> list[Rows
                 f"groups of {block} cannot be removed: {graph.frozen.get(f'{name}.matrix', '')}"
             )
         width = span(units)
-        parts = tuple(
-            Slice(module.matrix.get_parameter("weight"), dim, width)
-            for dim, module in enumerate((first, second))
-        )
+        parts = (Slice(first.matrix.weight, 0, width), Slice(second.matrix.weight, 1, width))
         groups.append(Rows(f"{block}.groups", parts, units[::width]))
     return groups
 

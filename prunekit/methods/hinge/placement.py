@@ -1,6 +1,6 @@
-"""Which convolutions get a sparsity-inducing matrix, and what of it may vanish.
+"""The choice of convolutions that get a sparsity-inducing matrix, and of what may vanish in it.
 
-Li et al. 2020, section 3, place matrices by the kind of block that a convolution is part of.
+It depends on the kind of block that a convolution is part of (Li et al. 2020, section 3).
 """
 
 from __future__ import annotations
@@ -63,16 +63,19 @@ class Sites:
 
 @dataclass(frozen=True)
 class Placement(Checked):
-    """Which convolutions get a matrix, and what of each may vanish, in words like "rows+columns".
+    """Selects convolutions that get a matrix, and the sides of it that may vanish.
 
-    `blocks` maps kinds of blocks (see `Block`) to the sides of their matrices in order: two for
-    kinds with two matrices, else one for every layer. Without it, every kind in the network has
-    `DEFAULTS`. In "bottleneck" and "grouped" blocks the 1 x 1 convolutions are the matrices; others
-    are initialised as `start` says. Without it, they start as the identity in "preactivation"
-    blocks and if only columns may vanish, else by singular values. `layers` maps names or patterns
-    of layers to sides, which take precedence over those of blocks; a layer gets the sides of the
-    first pattern it matches. Layers that match a pattern in `ignore`, or are in no block, get a
-    matrix only by name.
+    Sides are words like "rows+columns". `blocks` maps kinds of blocks (see `Block`) to the sides of
+    their matrices in order: two for kinds with two matrices, else one for every layer. Without it,
+    every kind in the network has `DEFAULTS`.
+
+    In "bottleneck" and "grouped" blocks the 1 x 1 convolutions are the matrices; others are
+    initialised as `start` says. Without it, they start as the identity in "preactivation" blocks
+    and if only columns may vanish, else by singular values.
+
+    `layers` maps names or patterns of layers to sides, which take precedence over those of blocks;
+    a layer gets the sides of the first pattern it matches. Layers that match a pattern in `ignore`,
+    or are in no block, get a matrix only by name.
     """
 
     blocks: Annotated[
