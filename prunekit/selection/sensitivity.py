@@ -127,7 +127,7 @@ class Sensitivity(Selection):
     stage of the same run (see `resolve_in`).
     """
 
-    budget: Annotated[Budget, "that ends the search"] = field(default_factory=MacsTarget)
+    budget: Annotated[Budget, "budget that ends the search"] = field(default_factory=MacsTarget)
     path: Annotated[
         str | Path | None, "a run, a stage or a csv with curves; null: the stage of this run"
     ] = None

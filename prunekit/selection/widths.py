@@ -59,7 +59,7 @@ class PerLayer(AdaptiveSelection):
     `{"layer1.*": 0.8}`; the first matching pattern counts.
     """
 
-    keep: Annotated[SomeShare, "share of every group that stays"] = 0.5
+    keep: Annotated[SomeShare, "share of every group that is kept"] = 0.5
     layers: Annotated[
         Mapping[str, SomeShare], "other shares by pattern of layers, e.g. {layer1.*: 0.8}"
     ] = field(default_factory=dict)

@@ -4,7 +4,7 @@ from torch import nn
 
 from prunekit.data import Synthetic
 from prunekit.errors import DataError
-from prunekit.training import evaluate, keeps_statistics, recompute_statistics
+from prunekit.training import evaluate, has_running_statistics, recompute_statistics
 
 
 def data(train=640):
@@ -86,7 +86,7 @@ def test_without_examples_statistics_stay_and_it_is_said():
 
 def test_a_network_without_batch_norm_stays():
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 10))
-    assert not keeps_statistics(model)
+    assert not has_running_statistics(model)
     recompute_statistics(model, data().train, 8)
-    assert keeps_statistics(network())
-    assert not keeps_statistics(nn.BatchNorm2d(3, track_running_stats=False))
+    assert has_running_statistics(network())
+    assert not has_running_statistics(nn.BatchNorm2d(3, track_running_stats=False))

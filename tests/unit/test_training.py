@@ -22,10 +22,10 @@ from prunekit.training import (
     Steps,
     evaluate,
     fit,
-    mix,
+    mix_seeds,
     predictions,
 )
-from prunekit.training.schedule import about_precision
+from prunekit.training.schedule import precision_warning
 
 TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
 
@@ -371,13 +371,13 @@ def test_a_precision_that_the_cpu_works_around_is_told(able, monkeypatch, caplog
     fit(network(), TOY.load(), plan(1, precision="bfloat16"))
     told = [line.getMessage() for line in caplog.records if "precision=bfloat16" in line.message]
     assert len(told) == (0 if able else 1)
-    assert about_precision("bfloat16", "cuda") is None
-    assert about_precision("float32", "cpu") is None
+    assert precision_warning("bfloat16", "cuda") is None
+    assert precision_warning("float32", "cpu") is None
 
 
 def test_a_torch_that_cannot_tell_says_nothing(monkeypatch):
     monkeypatch.setattr("prunekit.training.schedule._PROBES", {"bfloat16": "_no_such_probe"})
-    assert about_precision("bfloat16", "cpu") is None
+    assert precision_warning("bfloat16", "cpu") is None
 
 
 def test_no_epochs_is_no_training():
@@ -584,9 +584,9 @@ def test_bad_schedules_are_refused_at_once(make, message):
 
 
 def test_mix_is_stable_and_tells_orders_apart():
-    assert mix(0, 1, 2) == 4727102316523150270
-    assert len({mix(a, b) for a in range(20) for b in range(20)}) == 400
-    assert 0 <= mix(-5) < 2**63
+    assert mix_seeds(0, 1, 2) == 4727102316523150270
+    assert len({mix_seeds(a, b) for a in range(20) for b in range(20)}) == 400
+    assert 0 <= mix_seeds(-5) < 2**63
 
 
 @pytest.mark.gpu
