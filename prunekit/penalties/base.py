@@ -82,9 +82,9 @@ class Penalty(Checked, ABC):
     ) -> float | None:
         """Return the largest factor up to 1 that makes a regression's residual dual feasible.
 
-        `pull` is subtracted from the residual by a solver's own dual variables. Where the factor is
-        below `needed`, 0 may be returned, which is feasible too. None means that there is no dual
-        and so no duality gap.
+        `pull` is the part of the residual that a solver's own dual variables account for. Where the
+        factor is below `needed`, 0 may be returned, which is feasible too. None means that there is
+        no dual and so no duality gap.
         """
         return None
 

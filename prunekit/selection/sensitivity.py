@@ -189,9 +189,9 @@ class Sensitivity(Selection):
         _, places = torch.unique(pairs, dim=0, return_inverse=True)  # sorted by loss, then share
         parts = torch.split(places, [len(loss) for loss in losses])
         ranks = {}
-        for name, place in zip(names, parts, strict=True):
-            ranks[name] = torch.empty(len(place), dtype=torch.float64)
-            ranks[name][order_best_first(scores[name]).flip(0)] = place.double()
+        for name, part in zip(names, parts, strict=True):
+            ranks[name] = torch.empty(len(part), dtype=torch.float64)
+            ranks[name][order_best_first(scores[name]).flip(0)] = part.double()
         return ranks
 
     def _losses(self, keep: Mapping[str, Tensor]) -> dict[str, float]:

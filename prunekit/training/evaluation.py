@@ -53,7 +53,7 @@ def predictions(
 
 
 def to_device(inputs: Tensor, device: torch.device | str) -> Tensor:
-    """Move inputs to the device; images become channels last, since convolutions are faster so."""
+    """Move inputs to the device; images become channels last, which is faster for convolutions."""
     if inputs.dim() == 4:
         return inputs.to(device, non_blocking=True, memory_format=MEMORY_FORMAT)
     return inputs.to(device, non_blocking=True)

@@ -226,10 +226,10 @@ class _Trainer:
         state["scaler"] = self.scaler.state_dict()
         checkpoint.save(state)
 
-    def _diverged(self, epoch: int, place: str, loss: float) -> None:
+    def _diverged(self, epoch: int, moment: str, loss: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
         raise TrainingError(
-            f"{self.label}: the loss is {loss} in epoch {epoch + 1}, {place}, at learning rate "
+            f"{self.label}: the loss is {loss} in epoch {epoch + 1}, {moment}, at learning rate "
             f"{lr:g}; lower the rate or set clip"
         )
 
