@@ -34,6 +34,7 @@ EpochMetrics = dict[str, float]  # one line of metrics.csv
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
 Watch = Callable[[], tuple[EpochMetrics, bool]]  # metrics, and whether to stop
 Batch = tuple[Tensor, Tensor]
+Trainable = Tensor | dict[str, Any]  # a parameter, or a parameter group of the optimizer
 
 
 def fit(
@@ -42,7 +43,7 @@ def fit(
     schedule: Schedule,
     *,
     solver: Solver | None = None,
-    params: Iterable[Any] | None = None,
+    params: Iterable[Trainable] | None = None,
     frozen: Sequence[nn.Module] = (),
     loss: Loss | None = None,
     seed: int = 0,

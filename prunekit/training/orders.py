@@ -20,7 +20,7 @@ from prunekit.solvers import KeepZeros, Solver
 from prunekit.solvers.base import check_fit
 from prunekit.targets import Target, unit_scores
 from prunekit.training.checkpoint import Checkpoint
-from prunekit.training.loop import EpochMetrics, fit
+from prunekit.training.loop import EpochMetrics, Trainable, fit
 from prunekit.training.schedule import Schedule
 
 History = list[dict[str, Any]]
@@ -118,14 +118,14 @@ class Joint(Order):
         solver.finish()
         return unit_scores(training.graph, blocks, solver.solution())
 
-    def _parameter_groups(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Any]:
+    def _parameter_groups(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Trainable]:
         """Return all parameters, or groups of the unpenalised ones and of each role."""
         roles = {id(param): block.role for block in blocks for param in block.parameters}
         if self.decay == "all" and self.others == 1 and not any(roles.values()):
-            return list(model.parameters())
+            return [*model.parameters()]
         decay = {"weight_decay": 0.0} if self.decay == "free" else {}
         rest = [param for param in model.parameters() if id(param) not in roles]
-        groups: list[Any] = [{"params": rest, "lr_scale": self.others}] if rest else []
+        groups: list[Trainable] = [{"params": rest, "lr_scale": self.others}] if rest else []
         for role in dict.fromkeys(roles.values()):
             params = [p for p in model.parameters() if roles.get(id(p)) == role]
             groups.append({"params": params, **decay})

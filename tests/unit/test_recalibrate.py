@@ -22,9 +22,9 @@ def test_statistics_are_the_means_over_batches_of_what_the_norm_sees():
     model, sample = network(), data().train
     recompute_statistics(model, sample, 256)
     with torch.no_grad():
-        seen = [model[0](images) for images, _ in sample.sample(256, 128)]
-    mean = torch.stack([hidden.mean((0, 2, 3)) for hidden in seen]).mean(0)
-    variance = torch.stack([hidden.var((0, 2, 3)) for hidden in seen]).mean(0)
+        outputs = [model[0](images) for images, _ in sample.sample(256, 128)]
+    mean = torch.stack([hidden.mean((0, 2, 3)) for hidden in outputs]).mean(0)
+    variance = torch.stack([hidden.var((0, 2, 3)) for hidden in outputs]).mean(0)
     torch.testing.assert_close(model[1].running_mean, mean)
     torch.testing.assert_close(model[1].running_var, variance)
 
