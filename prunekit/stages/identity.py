@@ -25,7 +25,7 @@ from prunekit.selection import Selection
 from prunekit.stages.network import Dense, architecture
 from prunekit.stages.stage import Stage
 from prunekit.torch_io import read_torch
-from prunekit.training.schedule import numbers
+from prunekit.training.schedule import number_format
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class _Identity:
             for key, node in self.settings.get("schedule", {}).items()
             if key != "between" or rounds > 1
         }
-        formats = {numbers(precision, self.inputs.kind) for precision in _precisions(trained)}
+        formats = {number_format(precision, self.inputs.kind) for precision in _precisions(trained)}
         if formats:
             self.entries["numbers"] = "; ".join(sorted(formats))
 

@@ -31,7 +31,7 @@ from prunekit.stages.network import count_outputs, load_source, measure_accuracy
 from prunekit.stages.settings import Runtime, Source
 from prunekit.stages.stage import Stage
 from prunekit.torch_io import write_torch
-from prunekit.training import keeps_statistics, predictions
+from prunekit.training import has_running_statistics, predictions
 
 LABELS = {
     "pretrain": "dense",
@@ -134,7 +134,7 @@ def _costs(model: nn.Module, data: Data, file: Path) -> Metrics:
 
 def _slimming_costs(model: nn.Module, example: Tensor) -> Metrics:
     """Return FLOPs and parameters as network slimming counts them; empty without batch norm."""
-    if not keeps_statistics(model):
+    if not has_running_statistics(model):
         return {}
     return {
         "flops_slimming": slimming_flops(model, example),

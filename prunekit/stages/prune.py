@@ -33,7 +33,7 @@ from prunekit.stages.settings import Absorb, Diagnose, NormStatistics, OverNorms
 from prunekit.stages.stage import FromSettings, Stage, history_writer
 from prunekit.surgery import save_model
 from prunekit.surgery.cut import Cut
-from prunekit.training import Schedule, fit, keeps_statistics, recompute_statistics
+from prunekit.training import Schedule, fit, has_running_statistics, recompute_statistics
 
 STATISTICS_IMAGES = 2048  # training images that batch-norm statistics are recomputed on
 
@@ -173,7 +173,7 @@ def _compared_variants(model: nn.Module, data: Data) -> tuple[str, ...]:
         return ()
     names = ("dropped", "absorbed")
     recomputed = tuple(f"{name}_recomputed" for name in names)
-    return (*names, *recomputed) if keeps_statistics(model) else names
+    return (*names, *recomputed) if has_running_statistics(model) else names
 
 
 def _measure_variants(

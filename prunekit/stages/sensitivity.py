@@ -34,7 +34,7 @@ from prunekit.stages.prune import STATISTICS_IMAGES
 from prunekit.stages.settings import Absorb, NormStatistics, OverNorms, Runtime
 from prunekit.stages.stage import Stage
 from prunekit.training import recompute_statistics
-from prunekit.training.evaluation import placed
+from prunekit.training.evaluation import to_device
 
 _BATCH = 1000  # images at once
 _TENTHS = tuple(number / 10 for number in range(1, 10))
@@ -298,7 +298,7 @@ def _top1(model: nn.Module, images: Images, runtime: Runtime) -> float:
     correct = 0
     with evaluating(model), torch.inference_mode():
         for x, y in images.epoch(_BATCH, None):
-            logits = model(placed(x, runtime.device))
+            logits = model(to_device(x, runtime.device))
             correct += int((logits.argmax(dim=1) == y.to(runtime.device)).sum())
     return 100 * correct / images.size
 

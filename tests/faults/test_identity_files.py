@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from faults.sets import TOYS, identity_of, reports
-from prunekit.training.precision import numbers
 from torch import nn
 
 from prunekit.criteria import save_scores
@@ -244,8 +243,12 @@ def schedule(precision: str) -> dict:
 
 def test_numbers_are_what_a_precision_comes_to(tmp_path, monkeypatch):
     """On a GPU convolutions in float32 round to tf32, unless that is switched off."""
-    assert numbers("float32", "cpu") == "float32, channels_last"
-    assert numbers("bfloat16", "cuda") == numbers("bfloat16", "cpu") == "bfloat16, channels_last"
+    assert number_format("float32", "cpu") == "float32, channels_last"
+    assert (
+        number_format("bfloat16", "cuda")
+        == number_format("bfloat16", "cpu")
+        == "bfloat16, channels_last"
+    )
     settings = {
         "seed": 0,
         "dataset": {"_target_": "prunekit.data.Synthetic"},
