@@ -2,7 +2,6 @@
 
 from prunekit.data.base import Batches, Data, Dataset, images_id
 from prunekit.data.folder import CUB200, ImageFolder, TinyImageNet
-from prunekit.data.from_batches import FixedBatches, data_from_batches
 from prunekit.data.in_memory import (
     Digits,
     HorizontalFlip,
@@ -11,8 +10,8 @@ from prunekit.data.in_memory import (
     Synthetic,
     TensorBatches,
 )
-from prunekit.data.shapes_only import NoImages, ShapeOnly
 from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
+from prunekit.data.without_files import FixedBatches, NoImages, ShapeOnly, data_from_batches
 
 __all__ = [
     "CIFAR10",

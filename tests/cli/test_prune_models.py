@@ -265,15 +265,15 @@ class TestRounds:
         assert not [*stage.glob("last*")]
 
     def test_widths_fall_evenly_and_the_same_twice(self, cli, tmp_path, monkeypatch):
-        from prunekit.engine import traced
+        from prunekit import engine
 
-        seen, plain = [], traced.cut
+        seen, plain = [], engine.cut
 
         def cut(model, graph, keep, *args, **settings):
             seen.append([int(keep[name].sum()) for name in ("conv1", "conv2", "fc1")])
             return plain(model, graph, keep, *args, **settings)
 
-        monkeypatch.setattr(traced, "cut", cut)
+        monkeypatch.setattr(engine, "cut", cut)
         settings = (*self.SETTINGS, "selection=per_layer", "selection.rounds=3", "diagnose=false")
         assert cli("prune", *settings).code == 0
         assert [row[2] for row in seen] == [17, 13, 10] and seen[-1] == [3, 4, 10]

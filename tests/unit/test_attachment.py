@@ -1,4 +1,4 @@
-"""A loop of one's own: attach, two hooks, scores."""
+"""Tests of sparse training in a custom loop: attach, two hooks, scores."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Constants of removed channels: an oracle with emitting channels, pattern by pattern."""
+"""Absorbed constants against the dense network with constant removed channels, by pattern."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def conv(inputs, outputs, size=1, pad=0, **more):
 
 
 class Chain(nn.Sequential):
-    """VGG: convolution, norm, activation, and again."""
+    """A chain as in VGG: convolution, norm, activation, repeated."""
 
     def __init__(self, size=3, pad=0, act=nn.Sigmoid, bias=True):
         first, second = conv(4, 8, size, pad, bias=bias), conv(8, 6, size, pad, bias=bias)
@@ -37,7 +37,7 @@ class Chain(nn.Sequential):
 
 
 class Residual(nn.Module):
-    """Both producers of the sum emit; a convolution without bias that no norm follows."""
+    """A sum of two layers with constants, and a convolution without bias or following norm."""
 
     def __init__(self, pad=0):
         super().__init__()
@@ -66,7 +66,7 @@ class Inverted(nn.Module):
 
 
 class Dense(nn.Module):
-    """DenseNet: every layer has a norm of its own for the channels before it."""
+    """A dense block: every layer has its own norm over all previous channels."""
 
     def __init__(self, size=1):
         super().__init__()
@@ -82,7 +82,7 @@ class Dense(nn.Module):
 
 
 class Flattened(nn.Module):
-    """Nine positions of every channel are features of a linear layer."""
+    """A linear layer that reads nine positions of every channel."""
 
     def __init__(self):
         super().__init__()
@@ -95,7 +95,7 @@ class Flattened(nn.Module):
 
 
 class Shared(nn.Module):
-    """One layer called twice, with constants that are the same or not."""
+    """One layer that is called twice, with equal or different constants."""
 
     def __init__(self, same):
         super().__init__()
@@ -109,7 +109,7 @@ class Shared(nn.Module):
 
 
 class Grouped(nn.Module):
-    """Two groups, each of which loses inputs."""
+    """A convolution with two groups, both of which lose inputs."""
 
     def __init__(self, pad=0):
         super().__init__()
@@ -147,7 +147,7 @@ class Gated(nn.Module):
 
 
 class Excited(nn.Module):
-    """Squeeze and excite: the gates of removed channels are constants too."""
+    """A squeeze-and-excite block, where gates of removed channels are constant, too."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +188,7 @@ class ByFunction(nn.Module):
 
 
 def cut(model, seed=0):
-    """The dense network in doubles, the narrow one, and what connects them."""
+    """Return the dense network in doubles, the narrow one, the graph and the removed units."""
     torch.manual_seed(seed)
     model = randomise_constants(model).double().eval()
     graph = ChannelGraph.trace(model, X)
@@ -380,7 +380,7 @@ def test_a_shared_bias_is_left_alone():
 
 
 class Helped(Chain):
-    """An auxiliary head that only training sees."""
+    """A network with an auxiliary head that runs in train mode only."""
 
     def __init__(self):
         super().__init__()

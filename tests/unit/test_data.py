@@ -1,4 +1,4 @@
-"""Data sets: files in, splits, augmentation, batches."""
+"""Tests of data sets: files, splits, augmentation and batches."""
 
 import gzip
 import pickle
@@ -38,13 +38,13 @@ NEUTRAL = Normalize((0.0,), (1.0,))
 
 
 def numbered(count, **options):
-    """Images of one pixel whose value is their index."""
+    """Return images of one pixel whose value is their index."""
     images = torch.arange(count, dtype=torch.float32).reshape(count, 1, 1, 1)
     return TensorBatches(images, torch.arange(count), NEUTRAL, **options)
 
 
 def test_the_same_test_images_are_the_same_wherever_they_lie():
-    """Synthetic sets of all seeds have equal labels; the first has an image fewer."""
+    """Compare synthetic sets, which have equal labels for all seeds."""
     sets = [Synthetic(test=n, data_seed=s) for n, s in ((39, 0), (40, 0), (40, 1), (40, 0))]
     short, first, other, again = (images_id(one.load().test) for one in sets)
     assert first == again and len({short, first, other}) == 3
@@ -437,7 +437,7 @@ class TestTinyImageNet:
         return tmp_path
 
     def picture(self, name):
-        """A plain image, as bright as its class is late in the alphabet."""
+        """Write a uniform image, whose brightness is the alphabetical rank of its class."""
         from PIL import Image
 
         return Image.new("RGB", (64, 64), (60 * int(name[2:]),) * 3)
@@ -579,7 +579,7 @@ def test_leftover_places_go_to_the_classes_cut_most():
 
 
 class TestWithoutImages:
-    """Only a shape is known."""
+    """Tests of the data set that has a shape only."""
 
     def test_what_there_is(self):
         data = ShapeOnly(shape=[3, 5, 4]).load()

@@ -1,4 +1,4 @@
-"""The comparison of a narrow network with the silenced one: what it sees, and what it leaves."""
+"""Tests of the comparison of a narrow network with the silenced one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Outputs = namedtuple("Outputs", ["logits", "aux"])
 
 
 class Net(nn.Module):
-    """Two convolutions with everything random in between; a head that is seen in training only."""
+    """Two convolutions with random layers in between, and a head that is used in training only."""
 
     def __init__(self, pool=False):
         super().__init__()
@@ -122,7 +122,7 @@ def test_one_example_of_zeros_is_enough():
 
 
 class Coarse(nn.Module):
-    """A layer whose floats are off by more than any processor rounds them; its doubles are not."""
+    """A layer with a larger rounding error in floats than any processor has, but not in doubles."""
 
     def __init__(self, layer):
         super().__init__()
@@ -218,7 +218,7 @@ def test_outputs_on_their_own_scales_and_zeros():
 
 
 class Two(nn.Module):
-    """Two inputs, a dict as output, attention with dropout of its own."""
+    """A network with two inputs, a dict as output, and attention with dropout."""
 
     def __init__(self):
         super().__init__()

@@ -36,7 +36,7 @@ pytest.importorskip("onnxscript", reason="needs the extra: pip install prunekit[
 
 
 class Small(nn.Module):
-    """A convolution, batch norm with numbers, a linear layer."""
+    """A convolution, a batch norm with random statistics, and a linear layer."""
 
     def __init__(self):
         super().__init__()
@@ -51,7 +51,7 @@ class Small(nn.Module):
 
 
 class Odd(nn.Module):
-    """Calls an operator that ONNX does not have."""
+    """A network that calls an operator that ONNX lacks."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ class Odd(nn.Module):
 
 
 class Branch(Small):
-    """Decides by what it sees."""
+    """A network that branches on the values of its input."""
 
     def forward(self, x):
         if x.sum() > 0:
@@ -71,14 +71,14 @@ class Branch(Small):
 
 
 class OneBatch(Small):
-    """Works for batches of two."""
+    """A network that works for batches of two only."""
 
     def forward(self, x):
         return super().forward(x.reshape(2, 3, 6, 6))
 
 
 class Two(nn.Module):
-    """Two inputs, two outputs under names."""
+    """A network with two inputs and two named outputs."""
 
     def __init__(self):
         super().__init__()
@@ -103,7 +103,7 @@ def on_onnxruntime(file, *inputs, as_written=False):
 
 @torch.inference_mode()
 def check(model, onnx_file, pt2_file, shape):
-    """The files give the logits of the network, at batch sizes that it was not traced with."""
+    """Check that files give the network's logits, also at other batch sizes."""
     model = model.eval()
     program = torch.export.load(pt2_file).module()
     for batch in (1, 3, 7):
@@ -137,7 +137,7 @@ def test_the_opset_is_that_of_the_file(tmp_path):
 
 
 def check_cut(tmp_path, network, seed):
-    """A random cut of a network gives its logits from both files."""
+    """Check that both files of a randomly cut network give its logits."""
     example = network.float().example.float()
     narrow = Cut.random(network, (example,), seed).narrow
     files = tmp_path / "model.onnx", tmp_path / "model.pt2"
@@ -176,7 +176,7 @@ def test_several_inputs_and_outputs(tmp_path):
 
 
 def refusal(call, tmp_path):
-    """The line with which an export is refused; the folder is as it was."""
+    """Return the message of a refused export, which must leave the folder unchanged."""
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(ExportError) as caught:
         call()
@@ -209,7 +209,7 @@ def test_a_network_for_one_batch_size_is_refused(tmp_path):
 
 
 class NotAlone(Small):
-    """Fails on a batch of one, which tracing does not see."""
+    """A network that fails on a batch of one, which tracing does not notice."""
 
     def forward(self, x):
         if not torch.compiler.is_compiling() and len(x) == 1:
@@ -420,7 +420,7 @@ class TestInt8:
 
 
 class Wide(nn.Sequential):
-    """Enough weights for the file to be weights mostly."""
+    """A network whose file consists mostly of weights."""
 
     def __init__(self):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Features of a network against its own layers, their places in the plane, and the picture."""
+"""Tests of features against the layers of a network, of their embedding and its picture."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prunekit.reporting.embedding import Embedding, draw, side_by_side
 
 
 class Net(nn.Module):
-    """Two linear layers behind a convolution; a third one is never called in evaluation mode."""
+    """Two linear layers after a convolution; a third one is not called in evaluation mode."""
 
     def __init__(self):
         super().__init__()
@@ -31,7 +31,7 @@ class Net(nn.Module):
 
 
 class Bare(nn.Module):
-    """No linear layer; a module that gives a tuple, and one that turns images around."""
+    """A network without linear layers, with a module that returns a tuple."""
 
     def __init__(self):
         super().__init__()
@@ -54,7 +54,7 @@ class Turn(nn.Module):
 
 
 def data(*sizes, seed=0):
-    """Test images sorted by class, `sizes` of every class."""
+    """Return test images sorted by class, with `sizes` per class."""
     labels = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
     images = torch.rand(len(labels), 1, 8, 8, generator=torch.Generator().manual_seed(seed))
     batches = TensorBatches(images, labels, Normalize((0.5,), (0.25,)))
@@ -62,7 +62,7 @@ def data(*sizes, seed=0):
 
 
 def found_in(values, known):
-    """For every row of `values` the row of `known` that it is."""
+    """Return, for every row of `values`, the index of the equal row of `known`."""
     distance = torch.cdist(values.double(), known.double())
     assert float(distance.min(1).values.max()) < 1e-4
     return distance.argmin(1)
@@ -126,7 +126,7 @@ def test_a_layer_that_gives_no_features_is_one_line(model, layer, words):
 
 
 def clusters(count=20, width=5):
-    """Points around corners that are far apart, and whose they are."""
+    """Return points around distant corners, and the label of each."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(3).repeat(count)
     corners = 20 * torch.eye(3, width)
@@ -146,7 +146,7 @@ def test_neighbours_stay_neighbours_and_a_seed_gives_the_same_points():
 
 @pytest.mark.parametrize("width", [1, 4])
 def test_features_that_hardly_vary_have_places_too(width):
-    """A collapsed network must not stop the pipeline: there are no principal components then."""
+    """Check that features of a collapsed network, without principal components, are embedded."""
     points = TSNE(perplexity=5).embed(torch.ones(30, width))
     assert points.shape == (30, 2) and np.isfinite(points).all()
     one = torch.ones(30, width)
@@ -200,7 +200,7 @@ def embedding(classes, count=60):
 
 
 def words(file):
-    """Texts of an svg, which matplotlib draws as paths and names in comments."""
+    """Return the texts of an svg, which matplotlib draws as paths with comments."""
     return [line.strip()[5:-4] for line in file.read_text().splitlines() if "<!--" in line]
 
 

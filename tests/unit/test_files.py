@@ -1,4 +1,4 @@
-"""Model files: what they refuse, and how they say so."""
+"""Tests of model files and of the errors for files that cannot be read."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_checkpoints_of_other_tools(net, path, key, prefix):
 
 
 def test_wrappers_of_torch_themselves(net, path):
-    """What DataParallel, torch.compile and weight averaging really write."""
+    """Load what DataParallel, torch.compile and weight averaging really write."""
     averaged = torch.optim.swa_utils.AveragedModel(net)
     inside = networks.Network([["Plain", 4]])
     inside.load_state_dict(net.state_dict())
@@ -278,7 +278,7 @@ def test_safetensors_that_are_not_installed(net, tmp_path, monkeypatch):
 
 
 class Nameless(nn.Module):
-    """Made without arguments."""
+    """A network that is built without arguments."""
 
     def __init__(self):
         super().__init__()
@@ -290,7 +290,7 @@ class Nameless(nn.Module):
 
 
 class TestAnyClass:
-    """Files of networks that no settings describe."""
+    """Tests of files of networks without settings."""
 
     def narrow(self, net, shape=(1, 3, 8, 8)):
         like = next(net.parameters())

@@ -1,4 +1,4 @@
-"""New classifiers: what they compute, what they leave as it was, and where there can be none."""
+"""Tests of new classifiers, and of networks that cannot have one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HALVED = (32, 32, "M", 64, 64, "M", 128, 128, 128, "M", 256, 256, 256, "M", 512,
 
 
 def narrow_vgg() -> VGG:
-    """torchvision's VGG, narrow; its 2 x 2 last maps are spread to 7 x 7 before flattening."""
+    """Build a narrow VGG of torchvision, whose last 2 x 2 maps are pooled to 7 x 7."""
     torch.manual_seed(0)
     net = VGG(make_layers([4, "M", 6, "M", 8, "M", 8, "M", 512, "M"]), num_classes=5)
     randomise(net)
@@ -40,7 +40,7 @@ def narrow_vgg() -> VGG:
 
 
 class Net(nn.Module):
-    """A convolution and a linear layer, with one pooling and one activation for everything."""
+    """A convolution and a linear layer that share one pooling and one activation module."""
 
     def __init__(self, pooled=True):
         super().__init__()
@@ -76,7 +76,7 @@ class TestGlobalPooling:
         assert left == sum(p.numel() for p in net.features.parameters()) + 512 * 9 + 9
 
     def test_published_counts_of_the_halved_vgg16(self):
-        """Ten convolutions halved, then pooled: 8.32M parameters, 4.67G multiply-adds."""
+        """Halve ten convolutions, then pool globally: 8.32M parameters, 4.67G multiply-adds."""
         with torch.device("meta"):
             net = VGG(make_layers(list(HALVED)), init_weights=False)
         image = torch.zeros(1, 3, 224, 224)

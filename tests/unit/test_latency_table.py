@@ -1,4 +1,4 @@
-"""Latency tables with a clock that counts multiply-adds, so that predictions can be checked."""
+"""Tests of latency tables with a timer that counts multiply-adds, so that results are exact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from prunekit.surgery import Narrow
 
 @dataclass(frozen=True)
 class Counting(LatencyTest):
-    """A millisecond is a million multiply-adds; `slower` and a `power` hold for whole networks."""
+    """A timer with a million multiply-adds per millisecond, modified for whole networks."""
 
     batch: int = 1
     slower: float = 1.0
@@ -47,7 +47,7 @@ def flops(runner, x):
 
 
 class Net(nn.Module):
-    """Plain, strided, depthwise, grouped and transposed convolutions, one called twice, linears."""
+    """A network with all kinds of convolutions, one of them called twice, and linear layers."""
 
     def __init__(self):
         super().__init__()
@@ -89,7 +89,7 @@ def chosen(graph, model, cost, selection):
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_predictions_of_a_linear_clock_are_exact(batch):
-    """Multiply-adds are linear on either side, as the interpolation is."""
+    """Check that interpolation is exact for multiply-adds, which are linear in both widths."""
     timing = Counting(batch=batch)
     model, graph, cost = made(timing)
     assert cost.latency() == pytest.approx(timing.run({"": model}, EXAMPLE)[""].median_ms)
@@ -144,7 +144,7 @@ def entries(model):
 
 
 def test_layers_that_take_longer_by_themselves_are_scaled():
-    """As on a GPU, where launches overlap in a whole network."""
+    """Simulate a GPU, where kernel launches overlap in a whole network."""
     model, graph, cost = made(Counting(slower=0.5))
     assert cost.latency() == pytest.approx(0.5 * flops(model, EXAMPLE))
     drop = chosen(graph, model, cost, PerLayer(0.5, min_keep=16))
@@ -166,7 +166,7 @@ def test_times_that_fall_with_more_channels_are_smoothed():
 @pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("ask", [{"keep": 0.5}, {"milliseconds": 1.0}], ids=["share", "ms"])
 def test_what_the_table_gets_wrong_is_corrected_by_measuring(scope, ask):
-    """Whole networks follow another law than the table, and are near the target all the same."""
+    """Check that budgets are met even if whole networks take other times than the table says."""
     timing = Counting(slower=2.0, power=0.6)
     model, graph, cost = made(timing)
     selection = LatencyTarget(**ask, timing=timing, scope=scope)

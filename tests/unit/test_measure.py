@@ -29,7 +29,7 @@ from prunekit.surgery.cut import cut
 
 
 class Sleep(nn.Module):
-    """Takes a known time and remembers in which order it was called."""
+    """A module that takes a fixed time and records the order of calls."""
 
     def __init__(self, seconds, calls, name):
         super().__init__()
@@ -61,7 +61,7 @@ def test_counted_macs_leaves_normalisation_and_pooling_out():
 
 
 def test_slimming_flops_by_hand():
-    """Modules alone, biases once, poolings by their windows; nothing of the network is touched."""
+    """Count modules only, biases once, poolings by windows, and leave the network unchanged."""
     model = nn.Sequential(
         nn.Conv2d(4, 8, 3, groups=2, padding=1),
         nn.BatchNorm2d(8),
@@ -83,7 +83,7 @@ def test_slimming_flops_by_hand():
 
 
 def test_slimming_counts_of_a_narrow_network_keep_the_norms_wide():
-    """What the release would have: norms of full width, a mask behind them, then what is left."""
+    """Count as the released code does: norms of full width, a mask, then narrow layers."""
     torch.manual_seed(0)
     x = torch.zeros(2, 3, 16, 16)
     model = DenseNet(layers=1, growth=2, stem=4)
@@ -152,7 +152,7 @@ def test_each_engine_times_in_turns_on_its_own_copies(monkeypatch):
 
 
 class Deep(nn.Sequential):
-    """Takes far longer than a linear layer, on any engine."""
+    """A network that takes far longer than a linear layer, on any engine."""
 
     def __init__(self):
         layers = [nn.Linear(512, 512) for _ in range(8)]
@@ -210,7 +210,7 @@ def test_denormal_numbers_are_zero_while_timing_and_then_as_before(before):
 
 
 def test_the_gpu_clock_waits_for_what_came_before(monkeypatch):
-    """Events on the device of the batch; the first one after a synchronisation, then the pass."""
+    """Check that events are on the batch's device and the first one follows a synchronisation."""
     log = []
 
     class Event:
@@ -282,7 +282,7 @@ def test_peak_memory_of_two_layers_by_hand(act, maps):
 
 
 class Skip(nn.Module):
-    """A residual sum: the skipped tensor lives on beside the branch."""
+    """A residual sum, during whose branch the skipped tensor stays in memory."""
 
     def __init__(self):
         super().__init__()

@@ -94,14 +94,14 @@ IMAGE = torch.zeros(1, 3, 32, 32)
 
 
 def counts(model, shape):
-    """Parameters and multiply-adds of convolutions and linear layers, by PyTorch's own counter."""
+    """Return parameters and multiply-adds, by PyTorch's own counter."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.eval()(torch.zeros(1, *shape))
     return sum(param.numel() for param in model.parameters()), counter.get_total_flops() // 2
 
 
 def biased_outputs(model, shape):
-    """How many output elements of one example get a bias added."""
+    """Return the number of output entries of one example to which a bias is added."""
     total = []
     for module in model.modules():
         if getattr(module, "bias", None) is not None:
@@ -154,7 +154,7 @@ def test_networks_of_the_structured_lasso_have_its_bases(make, times, pooling, f
 
 
 def outputs(model, kind):
-    """Entries that layers of a kind put out for one example, filled in by the next call."""
+    """Return a list that the next call fills with output entries of layers of a kind."""
     found = []
     for module in model.modules():
         if isinstance(module, kind):
@@ -171,7 +171,7 @@ def test_the_cost_model_counts_networks_of_hinge(make):
 
 
 class TestNetworksOfHinge:
-    """Facts of the architectures that counts cannot tell apart."""
+    """Tests of architectural details that do not change the counts."""
 
     @pytest.mark.parametrize("name", ["resnet", "resnext", "wide"])
     def test_each_stage_but_the_first_halves_images(self, name):
@@ -259,7 +259,7 @@ def test_slimming_networks_agree_with_arithmetic_without_torch(make, name, more,
 
 
 def oracle():
-    """The functions of the arithmetic, without its tables."""
+    """Import the functions of the independent arithmetic, without its tables."""
     found = {}
     exec(ORACLE.read_text().split('print("=== (A)')[0], found)
     return found
@@ -295,7 +295,7 @@ def is_norm(module):
 
 
 def test_shortcuts_of_preresnet_read_what_no_norm_has_touched():
-    """First blocks of a stage have a convolution there, without a norm; the others nothing."""
+    """Check that shortcuts are a convolution without norm in first blocks, else the identity."""
     torch.manual_seed(0)
     model = models.PreResNet(2, widths=(2, 3, 4), stem=3).eval()
     kinds = [type(block.shortcut) for stage in stages(model) for block in stage]
@@ -331,7 +331,7 @@ def test_slimming_networks_take_other_images(make, size):
 
 
 def test_channels_that_are_added_or_concatenated_live_and_die_together():
-    """A residual stream is one group; a feature map is one group, however many layers read it."""
+    """Check that a residual stream is one group, and so is a feature map with many readers."""
     dense = ChannelGraph.trace(models.DenseNet(layers=2, growth=3, stem=5), IMAGE)
     convs = ["conv1", *(f"block{b}.{i}.conv" for b in (1, 2, 3) for i in (0, 1))]
     convs += ["transition1.conv", "transition2.conv"]
@@ -355,7 +355,7 @@ def test_channels_that_are_added_or_concatenated_live_and_die_together():
 
 class TestGoogLeNet:
     def test_a_module_is_counted_by_hand(self):
-        """Seven convolutions of four branches on 4 x 4 pixels, each with a bias and a norm."""
+        """Count seven convolutions of four branches on 4 x 4 pixels, with biases and norms."""
         shapes = [(5, 2, 1), (5, 3, 1), (3, 4, 9), (5, 6, 1), (6, 7, 9), (7, 7, 9), (5, 8, 1)]
         module = models.Inception(5, 2, 3, 4, 6, 7, 8)
         params, macs = counts(module, (5, 4, 4))

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""Tests of temporary evaluation mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `prunekit.prune` does when asked for more: cuts under layer norms, maps of biases."""
+"""Tests of options of `prunekit.prune`: cuts under layer norms, biases per position."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class ConvNeXt(nn.Module):
 
 
 class TestOverNorms:
-    """Channels that a layer norm runs over stay, unless asked."""
+    """Tests that channels under a layer norm are kept unless `over_norms` is set."""
 
     def test_they_stay_and_the_cut_is_exact(self):
         found = prunekit.prune(ConvNeXt(), X, keep=0.5)
@@ -69,7 +69,7 @@ class TestOverNorms:
 
 
 class Padded(nn.Module):
-    """Constants meet zero padding, where only a bias per position is exact."""
+    """A network whose constants meet zero padding, where only a bias per position is exact."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ OPTIONS = {"keep": 0.5, "criterion": "bn_scale"}
 
 
 class TestMaps:
-    """absorb="maps": exact at padded borders, for one size of input."""
+    """Tests of absorb="maps": exact at padded borders, for one input size."""
 
     def made(self):
         net = Padded().eval()
@@ -95,7 +95,7 @@ class TestMaps:
 
     @torch.no_grad()
     def test_the_outputs_stay(self):
-        """The units that go have scale zero, so they emit constants only."""
+        """Check units of scale zero, which put out constants only."""
         net, found = self.made()
         assert len(found.kept["one"]) == 4 and found.absorbed.exact
         torch.testing.assert_close(found.model(X), net(X), rtol=1e-5, atol=1e-6)
@@ -134,7 +134,7 @@ class TestMaps:
 
 
 class TestComparable:
-    """Scores that compare between layers as they are stay as they are."""
+    """Tests that scores which are comparable between layers are not normalised."""
 
     def net(self):
         torch.manual_seed(3)
@@ -164,7 +164,7 @@ class TestComparable:
 
 
 def test_a_selection_orders_the_units_once(monkeypatch):
-    """Once for the choice, its budget, its notes, and the layers that it would have emptied."""
+    """Check that one ranking serves the selection, its budget, its notes and emptied layers."""
     made = []
     start = Ranking.__init__
     monkeypatch.setattr(Ranking, "__init__", lambda *given: made.append(1) or start(*given))

@@ -1,4 +1,4 @@
-"""`prunekit.prune`: what it returns, and that training goes on as if the channels were masked."""
+"""Tests of `prunekit.prune`, and of training after it, against masked channels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ torch.set_num_threads(1)
 
 
 class Net(nn.Module):
-    """Batch norm, a shortcut, PReLU, and two linear layers that share their weight."""
+    """A network with batch norm, a shortcut, PReLU and two linear layers with a tied weight."""
 
     def __init__(self, width: int = 8) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ def steps(net: nn.Module, optimizer: torch.optim.Optimizer, count: int = 3) -> N
 def twin(
     net: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Copies of both that belong together."""
+    """Copy a network and its optimizer, so that they belong together."""
     memo: dict = {}
     return copy.deepcopy(net, memo), copy.deepcopy(optimizer, memo)
 
@@ -87,7 +87,7 @@ OPTIMIZERS = {
 
 
 class TestOptimizer:
-    """Narrow training with narrowed state = training of the dense network with channels masked."""
+    """Narrow training with narrowed state must equal masked training of the dense network."""
 
     def trained(self, make, **options):
         net = Net().double()
@@ -96,7 +96,7 @@ class TestOptimizer:
         return net, optimizer, prunekit.prune(net, X, keep=0.5, absorb=False, **options)
 
     def masked(self, net, optimizer, result):
-        """Go on with the dense network, channels masked, and cut it afterwards."""
+        """Continue with the dense network and masked channels, and cut it afterwards."""
         drop = result.graph.drop({name: ~mask for name, mask in result.masks.items()})
         with result.graph.silencer(net, drop):
             steps(net, optimizer)
@@ -134,7 +134,7 @@ class TestOptimizer:
         close(result.model, dense)
 
     def test_without_the_state_it_is_another_training(self):
-        """So the test above can fail."""
+        """Check that the test above can fail."""
         net, optimizer, result = self.trained(OPTIMIZERS["momentum"])
         steps(result.model, OPTIMIZERS["momentum"](result.model.parameters()))
         with pytest.raises(AssertionError):
@@ -171,7 +171,7 @@ class TestOptimizer:
         close(narrow, self.masked(dense, dense_optimizer, result))
 
     def test_new_biases_join_their_weights(self):
-        """A convolution without bias that absorbs a constant gets one."""
+        """Check the group of a new bias, which a convolution gets when it absorbs a constant."""
         torch.manual_seed(0)
         net = nn.Sequential(
             *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1, bias=False)),
@@ -205,7 +205,7 @@ class TestOptimizer:
         assert optimizer.param_groups[0]["params"][0] is net.stem.weight
 
     def test_recomputed_parameters_have_no_source(self):
-        """The direction of a normalised weight has another length when inputs go."""
+        """Check a normalised weight, whose direction has another length without some inputs."""
         torch.manual_seed(0)
         net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 5, 1), nn.Flatten())
         nn.utils.parametrizations.weight_norm(net[2])
@@ -219,7 +219,7 @@ class TestOptimizer:
 
 
 class TestCopies:
-    """Moving averages and other copies of the dense network."""
+    """Tests of moving averages and other copies of the dense network."""
 
     def test_a_moving_average(self):
         net = Net().double()
@@ -242,7 +242,7 @@ class TestCopies:
         assert int(narrow.n_averaged) == 3
 
     def test_constants_of_the_copy_are_its_own(self):
-        """Of two networks with other shifts each absorbs what it emits itself."""
+        """Check that a copy with other shifts absorbs its own constants."""
         net = nn.Sequential(
             *(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1), nn.Flatten())
         ).eval()
@@ -257,7 +257,7 @@ class TestCopies:
 
 
 class TestResult:
-    """What comes back."""
+    """Tests of the result of `prune`."""
 
     def test_the_dense_network_is_untouched_and_modes_are_kept(self):
         net = Net()
@@ -301,7 +301,7 @@ class TestResult:
         assert torch.load(tmp_path / "arch.pt", weights_only=True)["arch"]["_target_"].endswith("5")
 
     def test_half_of_the_units_of_every_network(self):
-        """Blocks of all kinds, through the file and back."""
+        """Prune blocks of all kinds, save them and load them again."""
         for name in networks.BLOCKS:
             net = networks.Network([[name, 8]])
             result = prunekit.prune(net, net.example, keep=0.5)

@@ -1,4 +1,4 @@
-"""Residual blocks with an empty branch go whole: what is left, what it computes, what stays."""
+"""Tests of the removal of residual blocks whose branch is empty."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def lively(make):
 
 
 def keeping(graph, *emptied, share=0.0, seed=0):
-    """Masks that keep the first unit of every group and others at random; none of some groups."""
+    """Return masks that keep the first unit of every group and random others, or none at all."""
     source = torch.Generator().manual_seed(seed)
     names = {group.name: len(group.units) for group in graph.groups}
     assert not set(emptied) - set(names), names
@@ -88,7 +88,7 @@ class SharedStart(nn.Module):
 
 
 class Dropped(Basic):
-    """Functions between the branch and the sum, and the sum in place."""
+    """A block with functions between the branch and the sum, and an in-place sum."""
 
     def forward(self, x):
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -109,7 +109,7 @@ class Outer(nn.Module):
 
 
 class Inlined(nn.Module):
-    """The sum stands in the network's own forward."""
+    """A network that computes the sum in its own forward."""
 
     def __init__(self):
         super().__init__()
@@ -122,7 +122,7 @@ class Inlined(nn.Module):
 
 
 class TwoBranches(nn.Module):
-    """Two branches, each of which may die alone."""
+    """A block with two branches, each of which may be empty."""
 
     def __init__(self):
         super().__init__()
@@ -133,7 +133,7 @@ class TwoBranches(nn.Module):
 
 
 class TwoInputs(nn.Module):
-    """A block that gets something beside its input."""
+    """A block with a second input."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +154,7 @@ class Feeds(nn.Module):
 
 
 def around(*blocks):
-    """The blocks between a stem of 6 channels and a head."""
+    """Put blocks between a stem of 6 channels and a head."""
     return nn.Sequential(
         *(nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU()),
         *blocks,
@@ -219,7 +219,7 @@ CASES = {
 @pytest.mark.parametrize("share", [0.0, 0.5])
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_left_equals_the_silenced_network(name, share):
-    """Stream channels go too; the branch of a block that is removed puts out nothing."""
+    """Remove channels of the stream too; the branch of a removed block puts out zeros."""
     make, emptied, left = CASES[name]
     net = lively(make)
     found = done(net, *emptied, share=share, absorb=False)
@@ -286,7 +286,7 @@ def test_a_second_cut_a_training_step_and_a_file_work(name, absorb, tmp_path):
 
 
 def test_it_is_the_published_mask_where_the_last_norm_of_a_branch_is_empty():
-    """Scales and shifts times zero, as the released code masks; then nothing is left to differ."""
+    """Multiply scales and shifts by zero, as the released code does; outputs must be equal."""
     net = lively(preresnet)
     found = done(net, "layer1.1.conv2", "layer3.1.conv2", absorb=False)
     masked = copy.deepcopy(net)
@@ -334,7 +334,7 @@ def test_an_optimizer_follows():
 
 
 def test_a_block_whose_stream_has_in_place_activations_can_be_trained():
-    """Two activations in place in a row would overwrite what the first keeps for autograd."""
+    """Check that of two successive in-place activations, none overwrites a tensor for autograd."""
     net = lively(torchvision_resnet)
     found = done(net, "layer1.0.conv1", "layer2.1.conv1", absorb=False)
     assert not found.model.layer1[0].relu.inplace
@@ -387,7 +387,7 @@ def test_a_block_that_is_called_twice_stays():
 
 
 def test_a_whole_network_of_pre_activation_blocks_can_lose_any_of_them():
-    """Every subset of the branches, against the silenced network in double precision."""
+    """Compare every subset of the branches with the silenced network in double precision."""
     net = lively(
         lambda: nn.Sequential(
             nn.Conv2d(3, 6, 1), *(PreActivated(6, 4, 6) for _ in "abc"), nn.Conv2d(6, 2, 1)
