@@ -120,10 +120,10 @@ def test_points_are_the_silenced_network_and_share_nought_the_dense_one(tmp_path
         assert sorted(lowest.tolist()) == (~point.keep).nonzero().flatten().tolist()
         with torch.no_grad(), graph.silencer(model, graph.drop({point.group: ~point.keep})):
             right = (model(images).argmax(dim=1) == labels).float().mean()
-        seen.append(float(right))
+        accuracies.append(float(right))
         found = stage._top1(trial.narrow(point), data.val, stage.Runtime(device="cpu"))
         assert found == pytest.approx(100 * float(right))
-    assert len(set(seen)) > 2
+    assert len(set(accuracies)) > 2
 
 
 class Norms(nn.Sequential):
