@@ -48,7 +48,7 @@ def check_writable(path: str | Path, endings: Sequence[str] = ENDINGS) -> None:
 def figure(
     path: str | Path, size: tuple[float, float], shape: tuple[int, int] = (1, 1), **options: Any
 ) -> Iterator[tuple[Figure, Any]]:
-    """Yield a figure and its array of axes (rows, columns), and write the figure to `path` after.
+    """Yield a figure and its array of axes (rows, columns); write it to `path` after the block.
 
     `size` is in inches; `options` go to matplotlib's `Figure.subplots`. No display is needed.
     """

@@ -30,7 +30,7 @@ _MAX_NAMED = 14  # methods in a legend
 
 
 def front(costs: Sequence[float], gains: Sequence[float]) -> list[bool]:
-    """Return which points are on the Pareto front: no other costs at most and gains at least that.
+    """Return which points are on the Pareto front: no other point costs no more and gains no less.
 
     Equal points are all on it.
     """
@@ -139,7 +139,7 @@ def _draw_front(axis: Any, points: DataFrame, cost: str) -> None:
 
 
 def _draw_dense(axis: Any, runs: DataFrame, cost: str) -> bool:
-    """Draw the dense networks, whose cost is that of a run times its ratio; returns if any."""
+    """Draw the dense networks, with the cost of a run times its ratio; False if there are none."""
     if cost not in _DENSE or not {_DENSE[cost], "dense_top1"} <= {*runs}:
         return False
     measured = runs.dropna(subset=[cost, _DENSE[cost], "dense_top1"])

@@ -124,7 +124,7 @@ def delete_backup(stage: Path) -> None:
 
 
 def _report_last(folder: Path) -> list[Path]:
-    """Return the files to move; the report is last, so that it is present only with the others."""
+    """Return the files to move, the report last: where a report is, all other files are."""
     files = matching_files(folder, (*RESULTS, *PROGRESS, *TRACKER_FILES))
     return sorted(files, key=lambda file: file.name == REPORT)
 

@@ -46,8 +46,8 @@ def test_the_wheel_holds_the_package_and_all_configs(wheel):
     assert {name.split("/")[0] for name in names} == {"prunekit", "prunekit-0.1.0.dist-info"}
     for file in config_dir().rglob("*.yaml"):
         assert f"prunekit/configs/{file.relative_to(config_dir())}" in names
-    for file in (ROOT / "prunekit").rglob("*.py"):
-        assert str(file.relative_to(ROOT)) in names
+    for file in (ROOT / "prunekit").rglob("*.*"):
+        assert "__pycache__" in file.parts or str(file.relative_to(ROOT)) in names
 
 
 def test_an_installed_prunekit_runs_from_another_directory(wheel, tmp_path):

@@ -159,15 +159,6 @@ class TestLocks:
             pass
         assert tree(tmp_path) == {"mine"}
 
-    def test_the_command_line_needs_no_fcntl(self):
-        """There is none on Windows."""
-        script = (
-            "import sys; sys.modules['fcntl'] = None\n"
-            "import prunekit.cli.jobs, prunekit.cli.sweep, prunekit.reporting.command\n"
-            "import prunekit.runs.clean, prunekit.stages.pipeline"
-        )
-        assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
-
 
 def wait_for(happened, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds

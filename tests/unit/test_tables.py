@@ -13,7 +13,7 @@ import torch
 from prunekit.errors import ArtifactError
 from prunekit.reporting.collect import collect
 from prunekit.reporting.command import main
-from prunekit.reporting.formats import compare_networks, markdown, write_table
+from prunekit.reporting.formats import TextTable, compare_networks, latex, markdown, write_table
 from prunekit.reporting.plots import convergence, filters, tradeoff, widths
 from prunekit.reporting.tables import print_comparison, print_summary, summary
 
@@ -249,6 +249,22 @@ def test_written_tables_come_back(outputs, capsys):
 
 def test_markdown_escapes_what_would_break_a_cell():
     assert markdown(pd.DataFrame({"run": ["a|b"]})) == "| run |\n| --- |\n| a\\|b |\n"
+
+
+def test_plain_records_become_a_table():
+    table = TextTable.of_records([{"a": 1234, "b": "x|y"}, {"a": 0.5, "b": "z"}])
+    assert markdown(table) == "| a | b |\n| --- | --- |\n| 1,234 | x\\|y |\n| 0.5 | z |\n"
+    assert r"1,234 & x\textbar{}y \\" in latex(table)
+
+
+def test_parts_are_tables_of_their_own_except_in_csv(tmp_path):
+    table = pd.DataFrame({"run": ["a", "b"], "top1": [98.0, 97.5]})
+    parts = [("one", table.iloc[:1]), ("two", table.iloc[1:])]
+    for ending in ("csv", "md", "tex"):
+        write_table(table, tmp_path / f"t.{ending}", parts)
+    assert (tmp_path / "t.md").read_text().count("| --- | ---: |") == 2
+    assert r"\caption{two}" in (tmp_path / "t.tex").read_text()
+    assert (tmp_path / "t.csv").read_text() == "run,top1\na,98.0\nb,97.5\n"
 
 
 def test_report_command_prints_and_writes(outputs, capsys):

@@ -62,7 +62,7 @@ class Section:
     """The runs of one test set, which alone can be ranked together.
 
     `marked` and `commands` belong to the lines of `table`, `means_marked` to those of `means`.
-    `shown` says how many runs and settings `differences` contains, if they are not all.
+    `limits` say how many runs and settings `differences` contains, if it is not all of them.
     """
 
     heading: str
@@ -78,7 +78,7 @@ class Section:
     convergence: PageFigure | None
     embedding: PageFigure | None
     differences: TextTable | None
-    shown: list[str]
+    limits: list[str]
     details: list[RunDetail]
 
     @classmethod
@@ -86,10 +86,10 @@ class Section:
         """Gather everything about the runs, which are sorted by accuracy."""
         lines = part.set_index("run", drop=False).loc[[run.name for run in runs]]
         means = SeedAverages.of(part)
-        on_front = {run.row.get("setting") for run in runs if run.on_front}
+        on_front = {run.record.get("setting") for run in runs if run.on_front}
         by_timing = latency_figures(part)
         front_first = sorted(runs, key=lambda run: not run.on_front)
-        differences, shown = _differences(runs)
+        differences, limits = _differences(runs)
         return cls(
             heading=heading,
             runs=runs,
@@ -104,7 +104,7 @@ class Section:
             convergence=convergence_figure(runs),
             embedding=embedding_figure(runs),
             differences=differences,
-            shown=shown,
+            limits=limits,
             details=[RunDetail.of(run) for run in front_first[:DETAILED]],
         )
 
@@ -176,16 +176,16 @@ def _differences(runs: Sequence[Run]) -> tuple[TextTable | None, list[str]]:
     differing = [key for key in keys if _differs(key, compared)]
     if not differing:
         return None, []
-    shown = differing[:_MAX_KEYS]
-    columns = [[_short(run.settings.get(key)) for key in shown] for run in compared]
+    keys = differing[:_MAX_KEYS]
+    columns = [[_short(run.settings.get(key)) for key in keys] for run in compared]
     names = [run.name for run in compared]
     if len(compared) > _MAX_COLUMNS:
         lines = [[name, *column] for name, column in zip(names, columns, strict=True)]
-        table = _table(["run", *shown], lines)
+        table = _table(["run", *keys], lines)
     else:
-        table = _table(["setting", *names], zip(shown, *columns, strict=True))
+        table = _table(["setting", *names], zip(keys, *columns, strict=True))
     limits = [f"the first {_MAX_COMPARED} of {len(runs)} runs"] if len(runs) > len(compared) else []
-    if len(differing) > len(shown):
+    if len(differing) > len(keys):
         limits.append(f"the first {_MAX_KEYS} of {len(differing)} settings")
     return table, limits
 

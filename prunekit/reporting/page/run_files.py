@@ -38,7 +38,7 @@ class Run:
     """
 
     name: str
-    row: Mapping[str, Any]
+    record: Mapping[str, Any]
     stages: Mapping[str, Path]
     on_front: bool = False
 
@@ -60,7 +60,7 @@ class Run:
     @property
     def command(self) -> str | None:
         """The command that repeats the run, None in reports of earlier versions."""
-        command = self.row.get("command")
+        command = self.record.get("command")
         return command if isinstance(command, str) else None
 
     def history(self, stage: str) -> DataFrame | None:
@@ -145,11 +145,11 @@ def ranked(part: DataFrame, stages: DataFrame) -> list[Run]:
         folders.setdefault(str(run), {})[str(stage)] = Path(path)
     best = _settings_on_front(part)
     runs = [
-        Run(str(row["run"]), row, _in_order(folders[str(row["run"])]), row.get("setting") in best)
-        for row in to_dicts(part)
-        if str(row.get("run")) in folders
+        Run(name, record, _in_order(folders[name]), record.get("setting") in best)
+        for record in to_dicts(part)
+        if (name := str(record["run"])) in folders
     ]
-    return sorted(runs, key=lambda run: -(to_number(run.row.get("top1")) or 0.0))
+    return sorted(runs, key=lambda run: -(to_number(run.record.get("top1")) or 0.0))
 
 
 def _settings_on_front(part: DataFrame) -> set[Any]:

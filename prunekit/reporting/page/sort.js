@@ -1,6 +1,6 @@
 "use strict";
-// a run is a tbody: its line and its command move together
-function worth(cell) {
+// Click on a heading: sort the bodies of the table, each a run's line with its command.
+function cellValue(cell) {
   const text = cell ? cell.textContent.trim() : "";
   const number = parseFloat(text.replace(/,/g, ""));
   return text === "" || text === "-" ? null : Number.isNaN(number) ? text : number;
@@ -10,20 +10,21 @@ function compare(a, b) {
   return typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b));
 }
 for (const table of document.querySelectorAll("table.sortable")) {
-  const heads = [...table.tHead.rows[0].cells];
-  heads.forEach((head, column) => {
-    head.dataset.sort = "";
-    head.addEventListener("click", () => {
-      const way = head.dataset.sort === "down" ? 1 : -1;
-      heads.forEach((other) => { other.dataset.sort = ""; });
-      head.dataset.sort = way === 1 ? "up" : "down";
-      const bodies = [...table.tBodies].map((body) => [worth(body.rows[0].cells[column]), body]);
-      bodies.sort(([a], [b]) => (a === null || b === null ? compare(a, b) : way * compare(a, b)));
+  const headings = [...table.tHead.rows[0].cells];
+  headings.forEach((heading, column) => {
+    heading.dataset.sort = "";
+    heading.addEventListener("click", () => {
+      const sign = heading.dataset.sort === "down" ? 1 : -1;
+      headings.forEach((other) => { other.dataset.sort = ""; });
+      heading.dataset.sort = sign === 1 ? "up" : "down";
+      const bodies = [...table.tBodies].map((body) => [cellValue(body.rows[0].cells[column]), body]);
+      // empty cells stay at the end
+      bodies.sort(([a], [b]) => (a === null || b === null ? compare(a, b) : sign * compare(a, b)));
       bodies.forEach(([, body]) => table.append(body));
     });
   });
 }
-// on paper nothing is folded
+// Print all details unfolded.
 window.addEventListener("beforeprint", () => {
-  for (const fold of document.querySelectorAll("details")) fold.open = true;
+  for (const details of document.querySelectorAll("details")) details.open = true;
 });

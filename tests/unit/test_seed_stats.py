@@ -7,7 +7,7 @@ import pytest
 from prunekit.reporting.collect import collect
 from prunekit.reporting.command import main
 from prunekit.reporting.pareto import setting_means
-from prunekit.reporting.seed_stats import SeedAverages, shared_name
+from prunekit.reporting.seed_stats import SeedAverages, shared_name, spread
 from prunekit.reporting.tables import summary
 from prunekit.runs.rundir import identity_of
 from prunekit.torch_io import write_torch
@@ -148,3 +148,10 @@ def test_the_report_prints_means_and_folds_the_runs(tmp_path, capsys):
 )
 def test_the_name_of_several_runs(names, found):
     assert shared_name(names) == found
+
+
+def test_a_spread_is_mean_and_deviation_unless_all_values_look_the_same():
+    assert spread([90.0, 92.0]) == "91.00 ± 1.41"
+    assert spread([90.001, 90.002, None, float("nan")]) == "90.00"
+    assert spread([1.0, 3.0], "{:+.1f}x") == "+2.0 ± 1.4x"
+    assert spread([], "{:.2f}") == "-" and spread(["a", "a"], "{}") == "a"
