@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-# package or module -> former paths of its classes, each followed by the new name where it differs
+# package or module -> former paths of classes that keep their name in it
 _MOVED = {
     "prunekit.methods.gram_lasso": """
         prunekit.criteria.APIB
@@ -45,26 +45,22 @@ _MOVED = {
     "prunekit.stages.finetune": """
         prunekit.stages.teacher.Distill
     """,
-    "prunekit.stages.sensitivity": """
-        prunekit.stages.sensitivity.Probe SensitivityGrid
-    """,
     "prunekit.training": """
         prunekit.problems.Joint
         prunekit.problems.Layerwise
     """,
 }
-
-
-def _renamed() -> Iterator[tuple[str, str]]:
-    """Yield the former and the present path of every class that moved."""
-    for package, lines in _MOVED.items():
-        for line in lines.split("\n"):
-            if line.strip():
-                former, _, name = line.strip().partition(" ")
-                yield former, f"{package}.{name or former.rpartition('.')[2]}"
-
-
-RENAMED = dict(_renamed())
+# present path -> former paths of a class with another name
+_RENAMED = {
+    "prunekit.stages.sensitivity.SensitivityGrid": """
+        prunekit.stages.sensitivity.Probe
+    """,
+}
+RENAMED = {
+    former: f"{package}.{former.rpartition('.')[2]}"
+    for package, names in _MOVED.items()
+    for former in names.split()
+} | {former: path for path, names in _RENAMED.items() for former in names.split()}
 
 
 def current_path(path: str) -> str | None:
