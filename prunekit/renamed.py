@@ -52,6 +52,12 @@ _MOVED = {
 }
 # present path -> former paths of a class with another name
 _RENAMED = {
+    "prunekit.methods.gram_lasso.LambdaBisection": """
+        prunekit.criteria.PublishedSearch
+    """,
+    "prunekit.methods.hinge.StopNearBudget": """
+        prunekit.problems.Until
+    """,
     "prunekit.stages.sensitivity.SensitivityGrid": """
         prunekit.stages.sensitivity.Probe
     """,

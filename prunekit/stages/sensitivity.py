@@ -27,8 +27,8 @@ from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.schema import Checked, Count, Filled, Range, Text
 from prunekit.selection import PerLayer, Scored, parse_curves
-from prunekit.selection.curves import FILE
-from prunekit.selection.patterns import groups_matching
+from prunekit.selection.candidates import matching_groups
+from prunekit.selection.sensitivity import FILE
 from prunekit.stages.network import FromNetwork, measure_size, weights_notes
 from prunekit.stages.prune import STATISTICS_IMAGES
 from prunekit.stages.settings import Absorb, NormStatistics, OverNorms, Runtime
@@ -66,7 +66,7 @@ class SensitivityGrid(Checked):
         """Return the groups that match, in the order of the graph; ConfigError for none."""
         matching: set[str] = set()
         for pattern in self.groups:
-            matching |= groups_matching(graph, pattern, "sensitivity.groups")
+            matching |= matching_groups(graph, pattern, "sensitivity.groups")
         if not matching:
             raise ConfigError(
                 f"sensitivity.groups={[*self.groups]} leaves no channels that can go; "

@@ -18,6 +18,7 @@ from prunekit.errors import ArtifactError
 from prunekit.models import LeNet5
 from prunekit.runs.identity import network_of
 from prunekit.stages.identity import StageInputs
+from prunekit.training.schedule import number_format
 
 FEW = ("criterion=l1_norm", "selection=per_layer")
 NET = """
