@@ -36,9 +36,12 @@ class Target(Checked, ABC):
     """
 
     layers: Annotated[
-        Mapping[str, Positive] | None, "weights by pattern of layers, others are left out; null: 1"
+        Mapping[str, Positive] | None,
+        "penalty weights by layer pattern, other layers are left out; null: all 1",
     ] = None
-    balance: Annotated[bool, "weights times the mean row norm of the layer, as it starts"] = False
+    balance: Annotated[bool, "multiply weights by the mean row norm of the layer at the start"] = (
+        False
+    )
 
     def rows(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
         """Return the weighted blocks of rows of `model`, in the order of its modules."""
@@ -62,7 +65,7 @@ class Filters(Target):
     `bias=True` appends the bias to each filter, as the released SSR code does.
     """
 
-    bias: Annotated[bool, "appends its bias to each filter"] = False
+    bias: Annotated[bool, "append the bias to each filter"] = False
 
     def blocks(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
         """Return one block per layer, named after it."""

@@ -50,7 +50,10 @@ class APoZ(OnExamples):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Return the shares; groups with a unit without ReLU have none (ConfigError if all)."""
+        """Return the shares; raises ConfigError if no group has a score.
+
+        Groups with a unit that passes no ReLU have none.
+        """
         batches = examples(require_data(data, "APoZ").train, self.samples, device)
         return relu_means(model, graph, (x for x, _ in batches), _count_nonzero)
 
@@ -77,7 +80,10 @@ class HRank(OnExamples):
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Return the ranks; groups with a unit without ReLU have none (ConfigError if all)."""
+        """Return the mean ranks; raises ConfigError if no group has a score.
+
+        Groups with a unit that passes no ReLU have none.
+        """
         train = require_data(data, "HRank").train
         batches = examples(train, self.samples, device, _HRANK_BATCH)
         total = -(-min(self.samples, train.size) // _HRANK_BATCH)

@@ -108,9 +108,9 @@ class Selection(Checked, ABC):
         return self
 
     def files(self) -> Mapping[str, Path]:
-        """Return the files whose content decides, by name; raises ArtifactError if one is missing.
+        """Return the files that the selection reads, by name.
 
-        Their content is part of the identity of a run.
+        Their content is part of the identity of a run. Raises ArtifactError for a missing file.
         """
         return {}
 

@@ -40,7 +40,7 @@ _TOLERANCE = 0.10  # relative excess up to which a measured network still meets 
 class Global(RankedSelection):
     """Keeps a share of all scored units, to the nearest count, by one threshold over all groups."""
 
-    keep: Annotated[SomeShare, "share of all scored units that stays"] = 0.5
+    keep: Annotated[SomeShare, "share of all scored units that is kept"] = 0.5
     _: KW_ONLY
     normalise: Annotated[Normalise | None, "scales scores by group; null: as they are"] = None
 
@@ -112,7 +112,7 @@ class MacsTarget(Budget):
     `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
     """
 
-    keep: Annotated[Amount, "multiply-adds that stay"] = 0.5
+    keep: Annotated[Amount, "multiply-adds that are kept"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("MACs", "keep", self.keep, cost.macs),)
@@ -123,7 +123,7 @@ class MacsTarget(Budget):
 class ParamsTarget(Budget):
     """The largest network within a budget of parameters; `keep` as for MacsTarget."""
 
-    keep: Annotated[Amount, "parameters that stay"] = 0.5
+    keep: Annotated[Amount, "parameters that are kept"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (budget_limit("parameters", "keep", self.keep, cost.params),)
@@ -134,8 +134,8 @@ class ParamsTarget(Budget):
 class Budgets(Budget):
     """The largest network that is within both a budget of MACs and one of parameters."""
 
-    macs: Annotated[Amount, "multiply-adds that stay"] = 0.5
-    params: Annotated[Amount, "parameters that stay"] = 0.5
+    macs: Annotated[Amount, "multiply-adds that are kept"] = 0.5
+    params: Annotated[Amount, "parameters that are kept"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (
@@ -154,8 +154,10 @@ class LatencyTarget(Budget):
     result is the measured network whose latency is nearest to the request.
     """
 
-    keep: Annotated[SomeShare | None, "of the dense network's latency"] = None
-    milliseconds: Annotated[Positive | None, "per batch, in place of keep (then null)"] = None
+    keep: Annotated[SomeShare | None, "share of the dense network's latency that is kept"] = None
+    milliseconds: Annotated[
+        Positive | None, "latency per batch, instead of keep (which is then null)"
+    ] = None
     _: KW_ONLY
     timing: Annotated[LatencyTest, "how latency is measured"] = field(default_factory=LatencyTest)
 

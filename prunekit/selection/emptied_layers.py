@@ -40,20 +40,20 @@ def describe_emptied_layers(
     graph: ChannelGraph, keep: ChannelMask, emptied: Sequence[str], nearly: Collection[str]
 ) -> list[str]:
     """Return sentences on emptied layers, and on groups in `nearly` that keep very few units."""
-    left = {name: _channels_left(graph, keep.removed, name) for name in emptied}
-    rescued = [name for name, (kept, _) in left.items() if kept]
-    empty = [name for name, (kept, _) in left.items() if not kept]
+    remaining = {name: _channels_left(graph, keep.removed, name) for name in emptied}
+    rescued = [name for name, (kept, _) in remaining.items() if kept]
+    empty = [name for name, (kept, _) in remaining.items() if not kept]
     notes = []
     if rescued:
-        shares = listed([_share(name, *left[name]) for name in rescued], _LISTED)
+        shares = listed([_share(name, *remaining[name]) for name in rescued], _LISTED)
         notes.append(f"the scores alone would have emptied layers; {shares}, which is protected")
     if empty:
         notes.append(f"nothing is left of {listed(empty, _LISTED)}")
-    shares_left = smallest_shares({name: mask for name, mask in keep.items() if name in nearly})
+    shares_by_group = smallest_shares({name: mask for name, mask in keep.items() if name in nearly})
     few = [
         _share(name, kept, full)
-        for name, kept, full in shares_left
-        if name not in left and 0 < kept < _FEW * full
+        for name, kept, full in shares_by_group
+        if name not in remaining and 0 < kept < _FEW * full
     ]
     if few:
         notes.append(f"nearly empty: {listed(few, _LISTED)}")

@@ -204,7 +204,7 @@ class RankedSelection(AdaptiveSelection):
         """Return how scores are scaled before they are compared between groups."""
 
     def _count(self, ranking: Ranking, limits: Sequence[Limit]) -> int:
-        """Return how many units to remove; raises ConfigError for a refused miss."""
+        """Return how many units to remove; raises ConfigError for a refused miss (`on_miss`)."""
         count = min_units_to_remove(ranking, limits)
         if count is None and self.on_miss == "refuse":
             raise _out_of_reach(ranking, limits)
@@ -236,7 +236,7 @@ Amount = Annotated[float, ShareOrCount()]
 
 
 def _out_of_reach(ranking: Ranking, limits: Sequence[Limit]) -> ConfigError:
-    """Return an error on the first limit that the smallest network exceeds, with the range."""
+    """Return the error for the first limit that the smallest network exceeds, with the range."""
     removed = ranking.removed(ranking.steps)
     limit = next(limit for limit in limits if limit.cost_fn(removed) > limit.maximum)
     least = limit.cost_fn(removed) / limit.reference

@@ -127,7 +127,7 @@ class Sensitivity(Selection):
     stage of the same run (see `resolve_in`).
     """
 
-    budget: Annotated[Budget, "that ends the search"] = field(default_factory=MacsTarget)
+    budget: Annotated[Budget, "budget that ends the search"] = field(default_factory=MacsTarget)
     path: Annotated[
         str | Path | None, "a run, a stage or a csv with curves; null: the stage of this run"
     ] = None
@@ -189,9 +189,9 @@ class Sensitivity(Selection):
         _, places = torch.unique(pairs, dim=0, return_inverse=True)  # sorted by loss, then share
         parts = torch.split(places, [len(loss) for loss in losses])
         ranks = {}
-        for name, place in zip(names, parts, strict=True):
-            ranks[name] = torch.empty(len(place), dtype=torch.float64)
-            ranks[name][order_best_first(scores[name]).flip(0)] = place.double()
+        for name, part in zip(names, parts, strict=True):
+            ranks[name] = torch.empty(len(part), dtype=torch.float64)
+            ranks[name][order_best_first(scores[name]).flip(0)] = part.double()
         return ranks
 
     def _losses(self, keep: Mapping[str, Tensor]) -> dict[str, float]:

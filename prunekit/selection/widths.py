@@ -59,7 +59,7 @@ class PerLayer(AdaptiveSelection):
     `{"layer1.*": 0.8}`; the first matching pattern counts.
     """
 
-    keep: Annotated[SomeShare, "share of every group that stays"] = 0.5
+    keep: Annotated[SomeShare, "share of every group that is kept"] = 0.5
     layers: Annotated[
         Mapping[str, SomeShare], "other shares by pattern of layers, e.g. {layer1.*: 0.8}"
     ] = field(default_factory=dict)
@@ -154,9 +154,9 @@ class LikeRun(Selection):
                 f"{self.path} is the plan of another network: {odd} has "
                 f"{plan.get(odd, {}).get('of', 0)} units there and {widths.get(odd, 0)} here"
             )
-        kept = {n: e["kept"] for n, e in plan.items() if n in scores or e["kept"] < e["of"]}
-        lowest = min([self.min_keep, *kept.values()])
-        return Widths(kept, min_keep=lowest).select(scored)
+        pruned = {n: e["kept"] for n, e in plan.items() if n in scores or e["kept"] < e["of"]}
+        lowest = min([self.min_keep, *pruned.values()])
+        return Widths(pruned, min_keep=lowest).select(scored)
 
     def files(self) -> Mapping[str, Path]:
         """Return the plan of the other run."""

@@ -24,7 +24,7 @@ class Subgradient(Solver):
     zero in the solution (0: none).
     """
 
-    threshold: Annotated[PartShare, "rows below this share of the median norm end as zero"] = 1e-3
+    threshold: Annotated[PartShare, "rows below this share of the median norm become zero"] = 1e-3
     needs: ClassVar[frozenset[str]] = frozenset({"subgradient"})
 
     def before_step(self, optimizer: Optimizer) -> None:

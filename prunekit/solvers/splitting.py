@@ -100,8 +100,10 @@ class AULM(Splitting):
     inner: Annotated[Count, "optimizer steps between two updates of the sparse copy"] = 50
     r: Annotated[float, Range(at_least=3, infinite=True), "over-relaxes by k / (k + r)"] = 3.0
     max_outer: Annotated[Whole, "stops after so many updates; 0: off"] = 0
-    tol: Annotated[NotNegative, "stops at so small a relative change; 0: off"] = 0.0
-    patience: Annotated[Whole, "stops when the zeros stay for so many updates; 0: off"] = 0
+    tol: Annotated[NotNegative, "stops below this relative change; 0: off"] = 0.0
+    patience: Annotated[
+        Whole, "stops when the zero rows are the same for so many updates; 0: off"
+    ] = 0
     copies: ClassVar[tuple[str, ...]] = ("F", "Fhat", "Y", "Yhat")
     lower_step: ClassVar[str] = "raise rho"
     counters: ClassVar[Mapping[str, str]] = {
@@ -227,8 +229,8 @@ class PALM(Splitting):
     """
 
     beta: Annotated[Positive, "how strongly the network is tied to its sparse copy"] = 100.0
-    spread: Annotated[PartShare, "the copy starts within this share of the rows"] = 0.06
-    seed: Annotated[Whole, "seed of where the copy starts"] = 0
+    spread: Annotated[PartShare, "relative noise in the start of the sparse copy"] = 0.06
+    seed: Annotated[Whole, "seed of the noise in the sparse copy"] = 0
     lower_step: ClassVar[str] = "raise beta, lower the learning rate"
 
     def start(self) -> None:

@@ -24,7 +24,7 @@ from prunekit.selection import Selection
 from prunekit.stages.spec import Stage
 from prunekit.stages.weights import Dense, architecture
 from prunekit.torch_io import read_torch
-from prunekit.training.schedule import numbers
+from prunekit.training.schedule import number_format
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class _Identity:
             for key, node in self.chosen.get("schedule", {}).items()
             if key != "between" or rounds > 1
         }
-        found = {numbers(precision, self.start.kind) for precision in _precisions(phases)}
+        found = {number_format(precision, self.start.kind) for precision in _precisions(phases)}
         if found:
             self.entries["numbers"] = "; ".join(sorted(found))
 

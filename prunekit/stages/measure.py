@@ -25,7 +25,7 @@ from prunekit.stages.root import Source
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 from prunekit.torch_io import write_torch
-from prunekit.training import keeps_statistics, predictions
+from prunekit.training import has_running_statistics, predictions
 
 LABELS = {
     "pretrain": "dense",
@@ -130,7 +130,7 @@ def _row(model: nn.Module, data: Data, file: Path) -> Metrics:
 
 def _as_published(model: nn.Module, example: torch.Tensor) -> Metrics:
     """What tables of network slimming call FLOPs and parameters, for networks with batch norm."""
-    if not keeps_statistics(model):
+    if not has_running_statistics(model):
         return {}
     return {
         "flops_slimming": slimming_flops(model, example),

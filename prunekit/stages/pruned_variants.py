@@ -13,7 +13,7 @@ from prunekit.modes import duplicate
 from prunekit.runs.report import Metrics
 from prunekit.stages.common import quality
 from prunekit.stages.runtime import Runtime
-from prunekit.training import keeps_statistics, recompute_statistics
+from prunekit.training import has_running_statistics, recompute_statistics
 
 IMAGES = 2048  # training images that statistics are recomputed on
 
@@ -38,7 +38,7 @@ def compared(model: nn.Module, data: Data) -> tuple[str, ...]:
         return ()
     plain = ("dropped", "absorbed")
     again = tuple(f"{name}_recomputed" for name in plain)
-    return (*plain, *again) if keeps_statistics(model) else plain
+    return (*plain, *again) if has_running_statistics(model) else plain
 
 
 def variants(

@@ -36,7 +36,7 @@ from prunekit.stages.root import Absorb, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 from prunekit.training import recompute_statistics
-from prunekit.training.evaluation import placed
+from prunekit.training.evaluation import to_device
 
 _BATCH = 1000  # images at once
 _TENTHS = tuple(number / 10 for number in range(1, 10))
@@ -267,7 +267,7 @@ def _top1(model: nn.Module, images: Batches, runtime: Runtime) -> float:
     right = 0
     with evaluating(model), torch.inference_mode():
         for x, y in images.epoch(_BATCH, None):
-            logits = model(placed(x, runtime.device))
+            logits = model(to_device(x, runtime.device))
             right += int((logits.argmax(dim=1) == y.to(runtime.device)).sum())
     return 100 * right / images.size
 

@@ -1,13 +1,13 @@
-"""Training: a schedule, the loop, checkpoints, evaluation."""
+"""Training: schedules, the loop, losses, checkpoints, evaluation, and training under a penalty."""
 
 from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.evaluation import (
     evaluate,
-    keeps_statistics,
+    has_running_statistics,
     predictions,
     recompute_statistics,
 )
-from prunekit.training.loop import fit, mix, seed_everything
+from prunekit.training.loop import fit, mix_seeds, seed_everything
 from prunekit.training.losses import CrossEntropy, Distillation
 from prunekit.training.orders import Joint, Layerwise, Order, Regularizer, StopRule, Training
 from prunekit.training.schedule import Constant, Cosine, Schedule, Steps
@@ -28,8 +28,8 @@ __all__ = [
     "Training",
     "evaluate",
     "fit",
-    "keeps_statistics",
-    "mix",
+    "has_running_statistics",
+    "mix_seeds",
     "predictions",
     "recompute_statistics",
     "seed_everything",

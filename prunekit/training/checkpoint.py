@@ -1,4 +1,4 @@
-"""Checkpoints: a training run's whole state after an epoch, written so that it is never torn."""
+"""Checkpoints: the complete state of a training run after an epoch, written atomically."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from prunekit.errors import ArtifactError, DamageError
 from prunekit.torch_io import read_torch, write_torch
 
 log = logging.getLogger(__name__)
-_OLD = {"done", "history", "model", "optimizer", "solver"}  # what earlier versions wrote as well
-_KEYS = _OLD | {"scaler", "identity"}
+_OLD_KEYS = {"done", "history", "model", "optimizer", "solver"}  # earlier versions wrote only these
+_KEYS = _OLD_KEYS | {"scaler", "identity"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The file that keeps the progress of a training run, and the `identity` of that run.
+    """The file with the progress of a training run, and the `identity` of that run.
 
-    The identity is any text that is equal for equal runs: only what was saved under the same one
-    is continued.
+    The identity is any text that is equal for equal runs; training only continues from a file that
+    was saved under the same identity.
     """
 
     path: Path
     identity: str
 
     def phase(self, name: str) -> Checkpoint:
-        """That of one phase of the run: `last-<name>.pt` beside `last.pt`."""
+        """Return the checkpoint of one phase of the run: `last-<name>.pt` beside `last.pt`."""
         path = self.path.with_name(f"{self.path.stem}-{name}{self.path.suffix}")
         return Checkpoint(path, f"{self.identity} {name}")
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replace the file at once; when the disk is full, the old one stays: ArtifactError.
+        """Replace the file atomically; raises ArtifactError, and keeps it, when the disk is full.
 
-        `state` holds tensors, numbers, text, lists and dicts only.
+        `state` may hold tensors, numbers, text, lists and dicts.
         """
         write_torch(self.path, {**state, "identity": self.identity})
 
     def load(self, device: torch.device | str) -> dict[str, Any] | None:
-        """What was saved, tensors on `device`; None where there is nothing to continue from.
+        """Read the saved state, with tensors on `device`; return None where there is none.
 
-        A damaged file, and one that belongs to another run, are set aside under another name, and
-        a warning says so. Raises ArtifactError for a file that could run code or was written by an
-        earlier version of prunekit, which did not note whose it is.
+        A file that is damaged or belongs to another run is set aside under another name, with a
+        warning. Raises ArtifactError for a file that could run code, and for one of an earlier
+        version of prunekit, which has no identity.
         """
         assure(self.path)
         if not self.path.exists():
@@ -55,30 +55,33 @@ class Checkpoint:
         try:
             state = read_torch(self.path, device, mend="delete it to start over")
         except DamageError:
-            return self._without("is damaged", "damaged")
+            self._set_aside("is damaged", "damaged")
+            return None
         keys = {*state} if isinstance(state, dict) else set()
-        if keys >= _OLD and "identity" not in keys:
+        if keys >= _OLD_KEYS and "identity" not in keys:
             raise ArtifactError(
                 f"{self.path} was written by an earlier version of prunekit, which did not note "
                 "what it belongs to; delete it to start over"
             )
         if keys != _KEYS:
-            return self._without("is no checkpoint of training", "foreign")
+            self._set_aside("is no checkpoint of training", "foreign")
+            return None
         if state.pop("identity") != self.identity:
-            return self._without("belongs to another run", "foreign")
+            self._set_aside("belongs to another run", "foreign")
+            return None
         return state
 
     def mismatched(self, error: object) -> ArtifactError:
-        """The error for a file whose content does not fit the network, optimizer or solver."""
+        """Return the error for a state that does not fit the network, optimizer or solver."""
         reason = " ".join(str(error).split())[:200]
         return ArtifactError(
             f"cannot continue from {self.path}: it belongs to another training run: {reason}; "
             "delete it to start over"
         )
 
-    def _without(self, fault: str, ending: str) -> None:
-        aside = set_aside(self.path, ending)
+    def _set_aside(self, fault: str, ending: str) -> None:
+        path = set_aside(self.path, ending)
         log.warning(
             "%s %s and was set aside as %s; training starts anew",
-            *(os.path.relpath(self.path), fault, aside.name),
+            *(os.path.relpath(self.path), fault, path.name),
         )

@@ -1,4 +1,4 @@
-"""How well a network does on examples it was not trained on."""
+"""Passes over examples without training: accuracy, predictions, batch-norm statistics."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ from prunekit.console import track
 from prunekit.data import Batches
 from prunekit.errors import DataError
 from prunekit.modes import evaluating
-from prunekit.training.schedule import LAYOUT
+from prunekit.training.schedule import MEMORY_FORMAT
+
+_STATISTICS_BATCH = 128
 
 
 def evaluate(
     model: nn.Module, batches: Batches, device: torch.device | str, batch: int = 1000
 ) -> dict[str, float]:
-    """Mean cross entropy, and the percentage of examples whose label is first or in the first five.
+    """Return the mean cross entropy as loss, and top1 and top5 accuracy in percent.
 
     Raises DataError where there are no examples.
     """
@@ -37,58 +39,55 @@ def evaluate(
 def predictions(
     model: nn.Module, batches: Batches, device: torch.device | str, batch: int = 1000
 ) -> tuple[Tensor, Tensor]:
-    """Logits (examples, classes) in evaluation mode, and labels, in the order of the examples."""
+    """Return logits (examples, classes) in evaluation mode, and labels, in the examples' order."""
     if not batches.size:
         raise DataError("there are no examples to evaluate on; set dataset.val above 0")
-    found = []
+    parts = []
     with evaluating(model), torch.inference_mode():
         total = -(-batches.size // batch)
         for inputs, labels in track(batches.epoch(batch, None), "evaluate", total):
-            inputs, labels = placed(inputs, device), labels.to(device)
-            found.append((model(inputs).float(), labels))
-    logits, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+            inputs, labels = to_device(inputs, device), labels.to(device)
+            parts.append((model(inputs).float(), labels))
+    logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return logits, labels
 
 
-def placed(inputs: Tensor, device: torch.device | str) -> Tensor:
-    """Inputs on the device; images channels last, which convolutions are faster on."""
+def to_device(inputs: Tensor, device: torch.device | str) -> Tensor:
+    """Move inputs to the device; images become channels last, which is faster for convolutions."""
     if inputs.dim() == 4:
-        return inputs.to(device, non_blocking=True, memory_format=LAYOUT)
+        return inputs.to(device, non_blocking=True, memory_format=MEMORY_FORMAT)
     return inputs.to(device, non_blocking=True)
 
 
-_BATCH = 128
-
-
-def keeps_statistics(model: nn.Module) -> bool:
-    """Whether there is a batch norm with running statistics in it."""
-    return bool(_norms(model))
+def has_running_statistics(model: nn.Module) -> bool:
+    """Return whether the network has a batch norm with running statistics."""
+    return bool(_batch_norms(model))
 
 
 @torch.no_grad()
 def recompute_statistics(
     model: nn.Module, batches: Batches, count: int, device: torch.device | str = "cpu"
 ) -> None:
-    """Take running means and variances from `count` of the examples, in place.
+    """Recompute running means and variances on `count` of the examples, in place.
 
-    All batches count the same; weights stay as they are, and dropout is off. Nothing happens
-    without batch norm; raises DataError where there are no examples.
+    Statistics are averaged over batches. Weights do not change, and dropout is off. Without batch
+    norm nothing happens. Raises DataError where there are no examples.
     """
-    norms = _norms(model)
+    norms = _batch_norms(model)
     if not norms:
         return
     if not batches.size:
         raise DataError("there are no examples to take batch-norm statistics from; set dataset=...")
-    total = -(-min(count, batches.size) // _BATCH)
+    total = -(-min(count, batches.size) // _STATISTICS_BATCH)
     with evaluating(model), _averaging(norms):
-        for inputs, _ in track(batches.sample(count, _BATCH), "statistics", total):
-            if len(inputs) > 1 or total == 1:  # one example may be too few for batch norm
-                model(placed(inputs, device))
+        for inputs, _ in track(batches.sample(count, _STATISTICS_BATCH), "statistics", total):
+            if len(inputs) > 1 or total == 1:  # a single example may be too few for batch norm
+                model(to_device(inputs, device))
 
 
 @contextmanager
 def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    """Inside it, norms average over all batches: that is what no momentum means to torch."""
+    """Let batch norms average over all batches, which torch does where the momentum is None."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.train()
@@ -101,6 +100,6 @@ def _averaging(norms: Sequence[_BatchNorm]) -> Iterator[None]:
             norm.momentum = momentum
 
 
-def _norms(model: nn.Module) -> list[_BatchNorm]:
-    found = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    return [norm for norm in found if norm.track_running_stats]
+def _batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    return [norm for norm in norms if norm.track_running_stats]

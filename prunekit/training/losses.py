@@ -1,4 +1,4 @@
-"""Knowledge distillation: a loss that follows the logits of another network too."""
+"""Training losses: cross entropy, and knowledge distillation from another network."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class CrossEntropy:
     smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the logits."""
+        """Return the loss and the logits."""
         logits = model(x)
         return F.cross_entropy(logits, y, label_smoothing=self.smoothing), logits
 
@@ -29,11 +29,11 @@ class CrossEntropy:
 class Distillation(Checked):
     """(1 - weight) cross entropy + weight T^2 KL(teacher || network), at temperature T.
 
-    The divergence is between the softmax of logits / T, summed over classes, mean of the batch.
-    The teacher is a copy of what is given, as it is then: in evaluation mode, without gradients,
-    with statistics that never move, on the device of the images. `smoothing` is label smoothing of
-    the cross entropy; `fit` leaves that of its schedule to the loss it is given. With weight 0 the
-    teacher is not asked. Hinton et al. 2015; weight 0.4 and T = 4 are those of Li et al. 2020.
+    The divergence is between the softmax of logits / T, summed over classes, averaged over the
+    batch. The teacher is copied when the loss is made; the copy is in evaluation mode, without
+    gradients, and follows the images to their device. `smoothing` is the label smoothing of the
+    cross entropy, which a loss passed to `fit` has to set itself. With weight 0 the teacher is not
+    run. Hinton et al. 2015; weight 0.4 and T = 4 are those of Li et al. 2020.
     """
 
     teacher: nn.Module
@@ -47,35 +47,38 @@ class Distillation(Checked):
         object.__setattr__(self, "teacher", frozen.to(memory_format=torch.channels_last))
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss and the logits of the network; ConfigError where the teacher's have no equal."""
+        """Return the loss and the network's logits.
+
+        Raises ConfigError where the teacher's logits have another shape.
+        """
         loss, logits = CrossEntropy(self.smoothing)(model, x, y)
         if self.weight == 0:
             return loss, logits
-        followed = self.temperature**2 * self._divergence(logits, self._taught(x))
-        return (1 - self.weight) * loss + self.weight * followed, logits
+        divergence = self.temperature**2 * self._divergence(logits, self._teacher_logits(x))
+        return (1 - self.weight) * loss + self.weight * divergence, logits
 
     @torch.no_grad()
-    def _taught(self, x: Tensor) -> Tensor:
-        """The teacher's logits."""
+    def _teacher_logits(self, x: Tensor) -> Tensor:
         first = next(self.teacher.parameters(), x)
         if first.device != x.device:
             self.teacher.to(x.device)
-        return self.teacher(x)
+        logits: Tensor = self.teacher(x)
+        return logits
 
-    def _divergence(self, logits: Tensor, wanted: Tensor) -> Tensor:
-        if wanted.shape != logits.shape:
+    def _divergence(self, logits: Tensor, targets: Tensor) -> Tensor:
+        if targets.shape != logits.shape:
             raise ConfigError(
-                f"the teacher's logits are {tuple(wanted.shape)}, the network's "
+                f"the teacher's logits are {tuple(targets.shape)}, the network's "
                 f"{tuple(logits.shape)}; give a teacher of the same classes"
             )
         return F.kl_div(
             F.log_softmax(_precise(logits) / self.temperature, dim=1),
-            F.log_softmax(_precise(wanted) / self.temperature, dim=1),
+            F.log_softmax(_precise(targets) / self.temperature, dim=1),
             reduction="batchmean",
             log_target=True,
         )
 
 
 def _precise(logits: Tensor) -> Tensor:
-    """At least float32: what differs between two softmaxes is lost in half precision."""
+    """Convert to at least float32: half precision loses the difference between two softmaxes."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -1,4 +1,4 @@
-"""Penalised network training: which rows, which penalty, which solver, in which order."""
+"""Training under a penalty: all layers at once, or one layer after the other."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
@@ -19,16 +20,15 @@ from prunekit.solvers import KeepZeros, Solver
 from prunekit.solvers.base import check_fit
 from prunekit.targets import Target, unit_scores
 from prunekit.training.checkpoint import Checkpoint
-from prunekit.training.loop import fit
+from prunekit.training.loop import EpochMetrics, Trainable, fit
 from prunekit.training.schedule import Schedule
 
 History = list[dict[str, Any]]
-_NORMS = (nn.modules.batchnorm._BatchNorm,)
 
 
 @dataclass(frozen=True)
 class Regularizer(Checked):
-    """What is penalised and how: penalty, target and solver, checked to fit on construction."""
+    """A penalty, its target, and its solver, which has to fit the penalty (ConfigError)."""
 
     penalty: Annotated[Penalty, "what is added to the loss"]
     target: Annotated[Target, "which parameters it acts on, row by row"]
@@ -38,8 +38,8 @@ class Regularizer(Checked):
         super().__post_init__()
         check_fit(self.solver, self.penalty)
 
-    def bound(self, blocks: Sequence[Rows]) -> Solver:
-        """A fresh solver that acts on the blocks."""
+    def bind(self, blocks: Sequence[Rows]) -> Solver:
+        """Return a new solver that acts on the blocks."""
         solver = copy.deepcopy(self.solver)
         solver.bind(self.penalty, blocks)
         return solver
@@ -47,7 +47,7 @@ class Regularizer(Checked):
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """The network, its data and how to train it; `checkpoint` is where progress is kept."""
+    """A network, its data, and how to train it; `checkpoint` is the file of its progress."""
 
     model: nn.Module
     graph: ChannelGraph
@@ -60,14 +60,14 @@ class Training:
 
 
 class Order(Checked, ABC):
-    """An order in which the layers of a network are trained under a penalty."""
+    """The order in which the layers of a network are trained under a penalty."""
 
     @abstractmethod
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
-        """Train the model in place; returns a score for every unit that the penalty reached.
+        """Train the model in place and return scores of units by group, see `unit_scores`.
 
-        A score is the 2-norm of all penalised rows of the unit in the solver's solution: zero
-        means that the solver removed it.
+        A score is the 2-norm of all penalised rows of the unit in the solver's solution. Zero means
+        that the unit can be removed.
         """
 
 
@@ -78,36 +78,36 @@ class StopRule(Checked, ABC):
     def watch(
         self, training: Training, blocks: Sequence[Rows], solver: Solver
     ) -> Callable[[], tuple[dict[str, float], bool]]:
-        """Return what `fit` calls after every epoch: metrics of the epoch, and whether to stop."""
+        """Return a function that `fit` calls after every epoch for metrics and whether to stop."""
 
 
 @dataclass(frozen=True)
 class Joint(Order):
-    """All layers at once: the penalties of all blocks are summed (SSR eq. 4 over layers).
+    """Trains all layers at once: the penalties of all blocks are summed (SSR eq. 4 over layers).
 
-    `norms="frozen"` keeps batch-norm statistics fixed, without which the norm of a filter that is
-    followed by a batch norm says nothing about its effect. `decay="free"` takes weight decay off
-    the penalised parameters. All other parameters have the schedule's rate times `others`.
+    `norms="frozen"` keeps batch-norm statistics fixed; otherwise a batch norm rescales its inputs,
+    so the norm of the filter before it says nothing about its effect. `decay="free"` exempts the
+    penalised parameters from weight decay. All others have the schedule's rate times `others`.
     """
 
-    norms: Annotated[Literal["live", "frozen"], "batch-norm statistics while it trains"] = "live"
+    norms: Annotated[Literal["live", "frozen"], "batch-norm statistics during training"] = "live"
     decay: Annotated[Literal["all", "free"], "weight decay on penalised parameters"] = "all"
-    others: Annotated[NotNegative, "rate of all that is not penalised, times the schedule's"] = 1.0
+    others: Annotated[NotNegative, "factor on the rate of parameters that are not penalised"] = 1.0
     until: Annotated[StopRule | None, "when to stop before the schedule ends, see order=hinge"] = (
         None
     )
 
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
-        """Train once; see Order."""
+        """Train under the sum of all penalties."""
         blocks = regularizer.target.rows(training.model, training.graph)
-        solver = regularizer.bound(blocks)
+        solver = regularizer.bind(blocks)
         fit(
             training.model,
             training.data,
             training.schedule,
             solver=solver,
-            params=self._params(training.model, blocks),
-            frozen=_norms(training.model) if self.norms == "frozen" else (),
+            params=self._parameter_groups(training.model, blocks),
+            frozen=_batch_norms(training.model) if self.norms == "frozen" else (),
             seed=training.seed,
             device=training.device,
             checkpoint=training.checkpoint,
@@ -118,55 +118,56 @@ class Joint(Order):
         solver.finish()
         return unit_scores(training.graph, blocks, solver.solution())
 
-    def _params(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Any]:
-        """One group of parameters where all are treated alike, else one for each role too."""
-        role = {id(param): block.role for block in blocks for param in block.parameters}
-        if self.decay == "all" and self.others == 1 and not any(role.values()):
-            return list(model.parameters())
+    def _parameter_groups(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Trainable]:
+        """Return all parameters, or groups of the unpenalised ones and of each role."""
+        roles = {id(param): block.role for block in blocks for param in block.parameters}
+        if self.decay == "all" and self.others == 1 and not any(roles.values()):
+            return [*model.parameters()]
         decay = {"weight_decay": 0.0} if self.decay == "free" else {}
-        rest = [param for param in model.parameters() if id(param) not in role]
-        groups: list[Any] = [{"params": rest, "lr_scale": self.others}] if rest else []
-        for wanted in dict.fromkeys(role.values()):
-            params = [p for p in model.parameters() if role.get(id(p)) == wanted]
+        rest = [param for param in model.parameters() if id(param) not in roles]
+        groups: list[Trainable] = [{"params": rest, "lr_scale": self.others}] if rest else []
+        for role in dict.fromkeys(roles.values()):
+            params = [p for p in model.parameters() if roles.get(id(p)) == role]
             groups.append({"params": params, **decay})
         return groups
 
 
 @dataclass(frozen=True)
 class Layerwise(Order):
-    """Front to back, one layer at a time, as the released SSR code does.
+    """Trains one layer after the other, front to back, as the released SSR code does.
 
-    While a layer is penalised only its own parameters train, for the whole schedule; then, with
-    `between`, all parameters are tuned while the zero rows stay zero.
+    While a layer is penalised, only its own parameters are trained, for the whole schedule. Then,
+    with `between`, all parameters are trained while the zero rows stay zero.
     """
 
     between: Annotated[Schedule | None, "tunes all weights after each layer; null: nothing"] = None
 
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
-        """Train layer by layer; see Order."""
+        """Train layer by layer."""
         blocks = regularizer.target.rows(training.model, training.graph)
         solutions: list[Tensor] = []
         past: History = []
         for index, block in enumerate(blocks):
-            solver = regularizer.bound([block])
+            solver = regularizer.bind([block])
             past = self._phase(training, past, f"{index}-{block.name}", training.schedule, solver)
             solver.finish()
             solutions.extend(solver.solution())
             if self.between is not None:
-                past = self._tune(training, past, blocks[: index + 1])
+                past = self._tune(training, past, blocks[: index + 1], self.between)
         return unit_scores(training.graph, blocks, solutions)
 
-    def _tune(self, training: Training, past: History, done: Sequence[Rows]) -> History:
-        assert self.between is not None
-        hold = KeepZeros()
-        hold.bind(L1(0.0), done)
-        return self._phase(training, past, f"{len(done)}-tune", self.between, hold)
+    def _tune(
+        self, training: Training, past: History, done: Sequence[Rows], between: Schedule
+    ) -> History:
+        solver = KeepZeros()
+        solver.bind(L1(0.0), done)
+        return self._phase(training, past, f"{len(done)}-tune", between, solver)
 
     def _phase(
         self, training: Training, past: History, name: str, schedule: Schedule, solver: Solver
     ) -> History:
-        """One fit with a checkpoint of its own: a finished phase only loads."""
-        model, place = training.model, training.checkpoint
+        """Train one phase with its own checkpoint; a finished phase is only loaded."""
+        model, checkpoint = training.model, training.checkpoint
         module = model if name.endswith("-tune") else model.get_submodule(solver.blocks[0].name)
         report = training.on_epoch or (lambda history: None)
         history = fit(
@@ -177,12 +178,16 @@ class Layerwise(Order):
             params=list(module.parameters()),
             seed=training.seed + len(past),
             device=training.device,
-            checkpoint=place.phase(name) if place else None,
+            checkpoint=checkpoint.phase(name) if checkpoint else None,
             label=name,
-            on_epoch=lambda rows: report([*past, *({"phase": name, **row} for row in rows)]),
+            on_epoch=lambda epochs: report(_with_phase(past, name, epochs)),
         )
-        return [*past, *({"phase": name, **row} for row in history)]
+        return _with_phase(past, name, history)
 
 
-def _norms(model: nn.Module) -> tuple[nn.Module, ...]:
-    return tuple(module for module in model.modules() if isinstance(module, _NORMS))
+def _with_phase(past: History, name: str, epochs: Sequence[EpochMetrics]) -> History:
+    return [*past, *({"phase": name, **metrics} for metrics in epochs)]
+
+
+def _batch_norms(model: nn.Module) -> tuple[nn.Module, ...]:
+    return tuple(module for module in model.modules() if isinstance(module, _BatchNorm))

@@ -1,4 +1,4 @@
-"""How long, with which optimizer and with which rates a network is trained."""
+"""Schedules: epochs, batches, optimizer, learning rates and number format of a training phase."""
 
 from __future__ import annotations
 
@@ -14,45 +14,52 @@ from torch.optim import LBFGS, Optimizer
 from prunekit.errors import ConfigError
 from prunekit.schema import Checked, Count, NotNegative, OneOf, PartShare, Positive, Whole
 
+MEMORY_FORMAT = torch.channels_last  # of images and of convolutions' weights, in training
+HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # used with autocast
+_PROBES = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
+
 
 class Decay(Protocol):
-    """A learning-rate plan; it remembers nothing, so a resumed run follows it exactly."""
+    """A rule for the learning rate; it has no state, so a resumed run follows it exactly."""
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """What the optimizer's rate is multiplied by after `epoch` of `epochs` epochs."""
+        """Return the factor on the optimizer's rate after `epoch` of `epochs` epochs."""
 
 
 @dataclass(frozen=True)
 class Constant:
-    """The same rate throughout."""
+    """A constant rate."""
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """Always 1."""
+        """Return 1."""
         return 1.0
 
 
 @dataclass(frozen=True)
 class Steps(Checked):
-    """Multiply the rate by `by` at every milestone: an epoch, or a fraction of training below 1."""
+    """A rate that is multiplied by `by` at every milestone.
+
+    A milestone is an epoch, or below 1 a fraction of training.
+    """
 
     milestones: Annotated[Sequence[Positive], "epochs, or fractions of training below 1"]
-    by: Annotated[Positive, "what the rate is multiplied by at each"] = 0.1
+    by: Annotated[Positive, "factor on the rate at each milestone"] = 0.1
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """`by` to the power of the number of milestones passed."""
+        """Return `by` to the power of the number of milestones passed."""
         marks = (mark if mark >= 1 else mark * epochs for mark in self.milestones)
         return self.by ** sum(epoch >= mark for mark in marks)
 
 
 @dataclass(frozen=True)
 class Cosine(Checked):
-    """Half a cosine from 1 to `final`, after a linear rise during the fraction `warmup`."""
+    """A rate that follows half a cosine from 1 to `final`, after a linear rise during `warmup`."""
 
-    final: Annotated[NotNegative, "rate in the end, times the schedule's"] = 0.0
+    final: Annotated[NotNegative, "final rate, as a factor on the schedule's"] = 0.0
     warmup: Annotated[PartShare, "fraction of training in which the rate rises"] = 0.0
 
     def factor(self, epoch: float, epochs: int) -> float:
-        """The rise starts at a hundredth, because solvers divide by the rate."""
+        """Return the factor; it starts at a hundredth, because solvers divide by the rate."""
         progress = epoch / epochs
         if progress < self.warmup:
             return 0.01 + 0.99 * progress / self.warmup
@@ -66,61 +73,57 @@ class Schedule(Checked):
 
     `optimizer` takes parameters and returns a PyTorch optimizer: `functools.partial(SGD, lr=0.1)`,
     in settings a `_target_` with `_partial_: true`. `clip` bounds the norm of the loss gradient.
-    `precision` is float32, or bfloat16 or float16 (autocast; float16 with a loss scale that leaves
-    gradient and penalty as they are). A step takes `accumulate` batches, whose gradient is that of
-    one batch of all their examples; batch norm sees each on its own. Bad values raise ConfigError.
+    `precision` is float32, or bfloat16 or float16 with autocast; float16 scales the loss, but not
+    the gradient that the optimizer and the penalty use. Every step accumulates the gradient of
+    `accumulate` batches as that of one large batch, except that batch norm uses each batch by
+    itself. Bad values raise ConfigError.
     """
 
     epochs: Annotated[Whole, "passes over the training images"]
     batch: Annotated[Count, "images in one batch"]
-    optimizer: Annotated[Callable[..., Optimizer], "class of torch.optim, lr is the first rate"]
+    optimizer: Annotated[Callable[..., Optimizer], "class of torch.optim; lr is the initial rate"]
     decay: Annotated[Decay, "how the rate changes: Constant, Steps or Cosine"] = field(
         default_factory=Constant
     )
     clip: Annotated[Positive | None, "largest norm of the loss gradient; null: any"] = None
     label_smoothing: Annotated[PartShare, "share of each label that goes to all classes"] = 0.0
-    precision: Annotated[str, OneOf(("float32", *HALVES)), "numbers that are computed in"] = (
-        "float32"
-    )
+    precision: Annotated[
+        str, OneOf(("float32", *HALF_PRECISIONS)), "number format of the computation"
+    ] = "float32"
     accumulate: Annotated[Count, "batches in one step of the optimizer"] = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(getattr(self.decay, "factor", None)):
             raise ConfigError(f"decay={self.decay!r} is no plan; use Constant, Steps or Cosine")
-        self._try_optimizer()
+        self._check_optimizer()
 
-    def _try_optimizer(self) -> None:
-        """Build the optimizer for one number: bad settings show before any data is read."""
+    def _check_optimizer(self) -> None:
+        """Build the optimizer for one number, to find bad settings before data is read."""
         try:
-            made: Any = self.optimizer([nn.Parameter(torch.zeros(1))])
+            optimizer: Any = self.optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
-            given = getattr(self.optimizer, "keywords", {})
-            shown = ", ".join(f"{key}={value!r}" for key, value in given.items())
+            arguments = getattr(self.optimizer, "keywords", {})
+            listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
             raise ConfigError(
-                f"optimizer refuses its settings: {error} ({shown or self.optimizer!r})"
+                f"optimizer refuses its settings: {error} ({listed or self.optimizer!r})"
             ) from error
-        if not isinstance(made, Optimizer):
+        if not isinstance(optimizer, Optimizer):
             raise ConfigError(
                 f"optimizer={self.optimizer!r} makes no PyTorch optimizer; give a class of "
                 "torch.optim with _partial_: true"
             )
-        if isinstance(made, LBFGS):
+        if isinstance(optimizer, LBFGS):
             raise ConfigError("optimizer=LBFGS evaluates the loss by itself; use SGD or Adam")
 
 
-LAYOUT = torch.channels_last  # of images and of the weights of convolutions, in training
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # precisions of autocast
-_PROBES = {"bfloat16": "_is_mkldnn_bf16_supported", "float16": "_is_mkldnn_fp16_supported"}
+def precision_warning(precision: str, device_type: str) -> str | None:
+    """Return a warning where a CPU has no convolutions of this precision and emulates them.
 
-
-def about_precision(precision: str, kind: str) -> str | None:
-    """A line where a CPU has no convolutions of this precision and works around that.
-
-    ResNet-20 takes eleven times as long in bfloat16 as in float32 on a CPU with AVX2 alone. `kind`
-    is a device's type. Where torch cannot tell, nothing is said.
+    ResNet-20 takes eleven times as long in bfloat16 as in float32 on a CPU with AVX2 only. Return
+    None where torch cannot tell.
     """
-    if kind != "cpu" or precision not in _PROBES:
+    if device_type != "cpu" or precision not in _PROBES:
         return None
     probe = getattr(torch.ops.mkldnn, _PROBES[precision], None)
     if probe is None or probe():
@@ -131,11 +134,11 @@ def about_precision(precision: str, kind: str) -> str | None:
     )
 
 
-def numbers(precision: str, kind: str) -> str:
-    """What training in that precision comes to on a device of that kind: "float32, channels_last".
+def number_format(precision: str, device_type: str) -> str:
+    """Return the formats that training computes in, such as "float32, channels_last".
 
-    On a GPU, torch lets convolutions in float32 round their inputs to tf32 unless that is switched
-    off: ten bits of mantissa, not 23.
+    On a GPU, torch rounds the inputs of float32 convolutions to tf32 (10 bits of mantissa instead
+    of 23) unless that is switched off.
     """
-    rounds = kind == "cuda" and precision == "float32" and torch.backends.cudnn.allow_tf32
-    return f"{'tf32' if rounds else precision}, {str(LAYOUT).removeprefix('torch.')}"
+    tf32 = device_type == "cuda" and precision == "float32" and torch.backends.cudnn.allow_tf32
+    return f"{'tf32' if tf32 else precision}, {str(MEMORY_FORMAT).removeprefix('torch.')}"

@@ -33,7 +33,7 @@ def reported(stage):
 
 def interrupted(cli, monkeypatch, *arguments):
     """Stop after the first epoch's rows and the second's checkpoint, then go on."""
-    save, calls = loop._Run.save, []
+    save, calls = loop._Trainer.save, []
 
     def cut(self, checkpoint, history, done):
         save(self, checkpoint, history, done)
@@ -42,7 +42,7 @@ def interrupted(cli, monkeypatch, *arguments):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "save", cut)
+        patch.setattr(loop._Trainer, "save", cut)
         assert cli("run", *arguments).code == 130
     found = cli("run", *arguments)
     assert found.code == 0, found.err

@@ -18,7 +18,7 @@ from prunekit.errors import ArtifactError
 from prunekit.models import LeNet5
 from prunekit.runs.identity import network_of
 from prunekit.stages.identity import Start
-from prunekit.training.schedule import numbers
+from prunekit.training.schedule import number_format
 
 FEW = ("criterion=l1_norm", "selection=per_layer")
 NET = """
@@ -241,8 +241,12 @@ def schedule(precision: str) -> dict:
 
 def test_numbers_are_what_a_precision_comes_to(tmp_path, monkeypatch):
     """On a GPU convolutions in float32 round to tf32, unless that is switched off."""
-    assert numbers("float32", "cpu") == "float32, channels_last"
-    assert numbers("bfloat16", "cuda") == numbers("bfloat16", "cpu") == "bfloat16, channels_last"
+    assert number_format("float32", "cpu") == "float32, channels_last"
+    assert (
+        number_format("bfloat16", "cuda")
+        == number_format("bfloat16", "cpu")
+        == "bfloat16, channels_last"
+    )
     settings = {
         "seed": 0,
         "dataset": {"_target_": "prunekit.data.Synthetic"},

@@ -62,9 +62,9 @@ def test_prox_is_a_global_minimiser(penalty: RadialPenalty, step: float, data: s
     scale = penalty.lam * max(1.0, step) * 3
     v = data.draw(st.floats(0.0, 1.0)) * data.draw(st.sampled_from([0.3, 1.0, scale, 5 * scale]))
     row = torch.tensor([[v]], dtype=torch.float64)
-    found = price(penalty, penalty.prox(row, step), row, step)
+    result = price(penalty, penalty.prox(row, step), row, step)
     reference = least(penalty, v, step)
-    assert found <= reference + 1e-9 * (1 + abs(reference))
+    assert result <= reference + 1e-9 * (1 + abs(reference))
 
 
 @settings(max_examples=60, deadline=None)
@@ -78,8 +78,8 @@ def test_concave_regimes(lam: float, gamma: float, ratio: float, v: float):
     for penalty, step in ((MCP(lam, gamma), gamma * ratio), (SCAD(lam, 1 + gamma), gamma * ratio)):
         row = torch.tensor([[v]], dtype=torch.float64)
         reference = least(penalty, v, step)
-        found = price(penalty, penalty.prox(row, step), row, step)
-        assert found <= reference + 1e-9 * (1 + abs(reference))
+        result = price(penalty, penalty.prox(row, step), row, step)
+        assert result <= reference + 1e-9 * (1 + abs(reference))
 
 
 @settings(max_examples=60, deadline=None)
@@ -88,13 +88,13 @@ def test_prox_works_row_by_row_and_keeps_directions(penalty: RadialPenalty, step
     draw = torch.Generator().manual_seed(seed)
     rows = torch.randn(6, 4, generator=draw, dtype=torch.float64) * penalty.lam * 2
     rows[2] = 0
-    found = penalty.prox(rows, step)
+    result = penalty.prox(rows, step)
     norms = penalty.prox(rows.norm(dim=1, keepdim=True), step)
-    assert torch.allclose(found.norm(dim=1, keepdim=True), norms, atol=1e-12)
-    assert torch.allclose(found * rows.norm(dim=1, keepdim=True), rows * norms, atol=1e-10)
-    assert (found[2] == 0).all()
-    trial = found + 0.3 * torch.randn(6, 4, generator=draw, dtype=torch.float64) * penalty.lam
-    assert price(penalty, found, rows, step) <= price(penalty, trial, rows, step) + 1e-9
+    assert torch.allclose(result.norm(dim=1, keepdim=True), norms, atol=1e-12)
+    assert torch.allclose(result * rows.norm(dim=1, keepdim=True), rows * norms, atol=1e-10)
+    assert (result[2] == 0).all()
+    trial = result + 0.3 * torch.randn(6, 4, generator=draw, dtype=torch.float64) * penalty.lam
+    assert price(penalty, result, rows, step) <= price(penalty, trial, rows, step) + 1e-9
 
 
 def least_l1_minus_l2(lam: float, v: Tensor, step: float) -> float:
@@ -136,8 +136,8 @@ def least_l1_minus_l2(lam: float, v: Tensor, step: float) -> float:
 )
 def test_l1_minus_l2_is_minimal_over_supports(lam: float, step: float, v: list[float]):
     penalty, target = L1MinusL2(lam), torch.tensor(v, dtype=torch.float64)
-    found = price(penalty, penalty.prox(target[:, None], step), target[:, None], step)
-    assert found <= least_l1_minus_l2(lam, target, step) + 1e-8
+    result = price(penalty, penalty.prox(target[:, None], step), target[:, None], step)
+    assert result <= least_l1_minus_l2(lam, target, step) + 1e-8
 
 
 @settings(max_examples=40, deadline=None)
@@ -156,8 +156,8 @@ def test_l1_minus_l2_beats_a_dense_grid(lam: float, step: float, ratio: float, s
     a, b = torch.meshgrid(axis, axis, indexing="ij")
     prices = ((a - v[0]) ** 2 + (b - v[1]) ** 2) / (2 * step) + lam * (a + b - (a**2 + b**2).sqrt())
     penalty = L1MinusL2(lam)
-    found = price(penalty, penalty.prox(v[:, None], step), v[:, None], step)
-    assert found <= float(prices.min()) + 1e-9
+    result = price(penalty, penalty.prox(v[:, None], step), v[:, None], step)
+    assert result <= float(prices.min()) + 1e-9
 
 
 @settings(max_examples=60, deadline=None)
@@ -187,7 +187,7 @@ def test_subgradient_agrees_with_finite_differences(penalty: Penalty, seed: int)
 def test_float32_in_float32_out_and_zero_rows_stay_zero(penalty: Penalty, step: float):
     rows = torch.tensor([[0.0, 0.0], [0.3, -0.4], [1e-30, 0.0], [3.0, 4.0]])
     for matrix in (rows, torch.zeros(3, 2)):
-        for found in (penalty.prox(matrix, step), penalty.subgradient(matrix)):
-            assert found.dtype == torch.float32
-            assert found.isfinite().all()
-            assert (found[0] == 0).all()
+        for result in (penalty.prox(matrix, step), penalty.subgradient(matrix)):
+            assert result.dtype == torch.float32
+            assert result.isfinite().all()
+            assert (result[0] == 0).all()

@@ -78,8 +78,8 @@ class Chain:
         return self.cost(*self.left(drop))[1]
 
     def left(self, drop):
-        gone = torch.zeros(self.count, dtype=torch.bool) if drop is None else drop
-        return [int((~gone[group.units]).sum()) for group in self.groups]
+        removed = torch.zeros(self.count, dtype=torch.bool) if drop is None else drop
+        return [int((~removed[group.units]).sum()) for group in self.groups]
 
     def cost(self, *widths):
         edges = [a * b for a, b in itertools.pairwise((2, *widths, 3))]
@@ -168,11 +168,11 @@ def test_budgets_are_met_by_the_largest_network_of_the_sequence(case, macs, para
             fitting.append((sum(widths), widths))
     try:
         rule = Budgets(macs=macs, params=params, normalise=None, scope="global")
-        found = rule.choose(scores, chain, chain)
+        masks = rule.choose(scores, chain, chain)
     except ConfigError:
         assert not fitting
         return
-    assert widths_of(found) == max(fitting)[1]
+    assert widths_of(masks) == max(fitting)[1]
 
 
 @given(case=cases(), keep=shares)
@@ -181,9 +181,9 @@ def test_with_ties_too_one_unit_more_would_exceed(case, keep):
     masks = chosen(MacsTarget(keep, normalise=None, scope="global"), case)
     budget = keep * chain.cost(*chain.widths)[1] + 1e-6
     assert chain.cost(*widths_of(masks))[1] <= budget
-    gone = [float(scores[name][~mask].max()) for name, mask in masks.items() if not mask.all()]
-    if gone:
-        best = max(gone)
+    removed = [float(scores[name][~mask].max()) for name, mask in masks.items() if not mask.all()]
+    if removed:
+        best = max(removed)
         more = [
             width + (not mask.all() and float(scores[name][~mask].max()) == best)
             for width, (name, mask) in zip(widths_of(masks), masks.items(), strict=True)
@@ -220,8 +220,8 @@ def at_every_threshold(chain, scores, floor, same):
 def test_of_all_thresholds_the_nearest_share_is_found(case, keep, floor, same):
     chain, scores = Paired(case[0].widths), case[1]
     same = same and len(chain.widths) > 1
-    found = [*at_every_threshold(chain, scores, floor, same)]
-    priced = [chain.cost(*kept)[1] / chain.macs() for kept in found]
+    widths = [*at_every_threshold(chain, scores, floor, same)]
+    priced = [chain.cost(*kept)[1] / chain.macs() for kept in widths]
     assert priced == sorted(priced, reverse=True)
     selection = Threshold(keep, floor=float(floor), same_ratio=same)
     if min(priced) > keep + 0.005:
@@ -230,10 +230,10 @@ def test_of_all_thresholds_the_nearest_share_is_found(case, keep, floor, same):
         return
     masks = selection.choose(scores, chain, chain)
     nearest = min(priced, key=lambda share: (round(abs(share - keep), 12), share))
-    assert widths_of(masks) == found[priced.index(nearest)]
+    assert widths_of(masks) == widths[priced.index(nearest)]
     for name, mask in masks.items():
-        kept, gone = scores[name][mask], scores[name][~mask]
-        assert not len(gone) or kept.min() >= gone.max()
+        kept, removed = scores[name][mask], scores[name][~mask]
+        assert not len(removed) or kept.min() >= removed.max()
     (budget,) = selection.select(Scored(scores, chain, chain)).budgets
     assert (budget.achieved, budget.satisfied) == (nearest, abs(nearest - keep) <= 0.005)
 

@@ -84,12 +84,12 @@ def test_the_group_lasso_optimum_is_reached(solver: Solver, steps: int, lr: floa
     toy = Toy()
     best = toy.optimum()
     toy.train(bound(toy, solver), steps, lr)
-    (found,) = solver.solution()
+    (solution,) = solver.solution()
     zero = (best == 0).all(dim=1)
     assert 0 < int(zero.sum()) < OUTPUTS
-    assert torch.equal((found == 0).all(dim=1), zero)
-    assert toy.objective(found) == pytest.approx(toy.objective(best), abs=1e-6)
-    assert toy.objective(found) >= toy.objective(best) - 1e-10
+    assert torch.equal((solution == 0).all(dim=1), zero)
+    assert toy.objective(solution) == pytest.approx(toy.objective(best), abs=1e-6)
+    assert toy.objective(solution) >= toy.objective(best) - 1e-10
 
 
 @pytest.mark.parametrize("solver", [AULM(inner=20), Proximal()], ids=str)

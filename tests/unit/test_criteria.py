@@ -105,18 +105,18 @@ def test_norms_of_a_coupled_group_add_up_over_its_producers():
     coupled = next(group for group in graph.groups if len(group.producers) == 2)
     stem, second = model.stem.weight.flatten(1), model.conv2.weight.flatten(1)
     both = torch.cat([stem, second], dim=1).double()
-    found = L1Norm().scores(model, graph, None)[coupled.name]
-    torch.testing.assert_close(found, both.abs().sum(1))
-    found = L2Norm().scores(model, graph, None)[coupled.name]
-    torch.testing.assert_close(found, both.norm(dim=1))
+    scores = L1Norm().scores(model, graph, None)[coupled.name]
+    torch.testing.assert_close(scores, both.abs().sum(1))
+    scores = L2Norm().scores(model, graph, None)[coupled.name]
+    torch.testing.assert_close(scores, both.norm(dim=1))
 
 
 def test_transposed_convolutions_have_their_outputs_in_dimension_one():
     model = nn.Sequential(nn.ConvTranspose2d(4, 6, 2, groups=2))
     weight = model[0].weight.detach()
     expected = [float(weight[2 * (o // 3) : 2 * (o // 3) + 2, o % 3].abs().sum()) for o in range(6)]
-    found = L1Norm().scores(model, fake_graph(**{"0": [1, 2, 3, 4, 5, 6]}), None)["0"]
-    torch.testing.assert_close(found, torch.tensor(expected).double())
+    scores = L1Norm().scores(model, fake_graph(**{"0": [1, 2, 3, 4, 5, 6]}), None)["0"]
+    torch.testing.assert_close(scores, torch.tensor(expected).double())
 
 
 def test_random_depends_on_the_seed_alone():
@@ -135,8 +135,8 @@ def test_batch_norm_scale_is_the_mean_over_the_norms_that_carry_the_unit():
         outs=graph.outs,
         count=graph.count,
     )
-    (found,) = BatchNormScale().scores(model, only, None).values()
-    assert found.tolist() == [2.0, 2.0, 0.0]
+    (scores,) = BatchNormScale().scores(model, only, None).values()
+    assert scores.tolist() == [2.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize(
@@ -150,23 +150,23 @@ def test_batch_norm_scale_and_target_reach_every_scale_behind_channel_selections
         norm.weight.data.uniform_(-1, 1)
     InsertChannelSelectors.of(model, example).apply(model)
     graph = ChannelGraph.trace(model, example)
-    found = torch.cat([*BatchNormScale().scores(model, graph, None).values()])
-    assert len(found) == scales
+    scores = torch.cat([*BatchNormScale().scores(model, graph, None).values()])
+    assert len(scores) == scales
     every = torch.cat([norm.weight.detach().abs().double() for norm in norms])
-    assert torch.equal(found.sort().values, every.sort().values)
+    assert torch.equal(scores.sort().values, every.sort().values)
     blocks = Scales().rows(model, graph)
     stored = unit_scores(graph, blocks, [block.read().detach() for block in blocks])
-    torch.testing.assert_close(torch.cat([*stored.values()]).double(), found)
+    torch.testing.assert_close(torch.cat([*stored.values()]).double(), scores)
 
 
 def test_batch_norm_scale_leaves_groups_without_norm_to_others():
     model, graph = made(Net(F.relu))
-    found = BatchNormScale().scores(model, graph, None)
-    assert found.keys() == {"conv1"} and len(graph.groups) == 2
+    scores = BatchNormScale().scores(model, graph, None)
+    assert scores.keys() == {"conv1"} and len(graph.groups) == 2
     selection = PerLayer(0.5)
-    masks = selection.choose(found, graph, CostModel(model, graph))
+    masks = selection.choose(scores, graph, CostModel(model, graph))
     assert masks["conv1"].sum() == 2 and masks["conv2"].all()
-    assert selection.select(Scored(found, graph, CostModel(model, graph))).notes == (
+    assert selection.select(Scored(scores, graph, CostModel(model, graph))).notes == (
         "not scored, so kept whole: conv2",
     )
     bare = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3))
@@ -178,7 +178,7 @@ def test_batch_norm_scale_leaves_groups_without_norm_to_others():
 def test_apoz_is_the_share_of_non_zeros_before_pooling(act):
     model, graph = made(Net(ACTS[act]))
     data = toy_data()
-    found = APoZ(samples=21).scores(model, graph, data)
+    scores = APoZ(samples=21).scores(model, graph, data)
     x = next(data.train.sample(21, 21))[0]
     with torch.no_grad():
         first = F.relu(model.bn1(model.conv1(x)))
@@ -187,21 +187,21 @@ def test_apoz_is_the_share_of_non_zeros_before_pooling(act):
         for channel in range(out.shape[1]):
             values = out[:, channel].flatten().tolist()
             share = sum(value != 0 for value in values) / len(values)
-            assert found[name][channel] == pytest.approx(share, abs=1e-12)
-    assert 0 < found["conv1"].min() < found["conv1"].max() <= 1
+            assert scores[name][channel] == pytest.approx(share, abs=1e-12)
+    assert 0 < scores["conv1"].min() < scores["conv1"].max() <= 1
 
 
 def test_apoz_follows_channels_through_additions_and_a_reused_relu():
     model, graph = made(Residual())
     data = toy_data()
-    found = APoZ(samples=37).scores(model, graph, data)
+    scores = APoZ(samples=37).scores(model, graph, data)
     x = next(data.train.sample(37, 37))[0]
     with torch.no_grad():
         stem = model.bn(model.stem(x))
         inner = F.relu(model.conv1(stem))
         outer = F.relu(stem + model.bn2(model.conv2(inner)))
     for name, out in (("conv1", inner), ("stem", outer)):
-        torch.testing.assert_close(found[name], (out > 0).double().mean((0, 2, 3)))
+        torch.testing.assert_close(scores[name], (out > 0).double().mean((0, 2, 3)))
 
 
 def test_apoz_leaves_groups_without_relu_to_others():
@@ -218,7 +218,7 @@ def test_taylor_is_the_mean_product_of_activation_and_gradient(act):
     model, graph = made(Net(ACTS[act]))
     data = toy_data()
     model.train()
-    found = Taylor(samples=34).scores(model, graph, data)
+    scores = Taylor(samples=34).scores(model, graph, data)
     assert model.training and model.bn1.training
     assert all(param.grad is None for param in model.parameters())
     model.eval()
@@ -233,13 +233,13 @@ def test_taylor_is_the_mean_product_of_activation_and_gradient(act):
             total[name] += (grad * z).mean((0, 2, 3)).abs().detach()
     for name, value in total.items():
         expected = (value / value.norm()).double()
-        torch.testing.assert_close(found[name], expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(scores[name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_taylor_adds_the_producers_of_a_unit_before_the_absolute_value():
     model, graph = made(Residual())
     data = toy_data()
-    found = Taylor(samples=3).scores(model, graph, data)
+    scores = Taylor(samples=3).scores(model, graph, data)
     x, y = next(data.train.sample(3, 3))
     total = torch.zeros(3)
     for image, label in zip(x.split(1), y.split(1), strict=True):
@@ -251,7 +251,7 @@ def test_taylor_adds_the_producers_of_a_unit_before_the_absolute_value():
         products = [(g * z).mean((0, 2, 3)) for g, z in zip(grads, (stem, second), strict=True)]
         total += sum(products).abs().detach()
     expected = (total / total.norm()).double()
-    torch.testing.assert_close(found["stem"], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores["stem"], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_taylor_counts_units_once_that_a_depthwise_convolution_passes_on():
@@ -268,19 +268,19 @@ def test_taylor_counts_units_once_that_a_depthwise_convolution_passes_on():
         count=4,
     )
     data = toy_data()
-    (found,) = Taylor(samples=1).scores(model, graph, data).values()
+    (scores,) = Taylor(samples=1).scores(model, graph, data).values()
     x, y = next(data.train.sample(1, 1))
     z = model[0](x)
     (grad,) = torch.autograd.grad(F.cross_entropy(model[1:](z), y), z)
     expected = (grad * z).mean((0, 2, 3)).abs().detach().double()
-    torch.testing.assert_close(found, expected / expected.norm(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores, expected / expected.norm(), rtol=1e-4, atol=1e-6)
 
 
 def test_taylor_counts_a_convolution_that_is_added_to_its_own_input():
     """Its inputs and outputs are the same units, and yet it makes something of them."""
     model, graph = made(OwnInput())
     data = toy_data()
-    (found,) = Taylor(samples=2).scores(model, graph, data).values()
+    (scores,) = Taylor(samples=2).scores(model, graph, data).values()
     x, y = next(data.train.sample(2, 2))
     total = torch.zeros(3)
     for image, label in zip(x.split(1), y.split(1), strict=True):
@@ -290,7 +290,7 @@ def test_taylor_counts_a_convolution_that_is_added_to_its_own_input():
         grads = torch.autograd.grad(loss, (first, second))
         products = [(g * z).mean((0, 2, 3)) for g, z in zip(grads, (first, second), strict=True)]
         total += sum(products).abs().detach()
-    torch.testing.assert_close(found, (total / total.norm()).double(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(scores, (total / total.norm()).double(), rtol=1e-4, atol=1e-6)
 
 
 class OwnInput(nn.Module):
@@ -318,30 +318,30 @@ class Reads(Net):
 def test_taylor_has_no_score_where_the_forward_reads_the_weights_itself():
     called, graph = made(Net(F.relu))
     model, _ = made(Reads(F.relu))
-    found = Taylor(samples=2).scores(model, graph, toy_data())
-    assert found.keys() == {"conv1"}
+    scores = Taylor(samples=2).scores(model, graph, toy_data())
+    assert scores.keys() == {"conv1"}
     expected = Taylor(samples=2).scores(called, graph, toy_data())["conv1"]
-    torch.testing.assert_close(found["conv1"], expected)
+    torch.testing.assert_close(scores["conv1"], expected)
 
 
 def test_fpgm_is_the_sum_of_distances_to_the_other_filters():
     model, graph = made(Residual())
-    found = FPGM().scores(model, graph, None)
+    scores = FPGM().scores(model, graph, None)
     expected = torch.zeros(3, dtype=torch.float64)
     for layer in (model.stem, model.conv2):
         rows = layer.weight.detach().double().flatten(1).tolist()
         for i, one in enumerate(rows):
             expected[i] += sum(math.dist(one, other) for other in rows)
-    torch.testing.assert_close(found["stem"], expected)
+    torch.testing.assert_close(scores["stem"], expected)
     rows = model.conv1.weight.detach().double().flatten(1).tolist()
-    assert found["conv1"].tolist() == pytest.approx([math.dist(*rows)] * 2)
+    assert scores["conv1"].tolist() == pytest.approx([math.dist(*rows)] * 2)
 
 
 def test_lamp_is_the_share_of_what_is_no_smaller():
     model, graph = made(Residual())
-    found = LAMP().scores(model, graph, None)
+    scores = LAMP().scores(model, graph, None)
     norms = L2Norm().scores(model, graph, None)
-    for name, score in found.items():
+    for name, score in scores.items():
         squares = [float(norm) ** 2 for norm in norms[name]]
         expected = [s / sum(other for other in squares if other >= s) for s in squares]
         assert score.tolist() == pytest.approx(expected) and score.max() == 1
@@ -351,9 +351,9 @@ def test_lamp_of_equal_and_of_dead_units():
     model = nn.Sequential(nn.Conv2d(1, 4, 1), nn.Conv2d(4, 2, 1))
     model[0].weight.data = torch.tensor([2.0, 1.0, -1.0, 0.0]).reshape(4, 1, 1, 1)
     model[1].weight.data.zero_()
-    found = LAMP().scores(model, fake_graph(**{"0": [1, 2, 3, 4], "1": [5, 6]}), None)
-    assert found["0"].tolist() == pytest.approx([1, 1 / 6, 1 / 6, 0])
-    assert found["1"].tolist() == [0, 0]
+    scores = LAMP().scores(model, fake_graph(**{"0": [1, 2, 3, 4], "1": [5, 6]}), None)
+    assert scores["0"].tolist() == pytest.approx([1, 1 / 6, 1 / 6, 0])
+    assert scores["1"].tolist() == [0, 0]
 
 
 class Small(nn.Module):
@@ -400,8 +400,8 @@ def test_orthogonal_signs_give_the_diagonal_of_the_hessian_exactly():
     x, y = next(toy_data().train.sample(5, 5))
     weights = list(model.parameters())
     probes = orthogonal_signs(weights)
-    found = hessian_diagonal(F.cross_entropy(model(x), y), weights, probes)
-    for expected, one in zip(true_diagonal(model, x, y).values(), found, strict=True):
+    diagonal = hessian_diagonal(F.cross_entropy(model(x), y), weights, probes)
+    for expected, one in zip(true_diagonal(model, x, y).values(), diagonal, strict=True):
         torch.testing.assert_close(one / len(probes), expected)
 
 
@@ -413,13 +413,13 @@ def test_hessian_scores_add_up_what_a_unit_has_in_every_layer(monkeypatch):
     turns = itertools.cycle(probes)
     monkeypatch.setattr("prunekit.criteria.derivatives._signs", lambda *_: next(turns))
     data = toy_data()
-    found = HessianDiagonal(samples=37, probes=len(probes)).scores(model, graph, data)
+    scores = HessianDiagonal(samples=37, probes=len(probes)).scores(model, graph, data)
     diagonal = true_diagonal(model, *next(data.train.sample(37, 37)))
     half = {n: 0.5 * diagonal[n] * w.detach() ** 2 for n, w in model.named_parameters()}
     norm = half["conv1.bias"] + half["bn.weight"] + half["bn.bias"]
-    torch.testing.assert_close(found["conv1"], half["conv1.weight"].sum((1, 2, 3)) + norm)
+    torch.testing.assert_close(scores["conv1"], half["conv1.weight"].sum((1, 2, 3)) + norm)
     expected = half["conv2.weight"].sum((0, 2, 3)) + half["conv2.bias"]
-    torch.testing.assert_close(found["conv2"], expected)
+    torch.testing.assert_close(scores["conv2"], expected)
     assert not model.conv1.weight.requires_grad and model.conv2.weight.grad is None
 
 
@@ -431,8 +431,8 @@ def test_random_signs_are_unbiased_with_the_error_that_they_should_have():
     x = torch.ones(6, dtype=torch.float64, requires_grad=True)
     probes = [_signs([x], generator) for _ in range(400)]
     assert {float(value) for probe in probes for value in probe[0]} == {-1.0, 1.0}
-    (found,) = hessian_diagonal(0.5 * x @ hessian @ x, [x], probes)
-    error = (found / 400 - hessian.diagonal()).abs()
+    (total,) = hessian_diagonal(0.5 * x @ hessian @ x, [x], probes)
+    error = (total / 400 - hessian.diagonal()).abs()
     deviation = (hessian.square().sum(0) - hessian.diagonal().square()).sqrt() / 20
     assert bool((error < 4 * deviation).all()) and float((error / deviation).max()) > 0.3
 
@@ -471,11 +471,11 @@ class Mixer(nn.Module):
 )
 def test_criteria_score_hidden_units_of_transformers_and_convolutions_of_any_rank(criterion):
     model, graph = made(Mixer())
-    found = criterion.scores(model, graph, toy_data())
+    scores = criterion.scores(model, graph, toy_data())
     assert {"up": 6, "conv1": 5, "conv2": 3}.items() <= {
-        n: len(s) for n, s in found.items()
+        n: len(s) for n, s in scores.items()
     }.items()
-    assert all(bool(score.any()) for score in found.values())
+    assert all(bool(score.any()) for score in scores.values())
 
 
 def test_hooks_are_gone_afterwards():
@@ -514,8 +514,8 @@ def test_stored_scores_come_back_from_file_directory_and_run(tmp_path):
     saved = {"a": torch.tensor([0.0, 2.5]), "b": torch.tensor([1.0])}
     save_scores(place, saved)
     for path in (place, place.parent, tmp_path):
-        found = Stored(path).scores(nn.Identity(), graph, None)
-        assert {name: score.tolist() for name, score in found.items()} == {"a": [0, 2.5], "b": [1]}
+        scores = Stored(path).scores(nn.Identity(), graph, None)
+        assert {name: score.tolist() for name, score in scores.items()} == {"a": [0, 2.5], "b": [1]}
     assert [file.name for file in place.parent.iterdir()] == ["scores.pt"]
 
 

@@ -47,10 +47,10 @@ def by_hand(student, teacher, labels, weight, temperature, smoothing):
     count, classes = student.shape
     target = np.eye(classes)[labels] * (1 - smoothing) + smoothing / classes
     entropy = -(target * np.log(softmax(student))).sum() / count
-    soft, wanted = softmax(student / temperature), softmax(teacher / temperature)
-    divergence = (wanted * np.log(wanted / soft)).sum() / count
+    soft, targets = softmax(student / temperature), softmax(teacher / temperature)
+    divergence = (targets * np.log(targets / soft)).sum() / count
     loss = (1 - weight) * entropy + weight * temperature**2 * divergence
-    slope = (1 - weight) * (softmax(student) - target) + weight * temperature * (soft - wanted)
+    slope = (1 - weight) * (softmax(student) - target) + weight * temperature * (soft - targets)
     return loss, slope / count
 
 
@@ -70,10 +70,10 @@ def test_loss_and_gradient_are_those_of_a_hand_calculation(
     labels = draw.integers(0, classes, count)
     model = Given(student)
     loss = Distillation(Given(teacher), weight, temperature, smoothing)
-    found, logits = loss(model, torch.zeros(count, 1), torch.from_numpy(labels))
-    found.backward()
+    value, logits = loss(model, torch.zeros(count, 1), torch.from_numpy(labels))
+    value.backward()
     expected, slope = by_hand(student, teacher, labels, weight, temperature, smoothing)
-    assert found.item() == pytest.approx(expected, abs=1e-10)
+    assert value.item() == pytest.approx(expected, abs=1e-10)
     assert logits is model.logits
     assert np.allclose(model.logits.grad.numpy(), slope, atol=1e-10)
 
@@ -86,10 +86,10 @@ def test_the_published_weights_are_the_defaults():
 def test_three_numbers_on_paper():
     """One example, two classes: teacher (4 ln 3, 0) is (3/4, 1/4) at T = 4, student (1/2, 1/2)."""
     loss = Distillation(Given([[4 * float(np.log(3)), 0.0]]))
-    found, _ = loss(Given([[0.0, 0.0]]), torch.zeros(1, 1), torch.tensor([0]))
+    value, _ = loss(Given([[0.0, 0.0]]), torch.zeros(1, 1), torch.tensor([0]))
     kl = 0.75 * np.log(1.5) + 0.25 * np.log(0.5)
-    assert found.item() == pytest.approx(0.6 * np.log(2) + 0.4 * 16 * kl, abs=1e-6)
-    assert found.item() == pytest.approx(1.2531, abs=1e-4)
+    assert value.item() == pytest.approx(0.6 * np.log(2) + 0.4 * 16 * kl, abs=1e-6)
+    assert value.item() == pytest.approx(1.2531, abs=1e-4)
 
 
 def one_example():
@@ -161,11 +161,11 @@ class TestTheTeacher:
         given = network()
         given[1].running_mean.data = torch.tensor([0.3, -0.2, 0.1, 0.0])
         loss, x = Distillation(given, weight=1.0, temperature=1.0), torch.randn(6, 1, 8, 8)
-        wanted = copy.deepcopy(given).eval()(x)
-        found, _ = loss(Given(torch.zeros(6, 3)), x, torch.zeros(6, dtype=torch.long))
-        p = wanted.softmax(dim=1)
+        targets = copy.deepcopy(given).eval()(x)
+        value, _ = loss(Given(torch.zeros(6, 3)), x, torch.zeros(6, dtype=torch.long))
+        p = targets.softmax(dim=1)
         expected = (p * (p.log() - np.log(1 / 3))).sum(dim=1).mean()
-        assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+        assert value.item() == pytest.approx(expected.item(), abs=1e-5)
 
     def test_it_lies_channels_last(self):
         weight = Distillation(nn.Conv2d(4, 6, 3)).teacher.weight
@@ -281,5 +281,5 @@ def test_the_teacher_makes_a_difference():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the teacher moves to a GPU there")
 def test_the_teacher_follows_the_images_to_the_gpu():
     loss = Distillation(network(1))
-    found, _ = loss(network().cuda(), torch.zeros(4, 1, 8, 8).cuda(), torch.arange(4).cuda() % 3)
-    assert found.is_cuda and next(loss.teacher.parameters()).is_cuda
+    value, _ = loss(network().cuda(), torch.zeros(4, 1, 8, 8).cuda(), torch.arange(4).cuda() % 3)
+    assert value.is_cuda and next(loss.teacher.parameters()).is_cuda

@@ -39,13 +39,13 @@ def mean_ranks(*outs):
         [np.linalg.matrix_rank(map_.numpy()) for out in outs for map_ in out[:, channel]]
         for channel in range(outs[0].shape[1])
     ]
-    return torch.tensor([float(np.mean(found)) for found in ranks], dtype=torch.float64)
+    return torch.tensor([float(np.mean(values)) for values in ranks], dtype=torch.float64)
 
 
 def test_scores_are_the_mean_ranks_of_single_maps():
     model, graph = made(Net())
     model.train()
-    found = HRank(samples=17).scores(model, graph, toy_data())
+    scores = HRank(samples=17).scores(model, graph, toy_data())
     assert model.training and model.bn.training
     model.eval()
     x = next(toy_data().train.sample(17, 17))[0]
@@ -59,19 +59,19 @@ def test_scores_are_the_mean_ranks_of_single_maps():
         "conv1": mean_ranks(inner),
         "hidden": (hidden != 0).double().mean(0),  # numbers: one where they are not zero
     }
-    assert found.keys() == expected.keys()
+    assert scores.keys() == expected.keys()
     for name, ranks in expected.items():
-        torch.testing.assert_close(found[name], ranks, rtol=0, atol=1e-12)
-    assert len(found["conv1"].unique()) > 1 and bool((found["hidden"] % 1 > 0).any())
+        torch.testing.assert_close(scores[name], ranks, rtol=0, atol=1e-12)
+    assert len(scores["conv1"].unique()) > 1 and bool((scores["hidden"] % 1 > 0).any())
 
 
 def test_more_than_one_batch_is_the_same_mean():
     model, graph = made(Net())
-    found = HRank(samples=210).scores(model, graph, toy_data(count=210))
+    scores = HRank(samples=210).scores(model, graph, toy_data(count=210))
     x = next(toy_data(count=210).train.sample(210, 210))[0]
     with torch.no_grad():
         inner = F.relu(model.conv1(F.relu(model.bn(model.stem(x)))))
-    torch.testing.assert_close(found["conv1"], mean_ranks(inner), rtol=0, atol=1e-12)
+    torch.testing.assert_close(scores["conv1"], mean_ranks(inner), rtol=0, atol=1e-12)
 
 
 def test_the_published_number_of_images_is_the_default():

@@ -135,12 +135,12 @@ def test_what_layers_do_not_explain_shrinks_with_the_activations():
 
 def entries(model):
     """What the layers of a network return."""
-    found = []
+    outputs = []
     for module in model.children():
-        module.register_forward_hook(lambda _, args, out: found.append(out))
+        module.register_forward_hook(lambda _, args, out: outputs.append(out))
     with torch.inference_mode():
         model(EXAMPLE)
-    return found
+    return outputs
 
 
 def test_layers_that_take_longer_by_themselves_are_scaled():
@@ -176,15 +176,15 @@ def test_what_the_table_gets_wrong_is_corrected_by_measuring(scope, ask):
     times = timing.run({"dense": model, "narrow": narrowed(model, graph, drop)}, EXAMPLE)
     narrow, dense = times["narrow"].median_ms, times["dense"].median_ms
     reached = narrow / dense if "keep" in ask else narrow
-    (asked,) = ask.values()
-    assert reached == pytest.approx(asked, rel=0.05)
+    (requested,) = ask.values()
+    assert reached == pytest.approx(requested, rel=0.05)
     (budget,) = selected.budgets
     assert (budget.requested, budget.achieved, budget.satisfied) == (
-        asked,
+        requested,
         pytest.approx(reached),
         True,
     )
-    assert abs(budget.predicted / asked - 1) > 0.05  # the table alone would have missed
+    assert abs(budget.predicted / requested - 1) > 0.05  # the table alone would have missed
     *_, note = selected.notes
     assert note.startswith(f"latency: {narrow:.4g} of {dense:.4g} ms measured")
 
@@ -215,16 +215,16 @@ def test_a_cost_model_with_a_clock_measures_once_for_every_timing():
 
 
 def test_progress_is_told():
-    told = []
+    calls = []
 
     def track(items, label, total):
         for item in items:
-            told.append((label, total))
+            calls.append((label, total))
             yield item
 
     model, graph, _ = made(Counting())
     TimedCost(model, graph, EXAMPLE, Counting(), track=track).latency()
-    assert set(told) == {("timing layers", len(told))} and len(told) == 25
+    assert set(calls) == {("timing layers", len(calls))} and len(calls) == 25
 
 
 @pytest.mark.parametrize(

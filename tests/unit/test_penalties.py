@@ -90,8 +90,8 @@ def test_values_and_derivatives_of_the_table(name: str, penalty: Penalty, a: flo
         value, slope = as_published(name, x, 0.3, a)
         for sign in (1.0, -1.0):
             assert float(penalty.value(scalar(sign * x))) == pytest.approx(value, rel=1e-9)
-            found = float(penalty.subgradient(scalar(sign * x)))
-            assert found == pytest.approx(sign * slope, rel=1e-9, abs=1e-12)
+            cases = float(penalty.subgradient(scalar(sign * x)))
+            assert cases == pytest.approx(sign * slope, rel=1e-9, abs=1e-12)
     assert float(penalty.value(scalar(0.0))) == 0
     assert float(penalty.subgradient(scalar(0.0))) == 0
 
@@ -122,10 +122,10 @@ def oracle() -> ModuleType:
 
 def checked(oracle: ModuleType, lam: float) -> list[tuple[Penalty, object, object, dict]]:
     """Our penalty, their prox, their value, their settings, for every set that they check."""
-    check, found = oracle, []
+    check, cases = oracle, []
 
     def add(penalty, prox, value, **settings):
-        found.append((penalty, prox, value, {"lam": lam, **settings}))
+        cases.append((penalty, prox, value, {"lam": lam, **settings}))
 
     add(L1(lam), check.prox_l1, check.P_l1)
     add(L0(lam), check.prox_l0, check.P_l0)
@@ -139,7 +139,7 @@ def checked(oracle: ModuleType, lam: float) -> list[tuple[Penalty, object, objec
         add(MCP(lam, a), check.prox_mcp, check.P_mcp, a=a)
     for a in (1.05, 1.5, 2.0, 2.5, 3.7, 10.0):
         add(SCAD(lam, a), check.prox_scad, check.P_scad, a=a)
-    return found
+    return cases
 
 
 @pytest.mark.parametrize("lam", [0.05, 0.3, 1.0, 2.5])

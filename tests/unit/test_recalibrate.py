@@ -4,7 +4,7 @@ from torch import nn
 
 from prunekit.data import Synthetic
 from prunekit.errors import DataError
-from prunekit.training import evaluate, keeps_statistics, recompute_statistics
+from prunekit.training import evaluate, has_running_statistics, recompute_statistics
 
 
 def data(train=640):
@@ -22,9 +22,9 @@ def test_statistics_are_the_means_over_batches_of_what_the_norm_sees():
     model, sample = network(), data().train
     recompute_statistics(model, sample, 256)
     with torch.no_grad():
-        seen = [model[0](images) for images, _ in sample.sample(256, 128)]
-    mean = torch.stack([hidden.mean((0, 2, 3)) for hidden in seen]).mean(0)
-    variance = torch.stack([hidden.var((0, 2, 3)) for hidden in seen]).mean(0)
+        outputs = [model[0](images) for images, _ in sample.sample(256, 128)]
+    mean = torch.stack([hidden.mean((0, 2, 3)) for hidden in outputs]).mean(0)
+    variance = torch.stack([hidden.var((0, 2, 3)) for hidden in outputs]).mean(0)
     torch.testing.assert_close(model[1].running_mean, mean)
     torch.testing.assert_close(model[1].running_var, variance)
 
@@ -86,7 +86,7 @@ def test_without_examples_statistics_stay_and_it_is_said():
 
 def test_a_network_without_batch_norm_stays():
     model = nn.Sequential(nn.Flatten(), nn.Linear(128, 10))
-    assert not keeps_statistics(model)
+    assert not has_running_statistics(model)
     recompute_statistics(model, data().train, 8)
-    assert keeps_statistics(network())
-    assert not keeps_statistics(nn.BatchNorm2d(3, track_running_stats=False))
+    assert has_running_statistics(network())
+    assert not has_running_statistics(nn.BatchNorm2d(3, track_running_stats=False))

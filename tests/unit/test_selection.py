@@ -75,8 +75,8 @@ class Chain:
         return 10 * first + sum(rest)
 
     def _edges(self, drop):
-        gone = self.drop({}) if drop is None else drop
-        left = [1, *(int((~gone[group.units]).sum()) for group in self.groups), 1]
+        removed = self.drop({}) if drop is None else drop
+        left = [1, *(int((~removed[group.units]).sum()) for group in self.groups), 1]
         return itertools.pairwise(left)
 
 
@@ -85,8 +85,8 @@ SCORES = {"a": torch.tensor([0.0, 5.0, 2.0]), "b": torch.tensor([3.0, 0.0, 1.0, 
 
 
 def choose(selection, scores=SCORES, chain=CHAIN):
-    found = selection.choose(scores, chain, chain)
-    return {name: mask.nonzero().flatten().tolist() for name, mask in found.items()}
+    masks = selection.choose(scores, chain, chain)
+    return {name: mask.nonzero().flatten().tolist() for name, mask in masks.items()}
 
 
 def test_zeros_drops_exact_zeros_and_keeps_a_dead_group_alive():
@@ -210,9 +210,9 @@ def test_widths_are_multiples_and_narrow_groups_stay_whole():
 def test_zeros_are_rounded_so_that_nothing_but_zeros_goes():
     scores = {name: (score > len(score) - 5).double() for name, score in FALLING.items()}
     scores["a.two"][7] = -1.0
-    found = choose(Zeros(round_to=4), scores, WIDE)
-    assert [len(kept) for kept in found.values()] == [8, 8, 3]
-    assert found["a.two"] == [0, 1, 2, 3, 4, 5, 6, 7]
+    masks = choose(Zeros(round_to=4), scores, WIDE)
+    assert [len(kept) for kept in masks.values()] == [8, 8, 3]
+    assert masks["a.two"] == [0, 1, 2, 3, 4, 5, 6, 7]
 
 
 def test_units_that_are_several_channels_count_as_such():

@@ -68,8 +68,8 @@ def swept(place, **changes):
     settings = asked(**changes)
     root = Root(stage="sensitivity", pipeline=["sensitivity"], name="toy")
     runtime = stage.Runtime(device="cpu", trust=("toys.Reader",))
-    wanted = stage.MeasureSensitivity.of(settings)
-    return execute(wanted, Request(settings, root, runtime, None, None), RunDir(place))
+    measure = stage.MeasureSensitivity.of(settings)
+    return execute(measure, Request(settings, root, runtime, None, None), RunDir(place))
 
 
 def table(place):
@@ -114,16 +114,16 @@ def test_points_are_the_silenced_network_and_share_nought_the_dense_one(tmp_path
     points = stage._points(probe, trial)
     assert [point.removed for point in points] == [0, 2, 4, 0, 3, 5]
     images, labels = next(data.val.epoch(200, None))
-    seen = []
+    accuracies = []
     for point in points:
         lowest = scores[point.group].argsort()[: point.removed]
         assert sorted(lowest.tolist()) == (~point.keep).nonzero().flatten().tolist()
         with torch.no_grad(), graph.silencer(model, graph.drop({point.group: ~point.keep})):
             right = (model(images).argmax(dim=1) == labels).float().mean()
-        seen.append(float(right))
-        found = stage._top1(trial.narrowed(point), data.val, stage.Runtime(device="cpu"))
-        assert found == pytest.approx(100 * float(right))
-    assert len(set(seen)) > 2
+        accuracies.append(float(right))
+        top1 = stage._top1(trial.narrowed(point), data.val, stage.Runtime(device="cpu"))
+        assert top1 == pytest.approx(100 * float(right))
+    assert len(set(accuracies)) > 2
 
 
 class Norms(nn.Sequential):
@@ -165,9 +165,9 @@ def test_an_interrupted_sweep_continues_where_it_was(tmp_path, monkeypatch):
 
 
 def test_some_groups_some_images_and_statistics_anew(tmp_path):
-    found = swept(tmp_path, groups=["pi*"], images=20, shares=[0.4], statistics="recomputed")[0]
+    top1 = swept(tmp_path, groups=["pi*"], images=20, shares=[0.4], statistics="recomputed")[0]
     assert [row["group"] for row in table(tmp_path)] == ["pick", "pick"]
-    assert found.metrics["images"] == 20 and found.metrics["groups"] == 1
+    assert top1.metrics["images"] == 20 and top1.metrics["groups"] == 1
 
 
 @pytest.mark.parametrize(
@@ -271,11 +271,11 @@ def test_the_common_tolerance_is_the_least_that_meets_the_budget(data, tmp_path_
     lost = {name: curve.losses()[:-1].tolist() for name, curve in read_curves(file).items()}
 
     def spent(counts):
-        gone = {
+        removed = {
             name: torch.isin(torch.arange(len(scores[name])), scores[name].argsort()[:count])
             for name, count in counts.items()
         }
-        return price(graph.drop(gone))
+        return price(graph.drop(removed))
 
     tolerances = sorted({0.0, *lost["0"], *lost["2"]})
     most = [{n: sum(x <= t for x in lost[n]) for n in lost} for t in (-1.0, *tolerances)]
@@ -286,11 +286,11 @@ def test_the_common_tolerance_is_the_least_that_meets_the_budget(data, tmp_path_
             chosen.choose(scores, graph, cost)
         return
     masks = chosen.choose(scores, graph, cost)
-    found = {name: int((~mask).sum()) for name, mask in masks.items()}
-    assert spent(found) <= allowed
+    top1 = {name: int((~mask).sum()) for name, mask in masks.items()}
+    assert spent(top1) <= allowed
     at = within[0]
     low = most[at - 1] if at else most[0]
-    assert all(low[name] <= found[name] <= most[at][name] for name in found)
+    assert all(low[name] <= top1[name] <= most[at][name] for name in top1)
     for name, mask in masks.items():  # the lowest scores go
         assert not mask.any() or mask.all() or scores[name][~mask].max() < scores[name][mask].min()
 

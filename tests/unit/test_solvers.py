@@ -275,8 +275,8 @@ def test_a_step_beyond_the_convex_regime_is_named_once(caplog, solver, penalty, 
     block = block_of([[0.5], [1.0]], weight=2.0)
     text = Warned(caplog).on(solver, penalty, block, lr=0.1, steps=8)
     lines = [line for line in text.splitlines() if "convex" in line or "step" in line]
-    found = [line for line in lines if numbers in line and mend in line]
-    assert len(found) == 1 and sum("the prox step" in line for line in lines) == 1
+    matches = [line for line in lines if numbers in line and mend in line]
+    assert len(matches) == 1 and sum("the prox step" in line for line in lines) == 1
 
 
 def test_scad_below_its_definition_is_remarked(caplog):

@@ -22,10 +22,10 @@ from prunekit.training import (
     Steps,
     evaluate,
     fit,
-    mix,
+    mix_seeds,
     predictions,
 )
-from prunekit.training.schedule import about_precision
+from prunekit.training.schedule import precision_warning
 
 TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
 
@@ -144,12 +144,12 @@ SPARSE = [Subgradient, partial(Proximal, every=1), partial(AULM, inner=1), parti
 def test_accumulated_batches_are_one_large_one(make, count, batch):
     """Four batches a step, the last of them smaller or missing; the penalty joins once."""
     whole, solver, rows = one_epoch(make(), 16, count)
-    split, other, found = one_epoch(make(), batch, count, accumulate=4)
+    split, other, result = one_epoch(make(), batch, count, accumulate=4)
     for a, b in zip(whole.state_dict().values(), split.state_dict().values(), strict=True):
         assert torch.allclose(a, b, atol=1e-12)
     assert torch.allclose(solver.solution()[0], other.solution()[0], atol=1e-12)
-    assert found[0]["train_loss"] == pytest.approx(rows[0]["train_loss"])
-    assert found[0]["train_top1"] == pytest.approx(rows[0]["train_top1"])
+    assert result[0]["train_loss"] == pytest.approx(rows[0]["train_loss"])
+    assert result[0]["train_top1"] == pytest.approx(rows[0]["train_top1"])
     assert not same(whole, fixed())
 
 
@@ -262,8 +262,8 @@ def test_the_loss_scale_resumes_with_the_run(tmp_path):
     expected, solver = run(whole, tmp_path / "whole.pt", steep)
     with pytest.raises(Killed):
         run(network(), tmp_path / "last.pt", killed)
-    found, other = run(again, tmp_path / "last.pt", steep)
-    assert found == expected and same(whole, again)
+    result, other = run(again, tmp_path / "last.pt", steep)
+    assert result == expected and same(whole, again)
     assert torch.equal(solver.solution()[0], other.solution()[0])
     left_out = torch.load(tmp_path / "last.pt", weights_only=True)["scaler"]
     assert left_out["scale"] < 65536
@@ -369,15 +369,17 @@ def test_bfloat16_runs_under_autocast():
 def test_a_precision_that_the_cpu_works_around_is_told(able, monkeypatch, caplog):
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
     fit(network(), TOY.load(), plan(1, precision="bfloat16"))
-    told = [line.getMessage() for line in caplog.records if "precision=bfloat16" in line.message]
-    assert len(told) == (0 if able else 1)
-    assert about_precision("bfloat16", "cuda") is None
-    assert about_precision("float32", "cpu") is None
+    warnings = [
+        line.getMessage() for line in caplog.records if "precision=bfloat16" in line.message
+    ]
+    assert len(warnings) == (0 if able else 1)
+    assert precision_warning("bfloat16", "cuda") is None
+    assert precision_warning("float32", "cpu") is None
 
 
 def test_a_torch_that_cannot_tell_says_nothing(monkeypatch):
     monkeypatch.setattr("prunekit.training.schedule._PROBES", {"bfloat16": "_no_such_probe"})
-    assert about_precision("bfloat16", "cpu") is None
+    assert precision_warning("bfloat16", "cpu") is None
 
 
 def test_no_epochs_is_no_training():
@@ -435,10 +437,10 @@ def test_killed_between_epochs_and_repeated_ends_the_same(tmp_path):
 
     with pytest.raises(Killed):
         fit(network(), TOY.load(), plan(3), checkpoint=kept, on_epoch=die)
-    seen = []
-    fit(again, TOY.load(), plan(3), checkpoint=kept, on_epoch=lambda rows: seen.append(len(rows)))
+    counts = []
+    fit(again, TOY.load(), plan(3), checkpoint=kept, on_epoch=lambda rows: counts.append(len(rows)))
     assert same(whole, again)
-    assert seen == [2, 3]  # the row that was lost with the process is reported again
+    assert counts == [2, 3]  # the row that was lost with the process is reported again
 
 
 def test_finished_phase_returns_at_once(tmp_path):
@@ -507,11 +509,11 @@ def answers(*labels):
 
 def test_evaluate_by_hand():
     model, batches = answers(0, 0, 1, 5)
-    found = evaluate(model, batches, "cpu", batch=3)
+    result = evaluate(model, batches, "cpu", batch=3)
     right = torch.tensor(5.0 + 2.718281828).log() - 1
     wrong = torch.tensor(5.0 + 2.718281828).log()
-    assert found["top1"] == 50 and found["top5"] == 100
-    assert found["loss"] == pytest.approx(float((right + wrong) / 2), abs=1e-5)
+    assert result["top1"] == 50 and result["top5"] == 100
+    assert result["loss"] == pytest.approx(float((right + wrong) / 2), abs=1e-5)
 
 
 def test_predictions_are_in_order():
@@ -545,8 +547,8 @@ def test_evaluate_needs_examples():
     ],
 )
 def test_decays_by_hand(decay, expected):
-    found = [decay.factor(epoch, 4) for epoch in range(4)]
-    assert found == pytest.approx(expected, abs=1e-6)
+    result = [decay.factor(epoch, 4) for epoch in range(4)]
+    assert result == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -584,9 +586,9 @@ def test_bad_schedules_are_refused_at_once(make, message):
 
 
 def test_mix_is_stable_and_tells_orders_apart():
-    assert mix(0, 1, 2) == 4727102316523150270
-    assert len({mix(a, b) for a in range(20) for b in range(20)}) == 400
-    assert 0 <= mix(-5) < 2**63
+    assert mix_seeds(0, 1, 2) == 4727102316523150270
+    assert len({mix_seeds(a, b) for a in range(20) for b in range(20)}) == 400
+    assert 0 <= mix_seeds(-5) < 2**63
 
 
 @pytest.mark.gpu

@@ -149,10 +149,10 @@ class TestJoint:
 
     def test_the_solver_given_stays_as_it_was(self):
         """A regularizer may be used again: each run binds a copy."""
-        given = regularizer(0.1, AULM(inner=2))
-        first = Joint().solve(given, training())
-        second = Joint().solve(given, training())
-        assert not hasattr(given.solver, "blocks")
+        rule = regularizer(0.1, AULM(inner=2))
+        first = Joint().solve(rule, training())
+        second = Joint().solve(rule, training())
+        assert not hasattr(rule.solver, "blocks")
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     @pytest.mark.parametrize("setting", [{"norms": "warm"}, {"decay": "none"}])
@@ -191,9 +191,9 @@ class TestLayerwise:
         assert {"fc2.weight", "bn1.weight", "conv1.weight"} <= changed
         assert sum(int((score == 0).sum()) for score in scores.values()) > 0
         for name in LAYERS:
-            gone = scores[name] == 0
-            assert not job.model.get_submodule(name).weight[gone].any()
-            assert not job.model.get_submodule(name).bias[gone].any()
+            zero = scores[name] == 0
+            assert not job.model.get_submodule(name).weight[zero].any()
+            assert not job.model.get_submodule(name).bias[zero].any()
 
     def test_rows_that_vanished_in_one_phase_stay_gone_in_the_next(self):
         job, scores = self.watch()
@@ -202,12 +202,14 @@ class TestLayerwise:
             assert torch.equal(weight.norm(dim=1) == 0, scores[name] == 0)
 
     def test_the_history_names_its_phases(self, tmp_path):
-        seen = []
-        job = training(on_epoch=seen.append, checkpoint=Checkpoint(tmp_path / "last.pt", "toy"))
+        histories = []
+        job = training(
+            on_epoch=histories.append, checkpoint=Checkpoint(tmp_path / "last.pt", "toy")
+        )
         Layerwise(sgd(1)).solve(regularizer(0.1, ADMM(inner=2)), job)
-        phases = list(dict.fromkeys(row["phase"] for row in seen[-1]))
+        phases = list(dict.fromkeys(row["phase"] for row in histories[-1]))
         assert phases == ["0-conv1", "1-tune", "1-conv2", "2-tune", "2-fc1", "3-tune"]
-        assert [len(rows) for rows in seen] == list(range(1, 10))
+        assert [len(rows) for rows in histories] == list(range(1, 10))
         assert {file.name for file in tmp_path.iterdir()} == {f"last-{p}.pt" for p in phases}
 
     def test_a_finished_phase_is_not_trained_again(self, tmp_path):
