@@ -87,7 +87,7 @@ NETWORKS = {
     "densenet": Network(
         {"_target_": "prunekit.models.DenseNet", "layers": 2, "growth": 4, "stem": 6}, 3, 16
     ),
-    "mobilenet": Network({"_target_": "golden_networks.Inverted"}, 3, 16),
+    "mobilenet": Network({"_target_": "scripts.golden.networks.Inverted"}, 3, 16),
     "googlenet": Network(
         {
             "_target_": "prunekit.models.GoogLeNet",

@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from golden_cli import call
 from torch import Tensor, nn
 
 import prunekit
 from prunekit import models
 from prunekit.selection import Slimming
+from scripts.golden.cli import call
 
-FILES = Path(__file__).resolve().parents[1] / "tests" / "golden" / "files"
+FILES = Path(__file__).resolve().parents[2] / "tests" / "golden" / "files"
 OUTPUTS = "outputs.json"
 COLOURED, GREY = (2, 3, 16, 16), (2, 1, 28, 28)  # of the images that outputs are kept for
 TINY = """\

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from golden_cells import CRITERIA, QUIET, SELECTIONS, Place
-from golden_cli import call
-from golden_networks import NETWORKS
 from torch import nn
 
 import prunekit
 from prunekit.errors import PrunekitError
 from prunekit.measure import LatencyTest
 from prunekit.selection import LatencyTarget
+from scripts.golden.cells import CRITERIA, QUIET, SELECTIONS, Place
+from scripts.golden.cli import call
+from scripts.golden.networks import NETWORKS
 
-KEPT = Path(__file__).resolve().parents[1] / "tests" / "golden" / "kept"
+KEPT = Path(__file__).resolve().parents[2] / "tests" / "golden" / "kept"
 ON_THE_COMMAND_LINE = (  # one for every file of configs/selection
     *("per_layer", "global", "macs_local", "params_global", "budgets", "slimming", "threshold"),
     *("zeros", "widths", "lenet_2_8_77", "like_run", "sensitivity"),

@@ -1,10 +1,10 @@
-"""What the code of one day gives, kept to be compared with what later code gives.
+"""Record what prunekit computes, and compare it with what an earlier version computed.
 
-    python scripts/golden.py record             # kept units, to tests/golden/kept
-    python scripts/golden.py compare            # kept units now beside those files
-    python scripts/golden.py compare --base ../before    # beside another checkout's, made here
-    python scripts/golden.py weights --base ../before    # smoke runs of every experiment file
-    python scripts/golden.py files              # model files and run directories, made anew
+    python -m scripts.golden record             # kept units, to tests/golden/kept
+    python -m scripts.golden compare            # kept units now beside those files
+    python -m scripts.golden compare --base ../before    # beside another checkout's, made here
+    python -m scripts.golden weights --base ../before    # smoke runs of every experiment file
+    python -m scripts.golden files              # model files and run directories, made anew
 
 Everything is asked for through names that stay: commands, `prunekit.prune`, classes of settings.
 Interrupted, all but `files` continue where they were; delete build/golden to start anew.
@@ -19,48 +19,53 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-import golden_files
-import golden_kept
-import golden_weights
 import torch
-from golden_networks import NETWORKS
 
-HERE = Path(__file__).resolve().parents[1]
-PARTS = (*NETWORKS, golden_kept.DEFAULTS)
+from scripts.golden import files, kept, weights
+from scripts.golden.networks import NETWORKS
+
+HERE = Path(__file__).resolve().parents[2]
+RECORD = """
+import sys
+sys.path.insert(0, {here!r})
+import scripts.golden  # of this checkout, prunekit of the other one
+sys.path.insert(0, {checkout!r})
+from scripts.golden.__main__ import main
+raise SystemExit(main())
+"""
+PARTS = (*NETWORKS, kept.DEFAULTS)
 
 
 def main() -> int:
     """Do what the first argument says; 1 where something differs."""
     given = _arguments()
     if given.action == "files":
-        golden_files.make(given.out)
+        files.make(given.out)
         return 0
     if given.action == "record":
         return _record(given.out, given.only)
     if given.action == "weights":
         folders = {"base": given.base.resolve(), "now": HERE}
-        sides = (golden_weights.Side(place, given.work / s) for s, place in folders.items())
-        return golden_weights.compare((*sides,), given.only, given.processes, _say)
+        sides = (weights.Side(place, given.work / s) for s, place in folders.items())
+        return weights.compare((*sides,), given.only, given.processes, _say)
     return _compare(given.base, given.work, given.only)
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     actions = parser.add_subparsers(dest="action", required=True)
-    files = actions.add_parser("files", help="write model files and run directories anew")
-    files.add_argument("--out", type=Path, default=golden_files.FILES)
+    make = actions.add_parser("files", help="write model files and run directories anew")
+    make.add_argument("--out", type=Path, default=files.FILES)
     record = actions.add_parser("record", help="write what is kept; delete a file to write it anew")
-    record.add_argument("--out", type=Path, default=golden_kept.KEPT)
+    record.add_argument("--out", type=Path, default=kept.KEPT)
     compare = actions.add_parser("compare", help="set what is kept now beside what was recorded")
     compare.add_argument("--base", type=Path, help="a checkout in place of the recorded files")
     compare.add_argument("--work", type=Path, default=HERE / "build" / "golden")
-    weights = actions.add_parser("weights", help="networks of every experiment's smoke run")
-    weights.add_argument("--base", type=Path, required=True, help="the checkout to compare with")
-    weights.add_argument("--work", type=Path, default=HERE / "build" / "golden" / "weights")
-    weights.add_argument("--only", nargs="+", default=(), metavar="EXPERIMENT")
-    weights.add_argument("--processes", type=int, default=1, help="experiments at a time")
+    both = actions.add_parser("weights", help="networks of every experiment's smoke run")
+    both.add_argument("--base", type=Path, required=True, help="the checkout to compare with")
+    both.add_argument("--work", type=Path, default=HERE / "build" / "golden" / "weights")
+    both.add_argument("--only", nargs="+", default=(), metavar="EXPERIMENT")
+    both.add_argument("--processes", type=int, default=1, help="experiments at a time")
     for action in (record, compare):
         action.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     return parser.parse_args()
@@ -69,24 +74,25 @@ def _arguments() -> argparse.Namespace:
 def _record(out: Path, names: tuple[str, ...]) -> int:
     torch.set_num_threads(1)
     for name in names:
-        if name != golden_kept.DEFAULTS:
-            golden_kept.record(name, out, _say)
+        if name != kept.DEFAULTS:
+            kept.record(name, out, _say)
         elif not (out / f"{name}.json").is_file():
-            golden_kept.record_defaults(out, _say)
+            kept.record_defaults(out, _say)
     return 0
 
 
 def _compare(base: Path | None, work: Path, names: tuple[str, ...]) -> int:
     sides = {"now": HERE} | ({} if base is None else {"base": base.resolve()})
     for side, checkout in sides.items():
-        line = [sys.executable, __file__, "record", "--out", work / side, "--only", *names]
+        code = RECORD.format(here=str(HERE), checkout=str(checkout))
+        line = [sys.executable, "-c", code, "record", "--out", str(work / side), "--only", *names]
         places = {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
-        subprocess.run(list(map(str, line)), env={**os.environ, **places}, check=True)
+        subprocess.run(line, env={**os.environ, **places}, check=True)
     counted: Counter[str] = Counter()
     for name in names:
-        old = work / "base" if base else golden_kept.KEPT
-        pair = (golden_kept.read(place / f"{name}.json") for place in (old, work / "now"))
-        for kind, text in golden_kept.differences(*pair):
+        old = work / "base" if base else kept.KEPT
+        pair = (kept.read(place / f"{name}.json") for place in (old, work / "now"))
+        for kind, text in kept.differences(*pair):
             counted[kind] += 1
             print(f"{name} ({kind}): {text}")
     told = ", ".join(f"{count} in {kind}" for kind, count in counted.items())

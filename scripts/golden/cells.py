@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from golden_cli import call
-from golden_networks import IMAGES, Network
 from torch import nn
 
 import prunekit
@@ -22,6 +20,8 @@ from prunekit import criteria
 from prunekit import selection as selections
 from prunekit.selection import MeanNorm
 from prunekit.solvers.regression import FISTA
+from scripts.golden.cli import call
+from scripts.golden.networks import IMAGES, Network
 
 STILL = (  # training that moves nothing: it only leaves what sparsify leaves
     *("schedule=smoke", f"schedule.sparsify.batch={IMAGES}", "runtime=cpu", "runtime.threads=1"),

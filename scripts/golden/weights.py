@@ -1,6 +1,6 @@
 """The networks that every experiment file's smoke run ends with, of two checkouts on one machine.
 
-Each checkout says by itself what `scripts/every_experiment.py` runs at the scale smoke. What is
+Each checkout says by itself what its table of experiments runs at the scale smoke. What is
 there already is not run again.
 """
 
@@ -45,12 +45,17 @@ EXPECTED: tuple[Expected, ...] = (
 )
 
 CLOCK = ("_ms", "seconds", "speedup", "memory", "predicted/", "per_second")  # in names of metrics
+# also of a checkout whose scripts were files in one folder
 ASK = """
 import json, sys
-sys.path.insert(0, "scripts")
-import every_experiment
-jobs = every_experiment.jobs(every_experiment.SCALES["smoke"])
-print(json.dumps({job.name.split("/")[-1]: [job.stages, job.command("runs")] for job in jobs}))
+try:
+    from scripts.reproduce.every import jobs
+    found = jobs("smoke")
+except ImportError:
+    sys.path.insert(0, "scripts")
+    import every_experiment
+    found = every_experiment.jobs(every_experiment.SCALES["smoke"])
+print(json.dumps({job.name.split("/")[-1]: [job.stages, job.command("runs")] for job in found}))
 """
 SAME = ("runtime.device=cpu", "runtime.threads=1")
 
