@@ -22,7 +22,7 @@ from prunekit.stages import network
 from prunekit.stages.pipeline import check
 from prunekit.stages.weights import Dense
 
-PUBLISHED = Path(__file__).parents[2] / "scripts" / "published"
+PUBLISHED = Path(__file__).parents[2] / "scripts" / "reproduce" / "published"
 STRUCTURES = {"sglp": "prunekit.criteria.Graph", "stlp": "prunekit.criteria.Hierarchy"}
 PAIRS = {  # percent of FLOPs and of parameters removed; the row that is the experiment's
     "sglp_vgg16_cifar10": ("cifar10", "VGGNet-16", 61, 85),

@@ -1,0 +1,1 @@
+"""Published tables, the runs behind them, and what the runs found beside what was published."""
