@@ -1,28 +1,23 @@
 """Speed of structured lassos: how long all convolutions of VGG-16 take, layer by layer.
 
-    python scripts/bench_lasso.py [--layers 13] [--csv FILE]
-
 A layer's tables are those of random maps that share patterns of ten classes, under a Laplacian
 kernel; what is timed is the walk down the strengths that orders its filters, tables excluded.
 """
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
-import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 
 import torch
-from bench import Row, publish, row
 from torch import Tensor
 
 from prunekit.criteria.entry import EntryOrder
 from prunekit.penalties import Edges, GraphLasso, Penalty, Tree, TreeLasso
 from prunekit.similarity import Grams, Maps, Tables, tables_of
 from prunekit.solvers.regression import FISTA, GraphADMM, Regression, RegressionSolver
+from scripts.bench.ratios import Row, below, row, seconds
 
 WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # VGG-16
 EXAMPLES, CLASSES, ENTRIES = 128, 10, 16
@@ -30,19 +25,16 @@ SHARED = 0.6  # of a class pattern beside noise of one
 READ = 20  # input channels that an output channel mixes
 MOST = 180.0  # seconds for all layers on 2 cores
 
-Method = tuple[Callable[[Tensor], Callable[[float], Penalty]], RegressionSolver]
+Structure = Callable[[Tensor], Callable[[float], Penalty]]
+Method = tuple[Structure, RegressionSolver]
 
 
-def main() -> int:
-    """Print every row; exit code 1 when a bound is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=len(WIDTHS) - 1, help="the first so many")
-    parser.add_argument("--csv", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
-    torch.set_grad_enabled(False)
-    shapes = list(itertools.pairwise(WIDTHS))[: arguments.layers]
-    rows = [line for name, method in methods().items() for line in walks(name, method, shapes)]
-    return publish("structured lasso", rows, arguments.csv)
+def rows(rounds: int) -> Iterator[Row]:
+    """Yield seconds of every layer and of all, for both structures; once, however many rounds."""
+    shapes = list(itertools.pairwise(WIDTHS))
+    with torch.no_grad():
+        for name, method in methods().items():
+            yield from walks(name, method, shapes)
 
 
 def methods() -> dict[str, Method]:
@@ -68,13 +60,15 @@ def walks(name: str, method: Method, shapes: list[tuple[int, int]]) -> Iterator[
     total = 0.0
     for seed, (inputs, outputs) in enumerate(shapes):
         tables = layer(inputs, outputs, seed)
-        start = time.perf_counter()
-        problem = Regression(tables.inputs, tables.cross, float(tables.energy.sum()))
-        EntryOrder().scores(problem, structure(tables.similarity), solver, str(seed))
-        seconds = time.perf_counter() - start
-        total += seconds
-        yield row(f"{name}, layer {seed}, {inputs} x {outputs}, seconds", seconds, "-", True)
-    yield row(f"{name}, all layers, seconds", total, f"< {MOST:g}", total < MOST)
+        took = seconds(partial(_order, tables, structure, solver, str(seed)))
+        total += took
+        yield row(f"{name}, layer {seed}, {inputs} x {outputs}, seconds", took)
+    yield below(f"{name}, all layers, seconds", total, MOST)
+
+
+def _order(tables: Tables, structure: Structure, solver: RegressionSolver, name: str) -> None:
+    problem = Regression(tables.inputs, tables.cross, float(tables.energy.sum()))
+    EntryOrder().scores(problem, structure(tables.similarity), solver, name)
 
 
 def layer(inputs: int, outputs: int, seed: int) -> Tables:
@@ -87,7 +81,3 @@ def layer(inputs: int, outputs: int, seed: int) -> Tables:
     read = torch.rand(outputs, inputs, generator=draw).argsort(dim=1) < READ
     weights = torch.randn(outputs, inputs, generator=draw) * read
     return tables_of(Grams(), Maps.of(maps), Maps.of(torch.tensordot(weights, maps, dims=1)))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

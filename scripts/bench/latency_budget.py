@@ -1,6 +1,6 @@
 """Asked, predicted and measured: a latency budget on networks of torchvision.
 
-    python scripts/latency_budget.py [--only NAME ...] [--keep SHARE ...] [--csv FILE]
+    python -m scripts.bench.latency_budget [--only NAME ...] [--keep SHARE ...] [--csv FILE]
 
 Random weights, L1 norms, images of 224, batches of one, one thread. `table` is what the table of
 layer times predicts for the network that was chosen, `found` its measurement that ended the search,
@@ -19,13 +19,12 @@ from typing import Any
 import torch
 import torchvision
 
-from prunekit.console import say, table
 from prunekit.criteria import L1Norm
 from prunekit.graph import ChannelGraph
 from prunekit.measure import Clock, FoldedCost, LatencyTest
-from prunekit.runs.files import write_csv
 from prunekit.selection import LatencyTarget, Scored
 from prunekit.surgery import Narrow
+from scripts.bench.lines import RESULTS, collect
 
 NETWORKS = ("mobilenet_v2", "resnet50", "densenet121", "vgg16")
 
@@ -35,20 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=NETWORKS)
     parser.add_argument("--keep", nargs="+", type=float, metavar="SHARE", default=(0.75, 0.6, 0.4))
-    parser.add_argument("--csv", type=Path, help="the file (docs/results/latency_budget.csv)")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "latency_budget.csv")
     asked = parser.parse_args()
-    place = asked.csv or Path(__file__).parents[1] / "docs/results/latency_budget.csv"
-    rows: list[dict[str, Any]] = []
-    for name in asked.only:
-        for row in searched(name, asked.keep):
-            rows.append(row)
-            write_csv(place, rows)
-            say(" ".join(f"{key} {value}" for key, value in row.items()))
-    table("latency budgets", [*rows[0]], [[*map(str, row.values())] for row in rows])
+    rows = (row for name in asked.only for row in searched(name, asked.keep))
+    collect(asked.csv, "latency budgets", rows)
 
 
 def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
-    """A row for every share that is asked of a network."""
+    """Yield a row for every share that is asked of a network."""
     torch.manual_seed(0)
     timing = LatencyTest(batch=1, runs=151, warmup=5, seconds=20)
     model = getattr(torchvision.models, name)().eval()

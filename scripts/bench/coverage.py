@@ -1,6 +1,6 @@
 """Every classifier of torchvision, cut to half of its channels: what works, how exactly, how fast.
 
-    python scripts/coverage.py [--only NAME ...] [--no-peer] [--timm] [--csv FILE]
+    python -m scripts.bench.coverage [--only NAME ...] [--no-peer] [--timm] [--csv FILE]
 
 Each network is pruned by prunekit and by Torch-Pruning in processes of their own, on one thread,
 one at a time. Rows are added to the file as they come; a second start goes on where the first
@@ -12,18 +12,16 @@ differences are relative to the largest logit of the dense network with the same
 from __future__ import annotations
 
 import argparse
-import csv
 import json
-import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from subjects import TIMM, torchvision_names
-
 from prunekit.console import complain, say, table
+from prunekit.runs.files import write_csv
+from scripts.bench.lines import RESULTS, apart, read
+from scripts.bench.subjects import TIMM, torchvision_names
 
 COLUMNS = (
     *("network", "tool", "outcome", "params", "layers", "cut", "left", "traced", "pruned"),
@@ -57,8 +55,7 @@ def main() -> int:
         return 2
     names = asked.only or names
     tools = (OURS,) if asked.no_peer or asked.timm else (OURS, PEER)
-    default = f"docs/results/coverage{'_timm' if asked.timm else ''}.csv"
-    path = asked.csv or Path(__file__).resolve().parents[1] / default
+    path = asked.csv or RESULTS / f"coverage{'_timm' if asked.timm else ''}.csv"
     if not asked.table:
         collect(path, names, tools, asked.seconds, asked.gigabytes)
     rows = [row for row in read(path) if row["network"] in names and row["tool"] in tools]
@@ -70,33 +67,23 @@ def collect(
     path: Path, names: Sequence[str], tools: Sequence[str], seconds: float, gigabytes: float
 ) -> None:
     """Add the rows that are not in the file yet."""
-    done = {(row["network"], row["tool"]) for row in read(path)}
+    rows = read(path)
+    done = {(row["network"], row["tool"]) for row in rows}
     missing = [(name, tool) for name in names for tool in tools if (name, tool) not in done]
     for number, (name, tool) in enumerate(missing, start=1):
         row = measured(name, tool, seconds, gigabytes)
-        append(path, row)
+        rows.append(row)
+        write_csv(path, rows)
         seen = f"{row.get('traced', '-')} + {row.get('pruned', '-')} s"
         say(f"{number}/{len(missing)} {name} {tool}: {row['outcome']}, {seen}")
 
 
 def measured(name: str, tool: str, seconds: float, gigabytes: float) -> Row:
-    """The row of one network and tool, from a process of its own."""
+    """Return the row of one network and tool, from a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "row.json"
-        script = Path(__file__).with_name("covered.py")
-        line = [sys.executable, str(script), tool, name, str(path), str(seconds), str(gigabytes)]
-        trouble = ""
-        try:
-            found = subprocess.run(
-                line,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                capture_output=True,
-                text=True,
-                timeout=seconds * PATIENCE,
-            )
-            trouble = (found.stderr.strip().splitlines() or [f"exit code {found.returncode}"])[-1]
-        except subprocess.TimeoutExpired:
-            trouble = f"not done after {seconds * PATIENCE:.0f} s"
+        words = [tool, name, str(path), str(seconds), str(gigabytes)]
+        _, trouble = apart("covered", words, seconds * PATIENCE)
         row = json.loads(path.read_text()) if path.exists() else {}
     row = {"network": name, "tool": tool, **row}
     if row.get("step") != "done":
@@ -104,26 +91,8 @@ def measured(name: str, tool: str, seconds: float, gigabytes: float) -> Row:
     return {column: str(row.get(column, "")) for column in COLUMNS}
 
 
-def read(path: Path) -> list[Row]:
-    """The rows so far."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, row: Row) -> None:
-    """Add a row to the file."""
-    fresh = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if fresh:
-            writer.writeheader()
-        writer.writerow(row)
-
-
 def show(rows: Sequence[Row], tools: Sequence[str], markdown: Path | None = None) -> None:
-    """One line a network, the tools side by side; then the totals."""
+    """Print one line a network, the tools side by side; then the totals."""
     found = {(row["network"], row["tool"]): row for row in rows}
     names = list(dict.fromkeys(row["network"] for row in rows))
     heads = ["outcome", "cut", "left", "traced", "pruned", "step", "float", "double"]
@@ -150,7 +119,7 @@ def show(rows: Sequence[Row], tools: Sequence[str], markdown: Path | None = None
 
 
 def cells(row: Row) -> list[str]:
-    """A tool's part of a line."""
+    """Return a tool's part of a line."""
     if not row:
         return [""] * 8
     outcome = "ok" if row["outcome"] == "ok" else row["outcome"].split(": ")[0]
@@ -162,12 +131,12 @@ def cells(row: Row) -> list[str]:
 
 
 def share(row: Row) -> float:
-    """Parameters left over parameters before."""
+    """Return parameters left over parameters before."""
     return int(row["left"]) / int(row["params"])
 
 
 def worst(row: Row, kind: str) -> float | None:
-    """The larger of the differences in eval and in train mode."""
+    """Return the larger of the differences in eval and in train mode."""
     found = []
     for mode in ("eval", "train"):
         try:
@@ -178,12 +147,12 @@ def worst(row: Row, kind: str) -> float | None:
 
 
 def seconds(row: Row) -> float | None:
-    """Tracing and cutting together."""
+    """Return the seconds of tracing and cutting together."""
     return float(row["traced"]) + float(row["pruned"]) if row["pruned"] else None
 
 
 def totals(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
-    """What the table amounts to."""
+    """Return sentences that sum the table up."""
     good = [row for row in rows if row["outcome"] == "ok"]
     cut = [row for row in rows if row["left"] and share(row) <= 0.75]
     lines = [
@@ -199,7 +168,7 @@ def totals(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
 
 
 def compared(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
-    """The same networks with the peer."""
+    """Return sentences that compare the same networks with the peer."""
     others = {name: row for (name, tool), row in found.items() if tool == PEER}
     if not others:
         return []

@@ -1,6 +1,6 @@
 """Networks of ultralytics, transformers and torchvision, pruned from their own call.
 
-    python scripts/foreign_networks.py [--networks yolov8n ...] [--csv outputs/foreign.csv]
+    python -m scripts.bench.foreign_networks [--networks yolov8n ...] [--csv outputs/foreign.csv]
 
 Each runs in a process of its own: half of all channels by L2 norm, then the second form of the
 check of exactness, `tests/oracle.py`. What is in the file is not measured again. A network whose
@@ -10,11 +10,8 @@ library is not installed is left out.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 import time
 import warnings
@@ -22,13 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from foreign import NETWORKS, images
 from torch.nn.modules.conv import _ConvNd
 
 from prunekit.console import say, table
 from prunekit.graph import ChannelGraph
+from prunekit.runs.files import write_csv
+from scripts.bench.foreign import NETWORKS, images
+from scripts.bench.lines import ROOT, apart, read
 
-ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
     *("network", "outcome", "left", "cut", "layers", "seconds"),
     *("eval", "train", "resized", "heard", "notes"),
@@ -56,7 +54,7 @@ def main(given: Sequence[str] | None = None) -> int:
         known = rows.get(name)
         if known is None or (options.again and known["outcome"] != "ok"):
             rows[name] = measured(name, options.seconds)
-            write(options.csv, [*rows.values()])
+            write_csv(options.csv, [*rows.values()])
     shown = [rows[name] for name in options.networks if name in rows]
     heads = [column for column in COLUMNS if column != "notes"]
     table("half of all channels", heads, [[row[head] for head in heads] for row in shown])
@@ -64,30 +62,16 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def measured(name: str, seconds: float) -> Row:
-    """The row of one network, from a process of its own."""
-    line = [sys.executable, __file__, "--one", name]
-    told = {"network": name}
-    try:
-        found = subprocess.run(
-            line,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "YOLO_VERBOSE": "False"},
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-        )
-        rows = [text for text in found.stdout.splitlines() if text.startswith('{"network"')]
-        if rows:
-            told = json.loads(rows[-1])
-        else:
-            told["outcome"] = (found.stderr.strip().splitlines() or ["nothing was printed"])[-1]
-    except subprocess.TimeoutExpired:
-        told["outcome"] = f"not done after {seconds:.0f} s"
-    return {column: str(told.get(column, "")) for column in COLUMNS}
+    """Return the row of one network, from a process of its own."""
+    printed, trouble = apart("foreign_networks", ["--one", name], seconds)
+    rows = [line for line in printed.splitlines() if line.startswith('{"network"')]
+    row = json.loads(rows[-1]) if rows else {"network": name, "outcome": trouble}
+    return {column: str(row.get(column, "")) for column in COLUMNS}
 
 
 def row_of(name: str) -> dict[str, object]:
-    """Every figure of one network."""
-    from covered import LAYERS, count, cut, cut_layers
+    """Return every figure of one network."""
+    from scripts.bench.covered import LAYERS, count, cut, cut_layers
 
     sys.path.insert(0, str(ROOT / "tests"))
     import oracle
@@ -118,26 +102,9 @@ def row_of(name: str) -> dict[str, object]:
         if found.worst > 1e-6:
             row["outcome"] = "differs"
     except Exception as error:
-        told = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        row["outcome"] = told[:200]
+        reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        row["outcome"] = reason[:200]
     return row
-
-
-def read(path: Path) -> list[Row]:
-    """The rows so far."""
-    if not path.exists():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def write(path: Path, rows: Sequence[Row]) -> None:
-    """All rows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Latency of decomposed against pruned networks of as many multiply-adds, timed in turns.
 
-    python scripts/decomposed_latency.py [--networks resnet20 vgg16] [--engines eager] [--fresh]
+    python -m scripts.bench.decomposed_latency [--networks NAME ...] [--engines eager] [--fresh]
 
 A pruned network has fewer filters; a decomposed one has two convolutions, k x k and 1 x 1, in the
 place of one, but in stems and shortcuts: rows of the matrices behind are gone. Both keep the same
@@ -11,7 +11,6 @@ it is timed, and what stands there is not timed again.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,24 +18,22 @@ from pathlib import Path
 
 import torch
 import torchvision
-from measured import Row, publish, write_markdown
 from torch import Tensor, nn
 
 from prunekit import models
 from prunekit.console import say
-from prunekit.criteria import L1Norm
-from prunekit.errors import ConfigError, ExportError
+from prunekit.console import table as show
+from prunekit.errors import ConfigError
 from prunekit.export import require_onnx
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import CostModel, FoldedCost, LatencyTest
+from prunekit.graph import Placement
+from prunekit.measure import LatencyTest
 from prunekit.modes import duplicate
-from prunekit.runs.files import write_csv
-from prunekit.selection import MacsTarget
-from prunekit.surgery import Attach, Narrow, fold
+from prunekit.surgery import Attach, fold
+from scripts.bench.lines import RESULTS, Row
+from scripts.bench.timed import Networks, complete, cut, known, macs, parameters
+from scripts.reproduce.sheets import markdown, text, write_markdown
 
-OUT = Path(__file__).resolve().parents[1] / "docs/results"
 NAME = "decomposed_latency"
-SETTING = ("network", "image", "batch", "device", "engine", "keep", "threads")
 HEAD = (
     "Milliseconds a batch, median and quartiles over rounds in which all three networks were timed "
     "in turn; the speed-up is the median over rounds of how many times as long dense took. "
@@ -73,56 +70,39 @@ ENGINES = {"cpu": ("eager", "onnxruntime"), "cuda": ("eager",)}
 def main() -> int:
     """Time what is missing in the table, then show all of it."""
     arguments = _arguments()
-    rows = [] if arguments.fresh else _read(arguments.out / f"{NAME}.csv")
-    for name in arguments.networks:
-        wanted = [key for key in _keys(name, arguments) if key not in [_key(row) for row in rows]]
-        networks = variants(SUBJECTS[name], arguments.keep) if wanted else {}
-        for key in wanted:
-            say(f"{name}, batch {key['batch']}, {key['engine']} on {key['device']} ...")
-            try:
-                rows += timed(networks, key, arguments)
-            except ExportError as error:
-                say(f"  not timed: {error}")
-            write_csv(arguments.out / f"{NAME}.csv", rows)
+    file = arguments.out / f"{NAME}.csv"
+    rows = complete(
+        file,
+        known(file, KINDS, arguments.fresh),
+        {name: _keys(name, arguments) for name in arguments.networks},
+        lambda name: variants(SUBJECTS[name], arguments.keep),
+        lambda networks, key: timed(networks, key, arguments),
+    )
     _write(arguments.out, rows)
     return 0
 
 
-def variants(subject: Subject, keep: float) -> dict[str, nn.Module]:
-    """The dense network, and two of the given share of its multiply-adds."""
+def variants(subject: Subject, keep: float) -> Networks:
+    """Return the dense network, and two of the given share of its multiply-adds."""
     torch.manual_seed(0)
     dense = subject.build().eval()
     return {
         "dense": dense,
-        "pruned": _cut(duplicate(dense), subject.example, keep),
+        "pruned": cut(duplicate(dense), subject.example, keep),
         "decomposed": decomposed(duplicate(dense), subject.example, keep),
     }
 
 
 def decomposed(model: nn.Module, example: Tensor, keep: float) -> nn.Module:
-    """The network with fewer rows in the matrices behind its convolutions."""
+    """Return the network with fewer rows in the matrices behind its convolutions."""
     edit = Attach.of(model, example, EVERYWHERE)
     edit.apply(model)
     rows = [f"{site.layer}.conv" for site in edit.sites]
-    return fold(_cut(model, example, keep, rows), example).model
+    return fold(cut(model, example, keep, rows), example).model
 
 
-def _cut(
-    model: nn.Module, example: Tensor, keep: float, layers: list[str] | None = None
-) -> nn.Module:
-    """Cut in place: the same share of every layer, or of these alone."""
-    graph = ChannelGraph.trace(model, example)
-    scores = L1Norm().scores(model, graph, None)
-    if layers is not None:
-        scores = {name: scores[name] for name in layers}
-    masks = MacsTarget(keep=keep, scope="local").choose(scores, graph, FoldedCost(model, graph))
-    drop = masks.removed
-    Narrow.of(graph, drop).apply(model)
-    return model
-
-
-def timed(networks: dict[str, nn.Module], key: Row, arguments: argparse.Namespace) -> list[Row]:
-    """One row a network, all timed in turns."""
+def timed(networks: Networks, key: Row, arguments: argparse.Namespace) -> list[Row]:
+    """Return one row a network, all timed in turns."""
     example = SUBJECTS[key["network"]].example
     test = LatencyTest(
         threads=key["threads"],
@@ -132,15 +112,15 @@ def timed(networks: dict[str, nn.Module], key: Row, arguments: argparse.Namespac
         seconds=arguments.seconds,
     )
     times = test.run(networks, example, device=key["device"], engine=key["engine"])
-    macs = {name: _macs(network, example) for name, network in networks.items()}
+    costs = {name: macs(network, example) for name, network in networks.items()}
     return [
         {
             **key,
             "variant": name,
             "layers": sum(isinstance(m, _LAYERS) for m in networks[name].modules()),
-            "MACs": macs[name],
-            "MACs kept": f"{macs[name] / macs['dense']:.4f}",
-            "params": sum(param.numel() for param in networks[name].parameters()),
+            "MACs": costs[name],
+            "MACs kept": f"{costs[name] / costs['dense']:.4f}",
+            "params": parameters(networks[name]),
             "ms": f"{time.median_ms:.3f}",
             "q1": f"{time.q1:.3f}",
             "q3": f"{time.q3:.3f}",
@@ -149,10 +129,6 @@ def timed(networks: dict[str, nn.Module], key: Row, arguments: argparse.Namespac
         }
         for name, time in times.items()
     ]
-
-
-def _macs(model: nn.Module, example: Tensor) -> int:
-    return CostModel(model, ChannelGraph.trace(model, example)).macs()
 
 
 def _keys(name: str, arguments: argparse.Namespace) -> list[Row]:
@@ -175,25 +151,14 @@ def _keys(name: str, arguments: argparse.Namespace) -> list[Row]:
     ]
 
 
-def _key(row: Row) -> Row:
-    """What makes a row another measurement."""
-    return {name: row[name] for name in SETTING}
-
-
-def _read(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", newline="") as lines:
-        return [
-            {name: KINDS.get(name, str)(value) for name, value in row.items()}
-            for row in csv.DictReader(lines)
-        ]
-
-
 def _write(out: Path, rows: list[Row]) -> None:
-    """The csv file, and the same on the screen and as markdown."""
-    table = publish(out, NAME, "dense, pruned and decomposed", rows)
-    write_markdown(out / f"{NAME}.md", HEAD.format(torch=f"torch {torch.__version__}\n"), table)
+    """Show the rows, and write them as markdown."""
+    if not rows:
+        return
+    lines = [[text(cell) for cell in row.values()] for row in rows]
+    show("dense, pruned and decomposed", [*rows[0]], lines)
+    head = HEAD.format(torch=f"torch {torch.__version__}\n")
+    write_markdown(out / f"{NAME}.md", head, markdown([*rows[0]], lines))
 
 
 def _arguments() -> argparse.Namespace:
@@ -207,7 +172,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=90, help="limit for three networks")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the tables")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the tables")
     parser.add_argument("--fresh", action="store_true", help="time again what is in the file")
     return parser.parse_args()
 

@@ -1,27 +1,22 @@
 """Speed and size of reports: a thousand runs into one table, a hundred into one page.
 
-    python scripts/bench_report.py [--rounds 3] [--csv FILE]
-
 Runs are made by hand, six finished stages each. Seconds are those of one processor, the fewest of
 the rounds.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
-
-from bench import Row, publish, row
 
 from prunekit.runs.gather import collect
 from prunekit.runs.page.document import document
 from prunekit.runs.report import Report
 from prunekit.runs.tables import summary
+from scripts.bench.ratios import Row, below, seconds
 
 RUNS, PAGE = 1000, 100
 MOST_SECONDS, MOST_MEGABYTES = 3.0, 5.0
@@ -30,31 +25,20 @@ WIDTHS = (20, 50, 500)  # of LeNet's layers
 SGD = {"_target_": "torch.optim.SGD", "_partial_": True, "lr": 0.01, "momentum": 0.9}
 
 
-def main() -> int:
-    """Print every row; exit code 1 when a bound is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--csv", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
+def rows(rounds: int) -> Iterator[Row]:
+    """Yield the seconds of a table and the size of a page."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         for index in range(RUNS):
             write_run(place / f"lam={index:04}", index)
         summary(collect([place / "lam=0000"]))  # pandas is imported once
-        seconds = min(_seconds(lambda: summary(collect([place]))) for _ in range(arguments.rounds))
+        work, clock = lambda: summary(collect([place])), time.process_time
+        fewest = min(seconds(work, clock) for _ in range(rounds))
         stages = collect([place / f"lam={index:04}" for index in range(PAGE)])
         size = len(document(stages, summary(stages), "bench").encode()) / 1e6
-    rows: list[Row] = [
-        row(
-            f"{RUNS:,} runs of {len(STAGES)} reports into a table, seconds",
-            *(seconds, f"< {MOST_SECONDS:g}", seconds < MOST_SECONDS),
-        ),
-        row(
-            f"page of {PAGE} runs, megabytes",
-            *(size, f"< {MOST_MEGABYTES:g}", size < MOST_MEGABYTES),
-        ),
-    ]
-    return publish("reports", rows, arguments.csv)
+    what = f"{RUNS:,} runs of {len(STAGES)} reports into a table, seconds"
+    yield below(what, fewest, MOST_SECONDS)
+    yield below(f"page of {PAGE} runs, megabytes", size, MOST_MEGABYTES)
 
 
 def write_run(place: Path, index: int) -> None:
@@ -94,13 +78,3 @@ def metrics(stage: str, index: int) -> dict[str, float]:
     dense = {"dense_top1": 98.0, "dense_params": 431080, "dense_macs": 2293000, "cpu_ms": 5.0}
     extra = {"prune": kept, "measure": dense}.get(stage, {})
     return {**common, "macs": 2293000 - 2000 * index, **extra}
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.process_time()
-    work()
-    return time.process_time() - start
-
-
-if __name__ == "__main__":
-    sys.exit(main())

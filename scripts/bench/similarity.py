@@ -1,27 +1,22 @@
 """Speed of similarity tables: VGG-16, growth with channels and examples, what the tables save.
 
-    python scripts/bench_similarity.py [--rounds 3] [--csv FILE]
-
 Seconds are the fastest of the rounds; ratios are medians over rounds, both sides in alternation.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
-from bench import NORMALIZE, Row, publish, ratio, row
 from torch import Tensor, nn
 
 from prunekit.data import Data, TensorBatches
 from prunekit.graph import ChannelGraph
 from prunekit.models import vgg16
 from prunekit.similarity import Grams, Maps, RawMaps, Statistics, tables_of
+from scripts.bench.ratios import Row, below, ratio, row, seconds
+from scripts.bench.training import NORMALIZE
 
 EXAMPLES = 128
 CHANNELS, SIDE = 256, 8  # VGG-16's third stage on images of 32 x 32
@@ -29,21 +24,13 @@ STEPS = 10  # gradient steps that are timed together
 MOST = 30.0  # seconds for every convolution of VGG-16 on 2 cores
 
 
-def main() -> int:
-    """Print every row; exit code 1 when a bound is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--csv", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
-    torch.set_grad_enabled(False)
-    rounds = arguments.rounds
-    rows = [whole_network(rounds), *growth(rounds), *saved(rounds), with_and_without(rounds)]
-    return publish("similarity", rows, arguments.csv)
-
-
-def told(what: str, value: float) -> Row:
-    """A row that no bound is set for."""
-    return row(what, value, "-", True)
+def rows(rounds: int) -> Iterator[Row]:
+    """Yield every row, seconds first."""
+    with torch.no_grad():
+        yield whole_network(rounds)
+        yield from growth(rounds)
+        yield from saved(rounds)
+        yield with_and_without(rounds)
 
 
 def whole_network(rounds: int) -> Row:
@@ -53,24 +40,20 @@ def whole_network(rounds: int) -> Row:
     data = Data(batches, batches, batches, 10, (3, 32, 32))
     graph = ChannelGraph.trace(model, data.example)
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        Statistics().of(model, graph, data, "cpu", layers)
-        times.append(time.perf_counter() - start)
+    work = partial(Statistics().of, model, graph, data, "cpu", layers)
     what = f"tables of VGG-16, {EXAMPLES} examples, Laplacian, seconds"
-    return row(what, min(times), f"< {MOST:g}", min(times) < MOST)
+    return below(what, min(seconds(work) for _ in range(rounds)), MOST)
 
 
 def growth(rounds: int) -> Iterator[Row]:
     """Twice the channels, twice the examples, each against what came before."""
     for channels in (64, 128, 256):
-        yield told(
+        yield row(
             f"tables, {2 * channels} / {channels} channels, {EXAMPLES} examples",
             ratio(_tables(2 * channels, EXAMPLES), _tables(channels, EXAMPLES), rounds),
         )
     for examples in (128, 256, 512):
-        yield told(
+        yield row(
             f"tables, {2 * examples} / {examples} examples, 64 channels",
             ratio(_tables(64, 2 * examples), _tables(64, examples), rounds),
         )
@@ -85,9 +68,9 @@ def saved(rounds: int) -> Iterator[Row]:
     explicit = partial(_on_pairs, columns, responses)
     quadratic = partial(_on_tables, tables.inputs.float(), tables.cross.float())
     torch.testing.assert_close(explicit(), quadratic(), rtol=0, atol=1e-4)
-    yield told("gradient step, pairs of examples / tables", ratio(explicit, quadratic, rounds))
+    yield row("gradient step, pairs of examples / tables", ratio(explicit, quadratic, rounds))
     what = f"making the tables / {STEPS} gradient steps on pairs of examples"
-    yield told(what, ratio(made, explicit, rounds))
+    yield row(what, ratio(made, explicit, rounds))
 
 
 def with_and_without(rounds: int) -> Row:
@@ -96,8 +79,8 @@ def with_and_without(rounds: int) -> Row:
     After this the regression is the same, so this is all that Gram matrices save or cost.
     """
     maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
-    found = ratio(partial(tables_of, Grams(), *maps), partial(tables_of, RawMaps(), *maps), rounds)
-    return told(f"tables with / without Gram matrices, {SIDE} x {SIDE} maps", found)
+    kinds = (partial(tables_of, statistic, *maps) for statistic in (Grams(), RawMaps()))
+    return row(f"tables with / without Gram matrices, {SIDE} x {SIDE} maps", ratio(*kinds, rounds))
 
 
 def _maps(channels: int, examples: int) -> Maps:
@@ -126,7 +109,3 @@ def _on_tables(gram: Tensor, cross: Tensor) -> Tensor:
     for _ in range(STEPS):
         beta -= (gram @ beta - cross) / CHANNELS
     return beta
-
-
-if __name__ == "__main__":
-    sys.exit(main())

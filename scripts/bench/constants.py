@@ -1,6 +1,6 @@
 """How far dropping the constants of removed channels moves a network, and absorbing them.
 
-    python scripts/constants.py [--only NAME ...] [--csv FILE]
+    python -m scripts.bench.constants [--only NAME ...] [--csv FILE]
 
 Networks of torchvision with random weights and random batch-norm statistics lose half of every
 group by L1 norm. Distances are the largest difference of outputs to the dense network whose removed
@@ -17,14 +17,13 @@ from typing import Any
 import torch
 import torchvision
 
-from prunekit.console import say, table
 from prunekit.criteria import L1Norm
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.runs.files import write_csv
 from prunekit.selection import PerLayer
 from prunekit.surgery.check import randomised
 from prunekit.surgery.cut import cut
+from scripts.bench.lines import RESULTS, collect
 
 NETWORKS = (
     *("resnet18", "resnet50", "vgg16_bn", "densenet121", "googlenet", "mobilenet_v2"),
@@ -36,18 +35,14 @@ def main() -> None:
     """Measure, write the file, print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=NETWORKS)
-    parser.add_argument("--csv", type=Path, help="the file (docs/results/constants.csv)")
+    parser.add_argument("--csv", type=Path, default=RESULTS / "constants.csv")
     asked = parser.parse_args()
-    rows = []
-    for name in asked.only:
-        rows.append({"network": name, **measured(name)})
-        say(" ".join(f"{key} {value}" for key, value in rows[-1].items()))
-    write_csv(asked.csv or Path(__file__).parents[1] / "docs/results/constants.csv", rows)
-    table("constants of removed channels", [*rows[0]], [[*map(str, r.values())] for r in rows])
+    rows = ({"network": name, **measured(name)} for name in asked.only)
+    collect(asked.csv, "constants of removed channels", rows)
 
 
 def measured(name: str) -> dict[str, Any]:
-    """The distances of one network, in percent, and what the check found before."""
+    """Return the distances of one network, in percent, and the gaps of the check before."""
     torch.manual_seed(0)
     extra = {"init_weights": False} if name == "googlenet" else {}
     model = randomised(getattr(torchvision.models, name)(**extra)).eval()

@@ -1,6 +1,6 @@
 """One network pruned by one tool, in a process of its own: every figure of a row of the table.
 
-    python scripts/covered.py TOOL NETWORK ROW.json SECONDS GIGABYTES
+    python -m scripts.bench.covered TOOL NETWORK ROW.json SECONDS GIGABYTES
 
 The row is written after every step, so it also tells how far a network came that did not make it.
 """
@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from subjects import Subject, classes
 from torch import Tensor, nn
 
 from prunekit.criteria import L2Norm
@@ -30,6 +29,7 @@ from prunekit.runs.files import write_json
 from prunekit.selection import PerLayer
 from prunekit.surgery import Narrow
 from prunekit.surgery.check import compare, randomised
+from scripts.bench.subjects import Subject, classes
 
 KEEP = 0.5
 LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -182,7 +182,7 @@ def cut(model: nn.Module, narrow: nn.Module, graph: ChannelGraph) -> Tensor:
 
 def theirs(subject: Subject, model: nn.Module, row: Row) -> Pruned:
     """The same with Torch-Pruning."""
-    import peers
+    from scripts.bench import peers
 
     peers.prune(copy.deepcopy(WARM_UP), torch.zeros(1, 3, 8, 8), [], KEEP)
     narrow = copy.deepcopy(model)

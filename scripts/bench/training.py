@@ -1,20 +1,11 @@
-"""Speed as ratios inside one run: both sides of every ratio are timed in alternation.
-
-    python scripts/bench.py [--rounds 4] [--csv FILE]
-
-Median over rounds; a step is forward, backward and update of ResNet-20 on a batch of 128.
-"""
+"""Speed of training, as ratios: a step is that of ResNet-20 on a batch of 128."""
 
 from __future__ import annotations
 
-import argparse
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +14,14 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms import v2
 
 from prunekit import penalties, solvers, targets
-from prunekit.console import say, table
 from prunekit.data import Data, HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, Placement
 from prunekit.models import resnet20
-from prunekit.runs.files import write_csv
 from prunekit.solvers.base import Solver, check_fit
 from prunekit.surgery import Attach
 from prunekit.training import Schedule, fit
+from scripts.bench.ratios import Row, below, ratio, row, seconds
 
 BATCH = 128
 CYCLE = 50  # steps between two outer updates of the splitting solvers
@@ -56,56 +46,15 @@ ROLES = ("first", "second")
 TARGETS = {"filters": targets.Filters(), "scales": targets.Scales()}
 NORMALIZE = Normalize((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
-Row = dict[str, str | float]
 
-
-def main() -> int:
-    """Print every ratio with its bound; exit code 1 when one is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=4)
-    parser.add_argument("--csv", type=Path, help="write the rows to this file")
-    arguments = parser.parse_args()
+def rows(rounds: int) -> Iterator[Row]:
+    """Yield every ratio with its bound, and the seconds that `prunekit --help` takes."""
     torch.set_flush_denormal(True)
-    rows = [
-        *penalty_steps(arguments.rounds),
-        *hinge_steps(arguments.rounds),
-        training_loop(arguments.rounds),
-        data_path(arguments.rounds),
-        start(arguments.rounds),
-    ]
-    return publish("ratios", rows, arguments.csv)
-
-
-def publish(title: str, rows: list[Row], file: Path | None) -> int:
-    """Show the rows, write them to a file if there is one; exit code 1 when a bound is missed."""
-    table(title, list(rows[0]), [[str(value) for value in row.values()] for row in rows])
-    if file:
-        write_csv(file, rows)
-    missed = [str(row["what"]) for row in rows if row["holds"] == "no"]
-    say(f"missed: {', '.join(missed)}" if missed else "every bound holds")
-    return 1 if missed else 0
-
-
-def row(what: str, ratio: float, bound: str, holds: bool) -> Row:
-    """One line of the result."""
-    return {
-        "what": what,
-        "ratio": round(ratio, 3),
-        "bound": bound,
-        "holds": "yes" if holds else "no",
-    }
-
-
-def ratio(first: Callable[[], object], second: Callable[[], object], rounds: int) -> float:
-    """The median over rounds of seconds of `first` over seconds of `second`, in alternation."""
-    first(), second()
-    return statistics.median(_seconds(first) / _seconds(second) for _ in range(rounds))
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    yield from penalty_steps(rounds)
+    yield from hinge_steps(rounds)
+    yield training_loop(rounds)
+    yield data_path(rounds)
+    yield start(rounds)
 
 
 def penalty_steps(rounds: int) -> Iterator[Row]:
@@ -131,9 +80,9 @@ def penalty_steps(rounds: int) -> Iterator[Row]:
                 model.load_state_dict(start)
                 solver.bind(penalty, target.rows(model, graph))
                 hooks = partial(_hooks, solver, optimizer)
-                found = 1 + ratio(hooks, bare, rounds) / CYCLE
+                quotient = 1 + ratio(hooks, bare, rounds) / CYCLE
                 what = f"step with {solver_name} {penalty_name} on {target_name} / without"
-                yield row(what, found, "<= 1.10", found <= 1.10)
+                yield _at_most(what, quotient)
 
 
 def hinge_steps(rounds: int) -> Iterator[Row]:
@@ -151,9 +100,13 @@ def hinge_steps(rounds: int) -> Iterator[Row]:
         optimizer = torch.optim.SGD([{"params": part} for part in (rest, *roles)], lr=1e-3)
         _steps(model, optimizer, x, y, 1)
         bare = partial(_steps, model, optimizer, x, y, 1)
-        found = 1 + ratio(partial(_hooks, solver, optimizer), bare, rounds) / CYCLE
+        quotient = 1 + ratio(partial(_hooks, solver, optimizer), bare, rounds) / CYCLE
         what = f"step with Hinge {name} on rows of matrices / without"
-        yield row(what, found, "<= 1.10", found <= 1.10)
+        yield _at_most(what, quotient)
+
+
+def _at_most(what: str, quotient: float) -> Row:
+    return row(what, quotient, "<= 1.10", quotient <= 1.10)
 
 
 def _hooks(solver: Solver, optimizer: torch.optim.Optimizer) -> None:
@@ -181,8 +134,8 @@ def training_loop(rounds: int) -> Row:
     model = resnet20().to(memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     bare = partial(_steps, model, optimizer, x, y, steps)
-    found = ratio(bare, lambda: fit(model, data, schedule), rounds)
-    return row("training loop / bare steps, throughput", found, ">= 0.90", found >= 0.90)
+    quotient = ratio(bare, lambda: fit(model, data, schedule), rounds)
+    return row("training loop / bare steps, throughput", quotient, ">= 0.90", quotient >= 0.90)
 
 
 class _Fixed:
@@ -223,16 +176,15 @@ def data_path(rounds: int) -> Row:
             torch.stack([label for _, label in pairs]),
         ),
     )
-    found = ratio(lambda: list(plain), lambda: list(ours.epoch(BATCH, 0)), rounds)
-    return row("tensor data path / plain DataLoader, throughput", found, "> 1", found > 1)
+    quotient = ratio(lambda: list(plain), lambda: list(ours.epoch(BATCH, 0)), rounds)
+    return row("tensor data path / plain DataLoader, throughput", quotient, "> 1", quotient > 1)
 
 
 def start(rounds: int) -> Row:
     """Seconds of `prunekit --help`, the one absolute figure."""
     command = [sys.executable, "-m", "prunekit", "--help"]
-    times = [_seconds(partial(subprocess.run, command, capture_output=True)) for _ in range(rounds)]
-    found = min(times)
-    return row("prunekit --help, seconds", found, "< 0.2", found < 0.2)
+    times = [seconds(partial(subprocess.run, command, capture_output=True)) for _ in range(rounds)]
+    return below("prunekit --help, seconds", min(times), 0.2)
 
 
 def _batch() -> tuple[Tensor, Tensor]:
@@ -240,7 +192,3 @@ def _batch() -> tuple[Tensor, Tensor]:
     x = torch.randn(BATCH, 3, 32, 32, generator=generator)
     y = torch.randint(0, 10, (BATCH,), generator=generator)
     return x.contiguous(memory_format=torch.channels_last), y
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """How tracing and cutting grow with the network: seconds per layer, and memory of a large one.
 
-    python scripts/scaling.py [--blocks 10 100 300 1000] [--network regnet_y_128gf]
+    python -m scripts.bench.scaling [--blocks 10 100 300 1000] [--network regnet_y_128gf]
 
 Networks of equal residual blocks get longer; a layer should cost the same in all of them. Tracing
 works on shapes, so it takes little memory beyond the weights, however large the activations.
@@ -16,13 +16,14 @@ import sys
 import time
 
 import torch
-from covered import cut
-from subjects import Subject
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from prunekit.console import say, table
 from prunekit.graph import ChannelGraph
+from scripts.bench.covered import cut
+from scripts.bench.lines import ROOT
+from scripts.bench.subjects import Subject
 
 WIDTH = 16
 
@@ -41,8 +42,15 @@ def main() -> int:
     seconds(10)  # what is slow only once
     rows = [[str(cell) for cell in seconds(blocks)] for blocks in asked.blocks]
     table("residual blocks", ["layers", "traced", "pruned", "ms per layer"], rows)
-    line = [sys.executable, __file__, "--memory-only", "--network", asked.network]
-    return subprocess.run(line, check=False).returncode
+    line = [
+        sys.executable,
+        "-m",
+        "scripts.bench.scaling",
+        "--memory-only",
+        "--network",
+        asked.network,
+    ]
+    return subprocess.run(line, cwd=ROOT, check=False).returncode
 
 
 def seconds(blocks: int) -> tuple[int, float, float, float]:
