@@ -66,7 +66,7 @@ def main() -> int:
 def collect(
     path: Path, names: Sequence[str], tools: Sequence[str], seconds: float, gigabytes: float
 ) -> None:
-    """Add the rows that are not in the file yet."""
+    """Measure the rows that are not in the file yet, and add them."""
     rows = read(path)
     done = {(row["network"], row["tool"]) for row in rows}
     missing = [(name, tool) for name in names for tool in tools if (name, tool) not in done]
@@ -93,19 +93,19 @@ def measured(name: str, tool: str, seconds: float, gigabytes: float) -> Row:
 
 def show(rows: Sequence[Row], tools: Sequence[str], markdown: Path | None = None) -> None:
     """Print one line a network, the tools side by side; then the totals."""
-    found = {(row["network"], row["tool"]): row for row in rows}
+    by_tool = {(row["network"], row["tool"]): row for row in rows}
     names = list(dict.fromkeys(row["network"] for row in rows))
     heads = ["outcome", "cut", "left", "traced", "pruned", "step", "float", "double"]
     marks = {OURS: "", PEER: " *"}
     sizes = ["network", "params, M", "layers"]
     columns = [*sizes, *[head + marks[tool] for tool in tools for head in heads]]
-    known = {row["network"]: row for row in reversed(rows)}
+    first = {row["network"]: row for row in reversed(rows)}
     lines = [
         [
             name,
-            f"{int(known[name]['params']) / 1e6:.2f}",
-            known[name]["layers"],
-            *[cell for tool in tools for cell in cells(found.get((name, tool), {}))],
+            f"{int(first[name]['params']) / 1e6:.2f}",
+            first[name]["layers"],
+            *[cell for tool in tools for cell in cells(by_tool.get((name, tool), {}))],
         ]
         for name in names
     ]
@@ -114,7 +114,7 @@ def show(rows: Sequence[Row], tools: Sequence[str], markdown: Path | None = None
     if markdown is not None:
         marked = [columns, ["---"] * len(columns), *lines]
         markdown.write_text("".join(f"| {' | '.join(line)} |\n" for line in marked))
-    for line in totals([row for row in rows if row["tool"] == OURS], found):
+    for line in totals([row for row in rows if row["tool"] == OURS], by_tool):
         say(line)
 
 
@@ -137,13 +137,13 @@ def share(row: Row) -> float:
 
 def worst(row: Row, kind: str) -> float | None:
     """Return the larger of the differences in eval and in train mode."""
-    found = []
+    gaps = []
     for mode in ("eval", "train"):
         try:
-            found.append(float(row[f"{mode}_{kind}"]))
+            gaps.append(float(row[f"{mode}_{kind}"]))
         except ValueError:
             continue
-    return max(found, default=None)
+    return max(gaps, default=None)
 
 
 def seconds(row: Row) -> float | None:
@@ -151,7 +151,7 @@ def seconds(row: Row) -> float | None:
     return float(row["traced"]) + float(row["pruned"]) if row["pruned"] else None
 
 
-def totals(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
+def totals(rows: Sequence[Row], by_tool: dict[tuple[str, str], Row]) -> list[str]:
     """Return sentences that sum the table up."""
     good = [row for row in rows if row["outcome"] == "ok"]
     cut = [row for row in rows if row["left"] and share(row) <= 0.75]
@@ -160,16 +160,16 @@ def totals(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
         f"at most 75 % of the parameters left in {len(cut)} of {len(rows)}",
     ]
     for kind in ("single", "double"):
-        known = [(gap, row["network"]) for row in rows if (gap := worst(row, kind)) is not None]
-        if known:
-            gap, name = max(known)
+        gaps = [(gap, row["network"]) for row in rows if (gap := worst(row, kind)) is not None]
+        if gaps:
+            gap, name = max(gaps)
             lines.append(f"largest relative difference in {kind} precision: {gap:.1e} ({name})")
-    return [*lines, *compared(rows, found)]
+    return [*lines, *compared(rows, by_tool)]
 
 
-def compared(rows: Sequence[Row], found: dict[tuple[str, str], Row]) -> list[str]:
+def compared(rows: Sequence[Row], by_tool: dict[tuple[str, str], Row]) -> list[str]:
     """Return sentences that compare the same networks with the peer."""
-    others = {name: row for (name, tool), row in found.items() if tool == PEER}
+    others = {name: row for (name, tool), row in by_tool.items() if tool == PEER}
     if not others:
         return []
     pairs = [(row, others[row["network"]]) for row in rows if row["network"] in others]

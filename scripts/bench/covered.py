@@ -47,7 +47,7 @@ class Silencing(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pruned:
-    """What a tool leaves: the narrow network, and what it should be equal to."""
+    """The result of a tool: the narrow network, and the one that it should be equal to."""
 
     narrow: nn.Module
     reference: Callable[[], nn.Module]
@@ -56,7 +56,7 @@ class Pruned:
 
 
 class Row:
-    """The figures so far; each step is named before it starts, and what fails is its outcome."""
+    """The figures so far. Steps are named before they start; the first that fails is the outcome."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path
@@ -69,17 +69,17 @@ class Row:
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """A part that may fail; later parts are tried all the same."""
+        """Name a part that may fail; later parts are tried all the same."""
         self.add(step=name)
         try:
             yield
         except Exception as error:
-            told = f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-            self.add(outcome=self.values.get("outcome") or told[:200])
+            reason = f"{name}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            self.add(outcome=self.values.get("outcome") or reason[:200])
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Seconds of a part, under its name."""
+        """Measure the seconds of a part, under its name."""
         start = time.perf_counter()
         yield
         self.add(**{name: round(time.perf_counter() - start, 4)})
@@ -121,7 +121,7 @@ def deadline(seconds: float) -> Iterator[None]:
 
 
 def measure(subject: Subject, model: nn.Module, pruned: Pruned, row: Row) -> None:
-    """What the narrow network is worth: sizes, forward, a training step, the masked network."""
+    """Measure the narrow network: sizes, forward, a training step, the gap to the masked one."""
     narrow = pruned.narrow
     row.add(cut=cut_layers(model, narrow), left=count(narrow))
     side, small = subject.sides(row.values["params"])
@@ -134,31 +134,31 @@ def measure(subject: Subject, model: nn.Module, pruned: Pruned, row: Row) -> Non
         row.add(train_step="yes")
     dense = pruned.reference()
     with row.step("check"), row.timed("checked"):
-        found = compare(dense, narrow, pruned.graph, pruned.drop, batch, float("inf"))
-        row.add(side=side, **gaps(found, "single"))
+        check = compare(dense, narrow, pruned.graph, pruned.drop, batch, float("inf"))
+        row.add(side=side, **gaps(check, "single"))
     with row.step("check in double precision"):
         wide = (dense.double(), narrow.double())
         inputs = noise(subject, small).double()
-        found = compare(*wide, pruned.graph, pruned.drop, inputs, float("inf"))
-        row.add(side_double=small, **gaps(found, "double"))
+        check = compare(*wide, pruned.graph, pruned.drop, inputs, float("inf"))
+        row.add(side_double=small, **gaps(check, "double"))
 
 
-def gaps(found: Any, name: str) -> dict[str, float | str]:
-    """The relative differences in eval and in train mode."""
+def gaps(check: Any, name: str) -> dict[str, float | str]:
+    """Return the relative differences in eval and in train mode."""
     return {
-        f"eval_{name}": float(f"{found.eval.relative:.2e}"),
-        f"train_{name}": float(f"{found.train.relative:.2e}") if found.train else found.note,
+        f"eval_{name}": float(f"{check.eval.relative:.2e}"),
+        f"train_{name}": float(f"{check.train.relative:.2e}") if check.train else check.note,
     }
 
 
 def noise(subject: Subject, side: int) -> Tensor:
-    """Two images."""
+    """Return two images."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, 3, side, side, generator=generator)
 
 
 def ours(subject: Subject, model: nn.Module, row: Row) -> Pruned:
-    """Half of every group by L2 norm, with prunekit."""
+    """Cut half of every group by L2 norm, with prunekit."""
     small = copy.deepcopy(WARM_UP)
     cut(small, small, ChannelGraph.trace(small, torch.zeros(1, 3, 8, 8)))
     narrow = copy.deepcopy(model)
@@ -172,7 +172,7 @@ def ours(subject: Subject, model: nn.Module, row: Row) -> Pruned:
 
 
 def cut(model: nn.Module, narrow: nn.Module, graph: ChannelGraph) -> Tensor:
-    """Score `model`, cut `narrow`, which is equal to it; returns what was dropped."""
+    """Score `model`, cut `narrow`, which is equal to it; returns the dropped channels."""
     scores = L2Norm().scores(model, graph, None)
     chosen = PerLayer(keep=KEEP).choose(scores, graph, CostModel(model, graph))
     drop = chosen.removed
@@ -181,7 +181,7 @@ def cut(model: nn.Module, narrow: nn.Module, graph: ChannelGraph) -> Tensor:
 
 
 def theirs(subject: Subject, model: nn.Module, row: Row) -> Pruned:
-    """The same with Torch-Pruning."""
+    """Cut half of every group by L2 norm, with Torch-Pruning."""
     from scripts.bench import peers
 
     peers.prune(copy.deepcopy(WARM_UP), torch.zeros(1, 3, 8, 8), [], KEEP)
@@ -196,7 +196,7 @@ def theirs(subject: Subject, model: nn.Module, row: Row) -> Pruned:
 
 
 def heads(model: nn.Module) -> list[nn.Module]:
-    """The layers that put out the classes, auxiliary ones too."""
+    """Return the layers that put out the classes, auxiliary ones too."""
     width = classes(model)
     return [
         module
@@ -207,7 +207,10 @@ def heads(model: nn.Module) -> list[nn.Module]:
 
 
 def step(model: nn.Module, batch: Tensor) -> None:
-    """One update by SGD on random labels, with all outputs of train mode; all must be finite."""
+    """Make one update by SGD with all outputs of train mode.
+
+    Raises FloatingPointError where a parameter is not finite afterwards.
+    """
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     outputs = model(batch)
@@ -221,7 +224,7 @@ def step(model: nn.Module, batch: Tensor) -> None:
 
 
 def cut_layers(dense: nn.Module, narrow: nn.Module) -> int:
-    """Convolutions and linear layers whose weight is smaller than before."""
+    """Return how many convolutions and linear layers have a smaller weight than before."""
     after = dict(narrow.named_modules())
     return sum(
         module.weight.shape != after[name].weight.shape
@@ -231,7 +234,7 @@ def cut_layers(dense: nn.Module, narrow: nn.Module) -> int:
 
 
 def count(model: nn.Module) -> int:
-    """The number of parameters."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 

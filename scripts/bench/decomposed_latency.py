@@ -30,7 +30,7 @@ from prunekit.measure import LatencyTest
 from prunekit.modes import duplicate
 from prunekit.surgery import Attach, fold
 from scripts.bench.lines import RESULTS, Row
-from scripts.bench.timed import Networks, complete, cut, known, macs, parameters
+from scripts.bench.timed import Networks, complete, cut, earlier, macs, parameters
 from scripts.reproduce.sheets import markdown, text, write_markdown
 
 NAME = "decomposed_latency"
@@ -51,7 +51,7 @@ class Subject:
 
     @property
     def example(self) -> Tensor:
-        """One image."""
+        """Return one image."""
         return torch.zeros(1, 3, self.size, self.size)
 
 
@@ -73,7 +73,7 @@ def main() -> int:
     file = arguments.out / f"{NAME}.csv"
     rows = complete(
         file,
-        known(file, KINDS, arguments.fresh),
+        earlier(file, KINDS, arguments.fresh),
         {name: _keys(name, arguments) for name in arguments.networks},
         lambda name: variants(SUBJECTS[name], arguments.keep),
         lambda networks, key: timed(networks, key, arguments),
@@ -132,7 +132,7 @@ def timed(networks: Networks, key: Row, arguments: argparse.Namespace) -> list[R
 
 
 def _keys(name: str, arguments: argparse.Namespace) -> list[Row]:
-    """What is to be timed of a network."""
+    """Return the measurements that are wanted of a network."""
     subject = SUBJECTS[name]
     return [
         {

@@ -14,7 +14,7 @@ SIDE = 64
 
 @dataclass(frozen=True)
 class Foreign:
-    """A network, and what it is called with."""
+    """A network of another library, and the images and the arguments that it is called with."""
 
     build: Callable[[], nn.Module]
     library: str
@@ -25,7 +25,7 @@ class Foreign:
 
 
 def yolo(name: str) -> Foreign:
-    """A network of ultralytics, from its description."""
+    """Return a network of ultralytics, from its description."""
 
     def build() -> nn.Module:
         from ultralytics import YOLO
@@ -38,35 +38,35 @@ def yolo(name: str) -> Foreign:
     return Foreign(build, "ultralytics")
 
 
-def hugging(kind: str, head: str = "ForImageClassification", **given: Any) -> Foreign:
-    """A network of transformers, from a configuration of its own or a smaller one."""
-    side, resizes = given.pop("side", SIDE), given.pop("resizes", True)
+def hugging(kind: str, head: str = "ForImageClassification", **settings: Any) -> Foreign:
+    """Return a network of transformers, from its own configuration or a smaller one."""
+    side, resizes = settings.pop("side", SIDE), settings.pop("resizes", True)
 
     def build() -> nn.Module:
         import transformers
 
-        settings = {key: one(transformers) if callable(one) else one for key, one in given.items()}
-        config = getattr(transformers, f"{kind}Config")(**settings)
+        values = {key: one(transformers) if callable(one) else one for key, one in settings.items()}
+        config = getattr(transformers, f"{kind}Config")(**values)
         return getattr(transformers, f"{kind}{head}")(config)
 
     return Foreign(build, "transformers", side, lambda x: {"pixel_values": x}, resizes)
 
 
-def vision(name: str, side: int = SIDE, images: bool = False, **given: Any) -> Foreign:
-    """A detector or segmenter of torchvision; detectors take a list of `images`."""
+def vision(name: str, side: int = SIDE, images: bool = False, **settings: Any) -> Foreign:
+    """Return a detector or segmenter of torchvision; detectors take a list of `images`."""
 
     def build() -> nn.Module:
         from torchvision import models
 
         home = models.detection if images else models.segmentation
-        return getattr(home, name)(weights=None, weights_backbone=None, **given)
+        return getattr(home, name)(weights=None, weights_backbone=None, **settings)
 
     return Foreign(build, "torchvision", side, (lambda x: ([*x],)) if images else lambda x: x)
 
 
-def backbone(kind: str, **given: Any) -> Callable[[Any], Any]:
-    """A configuration inside another."""
-    return lambda transformers: getattr(transformers, f"{kind}Config")(**given)
+def backbone(kind: str, **settings: Any) -> Callable[[Any], Any]:
+    """Return a configuration that stands inside another."""
+    return lambda transformers: getattr(transformers, f"{kind}Config")(**settings)
 
 
 _RESNET = {
@@ -215,6 +215,6 @@ NETWORKS: dict[str, Foreign] = {
 
 
 def images(side: int, seed: int = 0) -> Tensor:
-    """Two images."""
+    """Return two images."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(2, 3, side, side, generator=generator, dtype=torch.float64)

@@ -15,7 +15,6 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -34,7 +33,7 @@ COLUMNS = (
 Row = dict[str, str]
 
 
-def main(given: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Measure what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--networks", nargs="+", default=[*NETWORKS], metavar="NAME")
@@ -42,7 +41,7 @@ def main(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=240, help="limit for one network")
     parser.add_argument("--again", action="store_true", help="measure those that failed again")
     parser.add_argument("--one", help=argparse.SUPPRESS)
-    options = parser.parse_args(given)
+    options = parser.parse_args()
     if options.one:
         say(json.dumps(row_of(options.one)))
         return 0
@@ -51,8 +50,8 @@ def main(given: Sequence[str] | None = None) -> int:
         if importlib.util.find_spec(NETWORKS[name].library) is None:
             say(f"{name}: {NETWORKS[name].library} is not installed")
             continue
-        known = rows.get(name)
-        if known is None or (options.again and known["outcome"] != "ok"):
+        row = rows.get(name)
+        if row is None or (options.again and row["outcome"] != "ok"):
             rows[name] = measured(name, options.seconds)
             write_csv(options.csv, [*rows.values()])
     shown = [rows[name] for name in options.networks if name in rows]
@@ -96,10 +95,10 @@ def row_of(name: str) -> dict[str, object]:
         resize = (
             (lambda x: torch.rand(*x.shape[:-2], other, other).to(x)) if subject.resizes else None
         )
-        found = oracle.gaps(dense, narrow, example, resize)
-        figures = {key: getattr(found, key) for key in ("eval", "train", "resized", "heard")}
+        gaps = oracle.gaps(dense, narrow, example, resize)
+        figures = {key: getattr(gaps, key) for key in ("eval", "train", "resized", "heard")}
         row |= {key: "-" if gap is None else f"{gap:.1e}" for key, gap in figures.items()}
-        if found.worst > 1e-6:
+        if gaps.worst > 1e-6:
             row["outcome"] = "differs"
     except Exception as error:
         reason = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

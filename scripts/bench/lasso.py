@@ -38,24 +38,24 @@ def rows(rounds: int) -> Iterator[Row]:
 
 
 def methods() -> dict[str, Method]:
-    """The structure of both papers' methods with the default settings, and its solver."""
+    """Return the structures of both methods with the default settings, and their solvers."""
     return {"graph": (graph, GraphADMM()), "tree": (tree, FISTA())}
 
 
 def graph(similarity: Tensor) -> Callable[[float], Penalty]:
-    """Three neighbours, weakly coupled."""
+    """Return the penalty with three neighbours, weakly coupled."""
     edges = Edges.top(similarity, 3)
     return lambda lam: GraphLasso(lam, edges, kappa=0.03)
 
 
 def tree(similarity: Tensor) -> Callable[[float], Penalty]:
-    """The dendrogram of average linkage."""
+    """Return the penalty on the dendrogram of average linkage."""
     whole = Tree.linkage(similarity)
     return lambda lam: TreeLasso(lam, whole)
 
 
 def walks(name: str, method: Method, shapes: list[tuple[int, int]]) -> Iterator[Row]:
-    """Seconds of every layer and of all."""
+    """Yield the seconds of every layer and of all."""
     structure, solver = method
     total = 0.0
     for seed, (inputs, outputs) in enumerate(shapes):
@@ -72,7 +72,7 @@ def _order(tables: Tables, structure: Structure, solver: RegressionSolver, name:
 
 
 def layer(inputs: int, outputs: int, seed: int) -> Tables:
-    """Tables of rectified random maps with class patterns, and of sparse mixtures of them."""
+    """Return tables of rectified random maps with class patterns and of sparse mixtures of them."""
     draw = torch.Generator().manual_seed(seed)
     classes = torch.arange(EXAMPLES) % CLASSES
     patterns = SHARED * torch.randn(inputs, CLASSES, ENTRIES, generator=draw)

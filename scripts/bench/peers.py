@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 def pruner(model: nn.Module, example: Tensor, ignored: Sequence[nn.Module], keep: float) -> Any:
-    """Its pruner by L2 norms over groups; making it builds the dependency graph."""
+    """Return its pruner by L2 norms over groups; making it builds the dependency graph."""
     import torch_pruning
 
     return torch_pruning.pruner.BasePruner(
@@ -45,7 +45,7 @@ class Masked:
     inexact: tuple[str, ...] = ()  # it says of no layer that it is
 
     def network(self) -> nn.Module:
-        """Rows of weights, and the biases, scales and shifts with them, set to zero in place."""
+        """Set the removed rows of weights, biases, scales and shifts to zero, in place."""
         left = self._rows_left()
         for name, parameter in self.dense.named_parameters():
             if name in left and len(left[name]) < len(parameter):
@@ -55,7 +55,7 @@ class Masked:
         return self.dense
 
     def _rows_left(self) -> dict[str, Tensor]:
-        """For every parameter the indices of the rows that stay."""
+        """Return the indices of the rows that stay, for every parameter."""
         numbered = copy.deepcopy(self.dense)
         again = pruner(numbered, self.example, self.ignored(numbered), self.keep)
         for parameter in numbered.parameters():
@@ -72,5 +72,5 @@ class Masked:
 
     @contextmanager
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
-        """Nothing more to do: what it puts zeros into is zero in `network` already."""
+        """Do nothing: the removed channels are zero in `network` already."""
         yield

@@ -42,7 +42,7 @@ def rows(rounds: int) -> Iterator[Row]:
 
 
 def write_run(place: Path, index: int) -> None:
-    """A run as large as those of the demo: settings, metrics, a plan and histories."""
+    """Write a run as large as those of the demo: settings, metrics, a plan and histories."""
     for stage in STAGES:
         report = Report(stage, settings(stage, index), None, metrics(stage, index))
         (place / stage).mkdir(parents=True)
@@ -59,7 +59,7 @@ def write_run(place: Path, index: int) -> None:
 
 
 def settings(stage: str, index: int) -> dict[str, object]:
-    """What a stage was told; runs differ in strength."""
+    """Return the settings of a stage; runs differ in strength."""
     lam = 1e-5 * (index + 1)
     decay = {"_target_": "prunekit.training.Cosine", "final": 0.0, "warmup": 0.1}
     return {
@@ -72,7 +72,7 @@ def settings(stage: str, index: int) -> dict[str, object]:
 
 
 def metrics(stage: str, index: int) -> dict[str, float]:
-    """Figures of a stage."""
+    """Return the figures of a stage."""
     common = {"top1": 90 + index % 97 / 10, "top5": 99.0, "params": 431080 - 400 * index}
     kept = {f"kept/layer{n}": of // 2 for n, of in enumerate(WIDTHS)}
     dense = {"dense_top1": 98.0, "dense_params": 431080, "dense_macs": 2293000, "cpu_ms": 5.0}

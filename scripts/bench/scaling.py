@@ -54,7 +54,7 @@ def main() -> int:
 
 
 def seconds(blocks: int) -> tuple[int, float, float, float]:
-    """Layers, seconds to trace and to cut, and both together per layer."""
+    """Return the number of layers, seconds to trace and to cut, and milliseconds per layer."""
     net = nn.Sequential(
         nn.Conv2d(3, WIDTH, 3, padding=1),
         *[BasicBlock(WIDTH, WIDTH) for _ in range(blocks)],
@@ -74,7 +74,7 @@ def seconds(blocks: int) -> tuple[int, float, float, float]:
 
 
 def beyond_weights(name: str) -> float:
-    """GiB by which the peak of resident memory grows while a network is traced."""
+    """Return by how many GiB the peak of resident memory grows while a network is traced."""
     subject = Subject.named(name)
     model = subject.build()
     example: Tensor = torch.zeros(1, 3, subject.side, subject.side)
@@ -84,7 +84,7 @@ def beyond_weights(name: str) -> float:
 
 
 def peak() -> float:
-    """The most resident memory that this process ever had, in GiB."""
+    """Return the most resident memory that this process ever had, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 

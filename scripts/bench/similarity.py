@@ -34,7 +34,7 @@ def rows(rounds: int) -> Iterator[Row]:
 
 
 def whole_network(rounds: int) -> Row:
-    """Tables of all convolutions of VGG-16, forward pass included."""
+    """Time the tables of all convolutions of VGG-16, forward pass included."""
     model, images = vgg16(), torch.randint(0, 256, (EXAMPLES, 3, 32, 32), dtype=torch.uint8)
     batches = TensorBatches(images, torch.arange(EXAMPLES) % 10, NORMALIZE)
     data = Data(batches, batches, batches, 10, (3, 32, 32))
@@ -46,7 +46,7 @@ def whole_network(rounds: int) -> Row:
 
 
 def growth(rounds: int) -> Iterator[Row]:
-    """Twice the channels, twice the examples, each against what came before."""
+    """Yield twice the channels, then twice the examples, each against the size before."""
     for channels in (64, 128, 256):
         yield row(
             f"tables, {2 * channels} / {channels} channels, {EXAMPLES} examples",
@@ -60,21 +60,21 @@ def growth(rounds: int) -> Iterator[Row]:
 
 
 def saved(rounds: int) -> Iterator[Row]:
-    """Gradient steps of the regression on all pairs of examples against steps on the tables."""
+    """Yield gradient steps on all pairs of examples against steps on the tables."""
     maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
-    made = partial(tables_of, Grams(), *maps)
+    make = partial(tables_of, Grams(), *maps)
     columns, responses = _explicit(maps[0]), _explicit(maps[1])
-    tables = made()
+    tables = make()
     explicit = partial(_on_pairs, columns, responses)
     quadratic = partial(_on_tables, tables.inputs.float(), tables.cross.float())
     torch.testing.assert_close(explicit(), quadratic(), rtol=0, atol=1e-4)
     yield row("gradient step, pairs of examples / tables", ratio(explicit, quadratic, rounds))
     what = f"making the tables / {STEPS} gradient steps on pairs of examples"
-    yield row(what, ratio(made, explicit, rounds))
+    yield row(what, ratio(make, explicit, rounds))
 
 
 def with_and_without(rounds: int) -> Row:
-    """Tables of Gram matrices against tables of the raw maps of the same layer.
+    """Compare tables of Gram matrices with tables of the raw maps of the same layer.
 
     After this the regression is the same, so this is all that Gram matrices save or cost.
     """
@@ -92,7 +92,7 @@ def _tables(channels: int, examples: int) -> partial:
 
 
 def _explicit(maps: Maps) -> Tensor:
-    """The unit vectors of all channels as columns, a row per pair of examples."""
+    """Return the unit vectors of all channels as columns, a row per pair of examples."""
     vectors = Grams().vectors(maps, torch.zeros(maps.examples), 2**26)
     return torch.nn.functional.normalize(vectors.panel(range(maps.examples))).T
 

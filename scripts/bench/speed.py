@@ -21,7 +21,7 @@ from prunekit.console import table
 from prunekit.errors import ConfigError, one_of
 from prunekit.measure import LatencyTest
 from scripts.bench.lines import RESULTS, Row
-from scripts.bench.timed import Networks, complete, cut, known, macs, parameters
+from scripts.bench.timed import Networks, complete, cut, earlier, macs, parameters
 
 OUT = RESULTS / "speed_cpu.csv"
 KINDS = {"keep": float, "batch": int, "threads": int, "size": int}
@@ -46,7 +46,7 @@ def main() -> int:
     torch.set_num_threads(arguments.threads)
     rows = complete(
         arguments.out,
-        known(arguments.out, KINDS, arguments.fresh),
+        earlier(arguments.out, KINDS, arguments.fresh),
         {
             name: [_key(name, engine, arguments) for engine in arguments.engines]
             for name in arguments.networks

@@ -62,14 +62,14 @@ TIMM = (  # one small member of each family of CNNs, that is of each file of mod
 
 @dataclass(frozen=True)
 class Subject:
-    """A classifier with random weights, as its library builds it, and the side of its images."""
+    """A classifier with random weights, built by its library, and the side of its images."""
 
     name: str
     side: int
 
     @classmethod
     def named(cls, name: str) -> Subject:
-        """A name of torchvision, or `timm/` and a name of timm."""
+        """Return the classifier of a name of torchvision, or of `timm/` and a name of timm."""
         if name.startswith("timm/"):
             import timm
 
@@ -77,7 +77,7 @@ class Subject:
         return cls(name, 299 if name == "inception_v3" else 224)
 
     def build(self) -> nn.Module:
-        """The network; auxiliary heads are on."""
+        """Return the network; auxiliary heads are on."""
         if self.name.startswith("timm/"):
             import timm
 
@@ -88,19 +88,19 @@ class Subject:
         return get_model(self.name, weights=None, **extra)
 
     def sides(self, params: int) -> tuple[int, int]:
-        """The sides of the images it is checked on, in single and in double precision."""
+        """Return the sides of the images it is checked on, in single and in double precision."""
         if self.name.startswith((*RIGID, "timm/")):
             return self.side, self.side
         return (128, 96) if params > LARGE else (self.side, 128)
 
 
 def torchvision_names() -> list[str]:
-    """Every classifier of torchvision."""
+    """Return the names of all classifiers of torchvision."""
     import torchvision
 
     return torchvision.models.list_models(module=torchvision.models)
 
 
 def classes(model: nn.Module) -> int:
-    """All of them tell a thousand classes apart."""
+    """Return the number of classes, which is the same for all."""
     return 1000

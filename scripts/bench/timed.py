@@ -45,7 +45,7 @@ def complete(
     return rows
 
 
-def known(path: Path, kinds: Kinds, fresh: bool) -> list[Row]:
+def earlier(path: Path, kinds: Kinds, fresh: bool) -> list[Row]:
     """Return the rows of the file, none for a fresh start."""
     return [] if fresh else read(path, kinds)
 

@@ -58,7 +58,7 @@ def rows(rounds: int) -> Iterator[Row]:
 
 
 def penalty_steps(rounds: int) -> Iterator[Row]:
-    """A step under every penalty and solver on filters and scales against a step without.
+    """Compare steps under every penalty and solver, on filters and scales, with steps without.
 
     The two hooks add their time to a step, so they are timed by themselves, over `CYCLE` steps
     with the outer updates that fall into them; bare steps are timed in between.
@@ -86,7 +86,7 @@ def penalty_steps(rounds: int) -> Iterator[Row]:
 
 
 def hinge_steps(rounds: int) -> Iterator[Row]:
-    """A step of Hinge's solver on a network with matrices, rates and lam adjusted, the same way."""
+    """Compare steps of Hinge's solver on a network with matrices with steps without it."""
     model, (x, y) = resnet20(), _batch()
     Attach.of(model, x[:1], Placement(blocks={"basic": ("rows", "rows")})).apply(model)
     model = model.to(memory_format=torch.channels_last)
@@ -95,8 +95,8 @@ def hinge_steps(rounds: int) -> Iterator[Row]:
         solver = solvers.Hinge(annealing=solvers.Annealing())
         solver.bind(PENALTIES[name], blocks)
         roles = [[p for b in blocks if b.role == role for p in b.parameters] for role in ROLES]
-        taken = {id(param) for role in roles for param in role}
-        rest = [param for param in model.parameters() if id(param) not in taken]
+        in_roles = {id(param) for role in roles for param in role}
+        rest = [param for param in model.parameters() if id(param) not in in_roles]
         optimizer = torch.optim.SGD([{"params": part} for part in (rest, *roles)], lr=1e-3)
         _steps(model, optimizer, x, y, 1)
         bare = partial(_steps, model, optimizer, x, y, 1)
@@ -125,7 +125,7 @@ def _steps(
 
 
 def training_loop(rounds: int) -> Row:
-    """Throughput of `fit` over that of bare steps on one fixed batch."""
+    """Compare the throughput of `fit` with that of bare steps on one fixed batch."""
     steps = 10
     x, y = _batch()
     batches = _Fixed(x, y, steps)
@@ -139,7 +139,7 @@ def training_loop(rounds: int) -> Row:
 
 
 class _Fixed:
-    """The same batch over and over."""
+    """A source of batches that gives the same batch over and over."""
 
     def __init__(self, x: Tensor, y: Tensor, count: int) -> None:
         self.x, self.y, self.count, self.size = x, y, count, count * len(y)
@@ -155,7 +155,7 @@ class _Fixed:
 
 
 def data_path(rounds: int) -> Row:
-    """An epoch of augmented tensors against a DataLoader over the same augmentations."""
+    """Compare an epoch of augmented tensors with a DataLoader over the same augmentations."""
     images = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (4096,))
     ours = TensorBatches(images, labels, NORMALIZE, (RandomCrop(4), HorizontalFlip()))
@@ -181,7 +181,7 @@ def data_path(rounds: int) -> Row:
 
 
 def start(rounds: int) -> Row:
-    """Seconds of `prunekit --help`, the one absolute figure."""
+    """Time `prunekit --help`, the one absolute figure."""
     command = [sys.executable, "-m", "prunekit", "--help"]
     times = [seconds(partial(subprocess.run, command, capture_output=True)) for _ in range(rounds)]
     return below("prunekit --help, seconds", min(times), 0.2)

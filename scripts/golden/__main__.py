@@ -6,7 +6,7 @@
     python -m scripts.golden weights --base ../before    # smoke runs of every experiment file
     python -m scripts.golden files              # model files and run directories, made anew
 
-Everything is asked for through names that stay: commands, `prunekit.prune`, classes of settings.
+Only names that stay are used: commands, `prunekit.prune`, classes of settings.
 Interrupted, all but `files` continue where they were; delete build/golden to start anew.
 """
 
@@ -37,18 +37,18 @@ PARTS = (*NETWORKS, kept.DEFAULTS)
 
 
 def main() -> int:
-    """Do what the first argument says; 1 where something differs."""
-    given = _arguments()
-    if given.action == "files":
-        files.make(given.out)
+    """Do what the first argument says; returns 1 where something differs."""
+    arguments = _arguments()
+    if arguments.action == "files":
+        files.make(arguments.out)
         return 0
-    if given.action == "record":
-        return _record(given.out, given.only)
-    if given.action == "weights":
-        folders = {"base": given.base.resolve(), "now": HERE}
-        sides = (weights.Side(place, given.work / s) for s, place in folders.items())
-        return weights.compare((*sides,), given.only, given.processes, _say)
-    return _compare(given.base, given.work, given.only)
+    if arguments.action == "record":
+        return _record(arguments.out, arguments.only)
+    if arguments.action == "weights":
+        folders = {"base": arguments.base.resolve(), "now": HERE}
+        sides = (weights.Side(place, arguments.work / s) for s, place in folders.items())
+        return weights.compare((*sides,), arguments.only, arguments.processes, _say)
+    return _compare(arguments.base, arguments.work, arguments.only)
 
 
 def _arguments() -> argparse.Namespace:
@@ -95,8 +95,8 @@ def _compare(base: Path | None, work: Path, names: tuple[str, ...]) -> int:
         for kind, text in kept.differences(*pair):
             counted[kind] += 1
             print(f"{name} ({kind}): {text}")
-    told = ", ".join(f"{count} in {kind}" for kind, count in counted.items())
-    print(f"differences: {told or 'none'}")
+    counts = ", ".join(f"{count} in {kind}" for kind, count in counted.items())
+    print(f"differences: {counts or 'none'}")
     return int(bool(counted["kept"] or (base and counted["fragile"])))
 
 

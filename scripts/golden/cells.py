@@ -1,6 +1,6 @@
 """Every criterion and every selection, asked for in Python and on the command line alike.
 
-Scope and scale of scores are always said, since their defaults are no part of the corpus.
+Scope and scale of scores are always given, since their defaults are no part of the corpus.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ FEW = ("criterion.order.points=2", "criterion.order.least=0.4")
 
 
 class Place:
-    """A folder with what one network is asked with: its files, made when they are first needed."""
+    """A folder with the files that one network is pruned with, written at first need."""
 
     def __init__(self, network: Network, path: Path) -> None:
         self.network, self.path = network, path
         path.mkdir(parents=True, exist_ok=True)
 
     def source(self, kind: str = "dense") -> Path:
-        """The model file: dense, with `stored` scores beside it, or with a `matrix` per layer."""
+        """Return the model file: dense, with `stored` scores beside it, or a `matrix` per layer."""
         if kind == "dense":
             file = self.path / "dense.pt"
             if not file.is_file():
@@ -63,21 +63,21 @@ class Place:
         return file
 
     def model(self, kind: str = "dense") -> nn.Module:
-        """The network of that file."""
+        """Return the network of that file."""
         return prunekit.load_model(self.source(kind), trust=[self.network.home]).model.eval()
 
     def groups(self) -> dict[str, int]:
-        """Units of every group of the dense network."""
+        """Return the number of units of every group of the dense network."""
         shape = (1, self.network.channels, self.network.size, self.network.size)
         graph = prunekit.ChannelGraph.trace(self.network.dense(), torch.zeros(shape))
         return {group.name: len(group.units) for group in graph.groups}
 
     def widths(self) -> dict[str, int]:
-        """About two thirds of every other group."""
+        """Return widths of about two thirds of every other group."""
         return {name: max(1, 2 * n // 3) for name, n in list(self.groups().items())[::2]}
 
     def plan(self) -> Path:
-        """A plan with a little over half of every group but the first, as a run leaves it."""
+        """Return a plan file, as a run leaves it, that keeps a little over half of most groups."""
         file = self.path / "other" / "prune" / "plan.json"
         if not file.is_file():
             groups = {}
@@ -90,7 +90,7 @@ class Place:
         return file
 
     def curves(self) -> Path:
-        """Sensitivity curves of made-up figures, as a stage leaves them."""
+        """Return a file of invented sensitivity curves, as a stage leaves it."""
         file = self.path / "curves.csv"
         if not file.is_file():
             with open(file, "w", encoding="utf-8", newline="") as lines:
@@ -108,7 +108,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One choice of configs/criterion: the object, and what else the command line is told."""
+    """One choice of configs/criterion: the object, and further words of the command line."""
 
     make: Callable[[Place], Any]
     overrides: tuple[str, ...] = ()
@@ -165,25 +165,25 @@ CRITERIA = {
 
 
 def _budget(kind: Any, choice: str, scope: str, mean: bool, **shares: float) -> Selection:
-    """A budget that is missed where it has to be, so that there are units to compare."""
-    told = (
+    """Return a budget that is missed where it has to be, so that there are units to compare."""
+    words = (
         *(f"selection={choice}", f"selection.scope={scope}", "selection.on_miss=nearest"),
         MEAN if mean else "selection.normalise=null",
         *(f"selection.{key}={share}" for key, share in shares.items()),
     )
     scale = MeanNorm() if mean else None
     return Selection(
-        lambda _: kind(**shares, scope=scope, normalise=scale, on_miss="nearest"), lambda _: told
+        lambda _: kind(**shares, scope=scope, normalise=scale, on_miss="nearest"), lambda _: words
     )
 
 
 def _plain(kind: Any, choice: str, **settings: Any) -> Selection:
-    """A selection whose settings are written alike in both places."""
-    told = (
+    """Return a selection whose settings are written alike in both places."""
+    words = (
         f"selection={choice}",
         *(f"selection.{key}={_written(value)}" for key, value in settings.items()),
     )
-    return Selection(lambda _: kind(**settings), lambda _: told)
+    return Selection(lambda _: kind(**settings), lambda _: words)
 
 
 def _written(value: Any) -> str:

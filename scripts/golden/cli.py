@@ -26,7 +26,7 @@ class Ended:
 
     @property
     def refusal(self) -> str:
-        """The last line that is not empty of what it complained about."""
+        """Return the last line of its complaints that is not empty."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         return lines[-1] if lines else ""
 

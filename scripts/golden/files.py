@@ -1,4 +1,4 @@
-"""Small model files and run directories as the code of a day writes them, to be read later.
+"""Small model files and run directories as one version writes them, to be read by later ones.
 
 They are made anew on purpose only: their worth is that an older prunekit wrote them.
 """
@@ -74,26 +74,26 @@ def make(out: Path) -> None:
 
 
 def images(shape: tuple[int, ...]) -> Tensor:
-    """Images that no generator of random numbers draws."""
+    """Return images that no generator of random numbers draws."""
     count = torch.Size(shape).numel()
     return (torch.arange(count, dtype=torch.float64) * 0.7).sin().float().view(shape)
 
 
 def outputs_of(file: Path) -> dict[str, Any]:
-    """What the network of a model file says of images, and how they are shaped."""
+    """Return the outputs of the network of a model file, and the shape of its images."""
     dense = FOREIGN.get(file.stem)
     model = prunekit.load_model(file, module=dense() if dense else None).model.eval()
     shape = GREY if file.stem.startswith("lenet") else COLOURED
     with torch.no_grad():
-        given = images(shape).to(next(model.parameters()).dtype)
-        values = model(given).double()
+        batch = images(shape).to(next(model.parameters()).dtype)
+        values = model(batch).double()
     count = sum(parameter.numel() for parameter in model.parameters())
     rows = [[float(f"{value:.7g}") for value in row] for row in values.tolist()]
     return {"shape": list(shape), "parameters": count, "outputs": rows}
 
 
 def stack() -> nn.Module:
-    """A network that no class stands for: its file says nothing of how it is built."""
+    """Return a network without a class of its own: its file does not say how it is built."""
     return nn.Sequential(
         *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, bias=False)),
         *(nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)),
@@ -104,7 +104,7 @@ FOREIGN: dict[str, Callable[[], nn.Module]] = {"stack_without_arch": stack}
 
 
 def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
-    """A network with random weights; no two batch norms, and no two channels of one, are alike."""
+    """Return a network with random weights, no two channels of its batch norms alike."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make().eval()
@@ -124,7 +124,7 @@ def _saved(
     weak: tuple[str, ...] = (),
     **wish: Any,
 ) -> Callable[[Path], None]:
-    """A function that writes the file of a network cut by `prunekit.prune`.
+    """Return a function that writes the file of a network cut by `prunekit.prune`.
 
     The scales of `weak` norms are made small before.
     """
@@ -202,9 +202,9 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 
 
-def _by_command(place: Path, name: str, told: tuple[str, tuple[str, ...]]) -> None:
+def _by_command(place: Path, name: str, words: tuple[str, tuple[str, ...]]) -> None:
     """Make a model file by a command; one of them goes on from a network that was cut before."""
-    command, arguments = told
+    command, arguments = words
     before = place / "models" / "vgg_cut.pt"
     if f"source=models/{before.name}" in arguments:
         _saved(VGG, COLOURED, keep=0.5, absorb=True)(before)
@@ -214,7 +214,7 @@ def _by_command(place: Path, name: str, told: tuple[str, tuple[str, ...]]) -> No
 
 
 def _runs(place: Path) -> None:
-    """A finished run, one that was killed while it trained, and a sweep that shared a stage."""
+    """Make a finished run, one that was killed in training, and a sweep that shared a stage."""
     _do(place, "run", *QUICK, SMALLEST, f"pipeline=[{','.join(STAGES)}]", "name=finished")
     _do(place, "run", "-m", *QUICK, SMALLEST, "name=sweep", "regularizer.lam=0.01,0.02")
     _interrupted(place, "run", *QUICK, SMALLEST, "schedule.sparsify.epochs=500", "name=interrupted")

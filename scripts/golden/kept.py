@@ -1,4 +1,4 @@
-"""Which units every criterion and selection keeps on six networks, asked for at both doors.
+"""The units that every criterion and selection keeps on six networks, in Python and by command.
 
 One file a network. An entry that a change of the weights by a millionth flips is listed as fragile:
 the last bits of another processor may flip it too.
@@ -46,48 +46,48 @@ Cells = dict[str, dict[str, str]]  # criterion -> selection -> what is kept, or 
 
 
 class Bench:
-    """A network and its images, and both doors to ask what is kept of it."""
+    """A network and its images, pruned in Python and on the command line."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.network = name, NETWORKS[name]
         self.place = Place(self.network, folder / name)
         self._models: dict[str, nn.Module] = {}
-        self._judges: dict[tuple[str, bool], Any] = {}
+        self._scorers: dict[tuple[str, bool], Any] = {}
 
     @cached_property
     def data(self) -> Any:
-        """The images."""
+        """Return the images."""
         return self.network.data()
 
     def python(self, criterion: str, selection: str, changed: nn.Module | None = None) -> str:
-        """What `prunekit.prune` keeps of the network, or of one whose weights were changed."""
+        """Return the units that `prunekit.prune` keeps, of this network or a changed one."""
         model = self._model(CRITERIA[criterion].source) if changed is None else changed
-        judge = self._judge(criterion, changed is not None)
-        return self._kept(model, judge, SELECTIONS[selection].make(self.place))
+        scorer = self._scorer(criterion, changed is not None)
+        return self._kept(model, scorer, SELECTIONS[selection].make(self.place))
 
     def cli(self, criterion: str, selection: str) -> str:
-        """What `prunekit prune` keeps."""
+        """Return the units that `prunekit prune` keeps."""
         chosen = (*CRITERIA[criterion].overrides, *SELECTIONS[selection].overrides(self.place))
         return self._command(criterion, *chosen)
 
     def timed(self, criterion: str) -> tuple[str, str]:
-        """Whether a budget of latency works at both doors; what it keeps is up to a clock."""
+        """Return whether a budget of latency works in both ways; a clock decides what is kept."""
         test = LatencyTest(threads=1, batch=4, runs=5, warmup=1, seconds=1)
         wish = LatencyTarget(
             0.8, scope="local", normalise=None, on_miss="nearest", timing=test, round_to=1
         )
-        python = self._kept(self._model(CRITERIA[criterion].source), self._judge(criterion), wish)
-        told = ("runs=5", "batch=4", "warmup=1", "seconds=1", "threads=1")
+        python = self._kept(self._model(CRITERIA[criterion].source), self._scorer(criterion), wish)
+        words = ("runs=5", "batch=4", "warmup=1", "seconds=1", "threads=1")
         rest = ("scope=local", "normalise=null", "on_miss=nearest", "keep=0.8")
         cli = self._command(
             criterion,
-            *("selection=latency", *(f"latency.{one}" for one in told)),
+            *("selection=latency", *(f"latency.{one}" for one in words)),
             *(f"selection.{one}" for one in rest),
         )
         return tuple(one if one.startswith(REFUSED) else RUNS for one in (python, cli))
 
     def changed(self, kind: str) -> nn.Module:
-        """The network with every weight moved by about three millionths of itself."""
+        """Return the network with every weight moved by about three millionths of itself."""
         model = self.place.model(kind)
         source = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -97,11 +97,11 @@ class Bench:
         return model
 
     def bare_python(self, criterion: str, shares: Mapping[str, Any]) -> str:
-        """What is kept by names, where nothing else is said."""
+        """Return the units that are kept by names alone, with the defaults of Python."""
         return self._kept(self._model("dense"), criterion, None, **shares)
 
     def bare_cli(self, criterion: str, selection: str) -> str:
-        """What is kept by choices, where nothing else is said."""
+        """Return the units that are kept by choices alone, with the command line's defaults."""
         return self._command(criterion, f"selection={selection}")
 
     def _model(self, kind: str) -> nn.Module:
@@ -109,29 +109,29 @@ class Bench:
             self._models[kind] = self.place.model(kind)
         return self._models[kind]
 
-    def _judge(self, criterion: str, changed: bool = False) -> Any:
-        """The criterion, which scores each of the two networks once."""
-        if (criterion, changed) not in self._judges:
-            made = CRITERIA[criterion].make(self.place)
-            self._judges[criterion, changed] = _once(made)
-        return self._judges[criterion, changed]
+    def _scorer(self, criterion: str, changed: bool = False) -> Any:
+        """Return the criterion, which scores each of the two networks once."""
+        if (criterion, changed) not in self._scorers:
+            fresh = CRITERIA[criterion].make(self.place)
+            self._scorers[criterion, changed] = _once(fresh)
+        return self._scorers[criterion, changed]
 
     def _kept(self, model: nn.Module, criterion: Any, selection: Any, **more: Any) -> str:
         beside = {} if selection is None else {"selection": selection}
-        given = {"data": self.data, "check": False, "absorb": False, **beside, **more}
+        settings = {"data": self.data, "check": False, "absorb": False, **beside, **more}
         try:
-            found = prunekit.prune(model, self.data.example, criterion=criterion, **given)
+            pruned = prunekit.prune(model, self.data.example, criterion=criterion, **settings)
         except PrunekitError as error:
             return self._refusal(f"{type(error).__name__}: {error}")
-        masks = {name: mask.tolist() for name, mask in found.masks.items()}
+        masks = {name: mask.tolist() for name, mask in pruned.masks.items()}
         return "  ".join(f"{name} {runs(mask)}" for name, mask in masks.items())
 
     def _command(self, criterion: str, *chosen: str) -> str:
         source = self.place.source(CRITERIA[criterion].source)
         run = self.place.path / "run"
         shutil.rmtree(run, ignore_errors=True)
-        told = (f"source={source}", f"criterion={criterion}", *chosen, "name=run")
-        ended = call(self.place.path, "prune", *QUIET, *self.network.overrides(), *told)
+        words = (f"source={source}", f"criterion={criterion}", *chosen, "name=run")
+        ended = call(self.place.path, "prune", *QUIET, *self.network.overrides(), *words)
         if ended.code:
             return self._refusal(ended.refusal)
         groups = json.loads((run / "prune" / "plan.json").read_text())["groups"]
@@ -141,21 +141,21 @@ class Bench:
         return f"{REFUSED} {text}".replace(str(self.place.path), "PLACE")
 
 
-def _once(judge: Any) -> Any:
-    """The same criterion; asked again, it gives the scores that it gave."""
-    score, found = judge.scores, []
+def _once(scorer: Any) -> Any:
+    """A criterion that computes its scores once and returns them again."""
+    score, cache = scorer.scores, []
 
-    def scores(*given: Any, **named: Any) -> Any:
-        if not found:
-            found.append(score(*given, **named))
-        return found[0]
+    def scores(*values: Any, **named: Any) -> Any:
+        if not cache:
+            cache.append(score(*values, **named))
+        return cache[0]
 
-    object.__setattr__(judge, "scores", scores)
-    return judge
+    object.__setattr__(scorer, "scores", scores)
+    return scorer
 
 
 def runs(mask: Iterable[bool]) -> str:
-    """The indices that are kept as runs, and of how many: "0-2,5/6"; "-" is none."""
+    """Return the kept indices as ranges, and of how many: "0-2,5/6"; "-" is none."""
     kept = [index for index, stays in enumerate(mask) if stays]
     parts: list[list[int]] = []
     for index in kept:
@@ -172,34 +172,34 @@ def _planned(group: Mapping[str, Any]) -> str:
 
 
 def selections(network: str) -> list[str]:
-    """The selections that a network is asked with: widths of LeNet are LeNet's."""
+    """Return the selections of a network: widths of LeNet are LeNet's."""
     return [name for name in SELECTIONS if network == "lenet" or name != "lenet_2_8_77"]
 
 
 def on_the_command_line(network: str, criterion: str, selection: str) -> bool:
-    """Whether a pair is asked there of this network; a choice of widths for LeNet is always."""
+    """Tell whether a pair is run as a command on this network; widths of LeNet always are."""
     if selection not in ON_THE_COMMAND_LINE:
         return False
     places = ([*NETWORKS], [*CRITERIA], ON_THE_COMMAND_LINE)
-    found = zip(places, (network, criterion, selection), strict=True)
-    return selection == "lenet_2_8_77" or sum(p.index(one) for p, one in found) % EVERY == 0
+    pairs = zip(places, (network, criterion, selection), strict=True)
+    return selection == "lenet_2_8_77" or sum(p.index(one) for p, one in pairs) % EVERY == 0
 
 
 def record(name: str, out: Path, say: Callable[[str], None]) -> None:
     """Write the file of a network, criterion by criterion; what it has already stays."""
     file = out / f"{name}.json"
-    known = read(file) if file.is_file() else {"python": {}, "cli": {}, "fragile": {}}
+    content = read(file) if file.is_file() else {"python": {}, "cli": {}, "fragile": {}}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(name, Path(folder))
         for criterion in CRITERIA:
-            if criterion in known["cli"]:
+            if criterion in content["cli"]:
                 continue
-            known["python"][criterion], known["cli"][criterion] = _row(bench, criterion)
-            fragile = _fragile(bench, criterion, known["python"][criterion])
+            content["python"][criterion], content["cli"][criterion] = _row(bench, criterion)
+            fragile = _fragile(bench, criterion, content["python"][criterion])
             if fragile:
-                known["fragile"][criterion] = fragile
-            write(file, known)
-            say(f"{name}: {criterion} {len(known['cli'])}/{len(CRITERIA)}")
+                content["fragile"][criterion] = fragile
+            write(file, content)
+            say(f"{name}: {criterion} {len(content['cli'])}/{len(CRITERIA)}")
 
 
 def _row(bench: Bench, criterion: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -217,12 +217,12 @@ def _row(bench: Bench, criterion: str) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def _words(kept: str) -> str:
-    """What is kept; of a refusal what is said, without the name of the error or the program."""
+    """Return the kept units, or the words of a refusal without the names of error and program."""
     return kept.partition(": ")[2] if kept.startswith(REFUSED) else kept
 
 
 def _fragile(bench: Bench, criterion: str, kept: Mapping[str, str]) -> list[str]:
-    """The selections that keep other units once all weights have moved a little.
+    """Return the selections that keep other units once all weights have moved a little.
 
     A few are asked, which look at the order of scores within and between groups; where one of them
     flips, all do that look at scores.
@@ -233,40 +233,40 @@ def _fragile(bench: Bench, criterion: str, kept: Mapping[str, str]) -> list[str]
 
 
 def record_defaults(out: Path, say: Callable[[str], None]) -> None:
-    """What each door keeps where only a criterion and a share are named."""
-    found: dict[str, Cells] = {"python": {}, "cli": {}}
+    """Record what is kept in both ways where only a criterion and a share are named."""
+    content: dict[str, Cells] = {"python": {}, "cli": {}}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench("resnet", Path(folder))
         for criterion in CRITERIA:
-            asked = PLAINLY if criterion in ("l1_norm", "lamp", "bn_scale") else ("macs",)
-            for name in asked:
+            budgets = PLAINLY if criterion in ("l1_norm", "lamp", "bn_scale") else ("macs",)
+            for name in budgets:
                 python = bench.bare_python(criterion, PLAINLY[name])
-                found["python"].setdefault(criterion, {})[name] = python
-                found["cli"].setdefault(criterion, {})[name] = bench.bare_cli(criterion, name)
+                content["python"].setdefault(criterion, {})[name] = python
+                content["cli"].setdefault(criterion, {})[name] = bench.bare_cli(criterion, name)
             say(f"{DEFAULTS}: {criterion}")
-    write(out / f"{DEFAULTS}.json", found)
+    write(out / f"{DEFAULTS}.json", content)
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A file that `record` wrote."""
+    """Return the content of a file that `record` wrote."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def write(file: Path, known: Mapping[str, Any]) -> None:
-    """One entry a line, so that changes are easy to read."""
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write the content with one entry a line, so that changes are easy to read."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_suffix(".part")
-    draft.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draft.replace(file)
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Entries that differ, and how: `kept`, `fragile` (in last bits only), or the `words`."""
-    for door in ("python", "cli"):
-        for criterion in {**old[door], **new[door]}:
-            rows = [one[door].get(criterion, {}) for one in (old, new)]
+    """Yield entries that differ, and how: `kept`, `fragile` (in last bits only), or the `words`."""
+    for side in ("python", "cli"):
+        for criterion in {**old[side], **new[side]}:
+            rows = [one[side].get(criterion, {}) for one in (old, new)]
             for name in {**rows[0], **rows[1]}:
-                before, after = (_meant(one, door, criterion, name) for one in (old, new))
+                before, after = (_meant(one, side, criterion, name) for one in (old, new))
                 if before == after:
                     continue
                 kind = "kept"
@@ -274,10 +274,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[tupl
                     kind = "words"
                 elif any(name in one.get("fragile", {}).get(criterion, ()) for one in (old, new)):
                     kind = "fragile"
-                yield kind, f"{door} {criterion} {name}:\n  was {before}\n  now {after}"
+                yield kind, f"{side} {criterion} {name}:\n  was {before}\n  now {after}"
 
 
-def _meant(known: Mapping[str, Any], door: str, criterion: str, name: str) -> str:
-    """What an entry says: the command line's may be that of Python."""
-    found = known[door].get(criterion, {}).get(name, "not asked")
-    return known["python"][criterion][name] if found == ALIKE else found
+def _meant(content: Mapping[str, Any], side: str, criterion: str, name: str) -> str:
+    """Return the text of an entry: the command line's may be that of Python."""
+    text = content[side].get(criterion, {}).get(name, "not asked")
+    return content["python"][criterion][name] if text == ALIKE else text

@@ -32,13 +32,13 @@ class Inverted(nn.Module):
         self.classifier = nn.Linear(16, classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of images (examples, 3, height, width)."""
+        """Return the logits of images (examples, 3, height, width)."""
         return self.classifier(self.last(self.blocks(self.stem(images))).mean((2, 3)))
 
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is built, and the channels and the size of the images it takes."""
+    """A description of a network: its class and settings, the channels and size of its images."""
 
     arch: Mapping[str, Any]
     channels: int
@@ -46,11 +46,11 @@ class Network:
 
     @property
     def home(self) -> str:
-        """Where the class of a network lies, which model files are trusted to name."""
+        """Return the module of the network's class, which model files are trusted to name."""
         return self.arch["_target_"].rpartition(".")[0]
 
     def dense(self) -> nn.Module:
-        """The network in evaluation mode, with the same weights every time."""
+        """Return the network in evaluation mode, with the same weights every time."""
         name = self.arch["_target_"].rpartition(".")[2]
         rest = {key: value for key, value in self.arch.items() if key != "_target_"}
         model = getattr(importlib.import_module(self.home), name)(**rest).eval()
@@ -58,12 +58,12 @@ class Network:
         return model
 
     def data(self) -> Any:
-        """The images that both doors score on, as prunekit's data."""
+        """Return the images that scores are computed on, as prunekit's data."""
         sizes = {"train": IMAGES, "val": 0, "test": 8}
         return Synthetic(channels=self.channels, image_size=self.size, **sizes).load()
 
     def overrides(self) -> tuple[str, ...]:
-        """The same images for the command line."""
+        """Return the settings of the same images for the command line."""
         return (
             *("dataset=synthetic", f"dataset.train={IMAGES}", "dataset.val=0", "dataset.test=8"),
             *(f"dataset.channels={self.channels}", f"dataset.image_size={self.size}"),
@@ -100,7 +100,7 @@ NETWORKS = {
 
 
 def fill(model: nn.Module) -> None:
-    """Draw all weights and statistics: no two units alike, one unit dead in every other layer."""
+    """Draw all weights and statistics: no two units alike, one unit zero in every other layer."""
     source = torch.Generator().manual_seed(0)
     layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     for number, layer in enumerate(layers):
@@ -108,17 +108,17 @@ def fill(model: nn.Module) -> None:
         weight = _drawn(tuple(layer.weight.shape), source, -1, 1)
         scale = 2.0 ** -round(float(torch.tensor(layer.weight[0].numel()).log2()) / 2 - 0.75)
         weight = weight * per_unit.view(-1, *[1] * (weight.dim() - 1)) * scale
-        dead = number % 2 == 1 and layer is not layers[-1]
-        weight[1:2] *= not dead
+        zero = number % 2 == 1 and layer is not layers[-1]
+        weight[1:2] *= not zero
         layer.weight.data.copy_(weight)
         if layer.bias is not None:
             bias = _drawn((len(layer.bias),), source, -0.25, 0.25)
-            bias[1:2] *= not dead
+            bias[1:2] *= not zero
             layer.bias.data.copy_(bias)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     for number, norm in enumerate(norms):
         shape = tuple(norm.weight.shape)
-        dead = number % 2 == 1
+        zero = number % 2 == 1
         for tensor, low, high in (
             (norm.weight, 0.25, 1.75),
             (norm.bias, -0.25, 0.25),
@@ -127,11 +127,11 @@ def fill(model: nn.Module) -> None:
         ):
             values = _drawn(shape, source, low, high)
             if tensor is norm.weight or tensor is norm.bias:
-                values[1:2] *= not dead
+                values[1:2] *= not zero
             tensor.data.copy_(values)
 
 
 def _drawn(shape: tuple[int, ...], source: torch.Generator, low: float, high: float) -> Tensor:
-    """Numbers between two bounds in steps of a 4096th of their distance."""
+    """Return numbers between two bounds in steps of a 4096th of their distance."""
     steps = torch.randint(0, 4096, shape, generator=source).double()
     return (low + (high - low) * (steps + 0.5) / 4096).float()

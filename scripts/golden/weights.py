@@ -1,4 +1,4 @@
-"""The networks that every experiment file's smoke run ends with, of two checkouts on one machine.
+"""Compare the networks of every experiment file's smoke run in two checkouts.
 
 Each checkout says by itself what its table of experiments runs at the scale smoke. What is
 there already is not run again.
@@ -24,7 +24,7 @@ import prunekit
 
 @dataclass(frozen=True)
 class Expected:
-    """Differences that are wanted: patterns of experiments and of what differs, and why."""
+    """Differences that are wanted: patterns of experiments and of differences, and the reason."""
 
     experiments: str
     parts: str
@@ -68,7 +68,7 @@ class Side:
     folder: Path
 
     def jobs(self) -> dict[str, tuple[list[str], list[str]]]:
-        """Experiment -> its stages and the arguments of `prunekit run`."""
+        """Return the stages of every experiment, and the arguments of `prunekit run`."""
         found = self._python("-c", ASK, cwd=self.checkout, check=True, capture_output=True)
         return json.loads(found.stdout)
 
@@ -83,7 +83,7 @@ class Side:
         return True
 
     def stage(self, name: str, stage: str) -> Path:
-        """The directory of a stage."""
+        """Return the directory of a stage."""
         return self.folder / "runs" / "every" / name / stage
 
     def _python(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess:
@@ -136,7 +136,7 @@ def _differences(sides: tuple[Side, Side], name: str, *jobs: tuple[Any, Any]) ->
 
 
 def of_stage(old: Path, new: Path) -> Iterator[str]:
-    """What differs in a stage: tensors, kept units, and figures that no clock gives."""
+    """Yield what differs in a stage: tensors, kept units, and figures that no clock gives."""
     if _both(old, new, "model.pt"):
         yield from _of_tensors(*(_tensors(place / "model.pt") for place in (old, new)))
     if _both(old, new, "plan.json"):
@@ -159,7 +159,7 @@ def _both(old: Path, new: Path, file: str) -> bool:
 
 
 def _tensors(file: Path) -> Mapping[str, torch.Tensor]:
-    """What the network holds that a model file describes."""
+    """Return the tensors of the network that a model file describes."""
     return prunekit.load_model(file).model.state_dict()
 
 
