@@ -56,7 +56,7 @@ class Pruned:
 
 
 class Row:
-    """The figures so far. Steps are named before they start; the first that fails is the outcome."""
+    """The figures so far. Steps are named before they start; the first to fail is the outcome."""
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
         self.path = path

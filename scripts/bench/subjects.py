@@ -3,61 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+import yaml
 from torch import nn
 
 LARGE = 100e6  # parameters: checked on smaller images, where the network takes them
-RIGID = (
-    "vit_",
-    "swin",
-    "maxvit",
-    "inception",
-)  # networks of torchvision that take one image size only
-TIMM = (  # one small member of each family of CNNs, that is of each file of models
-    "mobileone_s0",
-    "convmixer_768_32",
-    "convnext_zepto_rms",
-    "cs3darknet_focus_s",
-    "cspnext_tiny",
-    "densenet121",
-    "dla46x_c",
-    "dpn48b",
-    "mobilenetv2_050",
-    "fasternet_t0",
-    "ghostnet_050",
-    "hardcorenas_b",
-    "hgnetv2_b0",
-    "hrnet_w18_small",
-    "inception_next_atto",
-    "inception_resnet_v2",
-    "inception_v3",
-    "inception_v4",
-    "lcnetv2_small",
-    "mambaout_femto",
-    "mobilenetv3_small_050",
-    "mobilenetv5_base",
-    "nasnetalarge",
-    "nf_regnet_b0",
-    "pnasnet5large",
-    "rdnet_tiny",
-    "regnetx_002",
-    "repghostnet_050",
-    "repvit_m1",
-    "res2next50",
-    "resnest14d",
-    "resnet10t",
-    "resnetv2_18",
-    "rexnet_100",
-    "selecsls42",
-    "legacy_seresnet18",
-    "skresnet18",
-    "starnet_s050",
-    "tresnet_m",
-    "vgg11",
-    "ese_vovnet19b_slim_dw",
-    "legacy_xception",
-    "xception41p",
-)
+RIGID = ("vit_", "swin", "maxvit", "inception")  # of torchvision, which take one image size only
+TIMM = tuple(yaml.safe_load(Path(__file__).with_name("networks.yaml").read_text())["timm"])
 
 
 @dataclass(frozen=True)
