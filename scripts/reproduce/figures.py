@@ -46,7 +46,7 @@ def _convergence(table: Table, out: Path, settings: Settings) -> None:
     for picture, pattern in pictures.items():
         curves = {name: frame for name, frame in frames.items() if fnmatchcase(name, pattern)}
         convergence(curves, out / picture)
-    say(f"wrote {', '.join(str(out / file) for file in settings if file != 'csv')}")
+    say(f"wrote {', '.join(str(out / file) for file in (*pictures, settings['csv']))}")
 
 
 def _accuracy_against_size(table: Table, out: Path, settings: Settings) -> None:

@@ -84,7 +84,8 @@ def _lines(table: Table, sheet: Sheet, rows: Sequence[Row]) -> Iterator[Cells]:
 def _figures(table: Table, sheet: Sheet, row: Row, done: Sequence[Measured]) -> Cells:
     """Return the number of seeds and the columns of figures; a row may have `cells` of its own."""
     columns = {"seeds": "seeds"} if "seeds" not in sheet["columns"] else {}
-    columns |= {**sheet["columns"], **row.get("cells", {})}
+    own = row.get("cells", {})
+    columns |= {title: own.get(title, spec) for title, spec in sheet["columns"].items()}
     jobs = Measured(table.root, tuple(table.jobs(row, table.seeds(row)[0])))
     cells: Cells = {}
     for title, spec in columns.items():

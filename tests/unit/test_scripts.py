@@ -16,6 +16,7 @@ from prunekit.errors import ArtifactError
 from prunekit.stages.pipeline import check, pipeline
 from scripts.reproduce import __main__ as reproduce
 from scripts.reproduce import every, tables
+from scripts.reproduce.figures import FIGURES
 from scripts.reproduce.measured import SPECIAL
 from scripts.reproduce.sheets import write
 
@@ -208,6 +209,21 @@ def test_hinge_rows_are_shares_of_the_dense_network(tmp_path):
     assert (other["seeds"], other["error"]) == ("0", "not run") and "a GPU" in other["needs"]
     text = (tmp_path / "out/hinge_t1.md").read_text()
     assert "Table 3" in text and "The published schedule." in text
+
+
+def test_a_figure_has_points_of_finished_runs_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(FIGURES, "tradeoff", lambda table, out, settings: None)
+    one = table("ssr_f3", "short", tmp_path)
+    row = next(row for row in one.rows if row["method"] == "from scratch")
+    dense, run = (job.name for job in one.jobs(row, 0))
+    finished(tmp_path, dense, "pretrain", top1=99.0, macs_bias=1000, params=100)
+    finished(tmp_path, run, "measure", top1=98.764, macs_bias=300, params=10)
+    (point,) = written(one)
+    assert point == {
+        **{"method": "from scratch", "widths": "1-12-40", "error": "1.24", "flops": "300"},
+        **{"params": "10", "flops_ratio": "3.33", "params_ratio": "10.0"},
+    }
+    assert not list((tmp_path / "out").glob("*.md"))
 
 
 @pytest.mark.slow
