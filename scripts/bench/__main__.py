@@ -30,16 +30,16 @@ def main() -> int:
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--csv", type=Path, help="write the rows to this file")
-    asked = parser.parse_args()
-    if unknown := {*asked.suites} - {*SUITES}:
+    options = parser.parse_args()
+    if unknown := {*options.suites} - {*SUITES}:
         parser.error(f"no such suites: {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     rows: list[Row] = []
-    for name in asked.suites or SUITES:
-        lines = [*SUITES[name](asked.rounds)]
+    for name in options.suites or SUITES:
+        lines = [*SUITES[name](options.rounds)]
         table(name, list(lines[0]), [[str(cell) for cell in line.values()] for line in lines])
         rows += lines
-    if asked.csv:
-        write_csv(asked.csv, rows)
+    if options.csv:
+        write_csv(options.csv, rows)
     missed = [str(row["what"]) for row in rows if row["holds"] == "no"]
     say(f"missed: {', '.join(missed)}" if missed else "every bound holds")
     return 1 if missed else 0

@@ -36,9 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", default=NETWORKS)
     parser.add_argument("--csv", type=Path, default=RESULTS / "constants.csv")
-    asked = parser.parse_args()
-    rows = ({"network": name, **measured(name)} for name in asked.only)
-    collect(asked.csv, "constants of removed channels", rows)
+    options = parser.parse_args()
+    rows = ({"network": name, **measured(name)} for name in options.only)
+    collect(options.csv, "constants of removed channels", rows)
 
 
 def measured(name: str) -> dict[str, Any]:

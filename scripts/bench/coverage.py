@@ -47,19 +47,19 @@ def main() -> int:
     parser.add_argument("--gigabytes", type=float, default=16, help="limit for memory")
     parser.add_argument("--table", action="store_true", help="only show what is in the file")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there too")
-    asked = parser.parse_args()
-    names = [f"timm/{name}" for name in TIMM] if asked.timm else torchvision_names()
-    unknown = sorted(set(asked.only or ()) - set(names))
+    options = parser.parse_args()
+    names = [f"timm/{name}" for name in TIMM] if options.timm else torchvision_names()
+    unknown = sorted(set(options.only or ()) - set(names))
     if unknown:
         complain(f"no such networks: {', '.join(unknown)}")
         return 2
-    names = asked.only or names
-    tools = (OURS,) if asked.no_peer or asked.timm else (OURS, PEER)
-    path = asked.csv or RESULTS / f"coverage{'_timm' if asked.timm else ''}.csv"
-    if not asked.table:
-        collect(path, names, tools, asked.seconds, asked.gigabytes)
+    names = options.only or names
+    tools = (OURS,) if options.no_peer or options.timm else (OURS, PEER)
+    path = options.csv or RESULTS / f"coverage{'_timm' if options.timm else ''}.csv"
+    if not options.table:
+        collect(path, names, tools, options.seconds, options.gigabytes)
     rows = [row for row in read(path) if row["network"] in names and row["tool"] in tools]
-    show(rows, tools, asked.markdown)
+    show(rows, tools, options.markdown)
     return 0
 
 

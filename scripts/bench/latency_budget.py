@@ -35,13 +35,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", default=NETWORKS)
     parser.add_argument("--keep", nargs="+", type=float, metavar="SHARE", default=(0.75, 0.6, 0.4))
     parser.add_argument("--csv", type=Path, default=RESULTS / "latency_budget.csv")
-    asked = parser.parse_args()
-    rows = (row for name in asked.only for row in searched(name, asked.keep))
-    collect(asked.csv, "latency budgets", rows)
+    options = parser.parse_args()
+    rows = (row for name in options.only for row in searched(name, options.keep))
+    collect(options.csv, "latency budgets", rows)
 
 
 def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every share that is asked of a network."""
+    """Yield a row for every share of a network."""
     torch.manual_seed(0)
     timing = LatencyTest(batch=1, runs=151, warmup=5, seconds=20)
     model = getattr(torchvision.models, name)().eval()
@@ -50,7 +50,7 @@ def searched(name: str, shares: list[float]) -> Iterator[dict[str, Any]]:
     scores = L1Norm().scores(model, graph, None)
     start = time.perf_counter()
     cost = FoldedCost(model, graph, Clock(example)).timed(timing)
-    cost.latency()  # the table is measured when it is first asked for
+    cost.latency()  # the table is measured at first use
     took = time.perf_counter() - start
     for share in shares:
         selection = LatencyTarget(share, timing=timing, scope="global")

@@ -34,13 +34,14 @@ def main() -> int:
     parser.add_argument("--blocks", type=int, nargs="+", default=[10, 100, 300, 1000])
     parser.add_argument("--network", default="regnet_y_128gf", help="whose memory is measured")
     parser.add_argument("--memory-only", action="store_true", help="in this process")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     torch.set_num_threads(1)
-    if asked.memory_only:
-        say(f"{beyond_weights(asked.network):.2f} GiB to trace {asked.network}, beyond its weights")
+    if options.memory_only:
+        memory = beyond_weights(options.network)
+        say(f"{memory:.2f} GiB to trace {options.network}, beyond its weights")
         return 0
     seconds(10)  # what is slow only once
-    rows = [[str(cell) for cell in seconds(blocks)] for blocks in asked.blocks]
+    rows = [[str(cell) for cell in seconds(blocks)] for blocks in options.blocks]
     table("residual blocks", ["layers", "traced", "pruned", "ms per layer"], rows)
     line = [
         sys.executable,
@@ -48,7 +49,7 @@ def main() -> int:
         "scripts.bench.scaling",
         "--memory-only",
         "--network",
-        asked.network,
+        options.network,
     ]
     return subprocess.run(line, cwd=ROOT, check=False).returncode
 

@@ -25,16 +25,16 @@ FORMER = {"every": every.NAME}  # tables that had another name
 
 def main() -> int:
     """Run, collect, write; exit code 1 when a job failed or nothing was measured."""
-    asked = parse()
-    names = [every.NAME, *tables.names()] if asked.table == ALL else [asked.table]
-    known = {name: scales_of(name) for name in names}
-    if asked.table != ALL and asked.scale not in known[asked.table]:
-        scales = one_of(asked.scale, known[asked.table])
-        complain(f"--scale {asked.scale}: {asked.table} has none; {scales}")
+    options = parse()
+    names = [every.NAME, *tables.names()] if options.table == ALL else [options.table]
+    scales = {name: scales_of(name) for name in names}
+    if options.table != ALL and options.scale not in scales[options.table]:
+        hint = one_of(options.scale, scales[options.table])
+        complain(f"--scale {options.scale}: {options.table} has none; {hint}")
         return 1
-    for name in (name for name in names if asked.scale not in known[name]):
-        say(f"{name} has no scale {asked.scale}")
-    return max([reproduce(name, asked) for name in names if asked.scale in known[name]])
+    for name in (name for name in names if options.scale not in scales[name]):
+        say(f"{name} has no scale {options.scale}")
+    return max([reproduce(name, options) for name in names if options.scale in scales[name]])
 
 
 def parse() -> argparse.Namespace:
@@ -48,12 +48,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="where tables are written (default: ROOT/tables)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at the same time")
     parser.add_argument("--only-collect", action="store_true", help="run nothing, write tables")
-    asked = parser.parse_args()
-    if asked.table in FORMER:
-        parser.error(f"--table {asked.table} is called {FORMER[asked.table]} now")
-    if asked.table not in names:
-        parser.error(f"--table {asked.table}: there is none; {one_of(asked.table, names)}")
-    return asked
+    options = parser.parse_args()
+    if options.table in FORMER:
+        parser.error(f"--table {options.table} is called {FORMER[options.table]} now")
+    if options.table not in names:
+        parser.error(f"--table {options.table}: there is none; {one_of(options.table, names)}")
+    return options
 
 
 def scales_of(name: str) -> list[str]:
@@ -61,39 +61,39 @@ def scales_of(name: str) -> list[str]:
     return [*(every.SCALES if name == every.NAME else tables.contents(name)["scales"])]
 
 
-def reproduce(name: str, asked: argparse.Namespace) -> int:
+def reproduce(name: str, options: argparse.Namespace) -> int:
     """Run and write one table; 1 when a job failed or nothing was measured."""
-    failed = [] if asked.only_collect else run(name, asked)
+    failed = [] if options.only_collect else run(name, options)
     for job in failed:
-        complain(f"failed: {job}; see {log_of(job, asked.root)}")
-    out = asked.out or asked.root / "tables"
+        complain(f"failed: {job}; see {log_of(job, options.root)}")
+    out = options.out or options.root / "tables"
     try:
         if name == every.NAME:
-            every.write(asked.scale, asked.root, out)
+            every.write(options.scale, options.root, out)
         else:
-            write(table_of(name, asked), out)
+            write(table_of(name, options), out)
     except PrunekitError as error:
         complain(str(error))
         return 1
     return 1 if failed else 0
 
 
-def run(name: str, asked: argparse.Namespace) -> list[str]:
+def run(name: str, options: argparse.Namespace) -> list[str]:
     """Run the jobs of a table, rows after trials; returns the names of failed ones."""
-    more = [] if asked.scale == "smoke" else [f"dataset.root={asked.data}"]
+    more = [] if options.scale == "smoke" else [f"dataset.root={options.data}"]
     if name == every.NAME:
-        return run_all(every.jobs(asked.scale), asked.root, asked.jobs, more)
+        return run_all(every.jobs(options.scale), options.root, options.jobs, more)
     failed: list[str] = []
     for kind in ("trials", "rows"):
-        table = table_of(name, asked)
+        table = table_of(name, options)
         jobs = table.jobs_of(getattr(table, kind))
-        failed = failed or run_all(jobs, asked.root, asked.jobs, more)
+        failed = failed or run_all(jobs, options.root, options.jobs, more)
     return failed
 
 
-def table_of(name: str, asked: argparse.Namespace) -> Table:
+def table_of(name: str, options: argparse.Namespace) -> Table:
     """Return a table with what has been measured so far."""
-    return Table.read(name, asked.scale, asked.root, str(Path(asked.data).parent / "weights"))
+    return Table.read(name, options.scale, options.root, str(Path(options.data).parent / "weights"))
 
 
 if __name__ == "__main__":

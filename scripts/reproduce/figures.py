@@ -52,8 +52,8 @@ def _convergence(table: Table, out: Path, settings: Settings) -> None:
 def _accuracy_against_size(table: Table, out: Path, settings: Settings) -> None:
     """Draw the accuracy of runs whose names begin as said."""
     runs = summary(collect([table.root / settings["runs"]]))
-    wanted = runs["run"].str.startswith(tuple(settings["only"]))
-    accuracy_against_size(runs[wanted], out / settings["png"])
+    is_drawn = runs["run"].str.startswith(tuple(settings["only"]))
+    accuracy_against_size(runs[is_drawn], out / settings["png"])
 
 
 FIGURES: Mapping[str, Callable[[Table, Path, Settings], None]] = {

@@ -70,8 +70,8 @@ class Measured:
         return words[0] if len(words) == 1 else arithmetic(words)
 
     def _first(self, alternatives: Sequence[str]) -> float | None:
-        found = (float(a) if a[0].isdigit() else self._figure(*_parts(a)) for a in alternatives)
-        return next((figure for figure in found if figure is not None), None)
+        figures = (float(a) if a[0].isdigit() else self._figure(*_parts(a)) for a in alternatives)
+        return next((figure for figure in figures if figure is not None), None)
 
     def _figure(self, stage: str, kind: str, key: str) -> float | None:
         job = self._job(stage, kind)
@@ -130,7 +130,7 @@ SPECIAL: Mapping[str, Callable[[Measured], float]] = {
 
 @dataclass(frozen=True)
 class Column:
-    """How a cell is computed from the seeds that have finished.
+    """A rule that computes a cell from the seeds that have finished.
 
     `form` formats mean and standard deviation; "first" gives the figure of the first seed as it
     is, and a number rounds the mean to so many digits. Several figures are those of the first seed.

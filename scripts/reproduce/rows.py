@@ -25,11 +25,11 @@ _RATE = 10e12  # FLOPs a second that hours are computed with
 _LISTS = frozenset({"settings", "seeds"})  # values that are lists themselves
 
 
-def fits(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+def fits(row: Mapping[str, Any], patterns: Mapping[str, Any]) -> bool:
     """Tell whether each named value of a row matches its pattern, or one of several."""
     return all(
-        any(_matches(row, name, pattern) for pattern in listed(patterns))
-        for name, patterns in wanted.items()
+        any(_matches(row, name, pattern) for pattern in listed(several))
+        for name, several in patterns.items()
     )
 
 
@@ -91,9 +91,15 @@ def text_of(value: Any, row: Mapping[str, Any]) -> str:
 
 
 def arithmetic(words: Sequence[str | float]) -> float:
-    """Return the value of numbers with + - * / between them."""
-    checked = [word if str(word) in "+-*/" else repr(float(word)) for word in words]
-    return eval(" ".join(map(str, checked)), {"__builtins__": {}})
+    """Return the value of numbers with + - * / between them; ValueError for other words."""
+    terms = [float(words[0])]
+    for sign, word in zip(words[1::2], words[2::2], strict=True):
+        number = float(word)
+        if sign in ("+", "-"):
+            terms.append(number if sign == "+" else -number)
+        else:
+            terms[-1] = terms[-1] * number if sign == "*" else terms[-1] / number
+    return sum(terms)
 
 
 def training_time(data: str, macs: str, images: str, epochs: str) -> str:

@@ -102,8 +102,8 @@ def _special(table: Table, spec: Mapping[str, Any], row: Row, done: Sequence[Mea
     """Return text, or the share of kept channels that the runs of another row keep too."""
     if "text" in spec:
         return text_of(spec["text"], row)
-    wanted = {name: text_of(value, row) for name, value in spec["overlap"].items()}
-    other = next(other for other in table.rows if fits(other, wanted))
+    patterns = {name: text_of(value, row) for name, value in spec["overlap"].items()}
+    other = next(other for other in table.rows if fits(other, patterns))
     pairs = zip(table.runs(row), table.runs(other), strict=True)
     return overlaps([pair for pair in pairs if pair[0] in done])
 

@@ -15,6 +15,9 @@ Keys of a file; what it does not say it takes from the file that its `base` name
 - `trials`: rows that run first; `choose` takes for rows with the same `of` the value of `take`
   whose trial has the highest figure `by`, the first of equal ones
 - `sheets`: what is written (see `sheets`); without it the file is one sheet itself
+
+Some values of a row have a meaning of their own: `runs`, `seeds`, `needs` (what a run takes),
+`blank` (what stands for a missing figure), `cells` (columns that differ for this row).
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ SHEET = ("title", "text", "select", "head", "columns", "done", "only_measured")
 
 @dataclass(frozen=True)
 class Table:
-    """A table at one scale: its rows, the jobs behind them, and what these found below `root`.
+    """A table at one scale: its rows, the jobs behind them, and their results below `root`.
 
     `weights` is the folder of published weights. What is measured is read once: a table is made
     anew after jobs have run.
@@ -71,7 +74,7 @@ class Table:
         return [self.resolved({**row, "trial": "yes"}) for row in trials]
 
     @cached_property
-    def chosen(self) -> dict[tuple[str, ...], Any]:
+    def choices(self) -> dict[tuple[str, ...], Any]:
         """The values of the best trials, by what they are for; those without a trial are absent."""
         best: dict[tuple[str, ...], tuple[float, Any]] = {}
         for entry in self._entries("trials"):
@@ -90,22 +93,22 @@ class Table:
 
     def _with_choice(self, row: Row) -> Row:
         """Put in the chosen value; a row for which nothing has been chosen yet has no runs."""
-        tried = {self._key(trial) for trial in self._entries("trials")}
-        if not tried or self._key(row) not in tried:
+        keys = {self._key(trial) for trial in self._entries("trials")}
+        if not keys or self._key(row) not in keys:
             return row
-        take, chosen = self.content["choose"]["take"], self.chosen.get(self._key(row))
+        take, chosen = self.content["choose"]["take"], self.choices.get(self._key(row))
         if chosen is not None:
             return {take: chosen, **row, "chosen": chosen}
         return row if take in row else {**row, "runs": []}
 
     def _facts(self) -> Iterator[Row]:
-        seen: Counter[tuple[str, ...]] = Counter()
+        counter: Counter[tuple[str, ...]] = Counter()
         for file in self.content.get("published", ()):
             for fact in facts(file):
                 counts = {}
                 for name, column in self.content.get("count", {}).items():
-                    seen[file, name, fact[column]] += 1
-                    counts[name] = seen[file, name, fact[column]]
+                    counter[file, name, fact[column]] += 1
+                    counts[name] = counter[file, name, fact[column]]
                 if fits(fact, self.content.get("only", {})):
                     yield {**fact, **counts, "file": file, "fact": fact}
 
@@ -115,7 +118,7 @@ class Table:
         rules = [*self.content.get("let", ()), *self.scale.get("let", ())]
         row = resolved({**entry, **own, "entry": entry}, rules)
         for lookup in self.content.get("lookup", ()):
-            row |= _found(lookup, row)
+            row |= _looked_up(lookup, row)
         return row
 
     def is_run(self, row: Row) -> bool:
@@ -192,13 +195,13 @@ class Table:
         ]
 
 
-def _found(lookup: Mapping[str, Any], row: Row) -> Row:
+def _looked_up(lookup: Mapping[str, Any], row: Row) -> Row:
     """Return columns of the published row that a row looks up; none where it names none."""
     try:
-        wanted = {name: text_of(value, row) for name, value in lookup["where"].items()}
+        patterns = {name: text_of(value, row) for name, value in lookup["where"].items()}
     except KeyError:
         return {}
-    fact = next((fact for fact in facts(lookup["file"]) if fits(fact, wanted)), {})
+    fact = next((fact for fact in facts(lookup["file"]) if fits(fact, patterns)), {})
     return {name: fact[column] or "-" for name, column in lookup["columns"].items() if fact}
 
 

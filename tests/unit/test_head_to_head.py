@@ -132,14 +132,14 @@ def test_methods_are_ranked_with_verdicts_and_seconds(tmp_path):
 def test_the_strength_is_the_best_on_validation_images(tmp_path):
     before = table("head_to_head", "short", tmp_path)
     (unknown,) = rows_of(before, method="SSR-L2,1")  # before any was tried
-    assert before.chosen == {} and not before.is_run(unknown)
+    assert before.choices == {} and not before.is_run(unknown)
     values = {0.05: (80.0, 99.0), 0.1: (82.0, 1.0), 0.2: (81.0, 50.0)}
     for row in before.trials:
         if row["method"] == "SSR-L2,1":
             val, test = values[row["lam"]]
             finished(tmp_path, before.jobs(row, 0)[-1].name, "finetune", top1=test, val_top1=val)
     one = table("head_to_head", "short", tmp_path)
-    assert one.chosen == {("resnet20", "SSR-L2,1"): 0.1}
+    assert one.choices == {("resnet20", "SSR-L2,1"): 0.1}
     names = {job.name for job in one.jobs_of(one.rows)}
     assert "head_to_head/resnet20/seed2/SSR-L21-0.1/50pct-of-MACs" in names
     assert "head_to_head/resnet20/seed2/SSR-L21-0.05/50pct-of-MACs" not in names

@@ -265,7 +265,7 @@ def test_a_table_that_there_is_not(monkeypatch, capsys, name, words):
 
 def test_all_are_all_tables_that_have_the_scale(monkeypatch, tmp_path, capsys):
     names = []
-    monkeypatch.setattr(reproduce, "reproduce", lambda name, asked: names.append(name) or 0)
+    monkeypatch.setattr(reproduce, "reproduce", lambda name, options: names.append(name) or 0)
     assert called(monkeypatch, "--table", "all", "--scale", "paper", "--root", str(tmp_path)) == 0
     assert set(names) == {name for name, scale in EVERY if scale == "paper"}
     assert "ssr_t1 has no scale paper" in capsys.readouterr().out
@@ -312,7 +312,7 @@ def test_strengths_are_chosen_on_validation_and_used_for_every_seed(tmp_path):
             run = before.jobs(row, 0)[-1].name
             finished(tmp_path, run, "finetune", val_top1=top1, top1=100 - top1)
     one = table("slim_resnet20", "short", tmp_path, (0, 1), where=part)
-    assert one.chosen == {("l1",): 0.012, ("TL1",): 0.02}
+    assert one.choices == {("l1",): 0.012, ("TL1",): 0.02}
     found = {job.name: job for job in one.jobs_of(one.rows)}
     assert {name.removeprefix("slim_resnet20/") for name in found} == {
         *("given", "seed0/no-penalty", "seed1/no-penalty", "seed0/l1", "seed1/l1"),
