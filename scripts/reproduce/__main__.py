@@ -34,7 +34,10 @@ def main() -> int:
         return 1
     for name in (name for name in names if options.scale not in scales[name]):
         say(f"{name} has no scale {options.scale}")
-    return max([reproduce(name, options) for name in names if options.scale in scales[name]])
+    codes = [reproduce(name, options) for name in names if options.scale in scales[name]]
+    if not codes:
+        complain(f"no table has a scale {options.scale}")
+    return max(codes, default=1)
 
 
 def parse() -> argparse.Namespace:
