@@ -132,7 +132,7 @@ def timed(networks: Networks, key: Row, arguments: argparse.Namespace) -> list[R
 
 
 def _keys(name: str, arguments: argparse.Namespace) -> list[Row]:
-    """Return the measurements that are wanted of a network."""
+    """Return the settings that a network is timed with."""
     subject = SUBJECTS[name]
     return [
         {

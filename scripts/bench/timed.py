@@ -24,16 +24,16 @@ Kinds = Mapping[str, Callable[[str], object]]
 def complete(
     path: Path,
     rows: list[Row],
-    wanted: Mapping[str, Sequence[Row]],
+    keys: Mapping[str, Sequence[Row]],
     variants: Callable[[str], Networks],
     timed: Callable[[Networks, Row], list[Row]],
 ) -> list[Row]:
     """Return the rows with those that are missing, and write them after every measurement.
 
-    `wanted` are, by network, the columns that make a row another measurement.
+    `keys` are, by network, the columns that make a row another measurement.
     """
-    for name, keys in wanted.items():
-        missing = [key for key in keys if not any(key.items() <= row.items() for row in rows)]
+    for name, settings in keys.items():
+        missing = [key for key in settings if not any(key.items() <= row.items() for row in rows)]
         networks = variants(name) if missing else {}
         for key in missing:
             say(f"{name} on {key['engine']}: {', '.join(networks)} ...")

@@ -35,7 +35,7 @@ ALIKE, RUNS, REFUSED = "as in python", "runs", "refused"
 DEFAULTS = "defaults"  # the part that is meant to change with the defaults
 TRIED = ("per_layer", "global", "macs_global", "slimming")
 EVERY = 3  # of the pairs a network is asked on the command line, so that each is on two networks
-PLAINLY = {  # the command line's choices, and what is told in Python
+PLAINLY = {  # the command line's choices, and the arguments in Python
     "per_layer": {"keep": 0.5},
     "macs": {"macs": 0.5},
     "params": {"params": 0.5},
@@ -224,7 +224,7 @@ def _words(kept: str) -> str:
 def _fragile(bench: Bench, criterion: str, kept: Mapping[str, str]) -> list[str]:
     """Return the selections that keep other units once all weights have moved a little.
 
-    A few are asked, which look at the order of scores within and between groups; where one of them
+    A few are tried, which look at the order of scores within and between groups; where one of them
     flips, all do that look at scores.
     """
     changed = bench.changed(CRITERIA[criterion].source)

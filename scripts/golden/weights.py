@@ -1,7 +1,7 @@
 """Compare the networks of every experiment file's smoke run in two checkouts.
 
-Each checkout says by itself what its table of experiments runs at the scale smoke. What is
-there already is not run again.
+Each checkout lists the jobs of its own table of experiments at the scale smoke. What is there
+already is not run again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import prunekit
 
 @dataclass(frozen=True)
 class Expected:
-    """Differences that are wanted: patterns of experiments and of differences, and the reason."""
+    """Differences that are expected: patterns of experiments and of differences, and the reason."""
 
     experiments: str
     parts: str
@@ -50,12 +50,12 @@ ASK = """
 import json, sys
 try:
     from scripts.reproduce.every import jobs
-    found = jobs("smoke")
+    small = jobs("smoke")
 except ImportError:
     sys.path.insert(0, "scripts")
     import every_experiment
-    found = every_experiment.jobs(every_experiment.SCALES["smoke"])
-print(json.dumps({job.name.split("/")[-1]: [job.stages, job.command("runs")] for job in found}))
+    small = every_experiment.jobs(every_experiment.SCALES["smoke"])
+print(json.dumps({job.name.split("/")[-1]: [job.stages, job.command("runs")] for job in small}))
 """
 SAME = ("runtime.device=cpu", "runtime.threads=1")
 
@@ -69,8 +69,8 @@ class Side:
 
     def jobs(self) -> dict[str, tuple[list[str], list[str]]]:
         """Return the stages of every experiment, and the arguments of `prunekit run`."""
-        found = self._python("-c", ASK, cwd=self.checkout, check=True, capture_output=True)
-        return json.loads(found.stdout)
+        answer = self._python("-c", ASK, cwd=self.checkout, check=True, capture_output=True)
+        return json.loads(answer.stdout)
 
     def run(self, name: str, stages: Sequence[str], arguments: Sequence[str]) -> bool:
         """Run an experiment, unless that has been done; whether it came to its end."""
@@ -105,19 +105,19 @@ def compare(
 
     bad, width = 0, max(map(len, names), default=0)
     with ThreadPoolExecutor(processes) as pool:
-        for number, (name, found) in enumerate(pool.map(one, names), start=1):
-            wanted = [text for text in found if _wanted(name, text)]
-            rest = [text for text in found if text not in wanted]
+        for number, (name, texts) in enumerate(pool.map(one, names), start=1):
+            expected = [text for text in texts if _is_expected(name, text)]
+            rest = [text for text in texts if text not in expected]
             bad += bool(rest)
-            told = "different" if rest else "as expected" if wanted else "equal"
-            say(f"{number:>3}/{len(names)}  {name:<{width}}  {told}  {'; '.join(found[:4])}")
+            verdict = "different" if rest else "as expected" if expected else "equal"
+            say(f"{number:>3}/{len(names)}  {name:<{width}}  {verdict}  {'; '.join(texts[:4])}")
     for name, why in absent.items():
         say(f"         {name:<{width}}  {why}")
     say(f"{len(names) - bad} of {len(names)} experiments as before")
     return int(bool(bad or (absent and not only)))
 
 
-def _wanted(name: str, text: str) -> bool:
+def _is_expected(name: str, text: str) -> bool:
     return any(fnmatch(name, one.experiments) and fnmatch(text, one.parts) for one in EXPECTED)
 
 
@@ -128,11 +128,11 @@ def _differences(sides: tuple[Side, Side], name: str, *jobs: tuple[Any, Any]) ->
         return [f"failed, see {' and '.join(failed)}"]
     if jobs[0][0] != jobs[1][0]:
         return [f"stages: {jobs[0][0]}, {jobs[1][0]}"]
-    found = []
+    texts = []
     for stage in jobs[0][0]:
         places = [side.stage(name, stage) for side in sides]
-        found += [f"{stage}/{text}" for text in of_stage(*places)]
-    return found
+        texts += [f"{stage}/{text}" for text in of_stage(*places)]
+    return texts
 
 
 def of_stage(old: Path, new: Path) -> Iterator[str]:
@@ -175,8 +175,8 @@ def _of_tensors(old: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor]
 
 
 def _metrics(place: Path) -> dict[str, Any]:
-    found = _json(place / "report.json")["metrics"]
-    return {key: value for key, value in found.items() if not any(mark in key for mark in CLOCK)}
+    metrics = _json(place / "report.json")["metrics"]
+    return {key: value for key, value in metrics.items() if not any(mark in key for mark in CLOCK)}
 
 
 def _json(file: Path) -> dict[str, Any]:

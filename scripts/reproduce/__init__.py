@@ -1,1 +1,1 @@
-"""Published tables, the runs behind them, and what the runs found beside what was published."""
+"""Published tables, the runs behind them, and measured beside published figures."""

@@ -113,7 +113,7 @@ class Table:
                     yield {**fact, **counts, "file": file, "fact": fact}
 
     def resolved(self, entry: Row, seed: int | None = None) -> Row:
-        """Return a row with all that rules say of it, and the `entry` that it was made from."""
+        """Return a row with the values that rules give it, and the `entry` that it comes from."""
         own = {"seed": self.scale["seeds"][0] if seed is None else seed, "weights": self.weights}
         rules = [*self.content.get("let", ()), *self.scale.get("let", ())]
         row = resolved({**entry, **own, "entry": entry}, rules)
