@@ -38,6 +38,32 @@ def lists(tmp_path_factory):
     return {(name, scale): jobs_of(table(name, scale, root)) for name, scale in EVERY}
 
 
+KEYS = {
+    "table": {
+        *("base", "published", "only", "count", "rows", "lookup", "let", "lists", "runs", "scales"),
+        *("trials", "choose", "sheets", "figures", "file", "reading"),
+    },
+    "sheet": {
+        *("title", "text", "select", "head", "columns", "done", "only_measured", "name", "suffix"),
+        *("of", "rank", "pairs", "label", "same", "against", "digits", "networks"),
+    },
+    "runs": {"name", "overrides", "stages", "after", "stage", "needs"},
+    "scales": {"text", "seeds", "where", "overrides", "let", "rows", "trials"},
+    "pairs": {"of", "without", "against", "networks"},
+}
+
+
+@pytest.mark.parametrize("name", tables.names())
+def test_a_table_has_no_key_that_is_not_read(name):
+    content = tables.contents(name)
+    assert content.keys() <= KEYS["table"] | KEYS["sheet"]
+    for kind in ("runs", "scales"):
+        assert {key for one in content.get(kind, {}).values() for key in one} <= KEYS[kind]
+    for sheet in content.get("sheets", ()):
+        assert sheet.keys() <= KEYS["sheet"]
+        assert {key for pair in sheet.get("pairs", ()) for key in pair} <= KEYS["pairs"]
+
+
 def test_every_table_has_jobs_at_every_scale(lists):
     assert {key for key, jobs in lists.items() if not jobs and key[0] not in UNRUN} == ELSEWHERE
     assert all({"short", "smoke"} <= {s for n, s in lists if n == name} for name in ALL)
