@@ -49,17 +49,14 @@ lint: $(STAMP)  ## style, formatting and types
 	$(BIN)/python -m mypy
 
 bench: $(STAMP)  ## speed, as ratios inside one run
-	$(BIN)/python scripts/bench.py
-	$(BIN)/python scripts/bench_similarity.py
-	$(BIN)/python scripts/bench_lasso.py
-	$(BIN)/python scripts/bench_report.py
+	$(BIN)/python -m scripts.bench
 
-reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|every|any file of scripts/published|... SCALE=smoke|short|paper DATA=folder
-	$(BIN)/python scripts/reproduce_tables.py --table $(TABLE) --scale $(SCALE) --data $(DATA)
+reproduce-tables: $(STAMP)  ## measured beside published: TABLE=ssr_t1|experiments|all|any of scripts/reproduce/tables SCALE=smoke|short|paper DATA=folder
+	$(BIN)/python -m scripts.reproduce --table $(TABLE) --scale $(SCALE) --data $(DATA)
 
 head-to-head: $(STAMP)  ## all methods for equal epochs: ResNet-20, then LeNet; SCALE=smoke|short|gpu DATA=folder
-	$(BIN)/python scripts/reproduce_tables.py --table head_to_head --scale $(SCALE) --data $(DATA)
-	$(if $(filter gpu,$(SCALE)),,$(BIN)/python scripts/reproduce_tables.py --table head_to_head_lenet --scale $(SCALE) --data $(DATA))
+	$(BIN)/python -m scripts.reproduce --table head_to_head --scale $(SCALE) --data $(DATA)
+	$(if $(filter gpu,$(SCALE)),,$(BIN)/python -m scripts.reproduce --table head_to_head_lenet --scale $(SCALE) --data $(DATA))
 
 clean:  ## remove the environment, caches and builds; outputs/ stays
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

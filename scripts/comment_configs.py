@@ -22,7 +22,7 @@ from prunekit.stages.settings import Root
 
 
 def told(text: str, at: str) -> dict[tuple[str, str], str]:
-    """What classes say of the settings that a file names."""
+    """Return the comments of the classes on the settings that a file names."""
     owners = {key.owner for key in keys(text, at)}
     makers = {owner: locate(owner) for owner in owners if owner.startswith("prunekit.")}
     return _comments(makers)
@@ -34,7 +34,7 @@ def _comments(makers: Mapping[str, Callable[..., object]]) -> dict[tuple[str, st
 
 
 def written(file: Path) -> str:
-    """The file as it should be."""
+    """Return the text of the file as it should be."""
     text = file.read_text(encoding="utf-8")
     if file == config_dir() / "config.yaml":
         return write_comments(text, _comments({"": Root}))

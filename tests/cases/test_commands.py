@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 from golden import SWEEP
-from golden_cli import call
+
+from scripts.golden.cli import call
 
 TINY = (
     *("dataset=synthetic", "dataset.train=32", "dataset.val=0", "dataset.test=16"),

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
-import sys
-from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from prunekit.config import config_dir, groups, resolve
+from scripts.reproduce import experiments
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 CIFAR = ("dataset.channels=3", "dataset.image_size=32")
 ONE_STEP = (  # two images to train on, in batches of two; the published rates and decays stay
     *("dataset=synthetic", "dataset.train=4", "dataset.val=2", "dataset.test=2"),
@@ -24,14 +21,6 @@ ONE_STEP = (  # two images to train on, in batches of two; the published rates a
     ),
     *("diagnose=false", "latency.batch=1", "latency.runs=5", "latency.warmup=0"),
 )
-
-
-@pytest.fixture(scope="module")
-def every():
-    """The script that runs every experiment, which knows what their files say."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("every_experiment")
-    sys.path.remove(str(SCRIPTS))
 
 
 def images(name, known, model):
@@ -55,14 +44,14 @@ def classes_of(name, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(groups()["experiment"]))
-def test_one_step_of_every_stage(cli, every, tmp_path, name):
-    known = every.merged(name)
-    model = [f"model={every.BARE[name]}"] if name in every.BARE else []
+def test_one_step_of_every_stage(cli, tmp_path, name):
+    known = experiments.merged(name)
+    model = [f"model={experiments.BARE[name]}"] if name in experiments.BARE else []
     similar = name.startswith(("sglp", "stlp", "slasso"))
     few = ["criterion.similarity.calibration.count=4"] if similar else []
     words = [f"experiment={name}", *model, *ONE_STEP, *images(name, known, model), *few, "name=a"]
     found = cli("run", *words, "runtime.threads=1", smoke=False)
     assert found.code == 0, found.err
-    stages = known.get("pipeline", every.PIPELINE)
+    stages = known.get("pipeline", experiments.PIPELINE)
     assert all((tmp_path / "outputs/a" / stage / "report.json").is_file() for stage in stages)
     shutil.rmtree(tmp_path / "outputs")  # the widest take a gigabyte

@@ -22,7 +22,7 @@ from prunekit.stages import network
 from prunekit.stages.network import Dense
 from prunekit.stages.pipeline import build_stages
 
-PUBLISHED = Path(__file__).parents[2] / "scripts" / "published"
+PUBLISHED = Path(__file__).parents[2] / "scripts" / "reproduce" / "published"
 STRUCTURES = {
     "sglp": "prunekit.methods.gram_lasso.Graph",
     "stlp": "prunekit.methods.gram_lasso.Hierarchy",

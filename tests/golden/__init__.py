@@ -1,4 +1,4 @@
-"""What an earlier prunekit wrote, to be read by this one; `scripts/golden.py files` made it.
+"""What an earlier prunekit wrote, to be read by this one; `python -m scripts.golden files` made it.
 
 The runs were made in the folder FILES, by `--config-dir=configs experiment=tiny`. Tests copy what
 they work on.

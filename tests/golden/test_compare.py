@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
-from golden_kept import ALIKE, differences, runs
-from golden_weights import of_stage
 
 from golden import FINISHED
+from scripts.golden.kept import ALIKE, differences, runs
+from scripts.golden.weights import of_stage
 
 KNOWN = {
     "python": {"l1_norm": {"zeros": "a 0-2/4", "global": "a 0/4", "slimming": "refused A: words"}},

@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 import torch
-from golden_cli import call
-from golden_files import OUTPUTS, outputs_of
 
 from golden import FILES, FINISHED, INTERRUPTED, MODELS, RUNS, SWEEP
+from scripts.golden.cli import call
+from scripts.golden.files import OUTPUTS, outputs_of
 
 SAVED = sorted(MODELS.glob("*.pt"))
 KINDS = ("narrow", "new_biases", "bias_maps", "select", "skip_block", "attach", "fold", "head")

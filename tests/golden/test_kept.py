@@ -1,6 +1,6 @@
 """Every criterion and every selection keeps the units that it kept, on six networks.
 
-A cross-section of what `scripts/golden.py record` wrote: the whole is `scripts/golden.py compare`.
+A cross-section of what `python -m scripts.golden record` wrote; its `compare` is the whole.
 Entries that a change of the weights by three millionths flips are left out, since the last bits of
 another processor may flip them too; so are the numbers of a clock.
 """
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from golden_cells import CRITERIA, SELECTIONS
-from golden_kept import (
+
+from scripts.golden.cells import CRITERIA, SELECTIONS
+from scripts.golden.kept import (
     ALIKE,
     KEPT,
     ON_THE_COMMAND_LINE,
@@ -23,7 +24,7 @@ from golden_kept import (
     read,
     selections,
 )
-from golden_networks import NETWORKS
+from scripts.golden.networks import NETWORKS
 
 SLOW = {  # lassos, and what a stage has to leave its files for: on one network
     **{"apib": "vgg", "sglp": "lenet", "stlp": "vgg", "stlp_block": "mobilenet"},

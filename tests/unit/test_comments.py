@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
+from prunekit.stages.root import Root
 
 from prunekit.build import locate
 from prunekit.comments import keys, package, read_comments, write_comments
 from prunekit.config import config_dir
 from prunekit.schema import settings_of
-from prunekit.stages.settings import Root
+from scripts import comment_configs as script
 
 FILES = [f for f in sorted(config_dir().rglob("*.yaml")) if "hydra" not in f.parts]
 
 
-@pytest.fixture(scope="module")
-def script():
-    place = Path(__file__).parents[2] / "scripts" / "comment_configs.py"
-    spec = importlib.util.spec_from_file_location("comment_configs", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_comments_are_what_the_classes_say(script):
+def test_comments_are_what_the_classes_say():
     stale = [str(file) for file in FILES if script.written(file) != file.read_text()]
     assert not stale, f"run python scripts/comment_configs.py, which rewrites {stale}"
 

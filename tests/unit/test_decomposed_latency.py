@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from prunekit.measure import fvcore_macs
-
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def latency():
-    """The script as a module, with its neighbours importable."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("decomposed_latency")
-    sys.path[:] = [place for place in sys.path if place != str(SCRIPTS)]
+from scripts.bench import decomposed_latency as latency
 
 
 @pytest.mark.parametrize("keep", [0.3, 0.5])
-def test_pruned_and_decomposed_networks_cost_the_same(latency, keep):
+def test_pruned_and_decomposed_networks_cost_the_same(keep):
     subject = latency.SUBJECTS["resnet20"]
     networks = latency.variants(subject, keep)
     macs = {name: fvcore_macs(net, subject.example) for name, net in networks.items()}
@@ -43,7 +32,7 @@ def shapes(model):
     return [tuple(m.weight.shape[:3]) for m in model.modules() if isinstance(m, nn.Conv2d)]
 
 
-def test_what_stands_in_the_table_is_not_timed_again(latency, tmp_path, monkeypatch):
+def test_what_stands_in_the_table_is_not_timed_again(tmp_path, monkeypatch):
     line = ["x", "--networks", "resnet20", "--engines", "eager", "--devices", "cpu"]
     monkeypatch.setattr(
         sys, "argv", [*line, "--rounds", "5", "--warmup", "0", "--out", str(tmp_path)]

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[2] / "scripts/speed.py"
+from scripts.bench import speed as script
+
 SMALL = ("--networks", "resnet18", "--size", "32", "--batch", "1", "--rounds", "5")
 
 
 @pytest.fixture
 def speed(monkeypatch, tmp_path):
     """Call the script with arguments; returns the rows of its file."""
-    spec = importlib.util.spec_from_file_location("speed", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
 
     def run(*arguments):
         out = tmp_path / "speed.csv"

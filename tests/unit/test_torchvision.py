@@ -47,7 +47,7 @@ def test_all_eighty_are_there():
 )
 def test_half_of_the_channels_go_exactly(name):
     if name in LARGE:
-        pytest.skip("too large for double precision here; scripts/coverage.py has it")
+        pytest.skip("too large for double precision here; scripts.bench.coverage has it")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = build(name)

@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import csv
-import importlib
 import re
-import sys
-from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from reproduced import (
+    PUBLISHED,
+    REFERENCE,
+    composed,
+    composing,
+    finished,
+    jobs_of,
+    lines,
+    table,
+    written,
+)
 
 from prunekit.build import build
-from prunekit.config import config_dir, groups, resolve
+from prunekit.config import groups
 from prunekit.errors import ArtifactError
-from prunekit.runs.files import write_json
-from prunekit.stages.pipeline import build_stages, stage_names
+from prunekit.stages.pipeline import check, pipeline
+from scripts.reproduce import every, tables
+from scripts.reproduce.jobs import Job
+from scripts.reproduce.rows import text_of
+from scripts.reproduce.sheets import write
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-REFERENCE = SCRIPTS.parents[1] / "shared" / "reference"
-FILES = sorted(file.stem for file in (SCRIPTS / "published").glob("*.csv"))
+FILES = sorted(file.stem for file in PUBLISHED.glob("*.csv"))
+WHOLE = [name for name in tables.names() if tables.contents(name).get("head") == "paper"]
 LEFT_OUT = {  # where in the source a row was found, and what was computed from it
     *("seed_line", "seed_place", "note", "acc_delta_stated", "acc_delta_recomputed"),
     *("delta_consistent", "base_flops_cell_as_printed", "base_params_cell_as_printed"),
 }
-
-
-@pytest.fixture(scope="module")
-def reproduce():
-    """The script as a module, with its neighbours importable."""
-    sys.path.insert(0, str(SCRIPTS))
-    yield importlib.import_module("reproduce_tables")
-    sys.path[:] = [place for place in sys.path if place != str(SCRIPTS)]
-
-
-def lines(file):
-    with open(file, newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -48,31 +42,25 @@ def test_facts_are_those_of_the_reference(name):
         {key: value for key, value in row.items() if key not in LEFT_OUT}
         for row in lines(REFERENCE / f"{name}.csv")
     ]
-    assert lines(SCRIPTS / "published" / f"{name}.csv") == found
+    assert lines(PUBLISHED / f"{name}.csv") == found
 
 
-def test_every_published_file_has_a_table(reproduce):
-    assert set(FILES) <= set(reproduce.TABLES)
+def test_every_published_file_has_a_table():
+    assert set(FILES) <= set(tables.names())
+    shown = {file for name in tables.names() for file in tables.contents(name).get("published", ())}
+    assert shown == set(FILES)
     if REFERENCE.is_dir():
         assert {file.stem for file in REFERENCE.glob("*.csv")} == set(FILES)
 
 
-def transcripts():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        return importlib.import_module("transcripts").TRANSCRIPTS
-    finally:
-        sys.path.remove(str(SCRIPTS))
-
-
-@pytest.mark.parametrize("one", transcripts(), ids=lambda one: one.name)
-def test_every_published_row_is_printed_and_none_is_filled_in(one, tmp_path):
-    for scale, extent in one.scales.items():
-        out = tmp_path / scale
-        with pytest.raises(ArtifactError, match=f"nothing was measured for {one.name}"):
-            one.write(tmp_path / "runs", out, extent)
-        rows = lines(out / f"{one.name}.csv")
-        known = lines(SCRIPTS / "published" / f"{one.name}.csv")
+@pytest.mark.parametrize("name", WHOLE)
+def test_every_published_row_is_printed_and_none_is_filled_in(name, tmp_path):
+    known = [row for file in tables.contents(name)["published"] for row in tables.facts(file)]
+    for scale in tables.contents(name)["scales"]:
+        one, out = table(name, scale, tmp_path / "runs"), tmp_path / scale
+        with pytest.raises(ArtifactError, match=f"nothing was measured for {name}"):
+            write(one, out)
+        rows = lines(out / f"{name}.csv")
         assert len(rows) == len(known)
         for row, fact in zip(rows, known, strict=True):
             assert {key: row[f"paper: {key}"] for key in fact} == {
@@ -83,11 +71,10 @@ def test_every_published_row_is_printed_and_none_is_filled_in(one, tmp_path):
             assert set(ours.values()) <= {"not run", "-"}
 
 
-def test_what_is_not_run_says_what_it_needs(reproduce, tmp_path):
+def test_what_is_not_run_says_what_it_needs(tmp_path):
     def needs(name):
-        one = next(t for t in reproduce.transcripts.TRANSCRIPTS if t.name == name)
-        known, extent = reproduce.transcripts.facts(name), next(iter(one.scales.values()))
-        return [row["needs"] for row in one.measured(tmp_path, extent, known)]
+        one = table(name, next(iter(tables.contents(name)["scales"])), tmp_path)
+        return [text_of(row["needs"], row) for row in one.rows]
 
     alexnet = needs("ssr_table3")
     assert (
@@ -107,20 +94,14 @@ def test_what_is_not_run_says_what_it_needs(reproduce, tmp_path):
     assert all("after the pass before" in text for text in passes)
 
 
-def test_a_measured_row_stands_beside_its_own(reproduce, tmp_path):
-    imagenet = reproduce.transcripts.imagenet
-    extent = imagenet.SCALES["paper"]
-    known = reproduce.transcripts.facts("ssr_table5")
-    line = imagenet.lines(known)[-1]
-    assert (line.network, line.method, line.group) == ("ResNet-50", "SSR-L2,0", 2)
-    base = imagenet.dense("ResNet-50", extent, 0).name
-    for run, top1, macs in ((base, 76.0, 4), (line.run(0), 73.5, 2)):
+def test_a_measured_row_stands_beside_its_own(tmp_path):
+    one = table("ssr_table5", "paper", tmp_path)
+    last = one.rows[-1]
+    assert (last["model"], last["method"], last["group"]) == ("ResNet-50", "SSR-L2,0", 2)
+    for job, top1, macs in zip(one.jobs(last, 0), (76.0, 73.5), (4, 2), strict=True):
         values = {"top1": top1, "top5": 90.0, "macs": macs, "params": 7, "speedup": 1.5}
-        (tmp_path / run / "measure").mkdir(parents=True)
-        write_json(tmp_path / run / "measure/report.json", {"metrics": values})
-    one = next(t for t in reproduce.transcripts.TRANSCRIPTS if t.name == "ssr_table5")
-    one.write(tmp_path, tmp_path / "out", extent)
-    rows = lines(tmp_path / "out/ssr_table5.csv")
+        finished(tmp_path, job.name, "measure", **values)
+    rows = written(one)
     assert [row["seeds"] for row in rows] == ["0"] * 12 + ["1"]
     last = rows[-1]
     assert (last["paper: top1_err_increase_pct"], last["top-1 increase"]) == ("3.65", "+2.50")
@@ -144,25 +125,12 @@ def test_a_measured_row_stands_beside_its_own(reproduce, tmp_path):
         ),
     ],
 )
-def test_a_run_fills_its_own_row_alone(reproduce, tmp_path, name, run, place, cells):
+def test_a_run_fills_its_own_row_alone(tmp_path, name, run, place, cells):
     values = {"top1": 75.0, "dense_top1": 76.0, "macs": 4, "params": 2}
-    (tmp_path / run / "measure").mkdir(parents=True)
-    report = {"metrics": {**values, "dense_macs": 8, "dense_params": 8}}
-    write_json(tmp_path / run / "measure/report.json", report)
-    one = next(t for t in reproduce.transcripts.TRANSCRIPTS if t.name == name)
-    one.write(tmp_path, tmp_path / "out", one.scales["paper"])
-    rows = lines(tmp_path / f"out/{name}.csv")
+    finished(tmp_path, run, "measure", **values, dense_macs=8, dense_params=8)
+    rows = written(table(name, "paper", tmp_path))
     assert [index for index, row in enumerate(rows) if row["seeds"] == "1"] == [place]
     assert {key: rows[place][key] for key in cells} == cells and rows[place]["needs"] == ""
-
-
-def test_jobs_of_every_transcript_come_in_order(reproduce):
-    for one in reproduce.transcripts.TRANSCRIPTS:
-        for scale, extent in one.scales.items():
-            seen: set[str] = set()
-            for job in one.jobs(extent):
-                assert job.waits_for() <= seen, (one.name, scale, job.name)
-                seen.add(job.name)
 
 
 @pytest.mark.parametrize(
@@ -177,32 +145,33 @@ def test_jobs_of_every_transcript_come_in_order(reproduce):
     ],
 )
 @pytest.mark.parametrize("scale", ["smoke", "paper"])
-def test_jobs_of_transcripts_compose(reproduce, tmp_path, name, scale):
-    one = next(t for t in reproduce.transcripts.TRANSCRIPTS if t.name == name)
-    kinds = {}
-    for job in one.jobs(one.scales[scale]):
+def test_jobs_of_transcripts_compose(tmp_path, name, scale):
+    found = {}
+    for job in jobs_of(table(name, scale, tmp_path)):
         words = tuple(w for w in job.overrides if not w.startswith(("seed=", "selection.path=")))
-        kinds.setdefault((job.stages, words), job)
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        for job in kinds.values():
+        found.setdefault((job.stages, words), job)
+    with composing():
+        for job in found.values():
             for other in job.needs:
                 (tmp_path / other).mkdir(parents=True, exist_ok=True)
                 (tmp_path / other / "plan.json").write_text('{"groups": {}}')
-            line = [word for word in job.command(str(tmp_path)) if not word.startswith("source=")]
-            settings = resolve(compose("run", overrides=line))
-            assert stage_names(settings) == job.stages
-            build_stages(settings, job.stages)
-    GlobalHydra.instance().clear()
+            settings = composed(job, tmp_path)
+            assert pipeline(settings) == job.stages
+            check(settings, job.stages)
 
 
-def test_every_experiment_file_is_run_once(reproduce):
-    every = reproduce.every_experiment
-    jobs = every.jobs(every.SCALES["smoke"])
+def test_every_experiment_file_is_run_once(tmp_path):
+    jobs = every.jobs("smoke")
     assert [job.name for job in jobs] == [
         f"every/{name}" for name in sorted(groups()["experiment"])
     ]
     assert all(job.stages[-1] == "measure" and "finetune" in job.stages for job in jobs)
+    with pytest.raises(ArtifactError, match="not run to the end: demo"):
+        every.write("short", tmp_path, tmp_path / "out")
+    finished(tmp_path, "every/demo", *every.jobs("short")[0].stages, params=7)
+    every.write("short", tmp_path, tmp_path / "out")
+    (row,) = lines(tmp_path / "out/experiments.csv")
+    assert row["stages"].startswith("pretrain sparsify") and row["parameters left"] == "7"
 
 
 QUICK = ("ssr_alexnet_imagenet", "hinge_resnet50_imagenet", "slim_vgg19_cifar100", "sglp")
@@ -212,15 +181,12 @@ QUICK = ("ssr_alexnet_imagenet", "hinge_resnet50_imagenet", "slim_vgg19_cifar100
     "name",
     [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in groups()["experiment"]],
 )
-def test_a_small_experiment_composes_and_is_small(reproduce, name):
-    job = reproduce.every_experiment.Experiment.read(name).small()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        settings = resolve(compose("run", overrides=job.command("outputs")))
-        own = resolve(compose("run", overrides=[f"experiment={name}"]))
-    GlobalHydra.instance().clear()
-    assert stage_names(settings) == job.stages == stage_names(own)
-    build_stages(settings, job.stages)
+def test_a_small_experiment_composes_and_is_small(name):
+    job = next(job for job in every.jobs("smoke") if job.name == f"every/{name}")
+    settings = composed(job)
+    own = composed(Job("own", (f"experiment={name}",), job.stages))
+    assert pipeline(settings) == job.stages
+    check(settings, job.stages)
     assert settings["dataset"]["_target_"] == "prunekit.data.Synthetic"
     model = {
         key: value for key, value in settings["model"].items() if key not in ("name", "weights")

@@ -1,0 +1,1 @@
+"""Tools around prunekit: tables beside published ones, measurements, the golden corpus."""

@@ -1,0 +1,1 @@
+"""Measurements of speed, of exactness, and of which networks can be pruned."""

@@ -1,0 +1,1 @@
+"""The golden corpus: what one version of prunekit computes, kept to be compared with later ones."""

@@ -1,0 +1,1 @@
+"""Published tables, the runs behind them, and measured beside published figures."""
