@@ -14,17 +14,20 @@ import torch
 from torch import Tensor
 
 from prunekit.methods.gram_lasso import (
+    FISTA,
     Edges,
     Grams,
+    GraphADMM,
     GraphLasso,
     Maps,
+    Regression,
+    RegressionSolver,
     Tables,
     Tree,
     TreeLasso,
-    tables_of,
+    compute_tables,
 )
 from prunekit.methods.gram_lasso.entry import EntryOrder
-from prunekit.methods.gram_lasso.regression import FISTA, GraphADMM, Regression, RegressionSolver
 from prunekit.penalties import Penalty
 from scripts.bench.ratios import Row, below, row, seconds
 
@@ -89,4 +92,4 @@ def layer(inputs: int, outputs: int, seed: int) -> Tables:
     maps = (patterns[:, classes] + noise).clamp_min(0)
     read = torch.rand(outputs, inputs, generator=draw).argsort(dim=1) < READ
     weights = torch.randn(outputs, inputs, generator=draw) * read
-    return tables_of(Grams(), Maps.of(maps), Maps.of(torch.tensordot(weights, maps, dims=1)))
+    return compute_tables(Grams(), Maps.of(maps), Maps.of(torch.tensordot(weights, maps, dims=1)))

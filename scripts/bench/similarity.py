@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from prunekit.data import Data, TensorBatches
 from prunekit.graph import ChannelGraph
-from prunekit.methods.gram_lasso import Grams, Maps, RawMaps, Statistics, compute_tables, tables_of
+from prunekit.methods.gram_lasso import Grams, Maps, RawMaps, Statistics, compute_tables
 from prunekit.models import vgg16
 from scripts.bench.ratios import Row, below, ratio, row, seconds
 from scripts.bench.training import NORMALIZE
@@ -40,7 +40,7 @@ def whole_network(rounds: int) -> Row:
     data = Data(batches, batches, batches, 10, (3, 32, 32))
     graph = ChannelGraph.trace(model, data.example)
     layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
-    work = partial(Statistics().of, model, graph, data, "cpu", layers)
+    work = partial(Statistics().compute, model, graph, data, "cpu", layers)
     what = f"tables of VGG-16, {EXAMPLES} examples, Laplacian, seconds"
     return below(what, min(seconds(work) for _ in range(rounds)), MOST)
 
@@ -62,7 +62,7 @@ def growth(rounds: int) -> Iterator[Row]:
 def saved(rounds: int) -> Iterator[Row]:
     """Yield gradient steps on all pairs of examples against steps on the tables."""
     maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
-    make = partial(tables_of, Grams(), *maps)
+    make = partial(compute_tables, Grams(), *maps)
     columns, responses = _explicit(maps[0]), _explicit(maps[1])
     tables = make()
     explicit = partial(_on_pairs, columns, responses)
@@ -79,7 +79,7 @@ def with_and_without(rounds: int) -> Row:
     After this the regression is the same, so this is all that Gram matrices save or cost.
     """
     maps = _maps(CHANNELS, EXAMPLES), _maps(CHANNELS, EXAMPLES)
-    kinds = (partial(tables_of, statistic, *maps) for statistic in (Grams(), RawMaps()))
+    kinds = (partial(compute_tables, statistic, *maps) for statistic in (Grams(), RawMaps()))
     return row(f"tables with / without Gram matrices, {SIDE} x {SIDE} maps", ratio(*kinds, rounds))
 
 
