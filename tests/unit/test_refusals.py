@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import prunekit
 from prunekit.errors import PrunekitError, SurgeryError
 from prunekit.graph import ChannelGraph
-from prunekit.surgery import Keep, Narrow, load_weights
+from prunekit.surgery import KeptChannels, Narrow, load_weights
 
 X = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -151,7 +151,7 @@ def test_weights_that_are_not_followed_stay_and_are_named(kind, name, why):
 
 def test_surgery_on_a_layer_that_is_not_followed():
     model = Decoded("lstm")
-    edit = Narrow({"middle": Keep(ins=None, outs=(0, 1), widths=(8, 8))})
+    edit = Narrow({"middle": KeptChannels(ins=None, outs=(0, 1), widths=(8, 8))})
     with pytest.raises(SurgeryError) as caught:
         edit.apply(model)
     assert "LSTM" in str(caught.value) and "\n" not in str(caught.value)
