@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from prunekit.stages.root import Root
 
 from prunekit.build import locate
 from prunekit.comments import keys, package, read_comments, write_comments
 from prunekit.config import config_dir
 from prunekit.schema import settings_of
+from prunekit.stages.settings import Root
 from scripts import comment_configs as script
 
 FILES = [f for f in sorted(config_dir().rglob("*.yaml")) if "hydra" not in f.parts]

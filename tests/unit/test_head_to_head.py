@@ -9,7 +9,7 @@ from reproduced import composed, composing, finished, jobs_of, lines, rows_of, t
 from prunekit.build import build
 from prunekit.errors import ArtifactError
 from prunekit.stages.pipeline import build_stages, stage_names
-from prunekit.stages.sparsify import regularizer_of
+from prunekit.stages.sparsify import build_regularizer
 from scripts.reproduce.sheets import write
 
 FLOOR = {"L1 norm", "random channels", "from scratch"}
@@ -89,7 +89,7 @@ def test_every_kind_of_job_composes_and_builds(name, scale, tmp_path):
             build(found["selection"], "selection")
             build(found["criterion"], "criterion")
             if "sparsify" in job.stages:
-                regularizer_of(found)
+                build_regularizer(found)
             wanted = "lenet" in name
             assert build(found["dataset"], "dataset").shape == (
                 (1, 28, 28) if wanted else (3, 32, 32)

@@ -13,7 +13,7 @@ from reproduced import EVERY, composed, composing, finished, jobs_of, lines, row
 from prunekit.build import build
 from prunekit.config import config_dir
 from prunekit.errors import ArtifactError
-from prunekit.stages.pipeline import check, pipeline
+from prunekit.stages.pipeline import build_stages, stage_names
 from scripts.reproduce import __main__ as reproduce
 from scripts.reproduce import every, tables
 from scripts.reproduce.figures import FIGURES
@@ -118,9 +118,9 @@ def test_every_kind_of_job_composes_and_builds(lists, tmp_path, scale):
                 (tmp_path / other).mkdir(parents=True, exist_ok=True)
                 (tmp_path / other / "plan.json").write_text('{"groups": {}}')
             settings = composed(job, tmp_path)
-            names = pipeline(settings)
+            names = stage_names(settings)
             assert names == job.stages, job.name
-            check(settings, names)
+            build_stages(settings, names)
             shape = (1, 28, 28) if name in SSR else (3, 32, 32)
             assert build(settings["dataset"], "dataset").shape == shape
 

@@ -20,7 +20,7 @@ from reproduced import (
 from prunekit.build import build
 from prunekit.config import groups
 from prunekit.errors import ArtifactError
-from prunekit.stages.pipeline import check, pipeline
+from prunekit.stages.pipeline import build_stages, stage_names
 from scripts.reproduce import every, tables
 from scripts.reproduce.jobs import Job
 from scripts.reproduce.rows import text_of
@@ -156,8 +156,8 @@ def test_jobs_of_transcripts_compose(tmp_path, name, scale):
                 (tmp_path / other).mkdir(parents=True, exist_ok=True)
                 (tmp_path / other / "plan.json").write_text('{"groups": {}}')
             settings = composed(job, tmp_path)
-            assert pipeline(settings) == job.stages
-            check(settings, job.stages)
+            assert stage_names(settings) == job.stages
+            build_stages(settings, job.stages)
 
 
 def test_every_experiment_file_is_run_once(tmp_path):
@@ -185,8 +185,8 @@ def test_a_small_experiment_composes_and_is_small(name):
     job = next(job for job in every.jobs("smoke") if job.name == f"every/{name}")
     settings = composed(job)
     own = composed(Job("own", (f"experiment={name}",), job.stages))
-    assert pipeline(settings) == job.stages
-    check(settings, job.stages)
+    assert stage_names(settings) == job.stages
+    build_stages(settings, job.stages)
     assert settings["dataset"]["_target_"] == "prunekit.data.Synthetic"
     model = {
         key: value for key, value in settings["model"].items() if key not in ("name", "weights")
