@@ -11,7 +11,7 @@ from torch import nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, fvcore_macs
+from prunekit.measure import fvcore_macs
 from prunekit.methods.hinge import (
     FoldedCost,
     InsertMatrices,
@@ -36,7 +36,7 @@ class Case:
             nn.Conv2d(1, 5, 1), nn.ReLU(), nn.Conv2d(5, 10, 1), nn.Flatten(), nn.Linear(10, 2)
         )
         self.graph = ChannelGraph.trace(self.model, torch.zeros(1, 1, 1, 1))
-        self.cost = CostModel(self.model, self.graph)
+        self.cost = FoldedCost(self.model, self.graph)
         self.scores = {"0": torch.tensor(first), "2": torch.tensor(second)}
         self.given = (self.scores, self.graph, self.cost)
 
