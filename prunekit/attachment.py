@@ -13,11 +13,11 @@ from prunekit.errors import ConfigError
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.channels import ChannelGraph
 from prunekit.graph.wrappers import network_in, rewrapped
+from prunekit.methods.hinge import Fold
 from prunekit.penalties import PENALTIES, Penalty
 from prunekit.rows import Rows
 from prunekit.selection import SELECTIONS, Scored, Selection
 from prunekit.solvers import SOLVERS, Solver, check_fit
-from prunekit.surgery import Fold
 from prunekit.targets import TARGETS, Target, unit_scores
 
 

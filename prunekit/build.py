@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from prunekit.errors import ConfigError, PrunekitError, one_of
+from prunekit.renamed import current_path
 
 Settings = Mapping[str, Any]
 
@@ -51,6 +52,8 @@ def _built(node: Any, where: str) -> Any:
 
 def locate(path: str, where: str = "settings") -> Callable[..., Any]:
     """Import the class or function at a dotted path, `my_package.nets.Net` for instance."""
+    if (now := current_path(str(path))) is not None:
+        raise ConfigError(f"{where}._target_={path!r} is now {now}; write that")
     module, _, name = str(path).rpartition(".")
     try:
         found = getattr(_imported(module), name)

@@ -13,10 +13,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from prunekit.checks import number
 from prunekit.comments import commented, meanings
 from prunekit.console import complain
 from prunekit.errors import ConfigError, PrunekitError, one_of
+from prunekit.validate import number
 
 
 def config_dir() -> Path:

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit import engine
-from prunekit.checks import choice, number
 from prunekit.criteria import CRITERIA, Criterion
 from prunekit.data import Data, given_data
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced
@@ -36,9 +35,10 @@ from prunekit.selection import (
     Selection,
 )
 from prunekit.surgery import Edit, narrow_optimizer, save_model
-from prunekit.surgery.absorb import Absorbed
-from prunekit.surgery.check import Agreement
+from prunekit.surgery.bias_compensation import Absorbed
 from prunekit.surgery.cut import Cut
+from prunekit.surgery.equivalence import Agreement
+from prunekit.validate import choice, number
 
 _LISTED = 20  # groups that are printed
 _SCORED = 1000  # examples of given data that are kept for a criterion that does not say how many

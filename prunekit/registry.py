@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from inspect import Parameter, signature
 from typing import Any, Generic, TypeVar
@@ -10,6 +13,17 @@ from prunekit.errors import ConfigError, one_of
 
 T = TypeVar("T")
 Maker = TypeVar("Maker", bound=Callable[..., Any])
+
+
+@functools.cache
+def load_methods() -> None:
+    """Import every package in `prunekit.methods`, which registers the parts of its method.
+
+    Lookups call this, so that no part of the core has to know which methods there are.
+    """
+    methods = importlib.import_module("prunekit.methods")
+    for package in pkgutil.iter_modules(methods.__path__):
+        importlib.import_module(f"{methods.__name__}.{package.name}")
 
 
 class Registry(Generic[T]):
@@ -32,6 +46,7 @@ class Registry(Generic[T]):
         return keep
 
     def __iter__(self) -> Iterator[str]:
+        load_methods()
         return iter(self._makers)
 
     def named(self, given: T | str, kind: type[T], **settings: Any) -> T:
@@ -54,6 +69,8 @@ class Registry(Generic[T]):
         )
 
     def _made(self, name: str, settings: dict[str, Any]) -> T:
+        if name not in self._makers:
+            load_methods()
         if name not in self._makers:
             hint = one_of(name, self._makers)
             raise ConfigError(f"{self.setting}={name!r} is unknown; {hint}")

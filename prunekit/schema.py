@@ -18,8 +18,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from prunekit.checks import choice, flag, instance, integer, number, text, word
 from prunekit.errors import ConfigError
+from prunekit.validate import choice, flag, instance, integer, number, text, word
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,6 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph.channels import ChannelGraph
-from prunekit.graph.hinged import Hinged
 from prunekit.registry import Registry
 from prunekit.rows import Rows, Slice, unit_norms
 from prunekit.schema import Checked, Positive
@@ -69,7 +68,7 @@ class Filters(Target):
         return [
             Rows(name, _filters(module, self.bias), graph.outs[name])
             for name, module in _weighing(model, graph)
-            if _removable(graph.outs[name]) and _one_row_per_output(module)
+            if removable(graph.outs[name]) and _one_row_per_output(module)
         ]
 
 
@@ -100,10 +99,10 @@ class Inputs(Target):
         found = []
         for name, module in _weighing(model, graph):
             units = graph.ins[name]
-            if _removable(units) and getattr(module, "groups", 1) == 1:
-                span = _span(units)
-                part = Slice(module.weight, _input_dim(module), span)
-                found.append(Rows(name, (part,), units[::span]))
+            if removable(units) and getattr(module, "groups", 1) == 1:
+                width = span(units)
+                part = Slice(module.weight, _input_dim(module), width)
+                found.append(Rows(name, (part,), units[::width]))
         return found
 
 
@@ -153,32 +152,6 @@ class Coupled(Target):
         return coupled + list(alone.values())
 
 
-@TARGETS.register("matrices")
-@dataclass(frozen=True, kw_only=True)
-class Matrices(Target):
-    """Rows, columns or conv groups of the sparsity-inducing matrices that were attached.
-
-    Which of them says the site of every matrix; of one with both, rows come first. ConfigError
-    where there is no matrix, or where what should go cannot.
-    """
-
-    def blocks(self, model: nn.Module, graph: ChannelGraph) -> list[Rows]:
-        """A block for every side, "layer.rows" or "layer.columns", and for every grouped block."""
-        hinged = [(n, m) for n, m in model.named_modules() if isinstance(m, Hinged)]
-        if not hinged:
-            raise ConfigError(
-                "target=matrices: the network has no sparsity-inducing matrices; attach some, by "
-                "placement=auto"
-            )
-        single = [(n, m) for n, m in hinged if "groups" not in m.site.sides]
-        found = [
-            _matrix_side(name, module, side, graph)
-            for name, module in single
-            for side in module.site.sides
-        ]
-        return [*found, *_conv_groups([pair for pair in hinged if pair not in single], graph)]
-
-
 def _weighted(blocks: Sequence[Rows], layers: Layers) -> list[Rows]:
     names = [block.name for block in blocks]
     for pattern in layers:
@@ -200,35 +173,6 @@ def _balanced(block: Rows) -> Rows:
     return replace(block, weight=block.weight * mean) if mean > 0 else block
 
 
-def _matrix_side(name: str, module: Hinged, side: str, graph: ChannelGraph) -> Rows:
-    """Rows are what the 1 x 1 convolution reads, columns what it puts out."""
-    units = (graph.ins if side == "rows" else graph.outs).get(f"{name}.matrix")
-    if units is None or not _removable(units):
-        why = graph.frozen.get(f"{name}.matrix", "the forward does not call it")
-        raise ConfigError(f"{side} of the matrix of {name} cannot be removed: {why}")
-    part = Slice(module.matrix.weight, 1 if side == "rows" else 0)
-    return Rows(f"{name}.{side}", (part,), units, role=module.site.role)
-
-
-def _conv_groups(hinged: Sequence[tuple[str, Hinged]], graph: ChannelGraph) -> list[Rows]:
-    """For each block one row per conv group: what feeds the group, then what reads it."""
-    blocks: dict[str, dict[str, tuple[str, Hinged]]] = {}
-    for name, module in hinged:
-        blocks.setdefault(module.site.block, {})[module.site.role] = (name, module)
-    found = []
-    for block, roles in blocks.items():
-        (feeds, first), (_, second) = roles["first"], roles["second"]
-        units = graph.outs[f"{feeds}.matrix"]
-        if not _removable(units):
-            raise ConfigError(
-                f"groups of {block} cannot be removed: {graph.frozen.get(f'{feeds}.matrix', '')}"
-            )
-        span = _span(units)
-        parts = (Slice(first.matrix.weight, 0, span), Slice(second.matrix.weight, 1, span))
-        found.append(Rows(f"{block}.groups", parts, units[::span]))
-    return found
-
-
 def _weighing(model: nn.Module, graph: ChannelGraph) -> list[tuple[str, nn.Module]]:
     """The convolutions and linear layers that the example went through."""
     return [
@@ -238,7 +182,8 @@ def _weighing(model: nn.Module, graph: ChannelGraph) -> list[tuple[str, nn.Modul
     ]
 
 
-def _removable(units: Tensor) -> bool:
+def removable(units: Tensor) -> bool:
+    """Return whether every one of these channels may be removed (unit 0 is frozen)."""
     return bool((units != 0).all())
 
 
@@ -271,7 +216,7 @@ def _entry_units(module: nn.Module, units: Tensor) -> Tensor:
     return units.reshape(shape).expand(module.weight.shape).flatten()
 
 
-def _span(units: Tensor) -> int:
+def span(units: Tensor) -> int:
     """How many neighbouring columns always belong together: the divisor of all runs of one id."""
     _, runs = units.unique_consecutive(return_counts=True)
     return gcd(*runs.tolist())

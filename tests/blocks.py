@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from prunekit.graph import ChannelSelection
+from prunekit.methods.slimming import ChannelSelector
 
 
 class Block(nn.Module):
@@ -186,7 +186,7 @@ class PreActivated(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.select = ChannelSelection(inputs)
+        self.select = ChannelSelector(inputs)
         self.bn = nn.BatchNorm2d(inputs)
         self.conv = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
         self.shortcut = nn.Conv2d(inputs, outputs, 1)

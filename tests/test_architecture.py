@@ -17,23 +17,34 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 LAYERS = (
     {
-        *("errors", "registry", "checks", "schema", "comments", "build", "console", "atomic"),
-        *("torchfile", "config", "modes"),
+        *(
+            "errors",
+            "registry",
+            "validate",
+            "schema",
+            "comments",
+            "build",
+            "console",
+            "atomic_write",
+        ),
+        *("torch_io", "config", "modes", "renamed"),
     },
     {"rows", "penalties", "graph", "models", "data", "export"},
-    {"targets", "solvers", "surgery", "measure", "similarity"},
+    {"targets", "solvers", "surgery", "measure"},
     {"training", "criteria", "selection"},
     {"engine"},
-    {"problems", "runs", "attachment", "pruning"},
+    {"methods", "pruning"},
+    {"runs", "attachment"},
+    {"reporting"},
     {"stages"},
     {"cli"},
     {"__main__"},
 )
 LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 ONLY = {  # narrower than the layer: the whole list of what these may import
-    "solvers": {"rows", "penalties", "errors", "registry", "checks", "schema"},
-    "penalties": {"errors", "registry", "checks", "schema"},
-    "models": {"errors", "checks", "schema"},
+    "solvers": {"rows", "penalties", "errors", "registry", "validate", "schema"},
+    "penalties": {"errors", "registry", "validate", "schema"},
+    "models": {"errors", "validate", "schema"},
 }
 THIRD_PARTY = {
     "hydra": {"cli", "cli.jobs", "cli.sweep", "config"},
@@ -43,8 +54,8 @@ THIRD_PARTY = {
     "tensorboard": set(),  # by name in runs.tracking, where they are asked for
     "mlflow": set(),
     "matplotlib": {
-        *("runs.figures", "runs.plots", "runs.curves", "runs.embedding", "runs.sensitivity"),
-        *("runs.fronts", "runs.page.pictures"),
+        *("reporting.figures", "reporting.plots", "reporting.tradeoff", "reporting.embedding"),
+        *("reporting.sensitivity", "reporting.pareto", "reporting.page.figures"),
     },
 }
 
@@ -94,6 +105,13 @@ def test_imports_point_down(file: Path) -> None:
             assert other == name or other in ONLY[name], f"{name} may not import {imported}"
         if other != name and LAYER[name] > 0:
             assert LAYER[other] < LAYER[name], f"{name} may not import {imported}"
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.glob("methods/*/**/*.py")), ids=dotted)
+def test_methods_do_not_know_each_other(file: Path) -> None:
+    own = ".".join(dotted(file).split(".")[:2])
+    others = {name for name in inner(file) if name.startswith("methods.")}
+    assert all(f"{name}.".startswith(f"{own}.") for name in others)
 
 
 def test_the_channel_graph_has_no_circles() -> None:

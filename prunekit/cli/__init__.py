@@ -13,7 +13,7 @@ from prunekit.errors import PrunekitError
 from prunekit.runs.layout import PIPELINE
 
 if TYPE_CHECKING:
-    from prunekit.runs.board import Status
+    from prunekit.runs.job_status import Status
 
 STAGES = {
     **{entry.name: entry.title for entry in PIPELINE},
@@ -24,7 +24,7 @@ TOOLS = {
     "report": "finished runs as a table and as one page: report.html",
     "clean": "remove what no run uses; --dry-run shows it first",
 }
-_MODULES = {"report": "prunekit.runs.command", "clean": "prunekit.runs.clean"}
+_MODULES = {"report": "prunekit.reporting.command", "clean": "prunekit.runs.clean"}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
-    from prunekit.runs.board import Notice
+    from prunekit.runs.job_status import Notice
 
 Shown = Callable[[Exception], str | None]
 
@@ -73,7 +73,7 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
 
     from prunekit.cli.sweep import board, follow
     from prunekit.console import aside, complain
-    from prunekit.runs.board import DONE, FAILED, Notice, Status
+    from prunekit.runs.job_status import DONE, FAILED, Notice, Status
 
     hydra, seen = HydraConfig.get(), board()
     if seen is not None:
@@ -101,12 +101,12 @@ def _job(command: str, config: Any, place: str, shown: Shown) -> Any:
 
 
 def _work(command: str, settings: dict[str, Any], place: str, root: str, notice: Notice) -> Any:
-    from prunekit.runs.pool import SHARED, Pool
+    from prunekit.runs.stage_cache import SHARED, StageCache
     from prunekit.stages import inspect, pipeline
 
     if command == "inspect":
         return inspect.inspect(settings, place)
-    pool = Pool(Path(root) / SHARED)
+    pool = StageCache(Path(root) / SHARED)
     stages = pipeline.run if command == "run" else pipeline.one
     return stages(settings, place, pool, notice.stage)
 

@@ -19,7 +19,7 @@ from hydra.experimental.callback import Callback
 
 from prunekit import console
 from prunekit.errors import SweepError
-from prunekit.runs.board import DONE, FAILED, FOLDER, RUNNING, Board, Status, left, owner
+from prunekit.runs.job_status import DONE, FAILED, FOLDER, RUNNING, Board, Status, left, owner
 
 _BOARD = "PRUNEKIT_BOARD"  # where processes that a launcher starts find the board
 _ROOT = "dataset.root"
@@ -136,7 +136,7 @@ def close() -> dict[int, Status]:
 
 def conclude(said: Mapping[int, Status]) -> None:
     """Print the results of all jobs and write their page; SweepError names those that failed."""
-    from prunekit.runs.command import main as report
+    from prunekit.reporting.command import main as report
 
     done = [status.place for status in said.values() if status.state == DONE]
     done = [place for place in done if any(Path(place).glob("*/report.json"))]

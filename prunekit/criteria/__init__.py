@@ -7,46 +7,27 @@ from prunekit.criteria.activations import APoZ, Taylor
 from prunekit.criteria.base import CRITERIA, Criterion, Scores
 from prunekit.criteria.compared import FPGM, LAMP
 from prunekit.criteria.curvature import HessianDiagonal
-from prunekit.criteria.entry import EntryOrder, Ordering, PublishedSearch
 from prunekit.criteria.hrank import HRank
-from prunekit.criteria.lasso import APIB, Representatives, StructuredLasso
-from prunekit.criteria.matrices import MatrixNorm
 from prunekit.criteria.stored import Stored, load_scores, save_scores
-from prunekit.criteria.structures import Above, Graph, Hierarchy, Nearest, Strongest, Structure
-from prunekit.criteria.tables import MaxCKA
 from prunekit.criteria.weights import BatchNormScale, L1Norm, L2Norm, Random
 
 for _module in pkgutil.iter_modules(__path__):  # each gives its classes their names
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
-    "APIB",
     "CRITERIA",
     "FPGM",
     "LAMP",
     "APoZ",
-    "Above",
     "BatchNormScale",
     "Criterion",
-    "EntryOrder",
-    "Graph",
     "HRank",
     "HessianDiagonal",
-    "Hierarchy",
     "L1Norm",
     "L2Norm",
-    "MatrixNorm",
-    "MaxCKA",
-    "Nearest",
-    "Ordering",
-    "PublishedSearch",
     "Random",
-    "Representatives",
     "Scores",
     "Stored",
-    "Strongest",
-    "Structure",
-    "StructuredLasso",
     "Taylor",
     "load_scores",
     "save_scores",

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from prunekit.criteria.base import CRITERIA, Criterion, Scores, seen_groups, unit_sums
-from prunekit.criteria.relus import relu_means
+from prunekit.criteria.relu_outputs import relu_means
 from prunekit.errors import ConfigError
 from prunekit.modes import consulting
 from prunekit.schema import Count

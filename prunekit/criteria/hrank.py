@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from prunekit.console import track
 from prunekit.criteria.activations import OnExamples, Samples, examples, training_data
 from prunekit.criteria.base import CRITERIA, Scores
-from prunekit.criteria.relus import relu_means
+from prunekit.criteria.relu_outputs import relu_means
 from prunekit.errors import ConfigError
 
 if TYPE_CHECKING:

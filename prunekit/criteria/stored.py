@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria.base import CRITERIA, Criterion, Scores
 from prunekit.errors import ArtifactError, ConfigError
-from prunekit.torchfile import read_torch, write_torch
+from prunekit.torch_io import read_torch, write_torch
 
 if TYPE_CHECKING:
     from prunekit.data import Data

@@ -4,10 +4,10 @@ from prunekit.data.base import Batches, Data, Dataset, images_id
 from prunekit.data.cub import CUB200
 from prunekit.data.digits import Digits
 from prunekit.data.folder import ImageFolder
-from prunekit.data.given import GivenBatches, given_data
-from prunekit.data.imageless import NoImages, ShapeOnly
+from prunekit.data.from_batches import GivenBatches, given_data
+from prunekit.data.in_memory import HorizontalFlip, Normalize, RandomCrop, TensorBatches
+from prunekit.data.shapes_only import NoImages, ShapeOnly
 from prunekit.data.synthetic import Synthetic
-from prunekit.data.tensors import HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.data.tiny_imagenet import TinyImageNet
 from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 

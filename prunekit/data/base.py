@@ -11,10 +11,10 @@ from typing import Annotated, Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from prunekit.checks import integer, number
 from prunekit.data.identity import Files, identity_of_files
 from prunekit.errors import ConfigError, DataError
 from prunekit.schema import Checked, Count, Whole
+from prunekit.validate import integer, number
 
 _LOOKED_AT = 16  # images that tell two sets of equal labels apart
 _NOISE = 4  # images are large where there are none: a network of ImageNet's, most likely

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from prunekit.data.base import HeldOut, Side, stratified
 from prunekit.data.identity import Files
-from prunekit.data.tensors import Examples, ImageTensors, Raw
+from prunekit.data.in_memory import Examples, ImageTensors, Raw
 
 _FILE = "digits.csv.gz"
 _TEST = 360  # of 1,797 images, always the same ones

@@ -26,7 +26,7 @@ from prunekit.data.base import (
     stratified,
 )
 from prunekit.data.identity import Files, images_under
-from prunekit.data.tensors import Normalize
+from prunekit.data.in_memory import Normalize
 from prunekit.errors import DataError
 
 Samples = Sequence[tuple[str, int]]

@@ -12,7 +12,7 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
-from prunekit.atomic import replacing
+from prunekit.atomic_write import replacing
 from prunekit.errors import DataError, PrunekitError
 
 Files = Mapping[str, str | Path]  # names that move with the files, and where these lie now

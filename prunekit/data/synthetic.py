@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prunekit.data.base import HeldOut, Side
-from prunekit.data.tensors import Examples, ImageTensors, Raw
+from prunekit.data.in_memory import Examples, ImageTensors, Raw
 from prunekit.schema import Count, NotNegative, Whole
 
 

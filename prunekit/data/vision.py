@@ -19,7 +19,7 @@ import torch
 from prunekit.data.base import HeldOut, Mean, Shift, Std
 from prunekit.data.files import damaged, read_idx, read_pickle
 from prunekit.data.identity import Files
-from prunekit.data.tensors import Examples, Flip, ImageTensors, Raw
+from prunekit.data.in_memory import Examples, Flip, ImageTensors, Raw
 from prunekit.errors import DataError
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -7,17 +7,18 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from prunekit.checks import choice
 from prunekit.criteria import Criterion, Scores
 from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.wrappers import network_in
-from prunekit.measure import Clock, FoldedCost
+from prunekit.measure import Clock, CostModel
+from prunekit.measure.cost import cost_of
 from prunekit.measure.latency_table import Track
 from prunekit.modes import random_states_kept, unchanged, uncompiled
 from prunekit.surgery.cut import Cut, cut
+from prunekit.validate import choice
 
 ABSORB = (True, False, "auto", "maps")
 CHECKED = 64  # inputs that every cut is checked on
@@ -97,12 +98,12 @@ class Traced:
         graph = ChannelGraph.trace(model, self.example, over_norms=self.over_norms)
         return replace(self, model=model, graph=graph)
 
-    def cost(self, track: Track | None = None) -> FoldedCost:
+    def cost(self, track: Track | None = None) -> CostModel:
         """What any choice of channels costs; milliseconds are measured when they are asked for.
 
         `track(items, label, total)` may show progress while that happens.
         """
-        return FoldedCost(self.model, self.graph, Clock(self.example, self.device, track))
+        return cost_of(self.model, self.graph, Clock(self.example, self.device, track))
 
     def scores(self, criterion: Criterion, data: Data | None) -> Scores:
         """A number per unit of every group that the criterion can judge, larger = keep."""

@@ -2,9 +2,9 @@
 
 from prunekit.export.files import Export, Exported, export_onnx, export_program
 from prunekit.export.int8 import Float32, Int8, Precision
-from prunekit.export.quiet import silent
-from prunekit.export.session import OnnxModule, require_onnx
-from prunekit.export.traced import Traced
+from prunekit.export.onnx_session import OnnxModule, require_onnx
+from prunekit.export.program import Traced
+from prunekit.export.silence import silent
 
 __all__ = [
     "Export",

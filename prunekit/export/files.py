@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from prunekit.atomic import replacing
+from prunekit.atomic_write import replacing
 from prunekit.errors import ExportError
-from prunekit.export.quiet import silent
-from prunekit.export.session import OnnxModule, require_onnx
-from prunekit.export.traced import OPSET, Traced
+from prunekit.export.onnx_session import OnnxModule, require_onnx
+from prunekit.export.program import OPSET, Traced
+from prunekit.export.silence import silent
 from prunekit.schema import Checked, Filled, Positive, Range
 
 TOLERANCE = 1e-4  # largest difference to eager outputs, relative to the largest of them

@@ -12,10 +12,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from prunekit.atomic import replacing
+from prunekit.atomic_write import replacing
 from prunekit.errors import ExportError
-from prunekit.export.quiet import silent
-from prunekit.export.session import require_onnx
+from prunekit.export.onnx_session import require_onnx
+from prunekit.export.silence import silent
 from prunekit.schema import Checked, Count, OneOf
 
 log = logging.getLogger(__name__)

@@ -38,7 +38,7 @@ class Group:
 
     `units` are ids, in the channel order of the first producer, `name`. `producers` are all
     convolutions and linear layers whose output channels belong to the units, in order of execution,
-    depthwise convolutions included. Channels behind a `ChannelSelection` are units of their own,
+    depthwise convolutions included. Channels behind a `ChannelSelector` are units of their own,
     named after it; they have no producers.
     """
 

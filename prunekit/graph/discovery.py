@@ -21,7 +21,7 @@ from prunekit.graph.run import Run
 from prunekit.graph.table import of_layer
 from prunekit.graph.uncalled import Reach, fits
 from prunekit.graph.values import Value, each, fixed, spread, values_in
-from prunekit.graph.whole import goes_whole
+from prunekit.graph.whole_groups import goes_whole
 
 Tables = dict[str, dict[int, Tensor]]
 

@@ -2,8 +2,7 @@
 
 from prunekit.measure.cost import CostModel
 from prunekit.measure.features import Features, features_of
-from prunekit.measure.flops import counted_macs, slimming_flops, slimming_params
-from prunekit.measure.folded import FoldedCost
+from prunekit.measure.flops import counted_macs
 from prunekit.measure.latency import Latency, LatencyTest
 from prunekit.measure.latency_table import Clock, Compared, TimedCost
 from prunekit.measure.layers import layer_rows
@@ -16,7 +15,6 @@ __all__ = [
     "Compared",
     "CostModel",
     "Features",
-    "FoldedCost",
     "Latency",
     "LatencyTest",
     "TimedCost",
@@ -27,7 +25,5 @@ __all__ = [
     "nonzero_params",
     "peak_memory",
     "silhouette",
-    "slimming_flops",
-    "slimming_params",
     "sparsity",
 ]

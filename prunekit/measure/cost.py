@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from prunekit.errors import ConfigError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import TRANSPOSED, layer_named, weight_norm, widths
-from prunekit.graph.whole import goes_whole
+from prunekit.graph.whole_groups import goes_whole
 
 if TYPE_CHECKING:
     from prunekit.measure.latency import LatencyTest
-    from prunekit.measure.latency_table import TimedCost
+    from prunekit.measure.latency_table import Clock, TimedCost
 
 
 class CostModel:
@@ -24,12 +24,12 @@ class CostModel:
 
     `drop` is a mask over unit ids, as `ChannelGraph.drop` returns it; None is the full network.
     A multiply-add counts as one, for one example. Parameters are all that the network has.
-    `pairs` names the channel groups of the two matrices of every block that has two.
+    With a `clock` it can also measure, which it does when it is first asked for milliseconds.
     """
 
-    pairs: tuple[tuple[str, str], ...] = ()
-
-    def __init__(self, model: nn.Module, graph: ChannelGraph) -> None:
+    def __init__(self, model: nn.Module, graph: ChannelGraph, clock: Clock | None = None) -> None:
+        self._network, self._clock = (model, graph), clock
+        self._timed: list[TimedCost] = []
         self._names = [*graph.ins]
         self._modules = [_layer(model, name, graph) for name in self._names]
         self._count = graph.count
@@ -76,10 +76,19 @@ class CostModel:
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def timed(self, timing: LatencyTest) -> TimedCost:
-        """A cost model that knows milliseconds, too; ConfigError where this one cannot measure."""
-        raise ConfigError(
-            "a selection by latency needs a cost model that measures: give it a Clock"
-        )
+        """Return a cost model that also predicts milliseconds as `timing` measures them.
+
+        The same `timing` returns the same model. Raises ConfigError without a clock.
+        """
+        if self._clock is None:
+            raise ConfigError(
+                "a selection by latency needs a cost model that measures: give it a Clock"
+            )
+        for cost in self._timed:
+            if cost.timing == timing:
+                return cost
+        self._timed.append(self._clock.cost(*self._network, timing))
+        return self._timed[-1]
 
     def _kept(self, drop: Tensor | None) -> tuple[Tensor, Tensor]:
         """How many input and output channels every layer keeps."""
@@ -133,6 +142,28 @@ class CostModel:
         self._bare = [*_bare(model, graph)]
         self._rest = sum(p.numel() for p in model.parameters() if id(p) not in seen)
         self._rest -= sum(width * len(units) for width, units in self._bare)
+
+
+_SPECIAL: list[tuple[type[nn.Module], type[CostModel]]] = []
+
+
+def counts(kind: type[nn.Module]) -> Callable[[type[CostModel]], type[CostModel]]:
+    """Return a decorator for the cost model of networks that contain modules of this kind."""
+
+    def keep(model: type[CostModel]) -> type[CostModel]:
+        _SPECIAL.append((kind, model))
+        return model
+
+    return keep
+
+
+def cost_of(model: nn.Module, graph: ChannelGraph, clock: Clock | None = None) -> CostModel:
+    """Return the cost model that counts a network's modules as they will be when it is finished."""
+    modules = [*model.modules()]
+    for kind, special in _SPECIAL:
+        if any(isinstance(module, kind) for module in modules):
+            return special(model, graph, clock)
+    return CostModel(model, graph, clock)
 
 
 def _bare(model: nn.Module, graph: ChannelGraph) -> Iterator[tuple[int, Tensor]]:

@@ -12,11 +12,11 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.checks import choice
 from prunekit.export import require_onnx
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.measure.engines import ENGINES, Runner
 from prunekit.schema import Checked, Count, Filled, OneOf, Positive, Range, Whole
+from prunekit.validate import choice
 
 _FEWEST = 5  # a median of fewer runs says nothing
 

@@ -2,13 +2,13 @@
 
 from prunekit.models.bottleneck import BottleneckResNet, resnet164
 from prunekit.models.densenet import DenseNet, densenet40
-from prunekit.models.foreign import (
+from prunekit.models.external import (
     timm_model,
     timm_weights,
     torchvision_model,
     torchvision_weights,
 )
-from prunekit.models.inception import GoogLeNet, Inception, googlenet
+from prunekit.models.googlenet import GoogLeNet, Inception, googlenet
 from prunekit.models.lenet import LeNet5
 from prunekit.models.preresnet import PreResNet, preresnet164
 from prunekit.models.resnet import ResNet, resnet20, resnet32, resnet56, resnet110

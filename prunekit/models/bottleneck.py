@@ -12,7 +12,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import Classes, start_slimming
+from prunekit.models.init import Classes, start_slimming
 
 
 class BottleneckResNet(nn.Module):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.models.initial import Classes, Scale, start_slimming
+from prunekit.models.init import Classes, Scale, start_slimming
 from prunekit.schema import Count
 
 Stem = Annotated[Count, "outputs of the first convolution"]

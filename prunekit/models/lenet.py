@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import Classes
+from prunekit.models.init import Classes
 from prunekit.schema import Count
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import Classes, Scale, start_slimming
+from prunekit.models.init import Classes, Scale, start_slimming
 
 
 class PreResNet(nn.Module):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.models.initial import Classes
+from prunekit.models.init import Classes
 
 
 class ResNet(nn.Module):

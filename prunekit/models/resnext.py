@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from prunekit.models.bottleneck import stage
-from prunekit.models.initial import Classes, start_slimming
+from prunekit.models.init import Classes, start_slimming
 
 
 class ResNeXt(nn.Module):

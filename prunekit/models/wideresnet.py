@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from prunekit.models.initial import Classes, start_slimming
+from prunekit.models.init import Classes, start_slimming
 
 
 class WideResNet(nn.Module):

@@ -1,7 +1,6 @@
 """Penalties: functions of a matrix whose rows may vanish, with value, subgradient and prox."""
 
 from prunekit.penalties.base import PENALTIES, Penalty, RadialPenalty
-from prunekit.penalties.fusion import Edges, GraphLasso
 from prunekit.penalties.magnitude import (
     L0,
     L1,
@@ -12,7 +11,6 @@ from prunekit.penalties.magnitude import (
     Lp,
     TransformedL1,
 )
-from prunekit.penalties.tree import BlockTreeLasso, Tree, TreeLasso
 
 __all__ = [
     "L0",
@@ -20,15 +18,10 @@ __all__ = [
     "MCP",
     "PENALTIES",
     "SCAD",
-    "BlockTreeLasso",
-    "Edges",
-    "GraphLasso",
     "L1MinusL2",
     "LogSum",
     "Lp",
     "Penalty",
     "RadialPenalty",
     "TransformedL1",
-    "Tree",
-    "TreeLasso",
 ]

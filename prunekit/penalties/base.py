@@ -11,9 +11,9 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from prunekit.checks import number
 from prunekit.registry import Registry
 from prunekit.schema import Checked, NotNegative
+from prunekit.validate import number
 
 
 @dataclass(frozen=True)

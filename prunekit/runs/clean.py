@@ -13,10 +13,10 @@ from pathlib import Path
 from prunekit import console
 from prunekit.errors import ArtifactError
 from prunekit.runs import lock
-from prunekit.runs.board import FOLDER, left
 from prunekit.runs.files import read_json
+from prunekit.runs.job_status import FOLDER, left
 from prunekit.runs.layout import ASIDE, DRAFTS, FORMER, STAGES, named, ours
-from prunekit.runs.pool import SHARED, entry_name
+from prunekit.runs.stage_cache import SHARED, entry_name
 
 _STAGE = "|".join(STAGES)
 _ENTRY = re.compile(rf"({_STAGE})-[0-9a-f]{{8}}")

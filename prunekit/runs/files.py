@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from prunekit.atomic import replacing
+from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError
 
 

@@ -6,7 +6,7 @@ import contextlib
 import shutil
 from pathlib import Path
 
-from prunekit.atomic import assure
+from prunekit.atomic_write import assure
 from prunekit.runs.layout import FORMER, PROGRESS, RESULTS, TRACKED, named
 
 REPORT = "report.json"

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prunekit.atomic import guarded
+from prunekit.atomic_write import guarded
 from prunekit.console import doing
 from prunekit.errors import ArtifactError
 
@@ -28,7 +28,7 @@ Stamp = tuple[int, int]  # device and inode: a file that is held open keeps both
 
 @contextmanager
 def held(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Hold a run's directory, which is made where there is none, for one process.
+    """KeepZeros a run's directory, which is made where there is none, for one process.
 
     The lock goes with the process, however it ends. ArtifactError where another process has it,
     unless it is to `wait` for that; and inside, before any file below takes its name, where the

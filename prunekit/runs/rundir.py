@@ -26,7 +26,7 @@ class RunDir:
         return StageDir(self, name)
 
     def lock(self, *, wait: bool = False) -> AbstractContextManager[None]:
-        """Hold the run for one process; see `lock.held`."""
+        """KeepZeros the run for one process; see `lock.held`."""
         return lock.held(self.path, wait=wait)
 
     def has_source(self, stage: str) -> bool:

@@ -11,9 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from prunekit.atomic import assure, set_aside
+from prunekit.atomic_write import assure, set_aside
 from prunekit.console import complain
 from prunekit.errors import ArtifactError, listed
+from prunekit.renamed import current
 from prunekit.runs import former
 from prunekit.runs.digests import compare, digest_of
 from prunekit.runs.files import read_json, write_csv, write_json
@@ -73,7 +74,7 @@ class StageDir:
     @property
     def checkpoint(self) -> Checkpoint:
         """Where training saves its progress; it is continued by the same stage only."""
-        from prunekit.runs.methods import fingerprint
+        from prunekit.runs.labels import fingerprint
         from prunekit.training import Checkpoint  # brings torch
 
         return Checkpoint(self.path / "last.pt", f"{self.name} {fingerprint(self._settings)}")
@@ -269,7 +270,7 @@ class StageDir:
         """
         with contextlib.suppress(ArtifactError):
             if self.finished and (report := self.report()).files and not report.edited:
-                return report.settings
+                return current(report.settings)
         try:
             recorded = read_json(self.path / "settings.json")
         except ArtifactError as error:
@@ -279,7 +280,7 @@ class StageDir:
             ) from error
         if recorded.pop("format", None) != FORMAT:
             raise begun_earlier(self.path, self.finished)
-        return recorded
+        return current(recorded)
 
     def _differs(self) -> bool:
         """Whether the work in it is not that of this identity, as far as it can be told."""

@@ -22,16 +22,14 @@ from prunekit.selection.base import (
 )
 from prunekit.selection.budgets import Budget, Budgets, Global, MacsTarget, ParamsTarget
 from prunekit.selection.curves import Curve, curves_file, curves_of, read_curves
+from prunekit.selection.fixed_widths import LikeRun, Widths, read_plan
 from prunekit.selection.latency import LatencyTarget
 from prunekit.selection.normalise import MaxNorm, MeanNorm, Normalise, relative_ranks
 from prunekit.selection.patterns import ignored
-from prunekit.selection.pool import FindsWidths, Pool
+from prunekit.selection.pool import CandidateUnits, FindsWidths
 from prunekit.selection.ranking import Limit, Ranked, Ranking, fewest
 from prunekit.selection.sensitivity import Sensitivity
-from prunekit.selection.shares import PerLayer, Zeros
-from prunekit.selection.slimming import Slimming
-from prunekit.selection.threshold import Threshold
-from prunekit.selection.widths import LikeRun, Widths, read_plan
+from prunekit.selection.uniform import PerLayer, Zeros
 
 for _module in pkgutil.iter_modules(__path__):  # each gives its classes their names
     importlib.import_module(f"{__name__}.{_module.name}")
@@ -41,6 +39,7 @@ __all__ = [
     "Aim",
     "Budget",
     "Budgets",
+    "CandidateUnits",
     "Curve",
     "FindsWidths",
     "Global",
@@ -54,15 +53,12 @@ __all__ = [
     "Normalise",
     "ParamsTarget",
     "PerLayer",
-    "Pool",
     "Ranked",
     "Ranking",
     "Scored",
     "Selected",
     "Selection",
     "Sensitivity",
-    "Slimming",
-    "Threshold",
     "Widths",
     "Zeros",
     "best",

@@ -76,12 +76,12 @@ class FindsWidths(Selection):
         notes = [f"not scored, so kept whole: {listed(names, 4)}"] if names else []
         return replace(scored, scores=found), notes
 
-    def _pool(self, scored: Scored) -> Pool:
+    def _pool(self, scored: Scored) -> CandidateUnits:
         """The units of these groups, by these scores."""
-        return Pool(scored.scores, scored.graph, self.min_keep, self.round_to)
+        return CandidateUnits(scored.scores, scored.graph, self.min_keep, self.round_to)
 
 
-class Pool:
+class CandidateUnits:
     """The units of scored groups, best first within each; `scores` have the order of the graph.
 
     Per group: `names`, `widths` (how many units there are) and `least` (how many stay, whatever is

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import torch
 from torch import Tensor
 
-from prunekit.checks import number
 from prunekit.errors import ConfigError
 from prunekit.selection.base import Aim, Masks, Scored, Selected
-from prunekit.selection.collapse import emptied_notes, first_emptied
+from prunekit.selection.emptied_layers import emptied_notes, first_emptied
 from prunekit.selection.normalise import Normalise
-from prunekit.selection.pool import Describe, FindsWidths, Pool
+from prunekit.selection.pool import CandidateUnits, Describe, FindsWidths
+from prunekit.validate import number
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelMask
@@ -30,7 +30,7 @@ class Ranking:
     go. The networks that are left are nested, whatever the pool rounds to.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: CandidateUnits) -> None:
         order = pool.worst_first()
         self.pool = pool
         self._groups = pool.group[order[~pool.stays[order]]]

@@ -2,8 +2,7 @@
 
 from prunekit.solvers.aulm import ADMM, AULM
 from prunekit.solvers.base import SOLVERS, Solver, below, check_fit, learning_rate
-from prunekit.solvers.hinge import Annealing, Hinge
-from prunekit.solvers.hold import Hold
+from prunekit.solvers.keep_zeros import KeepZeros
 from prunekit.solvers.palm import PALM
 from prunekit.solvers.proximal import Proximal
 from prunekit.solvers.subgradient import Subgradient
@@ -13,9 +12,7 @@ __all__ = [
     "AULM",
     "PALM",
     "SOLVERS",
-    "Annealing",
-    "Hinge",
-    "Hold",
+    "KeepZeros",
     "Proximal",
     "Solver",
     "Subgradient",

@@ -16,7 +16,7 @@ from prunekit.penalties.base import Penalty
 from prunekit.registry import Registry
 from prunekit.rows import Rows
 from prunekit.schema import Checked
-from prunekit.solvers.advice import about_flatness, about_step
+from prunekit.solvers.warnings import about_flatness, about_step
 
 log = logging.getLogger(__name__)
 

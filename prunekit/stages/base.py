@@ -10,19 +10,19 @@ from enum import Enum
 from pathlib import Path
 
 from prunekit.build import build
-from prunekit.checks import instance
 from prunekit.criteria import Criterion
 from prunekit.errors import ConfigError
 from prunekit.runs.digests import verified
-from prunekit.runs.pool import Pool, adopt
 from prunekit.runs.report import Report
 from prunekit.runs.rundir import LOOKING, RunDir, StageDir, Status, model_file
+from prunekit.runs.stage_cache import StageCache, adopt
 from prunekit.runs.tracking import Tracker
 from prunekit.selection import Selection
 from prunekit.stages.identity import Start, identity
 from prunekit.stages.root import Root
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Settings, Stage, described
+from prunekit.validate import instance
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def execute(
     request: Request,
     run: RunDir,
     source: str | None = None,
-    pool: Pool | None = None,
+    pool: StageCache | None = None,
 ) -> tuple[Report, Made]:
     """Run one stage in a run directory; returns its report and when that was made.
 

@@ -17,7 +17,7 @@ from prunekit.export import Export, Exported, Int8, OnnxModule, Precision
 from prunekit.measure import LatencyTest
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.parts import counts, load_source, quality
+from prunekit.stages.common import counts, load_source, quality
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 from prunekit.training import evaluate

@@ -9,11 +9,11 @@ from prunekit.console import complain
 from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.measure import TSNE, Features, features_of, silhouette
-from prunekit.runs.embedding import Embedding, draw
+from prunekit.reporting.embedding import Embedding, draw
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.parts import check_fits, counts, load_source, quality
+from prunekit.stages.common import check_fits, counts, load_source, quality
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
 

@@ -15,10 +15,10 @@ from prunekit.graph import ChannelGraph
 from prunekit.penalties import L1
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.solvers import Hold, Solver
+from prunekit.solvers import KeepZeros, Solver
+from prunekit.stages.common import check_fits, counts, history_writer, load_source, quality
 from prunekit.stages.head import paced, with_head
-from prunekit.stages.parts import check_fits, counts, history_writer, load_source, quality
-from prunekit.stages.root import KeepZeros
+from prunekit.stages.root import KeepZeroEntries
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Stage
 from prunekit.stages.teacher import Distill
@@ -37,7 +37,7 @@ class Finetune(Stage):
 
     name = "finetune"
     schedule: Annotated[Schedule, Read("schedule.finetune")]
-    keep_zeros: KeepZeros
+    keep_zeros: KeepZeroEntries
     distill: Annotated[Distill | None, "how much a teacher counts"]
     head: Annotated[Head | None, "the classifier that is put in place first"]
 
@@ -115,6 +115,6 @@ def _of_teacher(
 
 def _held(model: nn.Module, data: Data, runtime: Runtime) -> Solver:
     graph = ChannelGraph.trace(model, data.example.to(runtime.device))
-    solver = Hold()
+    solver = KeepZeros()
     solver.bind(L1(0.0), Entries().rows(model, graph))
     return solver

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from prunekit.data import Data
-from prunekit.stages.parts import check_fits, outputs
+from prunekit.stages.common import check_fits, outputs
 from prunekit.surgery import Head, NewHead
 
 

@@ -23,7 +23,7 @@ from prunekit.runs.rundir import identity_of
 from prunekit.selection import Selection
 from prunekit.stages.spec import Stage
 from prunekit.stages.weights import Dense, architecture
-from prunekit.torchfile import read_torch
+from prunekit.torch_io import read_torch
 from prunekit.training.precision import numbers
 
 log = logging.getLogger(__name__)

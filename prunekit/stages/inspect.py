@@ -10,12 +10,12 @@ import torch
 from prunekit.build import build
 from prunekit.console import say, table
 from prunekit.engine import Traced
-from prunekit.graph import Hinged
+from prunekit.methods.hinge import Hinged
 from prunekit.runs.rundir import model_file
 from prunekit.selection import PerLayer, Scored
 from prunekit.stages.base import Request
+from prunekit.stages.common import load_source
 from prunekit.stages.network import FromNetwork, with_matrices, with_selections
-from prunekit.stages.parts import load_source
 from prunekit.stages.root import OverNorms
 from prunekit.stages.spec import Settings
 

@@ -14,25 +14,17 @@ from torch import nn
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ExportError
-from prunekit.measure import (
-    Latency,
-    LatencyTest,
-    counted_macs,
-    file_bytes,
-    layer_rows,
-    peak_memory,
-    slimming_flops,
-    slimming_params,
-)
+from prunekit.measure import Latency, LatencyTest, counted_macs, file_bytes, layer_rows, peak_memory
+from prunekit.methods.slimming import slimming_flops, slimming_params
+from prunekit.reporting.tables import comparison
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir, model_file
-from prunekit.runs.tables import comparison
-from prunekit.stages.parts import counts, load_source, outputs, quality
+from prunekit.stages.common import counts, load_source, outputs, quality
 from prunekit.stages.root import Source
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
-from prunekit.torchfile import write_torch
+from prunekit.torch_io import write_torch
 from prunekit.training import keeps_statistics, predictions
 
 LABELS = {

@@ -14,17 +14,18 @@ from torch.nn.parameter import UninitializedParameter
 from prunekit.build import build
 from prunekit.data import Data
 from prunekit.errors import ConfigError, listed
-from prunekit.graph import ChannelSelection
-from prunekit.graph.placement import Placement
+from prunekit.methods.hinge import InsertMatrices, layers_with_matrix
+from prunekit.methods.hinge.placement import Placement
+from prunekit.methods.slimming import ChannelSelector, InsertChannelSelectors
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.runs.rundir import StageDir
-from prunekit.stages.parts import check_fits, load_source
+from prunekit.stages.common import check_fits, load_source
 from prunekit.stages.root import ChannelSelections
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Parts, Read
 from prunekit.stages.weights import Dense
-from prunekit.surgery import Attach, Edit, SavedModel, Selections, attached, load_weights
-from prunekit.surgery.weights import fit
+from prunekit.surgery import Edit, SavedModel, load_weights
+from prunekit.surgery.weights import load_matching
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def built(dense: Dense, runtime: Runtime) -> SavedModel:
         needed, fetch = named(str(arch["arch"]), weights, arch)
         arch = {**needed, **arch}
         model = _network(arch)
-        fit(model, fetch(), f"weights={weights}")
+        load_matching(model, fetch(), f"weights={weights}")
     return SavedModel(model.to(runtime.device), arch, (), {})
 
 
@@ -83,12 +84,12 @@ def with_matrices(model: nn.Module, example: Tensor, placement: Placement) -> tu
     Returns what was done, and logs which layers got less than was asked for; ConfigError where the
     network lacks what the placement names.
     """
-    if attached(model):
+    if layers_with_matrix(model):
         return ()
     found = placement.sites(model, example.to(next(model.parameters()).device))
     if found.notes:
         log.warning(f"placement: {listed(found.notes, _LISTED, '; ')}")
-    edit = Attach(found.sites, found.whole)
+    edit = InsertMatrices(found.sites, found.whole)
     edit.apply(model)
     return (edit,) if edit.sites else ()
 
@@ -98,8 +99,8 @@ def with_selections(model: nn.Module, example: Tensor) -> tuple[Edit, ...]:
 
     Returns what was done: nothing where all have theirs. ConfigError where there is no such norm.
     """
-    edit = Selections.of(model, example.to(next(model.parameters()).device))
-    if not edit.norms and not any(isinstance(one, ChannelSelection) for one in model.modules()):
+    edit = InsertChannelSelectors.of(model, example.to(next(model.parameters()).device))
+    if not edit.norms and not any(isinstance(one, ChannelSelector) for one in model.modules()):
         raise ConfigError(
             "channel_selection=true, but no channels of a batch norm are read past it, as in "
             "pre-activation and dense networks; set channel_selection=false"

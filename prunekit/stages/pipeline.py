@@ -8,9 +8,9 @@ from pathlib import Path
 
 from prunekit.console import say
 from prunekit.errors import ConfigError, one_of
-from prunekit.runs.pool import Pool
 from prunekit.runs.report import Metrics, Report
 from prunekit.runs.rundir import LOOKING, RunDir
+from prunekit.runs.stage_cache import StageCache
 from prunekit.stages import STAGES, Made, Request, Settings, Stage, execute, stage_named
 
 DEFAULT = ("val_top1",)
@@ -23,21 +23,21 @@ def _untold(name: str, metrics: Metrics | None) -> None:
 
 
 def one(
-    settings: Settings, directory: str, pool: Pool | None = None, tell: Tell = _untold
+    settings: Settings, directory: str, pool: StageCache | None = None, tell: Tell = _untold
 ) -> Objectives:
     """Run the stage that `settings.stage` names; returns the objectives, for sweepers."""
     return _go((settings["stage"],), settings, RunDir(Path(directory).parent), pool, tell)
 
 
 def run(
-    settings: Settings, directory: str, pool: Pool | None = None, tell: Tell = _untold
+    settings: Settings, directory: str, pool: StageCache | None = None, tell: Tell = _untold
 ) -> Objectives:
     """Run the pipeline in one run directory and print the comparison; returns the objectives."""
     return _go(pipeline(settings), settings, RunDir(Path(directory).parent), pool, tell)
 
 
 def _go(
-    names: tuple[str, ...], settings: Settings, place: RunDir, pool: Pool | None, tell: Tell
+    names: tuple[str, ...], settings: Settings, place: RunDir, pool: StageCache | None, tell: Tell
 ) -> Objectives:
     """The stages, one after the other; `tell` hears of each, before and after.
 

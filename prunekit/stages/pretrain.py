@@ -8,8 +8,8 @@ from typing import Annotated
 
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
+from prunekit.stages.common import check_fits, counts, history_writer, quality
 from prunekit.stages.network import built, notes_on
-from prunekit.stages.parts import check_fits, counts, history_writer, quality
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Stage
 from prunekit.stages.weights import Dense

@@ -16,18 +16,19 @@ from prunekit.data import Data
 from prunekit.engine import CHECKED, CutOptions, Pruning, Traced, Tune
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
+from prunekit.methods.hinge import fold, layers_with_matrix
 from prunekit.runs.files import write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.selection import Aim, Selection
-from prunekit.stages.aftermath import accuracy_note, compared, figures, variants, written
+from prunekit.stages.common import counts, history_writer
 from prunekit.stages.network import FromNetwork, notes_on
-from prunekit.stages.parts import counts, history_writer
+from prunekit.stages.pruned_variants import accuracy_note, compared, figures, variants, written
 from prunekit.stages.root import Absorb, Diagnose, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Stage
 from prunekit.stages.weights import Dense
-from prunekit.surgery import attached, fold, save_model
+from prunekit.surgery import save_model
 from prunekit.surgery.cut import Cut
 from prunekit.training import Schedule, fit
 
@@ -70,7 +71,7 @@ class Prune(FromNetwork, Stage):
         names = compared(pruning.model, data) if self.diagnose else ()
         found = variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
         model, after = found[chosen].model, figures(found, names)
-        folded = fold(model, dense.batch) if attached(model) else None
+        folded = fold(model, dense.batch) if layers_with_matrix(model) else None
         edits = [*pruning.edits, *([folded.edit] if folded else [])]
         model = folded.model if folded else model
         write_json(place.path / "plan.json", plan(dense.graph, pruning.keep))

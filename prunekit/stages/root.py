@@ -24,7 +24,7 @@ NormStatistics = Annotated[
     Literal["kept", "recomputed"], "prune: those of batch norms; recomputed: on training images"
 ]
 OverNorms = Annotated[bool, "prune: channels under layer norms can go too; not exact, measured"]
-KeepZeros = Annotated[bool, "finetune: zero entries stay zero (unstructured sparsity)"]
+KeepZeroEntries = Annotated[bool, "finetune: zero entries stay zero (unstructured sparsity)"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Root(Checked):
     diagnose: Diagnose = True
     statistics: NormStatistics = "kept"
     over_norms: OverNorms = False
-    keep_zeros: KeepZeros = False
+    keep_zeros: KeepZeroEntries = False
     overwrite: Annotated[bool, "makes stages with other settings anew; equal ones stay"] = False
     objectives: Annotated[
         Sequence[Text], "what a search is told of the last stage; never test images"

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import torch
 
-from prunekit.checks import choice
 from prunekit.errors import ConfigError
 from prunekit.schema import Checked, Text, Whole
+from prunekit.validate import choice
 
 
 @dataclass(frozen=True)

@@ -19,22 +19,22 @@ from prunekit.engine import CHECKED, CutOptions, Traced, cut_once
 from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import LatencyTest
+from prunekit.methods.hinge import layers_with_matrix
 from prunekit.modes import evaluating
+from prunekit.reporting.sensitivity import draw
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
-from prunekit.runs.sensitivity import draw
 from prunekit.schema import Checked, Count, Filled, Range, Text
 from prunekit.selection import PerLayer, Scored, curves_of
 from prunekit.selection.curves import FILE
 from prunekit.selection.patterns import groups_matching
-from prunekit.stages.aftermath import IMAGES
+from prunekit.stages.common import counts
 from prunekit.stages.network import FromNetwork, notes_on
-from prunekit.stages.parts import counts
+from prunekit.stages.pruned_variants import IMAGES
 from prunekit.stages.root import Absorb, NormStatistics, OverNorms
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Stage
-from prunekit.surgery import attached
 from prunekit.training import recompute_statistics
 from prunekit.training.evaluate import placed
 
@@ -221,7 +221,7 @@ def _points(probe: Probe, trial: Trial) -> list[Point]:
 def _costs(probe: Probe, trial: Trial, points: Sequence[Point]) -> dict[Point, Metrics]:
     """Multiply-adds and parameters of every point, and milliseconds by the table of layers."""
     dense, cost, timed = trial.dense, trial.dense.cost(track), None
-    if probe.timing is not None and not attached(dense.model):
+    if probe.timing is not None and not layers_with_matrix(dense.model):
         timed = cost.timed(probe.timing)
     found: dict[Point, Metrics] = {}
     for point in points:

@@ -11,17 +11,16 @@ from prunekit.criteria import save_scores
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.penalties import Penalty
-from prunekit.problems import Problem, Regularizer, Training
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.solvers import Solver
+from prunekit.stages.common import counts, history_writer, quality
 from prunekit.stages.network import FromNetwork
-from prunekit.stages.parts import counts, history_writer, quality
 from prunekit.stages.runtime import Runtime
 from prunekit.stages.spec import Read, Settings, Stage
 from prunekit.surgery import save_model
 from prunekit.targets import Target
-from prunekit.training import Schedule
+from prunekit.training import Order, Regularizer, Schedule, Training
 
 
 def regularizer_of(settings: Settings) -> Regularizer:
@@ -42,7 +41,7 @@ class Sparsify(FromNetwork, Stage):
 
     name = "sparsify"
     regularizer: Annotated[Regularizer, Read("regularizer", "solver", make=regularizer_of)]
-    order: Annotated[Problem, "in which layers are trained under the penalty"]
+    order: Annotated[Order, "in which layers are trained under the penalty"]
     schedule: Annotated[Schedule, Read("schedule.sparsify")]
 
     def work(self, place: StageDir, runtime: Runtime) -> Outcome:

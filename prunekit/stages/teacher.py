@@ -8,7 +8,7 @@ from typing import Annotated
 
 from torch import nn
 
-from prunekit.runs.lineage import dense_file
+from prunekit.runs.provenance import dense_file
 from prunekit.runs.rundir import model_file
 from prunekit.schema import Checked, Positive, Share
 from prunekit.training import Distillation

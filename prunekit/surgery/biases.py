@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.layers import layer_named, weighs
-from prunekit.surgery.edits import register
-from prunekit.surgery.selections import replace
+from prunekit.surgery.edits import register, replace_module
 
 
 class BiasMap(nn.Module):
@@ -80,7 +79,7 @@ class BiasMaps:
             both = nn.Sequential(module, BiasMap(_zeros(module, shape)))
             both.training = module.training
             both[1].train(module.training)
-            replace(model, module, both)
+            replace_module(model, module, both)
 
     def to_dict(self) -> dict[str, Any]:
         """The shape for every layer."""

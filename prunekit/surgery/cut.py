@@ -12,10 +12,10 @@ from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Example
 from prunekit.graph.wrappers import renew
 from prunekit.modes import duplicate, random_states_kept, unchanged
-from prunekit.surgery.absorb import Absorbed, branch_constants
-from prunekit.surgery.absorb import absorb as absorb_constants
-from prunekit.surgery.check import Agreement, compare
+from prunekit.surgery.bias_compensation import Absorbed, branch_constants
+from prunekit.surgery.bias_compensation import absorb as absorb_constants
 from prunekit.surgery.edits import Edit, Narrow
+from prunekit.surgery.equivalence import Agreement, compare
 from prunekit.surgery.residual import empty_blocks
 
 

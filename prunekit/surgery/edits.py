@@ -13,6 +13,7 @@ from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import layer_named, widths
 from prunekit.graph.slicing import kept_indices, narrow_tensor, number_anew, put_back
+from prunekit.registry import load_methods
 from prunekit.surgery.narrow import narrow
 
 _FOREIGN = "the edit was made for another network"
@@ -47,8 +48,18 @@ def edit_from_dict(plain: Mapping[str, Any]) -> Edit:
     """Rebuild an edit from `to_dict`; raises ArtifactError when its kind is unknown."""
     kind = plain.get("edit")
     if kind not in KINDS:
+        load_methods()
+    if kind not in KINDS:
         raise ArtifactError(f"edit {kind!r} is unknown; {one_of(kind, KINDS)}")
     return KINDS[kind].from_dict(plain)
+
+
+def replace_module(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put a module, which may contain the old one, wherever the old one is registered."""
+    for parent in [parent for parent in model.modules() if parent is not new]:
+        for attribute, child in parent._modules.items():
+            if child is old:
+                parent._modules[attribute] = new
 
 
 @dataclass(frozen=True)

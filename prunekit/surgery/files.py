@@ -18,8 +18,8 @@ from prunekit.errors import ArtifactError, ConfigError, PrunekitError
 from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
 from prunekit.surgery.edits import Edit, edit_from_dict
-from prunekit.surgery.weights import contents, fit
-from prunekit.torchfile import read_torch, write_torch
+from prunekit.surgery.weights import contents, load_matching
+from prunekit.torch_io import read_torch, write_torch
 
 FORMAT = "prunekit-model-1"
 _OURS = ("prunekit.", "torchvision.models.")
@@ -93,7 +93,7 @@ def load_model(
     _repeat(path, edits, model)
     renew(model)
     _cast(model, weights)
-    fit(model, weights, str(path))
+    load_matching(model, weights, str(path))
     return SavedModel(model if module is None else rewrapped(module, model), arch, edits, facts)
 
 

@@ -11,11 +11,10 @@ from torch import nn
 
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.arguments import Example
-from prunekit.graph.ending import ending, last_layer
+from prunekit.graph.classifier import ending, last_layer
 from prunekit.graph.layers import CONVOLUTIONS, layer_named, widths
 from prunekit.schema import Checked, Positive
-from prunekit.surgery.edits import register
-from prunekit.surgery.selections import replace
+from prunekit.surgery.edits import register, replace_module
 
 
 @register
@@ -132,4 +131,4 @@ def _anew(name: str, old: nn.Module, features: int, classes: int) -> nn.Module:
 
 
 def _put(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    replace(model, old, new.train(old.training))
+    replace_module(model, old, new.train(old.training))

@@ -15,8 +15,7 @@ from prunekit.graph.layers import layer_named
 from prunekit.graph.table import entries
 from prunekit.modes import hand_hooks
 from prunekit.surgery.biases import BiasMap
-from prunekit.surgery.edits import register
-from prunekit.surgery.selections import replace
+from prunekit.surgery.edits import register, replace_module
 
 ADDED = "+"  # the step at which the branch was added
 FUNCTIONS: Mapping[str, type[nn.Module]] = {
@@ -70,7 +69,7 @@ class SkipBlock:
         left = nn.Sequential(parts) if parts else nn.Identity()
         left.training = block.training
         hand_hooks(block, left)
-        replace(model, block, left)
+        replace_module(model, block, left)
 
     def _part(self, block: nn.Module, step: str) -> nn.Module | None:
         if step == ADDED:

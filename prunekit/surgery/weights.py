@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, listed
-from prunekit.torchfile import read_safetensors, read_torch
+from prunekit.torch_io import read_safetensors, read_torch
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
@@ -27,7 +27,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     if not is_state_dict(content):
         raise ArtifactError(f"{path} holds no state dict: {contents(content)}")
     own = model.state_dict()
-    fit(model, _fillers(model, content) | unwrapped(content, own), str(path))
+    load_matching(model, _fillers(model, content) | unwrapped(content, own), str(path))
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -54,7 +54,7 @@ def unwrapped(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str
     return found
 
 
-def fit(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+def load_matching(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """Load weights into a model; one line with all that is missing, too much or of another size."""
     own = model.state_dict()
     sizes = [

@@ -1,10 +1,11 @@
 """Training: a schedule, the loop, checkpoints, evaluation."""
 
+from prunekit.training.bn_recalibration import keeps_statistics, recompute_statistics
 from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.distillation import Distillation
 from prunekit.training.evaluate import evaluate, predictions
 from prunekit.training.loop import CrossEntropy, fit
-from prunekit.training.recalibrate import keeps_statistics, recompute_statistics
+from prunekit.training.orders import Joint, Layerwise, Order, Regularizer, StopRule, Training
 from prunekit.training.schedule import Constant, Cosine, Schedule, Steps
 from prunekit.training.seed import mix, seed_everything
 
@@ -14,8 +15,14 @@ __all__ = [
     "Cosine",
     "CrossEntropy",
     "Distillation",
+    "Joint",
+    "Layerwise",
+    "Order",
+    "Regularizer",
     "Schedule",
     "Steps",
+    "StopRule",
+    "Training",
     "evaluate",
     "fit",
     "keeps_statistics",

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from prunekit.atomic import assure, set_aside
+from prunekit.atomic_write import assure, set_aside
 from prunekit.errors import ArtifactError, DamageError
-from prunekit.torchfile import read_torch, write_torch
+from prunekit.torch_io import read_torch, write_torch
 
 log = logging.getLogger(__name__)
 _OLD = {"done", "history", "model", "optimizer", "solver"}  # what earlier versions wrote as well

@@ -21,8 +21,8 @@ from prunekit.criteria import L1Norm
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.selection import PerLayer
-from prunekit.surgery.check import randomised
 from prunekit.surgery.cut import cut
+from prunekit.surgery.equivalence import randomised
 from scripts.bench.lines import RESULTS, collect
 
 NETWORKS = (

@@ -25,10 +25,9 @@ from prunekit.console import say
 from prunekit.console import table as show
 from prunekit.errors import ConfigError
 from prunekit.export import require_onnx
-from prunekit.graph import Placement
 from prunekit.measure import LatencyTest
+from prunekit.methods.hinge import InsertMatrices, Placement, fold
 from prunekit.modes import duplicate
-from prunekit.surgery import Attach, fold
 from scripts.bench.lines import RESULTS, Row
 from scripts.bench.timed import Networks, complete, cut, earlier, macs, parameters
 from scripts.reproduce.sheets import markdown, text, write_markdown
@@ -95,7 +94,7 @@ def variants(subject: Subject, keep: float) -> Networks:
 
 def decomposed(model: nn.Module, example: Tensor, keep: float) -> nn.Module:
     """Return the network with fewer rows in the matrices behind its convolutions."""
-    edit = Attach.of(model, example, EVERYWHERE)
+    edit = InsertMatrices.of(model, example, EVERYWHERE)
     edit.apply(model)
     rows = [f"{site.layer}.conv" for site in edit.sites]
     return fold(cut(model, example, keep, rows), example).model

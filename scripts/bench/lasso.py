@@ -13,10 +13,19 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from prunekit.criteria.entry import EntryOrder
-from prunekit.penalties import Edges, GraphLasso, Penalty, Tree, TreeLasso
-from prunekit.similarity import Grams, Maps, Tables, tables_of
-from prunekit.solvers.regression import FISTA, GraphADMM, Regression, RegressionSolver
+from prunekit.methods.gram_lasso import (
+    Edges,
+    Grams,
+    GraphLasso,
+    Maps,
+    Tables,
+    Tree,
+    TreeLasso,
+    tables_of,
+)
+from prunekit.methods.gram_lasso.entry import EntryOrder
+from prunekit.methods.gram_lasso.regression import FISTA, GraphADMM, Regression, RegressionSolver
+from prunekit.penalties import Penalty
 from scripts.bench.ratios import Row, below, row, seconds
 
 WIDTHS = (3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512)  # VGG-16

@@ -21,7 +21,8 @@ import torchvision
 
 from prunekit.criteria import L1Norm
 from prunekit.graph import ChannelGraph
-from prunekit.measure import Clock, FoldedCost, LatencyTest
+from prunekit.measure import Clock, LatencyTest
+from prunekit.methods.hinge import FoldedCost
 from prunekit.selection import LatencyTarget, Scored
 from prunekit.surgery import Narrow
 from scripts.bench.lines import RESULTS, collect

@@ -12,10 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from prunekit.runs.gather import collect
-from prunekit.runs.page.document import document
+from prunekit.reporting.collect import collect
+from prunekit.reporting.page.document import document
+from prunekit.reporting.tables import summary
 from prunekit.runs.report import Report
-from prunekit.runs.tables import summary
 from scripts.bench.ratios import Row, below, seconds
 
 RUNS, PAGE = 1000, 100

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from prunekit.data import Data, TensorBatches
 from prunekit.graph import ChannelGraph
+from prunekit.methods.gram_lasso import Grams, Maps, RawMaps, Statistics, tables_of
 from prunekit.models import vgg16
-from prunekit.similarity import Grams, Maps, RawMaps, Statistics, tables_of
 from scripts.bench.ratios import Row, below, ratio, row, seconds
 from scripts.bench.training import NORMALIZE
 

@@ -11,7 +11,8 @@ from prunekit.console import say
 from prunekit.criteria import L1Norm
 from prunekit.errors import ExportError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, FoldedCost
+from prunekit.measure import CostModel
+from prunekit.methods.hinge import FoldedCost
 from prunekit.runs.files import write_csv
 from prunekit.selection import MacsTarget
 from prunekit.surgery import Narrow

@@ -16,10 +16,10 @@ from torchvision.transforms import v2
 from prunekit import penalties, solvers, targets
 from prunekit.data import Data, HorizontalFlip, Normalize, RandomCrop, TensorBatches
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
+from prunekit.graph import ChannelGraph
+from prunekit.methods.hinge import InsertMatrices, Placement
 from prunekit.models import resnet20
 from prunekit.solvers.base import Solver, check_fit
-from prunekit.surgery import Attach
 from prunekit.training import Schedule, fit
 from scripts.bench.ratios import Row, below, ratio, row, seconds
 
@@ -88,7 +88,7 @@ def penalty_steps(rounds: int) -> Iterator[Row]:
 def hinge_steps(rounds: int) -> Iterator[Row]:
     """Compare steps of Hinge's solver on a network with matrices with steps without it."""
     model, (x, y) = resnet20(), _batch()
-    Attach.of(model, x[:1], Placement(blocks={"basic": ("rows", "rows")})).apply(model)
+    InsertMatrices.of(model, x[:1], Placement(blocks={"basic": ("rows", "rows")})).apply(model)
     model = model.to(memory_format=torch.channels_last)
     blocks = targets.Matrices(balance=True).rows(model, ChannelGraph.trace(model, x[:1]))
     for name in ("L1", "Lp", "LogSum", "L1MinusL2"):

@@ -18,8 +18,9 @@ from torch import nn
 import prunekit
 from prunekit import criteria
 from prunekit import selection as selections
+from prunekit.methods import gram_lasso as lasso
+from prunekit.methods import hinge, slimming
 from prunekit.selection import MeanNorm
-from prunekit.solvers.regression import FISTA
 from scripts.golden.cli import call
 from scripts.golden.networks import IMAGES, Network
 
@@ -124,16 +125,16 @@ class Selection:
 
 
 def _tree(**settings: Any) -> Any:
-    structure = criteria.Hierarchy(**settings)
-    return criteria.StructuredLasso(structure=structure, solver=FISTA(), order=_order())
+    structure = lasso.Hierarchy(**settings)
+    return lasso.StructuredLasso(structure=structure, solver=lasso.FISTA(), order=_order())
 
 
 def _order() -> Any:
-    return criteria.EntryOrder(points=2, least=0.4)
+    return lasso.EntryOrder(points=2, least=0.4)
 
 
 CRITERIA = {
-    "apib": Criterion(lambda _: criteria.APIB(solver=FISTA(), order=_order()), FEW),
+    "apib": Criterion(lambda _: lasso.APIB(solver=lasso.FISTA(), order=_order()), FEW),
     "apoz": Criterion(lambda _: criteria.APoZ(1000), ("criterion.samples=1000",)),
     "bn_scale": Criterion(lambda _: criteria.BatchNormScale()),
     "fpgm": Criterion(lambda _: criteria.FPGM()),
@@ -145,12 +146,12 @@ CRITERIA = {
     "l1_norm": Criterion(lambda _: criteria.L1Norm()),
     "l2_norm": Criterion(lambda _: criteria.L2Norm()),
     "lamp": Criterion(lambda _: criteria.LAMP()),
-    "matrix": Criterion(lambda _: criteria.MatrixNorm(), source="matrix"),
-    "max_cka": Criterion(lambda _: criteria.MaxCKA()),
+    "matrix": Criterion(lambda _: hinge.MatrixNorm(), source="matrix"),
+    "max_cka": Criterion(lambda _: lasso.MaxCKA()),
     "random": Criterion(lambda _: criteria.Random(seed=0), ("criterion.seed=0",)),
-    "representatives": Criterion(lambda _: criteria.Representatives()),
+    "representatives": Criterion(lambda _: lasso.Representatives()),
     "sglp": Criterion(
-        lambda _: criteria.StructuredLasso(structure=criteria.Graph(kappa=0.03), order=_order()),
+        lambda _: lasso.StructuredLasso(structure=lasso.Graph(kappa=0.03), order=_order()),
         ("criterion.structure.kappa=0.03", *FEW),
     ),
     "stlp": Criterion(lambda _: _tree(), FEW),
@@ -218,10 +219,10 @@ SELECTIONS = {
     "params_local": _budget(selections.ParamsTarget, "params", "local", False, keep=0.5),
     "params_global": _budget(selections.ParamsTarget, "params", "global", False, keep=0.5),
     "budgets": _budget(selections.Budgets, "budgets", "global", True, macs=0.6, params=0.6),
-    "slimming": _plain(selections.Slimming, "slimming", ratio=0.5, on_empty="keep_best"),
-    "slimming_published": _plain(selections.Slimming, "slimming", ratio=0.2, rule="published"),
-    "slimming_blocks": _plain(selections.Slimming, "slimming", ratio=0.5, on_empty="skip_block"),
-    "threshold": _plain(selections.Threshold, "threshold", keep=0.5, floor=0.2),
+    "slimming": _plain(slimming.Slimming, "slimming", ratio=0.5, on_empty="keep_best"),
+    "slimming_published": _plain(slimming.Slimming, "slimming", ratio=0.2, rule="published"),
+    "slimming_blocks": _plain(slimming.Slimming, "slimming", ratio=0.5, on_empty="skip_block"),
+    "threshold": _plain(hinge.Threshold, "threshold", keep=0.5, floor=0.2),
     "zeros": _plain(selections.Zeros, "zeros"),
     "widths": Selection(
         lambda place: selections.Widths(place.widths()),

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import prunekit
 from prunekit import models
-from prunekit.selection import Slimming
+from prunekit.methods.slimming import Slimming
 from scripts.golden.cli import call
 
 FILES = Path(__file__).resolve().parents[2] / "tests" / "golden" / "files"

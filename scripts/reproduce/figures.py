@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 
 from prunekit.console import say
-from prunekit.runs.curves import accuracy_against_size
+from prunekit.reporting.collect import collect
+from prunekit.reporting.plots import convergence, tradeoff
+from prunekit.reporting.tables import summary
+from prunekit.reporting.tradeoff import accuracy_against_size
 from prunekit.runs.files import write_csv
-from prunekit.runs.gather import collect
-from prunekit.runs.plots import convergence, tradeoff
-from prunekit.runs.tables import summary
 from scripts.reproduce.tables import Table
 
 Settings = Mapping[str, Any]

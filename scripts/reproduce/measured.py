@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from prunekit.measure import slimming_flops
+from prunekit.methods.slimming import slimming_flops
 from prunekit.runs.files import read_json
 from prunekit.surgery import load_model
 from scripts.reproduce.jobs import Job

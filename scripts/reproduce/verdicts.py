@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from prunekit.runs.compare import paired
+from prunekit.reporting.significance import paired
 from scripts.reproduce.measured import Measured
 from scripts.reproduce.rows import Row, fits, head_of
 from scripts.reproduce.tables import Table

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from prunekit.config import config_dir, resolve
-from prunekit.graph import ChannelSelection
+from prunekit.methods.slimming import ChannelSelector
 from prunekit.stages.pipeline import check
 from prunekit.surgery import load_model
 
@@ -117,7 +117,7 @@ def test_each_experiment_goes_through_all_stages(cli, tmp_path, model):
     dense, narrow = (load_model(place / stage / "model.pt").model for stage in stages[::2])
     scales, left = (count(module, torch.nn.BatchNorm2d) for module in (dense, narrow))
     assert left == scales - (int(scales * RATIOS[model]["cifar10"]) + 1)  # the published rule
-    assert bool(count(dense, ChannelSelection)) == (model != "vgg19")
+    assert bool(count(dense, ChannelSelector)) == (model != "vgg19")
     with open(place / "measure/comparison.csv") as file:
         rows = list(csv.DictReader(file))
     assert [row["network"] for row in rows][-1] == "fine-tuned"

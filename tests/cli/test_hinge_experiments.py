@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from prunekit.build import build
 from prunekit.config import config_dir, groups, resolve
-from prunekit.graph import Hinged
+from prunekit.methods.hinge import Hinged
 from prunekit.stages.pipeline import check
 from prunekit.surgery import load_model
 

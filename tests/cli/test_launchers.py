@@ -14,7 +14,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from prunekit.cli.sweep import Swept, best, headline, rows
-from prunekit.runs.board import DONE, FAILED, Board, Notice, Status
+from prunekit.runs.job_status import DONE, FAILED, Board, Notice, Status
 
 TOYS = (
     *("dataset=synthetic", "schedule=smoke", "runtime.device=cpu", "latency.runs=5"),

@@ -23,7 +23,10 @@ from prunekit.stages.pipeline import check
 from prunekit.stages.weights import Dense
 
 PUBLISHED = Path(__file__).parents[2] / "scripts" / "reproduce" / "published"
-STRUCTURES = {"sglp": "prunekit.criteria.Graph", "stlp": "prunekit.criteria.Hierarchy"}
+STRUCTURES = {
+    "sglp": "prunekit.methods.gram_lasso.Graph",
+    "stlp": "prunekit.methods.gram_lasso.Hierarchy",
+}
 PAIRS = {  # percent of FLOPs and of parameters removed; the row that is the experiment's
     "sglp_vgg16_cifar10": ("cifar10", "VGGNet-16", 61, 85),
     "stlp_vgg16_cifar10": ("cifar10", "VGGNet-16", 61, 85),
@@ -89,7 +92,7 @@ def test_settings_are_as_published(name):
     assert found["criterion"]["structure"]["_target_"] == STRUCTURES[name[:4]]
     assert found["criterion"]["shared"] is None  # streams stay
     similarity = found["criterion"]["similarity"]
-    assert similarity["columns"]["kernel"]["_target_"] == "prunekit.similarity.Laplacian"
+    assert similarity["columns"]["kernel"]["_target_"] == "prunekit.methods.gram_lasso.Laplacian"
     assert similarity["columns"]["centring"] == "hkh"
     assert similarity["calibration"]["count"] == 128
     assert (found["selection"]["scope"], found["absorb"]) == ("local", False)

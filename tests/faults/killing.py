@@ -18,7 +18,7 @@ import fvcore.nn  # noqa: F401
 import hydra.core.global_hydra  # noqa: F401
 import torch  # noqa: F401
 
-import prunekit.runs.tables
+import prunekit.reporting.tables
 import prunekit.stages.pipeline  # noqa: F401
 from prunekit.cli import main
 

@@ -24,7 +24,7 @@ from faults.damage import (
 )
 
 from prunekit.errors import DamageError
-from prunekit.torchfile import read_torch, write_torch
+from prunekit.torch_io import read_torch, write_torch
 from prunekit.training import Checkpoint
 
 

@@ -163,7 +163,7 @@ class TestLocks:
         """There is none on Windows."""
         script = (
             "import sys; sys.modules['fcntl'] = None\n"
-            "import prunekit.cli.jobs, prunekit.cli.sweep, prunekit.runs.command\n"
+            "import prunekit.cli.jobs, prunekit.cli.sweep, prunekit.reporting.command\n"
             "import prunekit.runs.clean, prunekit.stages.pipeline"
         )
         assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

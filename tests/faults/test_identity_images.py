@@ -17,7 +17,7 @@ from prunekit.data import CUB200, Digits, ImageFolder, ShapeOnly, Synthetic, Tin
 from prunekit.data import identity as identity_module
 from prunekit.data.identity import IMAGES, identity_of_files
 from prunekit.errors import DataError
-from prunekit.runs.gather import collect
+from prunekit.reporting.collect import collect
 from prunekit.stages.identity import Start
 
 PRETRAIN = ("pretrain", "name=a", *MNIST)

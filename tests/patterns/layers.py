@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, prune
 from torchvision.ops import FrozenBatchNorm2d
 
 from patterns.base import Body, Pattern, body, chain
-from prunekit.graph.whole import whole_groups
+from prunekit.graph.whole_groups import whole_groups
 
 
 def _flat(**layers: nn.Module) -> nn.Sequential:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from patterns.base import Body, Pattern, body
-from prunekit.graph import ChannelSelection
-from prunekit.surgery import Selections
+from prunekit.methods.slimming import ChannelSelector, InsertChannelSelectors
 
 
 class PreActivated(nn.Module):
@@ -68,7 +67,7 @@ def dense() -> nn.Module:
 def selected(make: Callable[[], nn.Module]) -> nn.Module:
     """The network with all selections that belong into it."""
     model = make()
-    Selections.of(model, torch.zeros(1, 3, 8, 8)).apply(model)
+    InsertChannelSelectors.of(model, torch.zeros(1, 3, 8, 8)).apply(model)
     return model
 
 
@@ -92,7 +91,7 @@ SELECTED: dict[str, Pattern] = {
     "a selection that is read twice": body(
         _beside,
         between=12,
-        select=lambda: ChannelSelection(8),
+        select=lambda: ChannelSelector(8),
         one=lambda: nn.Conv2d(8, 4, 3, padding=1),
         other=lambda: nn.Conv2d(8, 8, 1),
         cut="select one last",
@@ -100,7 +99,7 @@ SELECTED: dict[str, Pattern] = {
     ),
     "a selection in front of a group norm": body(
         lambda net, x: F.elu(net.norm(net.select(x))) + net.one(x),
-        select=lambda: ChannelSelection(8),
+        select=lambda: ChannelSelector(8),
         norm=lambda: nn.GroupNorm(4, 8),
         one=lambda: nn.Conv2d(8, 8, 1),
         cut="select one last",

@@ -16,9 +16,9 @@ from patterns import PATTERNS, network
 from prunekit.errors import TraceError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow
-from prunekit.surgery.absorb import absorb
-from prunekit.surgery.check import Gap, compare
-from prunekit.surgery.emission import emitting
+from prunekit.surgery.bias_compensation import absorb
+from prunekit.surgery.constants import emitting
+from prunekit.surgery.equivalence import Gap, compare
 
 
 def parts(net, data):

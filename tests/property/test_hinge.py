@@ -12,13 +12,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import FoldedCost
+from prunekit.graph import ChannelGraph
+from prunekit.methods.hinge import (
+    FoldedCost,
+    Hinge,
+    InsertMatrices,
+    Matrices,
+    Placement,
+    fold,
+    layers_with_matrix,
+)
 from prunekit.penalties import L1
 from prunekit.rows import Rows
-from prunekit.solvers import Hinge
-from prunekit.surgery import Attach, Narrow, attached, edit_from_dict, fold, randomised
-from prunekit.targets import Matrices
+from prunekit.surgery import Narrow, edit_from_dict, randomised
 
 ALL = (*networks.BLOCKS, *MORE)
 PLACEMENTS = (Placement(), Placement({}, "svd", (), {"*": "rows"}))
@@ -32,7 +38,7 @@ def hinged(draw: st.DrawFn):
     dense = randomised(net).double().eval()
     model, x = copy.deepcopy(dense), net.example.double()
     try:
-        edit = Attach.of(model, x, draw(st.sampled_from(PLACEMENTS)))
+        edit = InsertMatrices.of(model, x, draw(st.sampled_from(PLACEMENTS)))
     except ConfigError as error:  # nothing but a stem, or grouped convolutions
         assume("no place" not in str(error) and "matches no" not in str(error))
         raise
@@ -49,7 +55,7 @@ def test_attached_and_folded_it_is_the_same_function(drawn):
         torch.testing.assert_close(model(x), expected, rtol=1e-8, atol=1e-9)
         folded = fold(model, x)
         torch.testing.assert_close(folded.model(x), expected, rtol=1e-8, atol=1e-9)
-    assert not attached(folded.model) and not folded.edit.parted
+    assert not layers_with_matrix(folded.model) and not folded.edit.parted
     assert edit_from_dict(edit.to_dict()) == edit
     assert edit_from_dict(folded.edit.to_dict()) == folded.edit
     shapes = {name: tensor.shape for name, tensor in dense.state_dict().items()}

@@ -14,12 +14,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.graph.blocks import Layout, blocks
+from prunekit.graph import ChannelGraph
 from prunekit.graph.recording.steps import Kind, Recording, Step
 from prunekit.graph.walks import alone, reaching, sides
-from prunekit.surgery import Attach, fold
-from prunekit.targets import Matrices
+from prunekit.methods.hinge import InsertMatrices, Matrices, Placement, fold
+from prunekit.methods.hinge.blocks import Layout, blocks
 
 ALL = (*networks.BLOCKS, *MORE)
 ONE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -100,9 +99,9 @@ def test_blocks_share_no_layer_and_hold_dense_convolutions(net):
         assert block.name == block.layers[0] or set(inside) == set(block.layers)
 
 
-def attach(net: nn.Module, placement: Placement) -> Attach:
+def attach(net: nn.Module, placement: Placement) -> InsertMatrices:
     try:
-        return Attach.of(net, net.example, placement)
+        return InsertMatrices.of(net, net.example, placement)
     except ConfigError as error:
         assume("finds no place" not in str(error))
         raise

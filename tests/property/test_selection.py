@@ -20,6 +20,8 @@ from prunekit.criteria import Random
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.methods.hinge import Threshold
+from prunekit.methods.slimming import Slimming
 from prunekit.selection import (
     Budgets,
     Global,
@@ -30,8 +32,6 @@ from prunekit.selection import (
     Pool,
     Ranking,
     Scored,
-    Slimming,
-    Threshold,
     Widths,
     Zeros,
     protected,

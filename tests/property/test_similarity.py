@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prunekit.data.base import balanced
-from prunekit.similarity import (
+from prunekit.methods.gram_lasso import (
     ClassBlocks,
     Gaussian,
     Grams,
@@ -14,9 +14,9 @@ from prunekit.similarity import (
     Maps,
     RawMaps,
     Sigmoid,
-    columns,
     tables_of,
 )
+from prunekit.methods.gram_lasso import grams as columns
 
 KERNELS = [Linear(), *(k(b) for k in (Gaussian, Laplacian, Sigmoid) for b in ("median", "apib"))]
 grams = st.builds(Grams, st.sampled_from(KERNELS), st.sampled_from(["hkh", "unbiased"]))

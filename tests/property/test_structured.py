@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from prunekit.penalties import BlockTreeLasso, Edges, GraphLasso, Tree, TreeLasso
-from prunekit.solvers.regression import FISTA, GraphADMM, Regression, lasso_path
+from prunekit.methods.gram_lasso import BlockTreeLasso, Edges, GraphLasso, Tree, TreeLasso
+from prunekit.methods.gram_lasso.regression import FISTA, GraphADMM, Regression, lasso_path
 
 torch.set_num_threads(1)
 

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow, edit_from_dict, load_model, save_model
-from prunekit.surgery.absorb import absorb
+from prunekit.surgery.bias_compensation import absorb
 from prunekit.surgery.biases import BiasMap, BiasMaps, NewBiases
-from prunekit.surgery.check import Gap, compare, randomised
-from prunekit.surgery.emission import emitting
+from prunekit.surgery.constants import emitting
+from prunekit.surgery.equivalence import Gap, compare, randomised
 
 X = torch.rand(3, 4, 9, 9, generator=torch.Generator().manual_seed(0)).double()
 

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from prunekit import criteria, models, targets
 from prunekit.errors import ArtifactError, SurgeryError
-from prunekit.graph import ChannelGraph, ChannelSelection, shared_norms
+from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.methods.slimming import ChannelSelector, InsertChannelSelectors, shared_norms
 from prunekit.surgery import (
     Narrow,
-    Selections,
     edit_from_dict,
     load_model,
     narrow,
@@ -41,7 +41,7 @@ def lively(make):
 
 def inserted(make):
     net = lively(make)
-    edit = Selections.of(net, X)
+    edit = InsertChannelSelectors.of(net, X)
     edit.apply(net)
     return net, edit
 
@@ -143,7 +143,7 @@ def test_a_densenet_of_torchvision_has_them_before_all_but_bottlenecks_and_stem(
 def test_outputs_and_gradients_stay_as_they_are(make):
     before = lively(make)
     after = copy.deepcopy(before)
-    Selections.of(after, X).apply(after)
+    InsertChannelSelectors.of(after, X).apply(after)
     for training in (False, True):
         outputs = [net.train(training)(X) for net in (before, after)]
         assert torch.equal(*outputs)
@@ -160,16 +160,16 @@ def norms(model):
 
 def test_a_second_insertion_finds_nothing_left():
     net, edit = inserted(preactivated)
-    assert edit.norms and Selections.of(net, X).norms == ()
+    assert edit.norms and InsertChannelSelectors.of(net, X).norms == ()
 
 
 def test_an_identity_returns_its_input_itself():
-    assert ChannelSelection(3)(X) is X
-    assert repr(ChannelSelection(3)) == "ChannelSelection(3 of 3)"
+    assert ChannelSelector(3)(X) is X
+    assert repr(ChannelSelector(3)) == "ChannelSelector(3 of 3)"
 
 
 def test_a_selection_picks_by_index_and_twice():
-    layer = ChannelSelection(5)
+    layer = ChannelSelector(5)
     narrow(layer, keep_out=[0, 2, 4])
     narrow(layer, keep_out=[1, 2])
     x = torch.rand(2, 5, 3)
@@ -179,7 +179,7 @@ def test_a_selection_picks_by_index_and_twice():
 
 def test_what_a_selection_reads_stays():
     with pytest.raises(SurgeryError, match="selects from 5 channels, all of which stay"):
-        narrow(ChannelSelection(5), keep_in=[0, 1])
+        narrow(ChannelSelector(5), keep_in=[0, 1])
 
 
 def test_the_graph_has_units_for_every_selection_and_says_why_the_rest_stays():
@@ -240,7 +240,7 @@ def test_a_removed_channel_emits_relu_of_its_shift():
     reference = copy.deepcopy(net)
     with torch.no_grad():
         reference.bn.weight[gone] = 0
-    Selections.of(net, X).apply(net)
+    InsertChannelSelectors.of(net, X).apply(net)
     graph = ChannelGraph.trace(net, X)
     keep = {g.name: ~gone for g in graph.groups}
     assert [*keep] == ["bn.select"]
@@ -257,7 +257,7 @@ def test_a_removed_channel_emits_relu_of_its_shift():
 
 def test_at_padded_borders_maps_make_it_exact():
     net = lively(lambda: OneBlock(3, 1))
-    Selections.of(net, X).apply(net)
+    InsertChannelSelectors.of(net, X).apply(net)
     graph = ChannelGraph.trace(net, X)
     reference = copy.deepcopy(net)
     with torch.no_grad():
@@ -274,7 +274,7 @@ def test_a_selection_is_a_reader_so_no_running_mean_behind_it_takes_a_constant()
             *(nn.BatchNorm2d(5), nn.Conv2d(5, 2, 1)),
         )
     )
-    Selections(("3",)).apply(net)
+    InsertChannelSelectors(("3",)).apply(net)
     graph = ChannelGraph.trace(net, X)
     keep = {"0": torch.arange(6) > 2, "3.select": torch.arange(5) > 1}
     done = cut(net, graph, keep, X)
@@ -327,7 +327,7 @@ def test_what_is_no_norm_is_refused_and_nothing_changed(name):
     net = preactivated()
     names = [*dict(net.named_modules())]
     with pytest.raises(SurgeryError, match="made for another network"):
-        Selections(("1.bn1", name)).apply(net)
+        InsertChannelSelectors(("1.bn1", name)).apply(net)
     assert [*dict(net.named_modules())] == names
 
 
@@ -338,7 +338,7 @@ def test_an_optimizer_follows_insertion_and_cut():
     optimizer.step()
     momentum = optimizer.state[dense_net[1].bn1.weight]["momentum_buffer"].clone()
     net = copy.deepcopy(dense_net)
-    edit = Selections.of(net, X)
+    edit = InsertChannelSelectors.of(net, X)
     edit.apply(net)
     graph = ChannelGraph.trace(net, X)
     keep = halved(graph)
@@ -354,8 +354,8 @@ def test_an_optimizer_follows_insertion_and_cut():
 def test_a_shared_norm_module_gets_one_selection_everywhere():
     net = preactivated()
     net[3].bn1 = net[4] = nn.BatchNorm2d(10)
-    Selections.of(net, X.float()).apply(net)
-    assert net[3].bn1 is net[4] and isinstance(net[4].select, ChannelSelection)
+    InsertChannelSelectors.of(net, X.float()).apply(net)
+    assert net[3].bn1 is net[4] and isinstance(net[4].select, ChannelSelector)
     net = net.double()
     graph = ChannelGraph.trace(net, X)
     drop = graph.drop(laws.masks(graph, 0, 0.5))
@@ -389,7 +389,7 @@ def test_a_pre_activation_network_of_timm():
     randomise(net)
     x = torch.rand(2, 3, 32, 32, dtype=torch.double)
     before = net(x)
-    edit = Selections.of(net, x)
+    edit = InsertChannelSelectors.of(net, x)
     assert edit.norms == ("stages.1.blocks.1.norm1", "norm")  # others feed the shortcut too
     edit.apply(net)
     assert torch.equal(net(x), before)
@@ -406,7 +406,7 @@ def test_every_pattern_keeps_its_outputs_when_selections_are_inserted():
         ):
             net = pattern.network().eval()
             before = laws.leaves(net(*pattern.example))
-            edit = Selections.of(net, pattern.example)
+            edit = InsertChannelSelectors.of(net, pattern.example)
             edit.apply(net)
             after = laws.leaves(net(*pattern.example))
             assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
@@ -427,7 +427,7 @@ SMALL = {
 
 def agreement(net, x, share):
     """Prune this share of all scales by one threshold, a channel per layer is left."""
-    Selections.of(net, x).apply(net)
+    InsertChannelSelectors.of(net, x).apply(net)
     graph = ChannelGraph.trace(net, x)
     scores = criteria.BatchNormScale().scores(net, graph, None)
     limit = torch.cat([*scores.values()]).quantile(share)

@@ -15,7 +15,7 @@ from torchvision.ops import StochasticDepth
 from prunekit.errors import SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.surgery import Narrow
-from prunekit.surgery.check import Agreement, Gap, compare, randomised
+from prunekit.surgery.equivalence import Agreement, Gap, compare, randomised
 
 Outputs = namedtuple("Outputs", ["logits", "aux"])
 

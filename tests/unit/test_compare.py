@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.compare import Comparison, paired
+from prunekit.reporting.significance import Comparison, paired
 
 
 def runs(*rows: str) -> list[np.ndarray]:

@@ -30,9 +30,9 @@ from prunekit.criteria.curvature import _signs, hessian_diagonal
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.methods.slimming import InsertChannelSelectors
 from prunekit.models import densenet40, preresnet164, vgg19
 from prunekit.selection import PerLayer, Scored
-from prunekit.surgery import Selections
 from prunekit.targets import Scales, unit_scores
 
 
@@ -148,7 +148,7 @@ def test_batch_norm_scale_and_target_reach_every_scale_behind_channel_selections
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     for norm in norms:
         norm.weight.data.uniform_(-1, 1)
-    Selections.of(model, example).apply(model)
+    InsertChannelSelectors.of(model, example).apply(model)
     graph = ChannelGraph.trace(model, example)
     found = torch.cat([*BatchNormScale().scores(model, graph, None).values()])
     assert len(found) == scales

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.curves import accuracy_against_size, averaged, small_shares
+from prunekit.reporting.tradeoff import accuracy_against_size, averaged, small_shares
 
 
 def run(method="tl1", lam=0.01, setting="a", size=0.5, pruned=60.0, tuned=80.0, **more):

@@ -16,7 +16,7 @@ from prunekit.data import Data, Normalize, Synthetic, TensorBatches
 from prunekit.errors import ConfigError
 from prunekit.penalties import L1
 from prunekit.rows import Rows, Slice
-from prunekit.solvers import Hold
+from prunekit.solvers import KeepZeros
 from prunekit.training import Checkpoint, CrossEntropy, Distillation, Schedule, fit
 
 TOY = Synthetic(classes=3, image_size=8, train=50, val=12, test=12, crop=1, flip=True)
@@ -241,7 +241,7 @@ def test_zeros_that_are_held_stay_zero():
     model = network()
     weight = model[5].weight
     weight.data[:, ::2] = 0
-    solver = Hold()
+    solver = KeepZeros()
     solver.bind(L1(0.0), [Rows("fc", (Slice(weight, dim=None),), torch.arange(1, 769))])
     before = weight.detach().clone()
     fit(model, TOY.load(), plan(), solver=solver, loss=Distillation(network(1)))

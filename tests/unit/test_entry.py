@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from prunekit.criteria import EntryOrder, Hierarchy, PublishedSearch
-from prunekit.criteria.entry import Entered, places, strengths
-from prunekit.criteria.lasso import lost_at
 from prunekit.errors import ConfigError
+from prunekit.methods.gram_lasso import EntryOrder, Hierarchy, PublishedSearch
+from prunekit.methods.gram_lasso.criterion import lost_at
+from prunekit.methods.gram_lasso.entry import Entered, places, strengths
+from prunekit.methods.gram_lasso.regression import FISTA, Regression
 from prunekit.penalties import L1
-from prunekit.solvers.regression import FISTA, Regression
 
 small = st.integers(0, 3)
 

@@ -8,9 +8,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from prunekit import errors
-from prunekit.checks import choice, integer, number
 from prunekit.config import config_dir, explain, groups, resolve
 from prunekit.errors import ConfigError, PrunekitError, one_of
+from prunekit.validate import choice, integer, number
 
 
 def test_every_error_is_one_kind():

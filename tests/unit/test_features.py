@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from prunekit.data import Data, Normalize, TensorBatches
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.measure import TSNE, features_of, silhouette
-from prunekit.runs.embedding import Embedding, draw, side_by_side
+from prunekit.reporting.embedding import Embedding, draw, side_by_side
 
 
 class Net(nn.Module):
@@ -220,7 +220,7 @@ def test_many_classes_share_a_scale(tmp_path):
 
 
 def test_twenty_classes_look_different():
-    from prunekit.runs.embedding import _looks
+    from prunekit.reporting.embedding import _looks
 
     looks = _looks(range(20))
     assert len({(look["color"], look["marker"]) for look in looks.values()}) == 20

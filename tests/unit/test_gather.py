@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.formats import escaped, latex
-from prunekit.runs.fronts import front, fronts, settings_of
-from prunekit.runs.gather import collect
-from prunekit.runs.profiles import by_layer, layer_costs, scores
-from prunekit.runs.tables import by_data, summary
+from prunekit.reporting.collect import collect
+from prunekit.reporting.formats import escaped, latex
+from prunekit.reporting.layer_profiles import by_layer, layer_costs, scores
+from prunekit.reporting.pareto import front, fronts, settings_of
+from prunekit.reporting.tables import by_data, summary
 
 
 def stage(place, metrics=None, **settings):

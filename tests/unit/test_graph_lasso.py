@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.penalties import L1, MCP, Edges, GraphLasso, L1MinusL2
+from prunekit.methods.gram_lasso import Edges, GraphLasso
+from prunekit.penalties import L1, MCP, L1MinusL2
 
 SIMILARITY = torch.tensor(
     [

@@ -14,7 +14,7 @@ from torchvision.models.vgg import VGG, make_layers
 
 from prunekit import ChannelGraph
 from prunekit.errors import ArtifactError, ConfigError, SurgeryError, TraceError
-from prunekit.graph.ending import ending
+from prunekit.graph.classifier import ending
 from prunekit.measure import CostModel
 from prunekit.models import LeNet5, vgg16_three_linear
 from prunekit.surgery import (

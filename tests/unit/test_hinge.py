@@ -13,26 +13,26 @@ from torch import nn
 
 from prunekit.data import Synthetic
 from prunekit.errors import ConfigError, SurgeryError
-from prunekit.graph import ChannelGraph, Hinged, Site
-from prunekit.measure import CostModel, FoldedCost, counted_macs
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.hinge import (
+    Fold,
+    FoldedCost,
+    Hinge,
+    Hinged,
+    InsertMatrices,
+    Matrices,
+    Site,
+    Threshold,
+    Until,
+    fold,
+    layers_with_matrix,
+)
 from prunekit.models import resnet20
 from prunekit.penalties import L1
-from prunekit.problems import Joint, Regularizer, Training, Until
-from prunekit.selection import Threshold
-from prunekit.solvers import Hinge
-from prunekit.surgery import (
-    Attach,
-    Fold,
-    Narrow,
-    attached,
-    edit_from_dict,
-    fold,
-    load_model,
-    randomised,
-    save_model,
-)
-from prunekit.targets import Filters, Matrices
-from prunekit.training import Schedule
+from prunekit.surgery import Narrow, edit_from_dict, load_model, randomised, save_model
+from prunekit.targets import Filters
+from prunekit.training import Joint, Regularizer, Schedule, Training
 
 X = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)).double()
 
@@ -80,12 +80,12 @@ def at_blocks(model, first="rows"):
 @pytest.mark.parametrize("start", ["svd", "identity", "svd_weight"])
 def test_attach_keeps_the_function_and_fold_undoes_it(start):
     dense, model = net(), net()
-    Attach(sites(start)).apply(model)
+    InsertMatrices(sites(start)).apply(model)
     assert torch.allclose(model(X), dense(X), rtol=0, atol=1e-12)
     assert model.twice is model.again
     assert model.wide.matrix.in_channels == (30 if start == "identity" else 18)
     folded = fold(model, X)
-    assert not attached(folded.model)
+    assert not layers_with_matrix(folded.model)
     assert torch.allclose(folded.model(X), dense(X), rtol=0, atol=1e-12)
     assert folded.edit.merged == ("wide", "strided", "twice")
     for name, tensor in folded.model.state_dict().items():
@@ -95,7 +95,7 @@ def test_attach_keeps_the_function_and_fold_undoes_it(start):
 def test_the_matrix_of_an_svd_has_the_singular_values_for_row_norms():
     model = net()
     flat = model.wide.weight.detach().flatten(1).T.numpy()
-    Attach(sites()).apply(model)
+    InsertMatrices(sites()).apply(model)
     expected = np.linalg.svd(flat, compute_uv=False)
     norms = model.wide.matrix.weight.detach()[:, :, 0, 0].norm(dim=0).numpy()
     assert np.allclose(norms, expected)
@@ -111,7 +111,7 @@ def test_convolutions_of_any_dimension(kind):
     model = nn.Sequential(kind(2, 4, 3), nn.ReLU(), kind(4, 6, 3), nn.ReLU()).double()
     x = torch.randn(2, 2, *(8,) * dims).double()
     before = model(x)
-    Attach((Site("2", ("rows",), "svd"),)).apply(model)
+    InsertMatrices((Site("2", ("rows",), "svd"),)).apply(model)
     assert torch.allclose(model(x), before, rtol=0, atol=1e-12)
     assert torch.allclose(fold(model, x).model(x), before, rtol=0, atol=1e-12)
 
@@ -120,7 +120,7 @@ def test_convolutions_of_any_dimension(kind):
 @pytest.mark.parametrize("sides", [("rows",), ("columns",), ("rows", "columns")])
 def test_fold_after_pruning_is_the_silenced_network_and_counts_agree(sides, seed):
     dense = net()
-    Attach(sites(sides=sides, layers=("wide", "strided"))).apply(dense)
+    InsertMatrices(sites(sides=sides, layers=("wide", "strided"))).apply(dense)
     graph = ChannelGraph.trace(dense, X[:1])
     drop = graph.drop(laws.masks(graph, seed, 0.4))
     cost = FoldedCost(dense, graph)
@@ -139,7 +139,7 @@ def test_a_layer_stays_two_where_that_is_cheaper():
     """d = 18, n = 30, so two take r (18 + 30) and one 18 * 30: less for r < 11.25."""
     for left, expected in ((11, "parted"), (12, "merged")):
         model = net()
-        Attach(sites(layers=("wide",))).apply(model)
+        InsertMatrices(sites(layers=("wide",))).apply(model)
         graph = ChannelGraph.trace(model, X[:1])
         keep = torch.arange(18) < left
         Narrow.of(graph, graph.drop({"wide.conv": ~keep})).apply(model)
@@ -155,7 +155,7 @@ def test_dense_counts_are_those_before_matrices_and_the_start_ratio_is_known():
     model = resnet20()
     example = torch.zeros(1, 3, 32, 32)
     dense = CostModel(model, ChannelGraph.trace(model, example)).macs()
-    Attach(at_blocks(model)).apply(model)
+    InsertMatrices(at_blocks(model)).apply(model)
     graph = ChannelGraph.trace(model, example)
     added = 6 * 16**2 * 32**2 + 6 * 32**2 * 16**2 + 6 * 64**2 * 8**2
     assert CostModel(model, graph).macs() == dense + added
@@ -167,7 +167,7 @@ def test_dense_counts_are_those_before_matrices_and_the_start_ratio_is_known():
 
 def test_edits_travel_in_files(tmp_path):
     model = resnet20().eval()
-    attach = Attach(at_blocks(model, "columns"))
+    attach = InsertMatrices(at_blocks(model, "columns"))
     attach.apply(model)
     assert edit_from_dict(attach.to_dict()) == attach
     graph = ChannelGraph.trace(model, torch.zeros(1, 3, 32, 32))
@@ -189,8 +189,8 @@ def test_edits_travel_in_files(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (Attach((Site("head", ("rows",), "svd"),)), "head is a Linear, no convolution"),
-        (Attach((Site("nose", ("rows",), "svd"),)), "no layer 'nose'"),
+        (InsertMatrices((Site("head", ("rows",), "svd"),)), "head is a Linear, no convolution"),
+        (InsertMatrices((Site("nose", ("rows",), "svd"),)), "no layer 'nose'"),
         (Fold(("wide",), (), ()), "wide is a Conv2d, no matrix"),
     ],
 )
@@ -222,7 +222,7 @@ def test_balance_weighs_blocks_by_their_mean_norm():
 def search(lam=0.05, epochs=2, until=None, others=0.01, seen=None):
     data = Synthetic(channels=3, image_size=32, train=64, val=16, test=16).load("cpu", 0)
     model = resnet20()
-    Attach(at_blocks(model)).apply(model)
+    InsertMatrices(at_blocks(model)).apply(model)
     graph = ChannelGraph.trace(model, data.example)
     optimizer = partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4)
     rows = []
@@ -269,7 +269,7 @@ def test_a_share_out_of_reach_is_refused_before_training():
 def test_all_else_moves_at_its_own_rate():
     with_others, without = search(epochs=1, others=0.01), search(epochs=1, others=0.0)
     model = resnet20()
-    Attach(at_blocks(model)).apply(model)
+    InsertMatrices(at_blocks(model)).apply(model)
     names = [name for name, _ in model.named_parameters()]
     torch.manual_seed(0)
     moved = {

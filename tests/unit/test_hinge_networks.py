@@ -10,9 +10,10 @@ import torch
 import torchvision
 
 from prunekit import models
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import CostModel, FoldedCost, counted_macs
-from prunekit.surgery import Attach, Narrow, attached, fold, load_model, randomised, save_model
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.hinge import FoldedCost, InsertMatrices, Placement, fold, layers_with_matrix
+from prunekit.surgery import Narrow, load_model, randomised, save_model
 
 SMALL = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 LARGE = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -40,7 +41,7 @@ def with_matrices(name, placement=None):
     torch.manual_seed(0)
     dense = randomised(make()).eval()
     model = copy.deepcopy(dense)
-    edit = Attach.of(model, x[:1], placement or Placement())
+    edit = InsertMatrices.of(model, x[:1], placement or Placement())
     edit.apply(model)
     return dense, model, edit, x
 
@@ -59,7 +60,7 @@ def test_attach_and_fold_keep_the_logits(name):
         assert relative(model(x), expected) < 1e-5
         folded = fold(model, x)
         assert relative(folded.model(x), expected) < 1e-5
-    assert not attached(folded.model) and not folded.edit.parted
+    assert not layers_with_matrix(folded.model) and not folded.edit.parted
     for key, tensor in folded.model.state_dict().items():
         if tensor.is_floating_point():
             torch.testing.assert_close(tensor, dense.state_dict()[key], rtol=1e-4, atol=1e-5)

@@ -13,9 +13,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from prunekit.errors import ConfigError
+from prunekit.methods.hinge import Annealing, Hinge
 from prunekit.penalties import L1, L1MinusL2, LogSum, Lp
 from prunekit.rows import Rows, Slice
-from prunekit.solvers import Annealing, Hinge, Proximal
+from prunekit.solvers import Proximal
 
 torch.set_num_threads(1)
 

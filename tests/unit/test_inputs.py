@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import prunekit
 from prunekit.errors import TraceError
-from prunekit.measure import LatencyTest, counted_macs, layer_rows, peak_memory, slimming_flops
+from prunekit.measure import LatencyTest, counted_macs, layer_rows, peak_memory
+from prunekit.methods.slimming import slimming_flops
 from prunekit.surgery import Gap, load_model
 
 torch.set_num_threads(1)

@@ -13,9 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from prunekit.criteria import L1Norm, Random
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import Clock, CostModel, FoldedCost, LatencyTest, TimedCost
+from prunekit.measure import Clock, CostModel, LatencyTest, TimedCost
 from prunekit.measure.latency import Latency
 from prunekit.measure.latency_table import LayerTimes
+from prunekit.methods.hinge import FoldedCost
 from prunekit.selection import LatencyTarget, PerLayer, Scored
 from prunekit.surgery import Narrow
 

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.lineage import dense_file
+from prunekit.runs.provenance import dense_file
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import RunDir, identity_of
 

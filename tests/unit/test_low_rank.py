@@ -10,13 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.criteria import MatrixNorm
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement, Site
-from prunekit.measure import FoldedCost, counted_macs
+from prunekit.graph import ChannelGraph
+from prunekit.measure import counted_macs
+from prunekit.methods.hinge import (
+    Fold,
+    FoldedCost,
+    InsertMatrices,
+    MatrixNorm,
+    Placement,
+    Site,
+    Threshold,
+    fold,
+)
 from prunekit.models import resnet20
-from prunekit.selection import MacsTarget, PerLayer, Scored, Threshold, Widths
-from prunekit.surgery import Attach, Fold, Narrow, fold
+from prunekit.selection import MacsTarget, PerLayer, Scored, Widths
+from prunekit.surgery import Narrow
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 LOW_RANK = Placement(blocks={}, start="svd", layers={"*": "rows"})
@@ -28,7 +37,7 @@ def net():
     torch.manual_seed(0)
     dense = resnet20().eval()
     model = copy.deepcopy(dense)
-    Attach.of(model, EXAMPLE, LOW_RANK).apply(model)
+    InsertMatrices.of(model, EXAMPLE, LOW_RANK).apply(model)
     graph = ChannelGraph.trace(model, EXAMPLE)
     layers = {n: m for n, m in dense.named_modules() if n.startswith("layer") and weighs(m)}
     return SimpleNamespace(
@@ -135,9 +144,9 @@ def test_columns_and_both_sides_have_scores_of_their_own():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.Conv2d(8, 3, 1))
     x = torch.randn(1, 2, 8, 8)
-    Attach((Site("0", ("columns",), "identity"), Site("2", ("rows", "columns"), "svd"))).apply(
-        model
-    )
+    InsertMatrices(
+        (Site("0", ("columns",), "identity"), Site("2", ("rows", "columns"), "svd"))
+    ).apply(model)
     matrix = flattened(model[2].matrix.weight)
     with torch.no_grad():
         model[0].matrix.weight.mul_(torch.arange(6.0)[:, None, None, None])

@@ -21,12 +21,10 @@ from prunekit.measure import (
     latency,
     nonzero_params,
     peak_memory,
-    slimming_flops,
-    slimming_params,
     sparsity,
 )
+from prunekit.methods.slimming import InsertChannelSelectors, slimming_flops, slimming_params
 from prunekit.models import DenseNet
-from prunekit.surgery import Selections
 from prunekit.surgery.cut import cut
 
 
@@ -93,7 +91,7 @@ def test_slimming_counts_of_a_narrow_network_keep_the_norms_wide():
     published = sum(param.numel() for param in model.parameters()) + scales
     flops = slimming_flops(model, x[:1])
     assert slimming_params(model, x) == published
-    Selections.of(model, x).apply(model)
+    InsertChannelSelectors.of(model, x).apply(model)
     assert (slimming_flops(model, x[:1]), slimming_params(model, x)) == (flops, published)
 
     graph = ChannelGraph.trace(model, x)

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import prunekit
 from prunekit import models
 from prunekit.graph import ChannelGraph
-from prunekit.measure import CostModel, counted_macs, slimming_flops, slimming_params
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.slimming import slimming_flops, slimming_params
 
 SHARED = Path(__file__).parents[3] / "shared"
 ORACLE = SHARED / "methods" / "checks" / "arch_counts.py"

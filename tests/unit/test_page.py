@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from prunekit.criteria import save_scores
-from prunekit.runs.command import main
-from prunekit.runs.gather import collect
-from prunekit.runs.page import write_page
-from prunekit.runs.page.document import DETAILED
-from prunekit.runs.page.found import ranked
-from prunekit.runs.page.markup import Markup, element
-from prunekit.runs.tables import summary
-from prunekit.torchfile import write_torch
+from prunekit.reporting.collect import collect
+from prunekit.reporting.command import main
+from prunekit.reporting.page import write_page
+from prunekit.reporting.page.document import DETAILED
+from prunekit.reporting.page.markup import Markup, element
+from prunekit.reporting.page.run_files import ranked
+from prunekit.reporting.tables import summary
+from prunekit.torch_io import write_torch
 
 DENSE = {"top1": 99.2, "params": 431080, "macs": 2293000}
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)

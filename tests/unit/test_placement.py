@@ -16,10 +16,9 @@ from prunekit import models
 from prunekit.build import build
 from prunekit.config import config_dir, groups, resolve
 from prunekit.errors import ConfigError
-from prunekit.graph import Placement, Site
-from prunekit.graph.blocks import Block, blocks
-from prunekit.graph.places import Sites
-from prunekit.surgery import Attach
+from prunekit.methods.hinge import InsertMatrices, Placement, Site
+from prunekit.methods.hinge.blocks import Block, blocks
+from prunekit.methods.hinge.places import Sites
 
 X = torch.zeros(1, 3, 32, 32)
 
@@ -466,7 +465,7 @@ def test_what_the_network_lacks_is_refused():
 
 def test_a_network_with_matrices_gets_no_more():
     net = models.resnet20()
-    Attach.of(net, X, Placement()).apply(net)
+    InsertMatrices.of(net, X, Placement()).apply(net)
     with pytest.raises(ConfigError, match="has matrices already; fold them first"):
         Placement().sites(net, X)
 

@@ -19,7 +19,8 @@ import prunekit
 from prunekit.criteria import Criterion
 from prunekit.errors import PrunekitError
 from prunekit.graph import ChannelGraph
-from prunekit.measure import counted_macs, slimming_flops
+from prunekit.measure import counted_macs
+from prunekit.methods.slimming import slimming_flops
 from prunekit.modes import duplicate, unchanged
 from prunekit.surgery import SkipBlock, absorb, compare
 

@@ -12,10 +12,9 @@ from prunekit.data import Synthetic
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.penalties import L0, L1
-from prunekit.problems import Joint, Layerwise, Regularizer, Training
 from prunekit.solvers import ADMM, AULM, Proximal, Subgradient
 from prunekit.targets import Filters, Scales
-from prunekit.training import Checkpoint, Schedule
+from prunekit.training import Checkpoint, Joint, Layerwise, Regularizer, Schedule, Training
 
 
 @pytest.fixture(autouse=True)

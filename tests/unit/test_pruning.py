@@ -19,7 +19,8 @@ from prunekit.data import Synthetic
 from prunekit.errors import ConfigError, DataError, PrunekitError, SurgeryError, TraceError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
-from prunekit.selection import Scored, Slimming
+from prunekit.methods.slimming import Slimming
+from prunekit.selection import Scored
 from prunekit.surgery import Narrow, load_model
 from prunekit.surgery.optimizer import sources
 

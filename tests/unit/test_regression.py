@@ -12,17 +12,8 @@ from sklearn.linear_model import Lasso
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.penalties import (
-    L1,
-    MCP,
-    BlockTreeLasso,
-    Edges,
-    GraphLasso,
-    Penalty,
-    Tree,
-    TreeLasso,
-)
-from prunekit.solvers.regression import (
+from prunekit.methods.gram_lasso import BlockTreeLasso, Edges, GraphLasso, Tree, TreeLasso
+from prunekit.methods.gram_lasso.regression import (
     FISTA,
     GraphADMM,
     Regression,
@@ -30,6 +21,7 @@ from prunekit.solvers.regression import (
     SmoothingProximalGradient,
     lasso_path,
 )
+from prunekit.penalties import L1, MCP, Penalty
 
 EXACT = {"tolerance": 1e-8, "of_fit": 1e-6}
 SHARES = (0.9, 0.5, 0.15)

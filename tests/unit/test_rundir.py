@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from prunekit.atomic import replacing
+from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError
 from prunekit.runs.report import Outcome, Report
 from prunekit.runs.rundir import RunDir, Status, identity_of, model_file

@@ -171,10 +171,10 @@ def everything() -> list[type[Checked]]:
 
 def wanted() -> dict[str, Any]:
     """Values for what has no default, by name."""
+    from prunekit.methods.gram_lasso.graph_lasso import Edges
+    from prunekit.methods.gram_lasso.tree_lasso import Tree
+    from prunekit.methods.hinge import Threshold
     from prunekit.penalties import L1
-    from prunekit.penalties.fusion import Edges
-    from prunekit.penalties.tree import Tree
-    from prunekit.selection import Threshold
     from prunekit.solvers import Proximal
     from prunekit.targets import Filters
 

@@ -4,13 +4,13 @@ import json
 
 import pytest
 
-from prunekit.runs.command import main
-from prunekit.runs.fronts import settings_of
-from prunekit.runs.gather import collect
+from prunekit.reporting.collect import collect
+from prunekit.reporting.command import main
+from prunekit.reporting.pareto import settings_of
+from prunekit.reporting.seed_stats import Averages, shared_name
+from prunekit.reporting.tables import summary
 from prunekit.runs.rundir import identity_of
-from prunekit.runs.seeds import Averages, shared_name
-from prunekit.runs.tables import summary
-from prunekit.torchfile import write_torch
+from prunekit.torch_io import write_torch
 
 DENSE = {"params": 1000, "macs": 9000}
 NARROW = {"params": 100, "macs": 600}

@@ -17,8 +17,8 @@ from prunekit.engine import CutOptions, Traced
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.reporting.sensitivity import draw
 from prunekit.runs.rundir import RunDir
-from prunekit.runs.sensitivity import draw
 from prunekit.selection import (
     Curve,
     LatencyTarget,
@@ -58,7 +58,7 @@ def asked(**changes):
         "over_norms": False,
         "statistics": "kept",
         "channel_selection": False,
-        "placement": {"_target_": "prunekit.graph.Placement", "blocks": {}},
+        "placement": {"_target_": "prunekit.methods.hinge.Placement", "blocks": {}},
         "model": {"_target_": "toys.Reader"},
         "weights": None,
     } | changes

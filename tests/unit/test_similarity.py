@@ -14,7 +14,7 @@ from prunekit.data import Data, Normalize, ShapeOnly, TensorBatches, given_data
 from prunekit.errors import ConfigError, DataError
 from prunekit.graph import ChannelGraph
 from prunekit.measure.memory import _Live
-from prunekit.similarity import (
+from prunekit.methods.gram_lasso import (
     Calibration,
     ClassBlocks,
     ClassProfiles,
@@ -29,7 +29,7 @@ from prunekit.similarity import (
     WholeOutput,
     tables_of,
 )
-from prunekit.similarity.maps import members
+from prunekit.methods.gram_lasso.features import members
 
 KERNELS = {
     "linear": (Linear(), lambda x: x @ x.T),
@@ -238,7 +238,7 @@ def test_resident_memory_of_a_process_stays_within_the_bound():
     """What tensors hold is one thing, what an allocator keeps of it another."""
     program = """
 import resource, torch
-from prunekit.similarity import Grams, Maps, tables_of
+from prunekit.methods.gram_lasso import Grams, Maps, tables_of
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 x, y = (Maps.of(torch.randn(1024, 256, 4)) for _ in range(2))
 tables_of(Grams(), Maps.of(x.values[:9]), Maps.of(y.values[:9]))

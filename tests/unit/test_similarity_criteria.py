@@ -8,28 +8,30 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.criteria import (
+from prunekit.criteria import CRITERIA, Criterion
+from prunekit.data import Data
+from prunekit.errors import ConfigError
+from prunekit.graph import ChannelGraph
+from prunekit.methods.gram_lasso import (
     APIB,
-    CRITERIA,
     Above,
-    Criterion,
+    Calibration,
     EntryOrder,
+    Grams,
     Graph,
     Hierarchy,
     MaxCKA,
     Representatives,
+    Statistics,
     Strongest,
     StructuredLasso,
+    tables_of,
 )
-from prunekit.data import Data
-from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph
+from prunekit.methods.gram_lasso.features import channel_maps
+from prunekit.methods.gram_lasso.regression import FISTA
 from prunekit.models import ResNet, googlenet
 from prunekit.penalties import MCP
 from prunekit.pruning import prune
-from prunekit.similarity import Calibration, Grams, Statistics, tables_of
-from prunekit.similarity.maps import channel_maps
-from prunekit.solvers.regression import FISTA
 
 STATISTICS = Statistics(calibration=Calibration(24))
 TREE = {"solver": FISTA(), "similarity": STATISTICS, "order": EntryOrder(points=8)}

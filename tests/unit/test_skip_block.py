@@ -19,9 +19,9 @@ from prunekit import models
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.slimming import InsertChannelSelectors
 from prunekit.surgery import (
     Narrow,
-    Selections,
     Shift,
     SkipBlock,
     edit_from_dict,
@@ -29,9 +29,9 @@ from prunekit.surgery import (
     narrow_optimizer,
     save_model,
 )
-from prunekit.surgery.check import Gap
+from prunekit.surgery.constants import emitting
 from prunekit.surgery.cut import cut
-from prunekit.surgery.emission import emitting
+from prunekit.surgery.equivalence import Gap
 
 X = torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).double()
 
@@ -175,7 +175,7 @@ def torchvision_resnet():
 
 def preresnet():
     net = models.preresnet.PreResNet(2, widths=(4, 5, 6), stem=6)
-    Selections.of(net, X.float()).apply(net)
+    InsertChannelSelectors.of(net, X.float()).apply(net)
     return net
 
 
@@ -390,7 +390,7 @@ def test_a_whole_network_of_pre_activation_blocks_can_lose_any_of_them():
             nn.Conv2d(3, 6, 1), *(PreActivated(6, 4, 6) for _ in "abc"), nn.Conv2d(6, 2, 1)
         )
     )
-    Selections.of(net, X).apply(net)
+    InsertChannelSelectors.of(net, X).apply(net)
     names = ["1.conv1", "2.bn1.select", "3.conv1"]
     for chosen in itertools.chain.from_iterable(
         itertools.combinations(names, n) for n in (1, 2, 3)
@@ -438,7 +438,7 @@ def test_prune_by_scales_removes_a_block_and_reports_what_is_left(absorb):
     net.layer2[1].bn2.weight.data.mul_(1e-3)
     graph = ChannelGraph.trace(net, X)
     share = 6 / sum(len(group.units) for group in graph.groups)
-    rule = prunekit.selection.Slimming(share, on_empty="skip_block")
+    rule = prunekit.methods.slimming.Slimming(share, on_empty="skip_block")
     found = prunekit.prune(net, X, selection=rule, criterion="bn_scale", absorb=absorb)
     assert any("block layer2.1 was removed whole" in note for note in found.notes)
     assert found.after.macs == counted_macs(found.model, (X[:1],))

@@ -106,10 +106,10 @@ def settings_of(name, root):
 @pytest.mark.parametrize(
     ("name", "key", "wanted"),
     [
-        ("sGLP-IB_kernel-linear", "columns.kernel._target_", "prunekit.similarity.Linear"),
-        ("sTLP-IB", "columns.kernel._target_", "prunekit.similarity.Laplacian"),
+        ("sGLP-IB_kernel-linear", "columns.kernel._target_", "prunekit.methods.gram_lasso.Linear"),
+        ("sTLP-IB", "columns.kernel._target_", "prunekit.methods.gram_lasso.Laplacian"),
         ("sTLP-IB_batch_size-512", "calibration.count", 512),
-        ("sGLP-IB_no-gram", "columns._target_", "prunekit.similarity.RawMaps"),
+        ("sGLP-IB_no-gram", "columns._target_", "prunekit.methods.gram_lasso.RawMaps"),
     ],
 )
 def test_what_a_table_varies_arrives(tmp_path, name, key, wanted):

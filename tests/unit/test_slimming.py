@@ -18,9 +18,9 @@ from prunekit.criteria import BatchNormScale
 from prunekit.errors import ConfigError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
+from prunekit.methods.slimming import InsertChannelSelectors, Slimming
 from prunekit.models import DenseNet, PreResNet, vgg19
-from prunekit.selection import MacsTarget, Scored, Slimming
-from prunekit.surgery import Selections
+from prunekit.selection import MacsTarget, Scored
 
 
 def chain(*widths: int) -> nn.Sequential:
@@ -266,7 +266,7 @@ def test_a_block_whose_branch_is_emptied_goes_whole():
         if isinstance(module, nn.BatchNorm2d):
             module.weight.data.uniform_(0.5, 1.5)
     model.layer2[1].bn2.weight.data *= 1e-3
-    Selections.of(model, example).apply(model)
+    InsertChannelSelectors.of(model, example).apply(model)
     prune = partial(prunekit.prune, model, example, criterion="bn_scale")
     with pytest.raises(ConfigError, match=r"would leave nothing of layer2\.1\.conv1, whose"):
         prune(selection=Slimming(0.1))
@@ -317,7 +317,7 @@ def test_the_narrow_network_is_the_one_that_the_released_code_masks(make):
             tensor.uniform_(0.5, 1.5)
     example = torch.randn(3, 3, 8, 8, dtype=torch.float64)
     opened = copy.deepcopy(model)
-    Selections.of(opened, example).apply(opened)
+    InsertChannelSelectors.of(opened, example).apply(opened)
     rule = Slimming(0.4, rule="published")
     found = prunekit.prune(opened, example, selection=rule, criterion="bn_scale", absorb=False)
     for norm, part in zip(norms, stays.split([len(p) for p in parts]), strict=True):

@@ -9,7 +9,7 @@ from torch import nn
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.penalties import L0, L1, MCP, SCAD, LogSum, Lp, TransformedL1
 from prunekit.rows import Rows, Slice
-from prunekit.solvers import ADMM, AULM, PALM, Hold, Proximal, Solver, Subgradient, check_fit
+from prunekit.solvers import ADMM, AULM, PALM, KeepZeros, Proximal, Solver, Subgradient, check_fit
 
 torch.set_num_threads(1)
 
@@ -247,7 +247,7 @@ def test_a_penalty_that_is_flat_everywhere_is_named(caplog, solver: Solver):
 
 def test_what_works_is_not_warned_about(caplog):
     warned, rows = Warned(caplog), [[0.5], [0.7], [0.0]]
-    for solver in (Subgradient(), Proximal(), AULM(rho=20.0), PALM(), Hold()):
+    for solver in (Subgradient(), Proximal(), AULM(rho=20.0), PALM(), KeepZeros()):
         for penalty in (L1(0.1), Lp(0.1), TransformedL1(0.01), MCP(0.1, 20.0), SCAD(0.1, 20.0)):
             assert warned.on(solver, penalty, block_of(rows)) == ""
     for penalty in (MCP(0.0, 2.0), SCAD(0.0, 3.0)):
@@ -255,7 +255,9 @@ def test_what_works_is_not_warned_about(caplog):
     for solver in (Proximal(), AULM(rho=20.0), PALM()):  # jumps are the nature of these
         for penalty in (L0(0.1), Lp(0.9, 0.25)):
             assert warned.on(solver, penalty, block_of(rows), lr=1.0) == ""
-    assert warned.on(Hold(), MCP(1e-4, 1.0), block_of(rows)) == ""  # it only reports the penalty
+    assert (
+        warned.on(KeepZeros(), MCP(1e-4, 1.0), block_of(rows)) == ""
+    )  # it only reports the penalty
 
 
 @pytest.mark.parametrize(
@@ -338,7 +340,7 @@ def test_hold_keeps_zero_rows_zero_under_momentum_and_weight_decay():
     block.parameters[0].grad = torch.ones(3, 2)
     optimizer.step()  # leaves momentum behind in the rows that will be held
     block.write(torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 3.0]]))
-    solver = bound(Hold(), block, penalty=L0(0.0))
+    solver = bound(KeepZeros(), block, penalty=L0(0.0))
     for _ in range(3):
         block.parameters[0].grad = torch.ones(3, 2)
         solver.before_step(optimizer)
@@ -352,16 +354,16 @@ def test_hold_keeps_zero_rows_zero_under_momentum_and_weight_decay():
 def test_hold_restores_its_mask_whatever_it_was_bound_to():
     entries = nn.Parameter(torch.tensor([[1.0, 0.0], [0.0, 2.0]]))
     block = Rows("layer", (Slice(entries, None),), torch.zeros(4, dtype=torch.long))
-    state = bound(Hold(), block).state_dict()
+    state = bound(KeepZeros(), block).state_dict()
     block.write(torch.ones(4, 1))
-    solver = bound(Hold(), block)
+    solver = bound(KeepZeros(), block)
     solver.load_state_dict(state)
     solver.after_step(sgd(block))
     assert entries.tolist() == [[1.0, 0.0], [0.0, 1.0]]
 
 
 @pytest.mark.parametrize(
-    "solver", [AULM(inner=2), PALM(), Proximal(), Subgradient(), Hold()], ids=str
+    "solver", [AULM(inner=2), PALM(), Proximal(), Subgradient(), KeepZeros()], ids=str
 )
 def test_solvers_work_where_the_parameters_are(solver: Solver):
     """The meta device stands in for an accelerator: mixing devices fails on it."""

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from prunekit.errors import ArtifactError
-from prunekit.runs.columns import compare
-from prunekit.runs.command import main
-from prunekit.runs.formats import markdown
-from prunekit.runs.gather import collect
-from prunekit.runs.plots import convergence, filters, tradeoff, widths
-from prunekit.runs.tables import comparison, show, summary, write_table
+from prunekit.reporting.collect import collect
+from prunekit.reporting.columns import compare
+from prunekit.reporting.command import main
+from prunekit.reporting.formats import markdown
+from prunekit.reporting.plots import convergence, filters, tradeoff, widths
+from prunekit.reporting.tables import comparison, show, summary, write_table
 
 DENSE = {"top1": 99.2, "top5": 100.0, "params": 431080, "macs": 2293000}
 NARROW = {"top1": 99.05, "top5": 99.98, "params": 11173, "macs": 65026}
@@ -138,7 +138,7 @@ def lp(lam, p, seed, ratio, name="lp"):
         "seed": seed,
         "regularizer": {"name": name, "lam": lam, "penalty": penalty},
         "solver": {"_target_": "prunekit.solvers.Subgradient"},
-        "selection": {"_target_": "prunekit.selection.Slimming", "ratio": ratio},
+        "selection": {"_target_": "prunekit.methods.slimming.Slimming", "ratio": ratio},
     }
 
 

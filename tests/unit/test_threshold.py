@@ -9,13 +9,20 @@ import pytest
 import torch
 from torch import nn
 
-from prunekit.criteria import MatrixNorm
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelGraph, Placement
-from prunekit.measure import CostModel, FoldedCost, counted_macs
+from prunekit.graph import ChannelGraph
+from prunekit.measure import counted_macs
+from prunekit.methods.hinge import (
+    FoldedCost,
+    InsertMatrices,
+    MatrixNorm,
+    Placement,
+    Threshold,
+    fold,
+)
 from prunekit.models import resnet20
-from prunekit.selection import Scored, Threshold
-from prunekit.surgery import Attach, Narrow, fold
+from prunekit.selection import Scored
+from prunekit.surgery import Narrow
 
 EXAMPLE = torch.zeros(1, 3, 32, 32)
 FLOOR = 0.2593  # of the MACs of ResNet-20: 4 of 16, 7 of 32 and 13 of 64 rows of each matrix
@@ -29,7 +36,7 @@ class Case:
             nn.Conv2d(1, 5, 1), nn.ReLU(), nn.Conv2d(5, 10, 1), nn.Flatten(), nn.Linear(10, 2)
         )
         self.graph = ChannelGraph.trace(self.model, torch.zeros(1, 1, 1, 1))
-        self.cost = CostModel(self.model, self.graph)
+        self.cost = FoldedCost(self.model, self.graph)
         self.scores = {"0": torch.tensor(first), "2": torch.tensor(second)}
         self.given = (self.scores, self.graph, self.cost)
 
@@ -53,7 +60,7 @@ def decomposed():
     """ResNet-20 with a matrix behind both convolutions of every block."""
     torch.manual_seed(0)
     model = resnet20()
-    Attach.of(model, EXAMPLE, Placement(blocks={"basic": ("rows", "rows")})).apply(model)
+    InsertMatrices.of(model, EXAMPLE, Placement(blocks={"basic": ("rows", "rows")})).apply(model)
     return model
 
 

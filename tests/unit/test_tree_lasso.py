@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.penalties import L1, MCP, BlockTreeLasso, Penalty, Tree, TreeLasso
+from prunekit.methods.gram_lasso import BlockTreeLasso, Tree, TreeLasso
+from prunekit.penalties import L1, MCP, Penalty
 
 FIVE = Tree(3, ((0, 1), (2, 3)), torch.tensor([0.7, 0.2], dtype=torch.float64))
 KINDS = (TreeLasso, BlockTreeLasso)

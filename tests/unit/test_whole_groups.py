@@ -15,21 +15,13 @@ from torch import nn
 
 import prunekit
 from prunekit.errors import SurgeryError
-from prunekit.graph import ChannelGraph, Site
-from prunekit.graph.whole import WholeGroups, plain_groups, whole_groups
-from prunekit.measure import CostModel, FoldedCost, counted_macs
+from prunekit.graph import ChannelGraph
+from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
+from prunekit.measure import CostModel, counted_macs
+from prunekit.methods.hinge import Fold, FoldedCost, InsertMatrices, Matrices, Site
 from prunekit.models import ResNeXt, resnext20, resnext164
-from prunekit.surgery import (
-    Attach,
-    Fold,
-    Narrow,
-    load_model,
-    narrow,
-    narrow_optimizer,
-    save_model,
-)
+from prunekit.surgery import Narrow, load_model, narrow, narrow_optimizer, save_model
 from prunekit.surgery.cut import cut
-from prunekit.targets import Matrices
 
 ARCH = {"_target_": "prunekit.models.ResNeXt", "blocks": 2, "cardinality": 6, "width": 2, "stem": 5}
 SHAPE = (4, 3, 12, 12)
@@ -44,7 +36,9 @@ def plain(dtype=torch.float64):
 
 def attach(model):
     """All grouped convolutions of a ResNeXt lose whole groups from now on."""
-    edit = Attach((), tuple(name for name, _ in model.named_modules() if name.endswith("conv2")))
+    edit = InsertMatrices(
+        (), tuple(name for name, _ in model.named_modules() if name.endswith("conv2"))
+    )
     edit.apply(model)
     return edit
 
@@ -308,7 +302,7 @@ class TestUnderHinge:
             for block in blocks
             for layer, role in (("conv1", "first"), ("conv3", "second"))
         ]
-        Attach(tuple(sites), tuple(f"{block}.conv2" for block in blocks)).apply(net)
+        InsertMatrices(tuple(sites), tuple(f"{block}.conv2" for block in blocks)).apply(net)
         return net
 
     def test_a_row_is_all_that_feeds_and_reads_a_group(self):

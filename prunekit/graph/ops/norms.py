@@ -14,10 +14,9 @@ from prunekit.graph.calls import Call
 from prunekit.graph.ops.passing import ELSEWHERE, along, elsewhere, not_followed, within
 from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.run import Run
-from prunekit.graph.select import ChannelSelection
 from prunekit.graph.slicing import either, indices, narrow_tensor
 from prunekit.graph.table import Indices, of_layer, of_name, operation
-from prunekit.graph.values import Value, resize, spread
+from prunekit.graph.values import Value
 
 Narrow = Callable[[Any, Indices, Indices], None]
 
@@ -123,16 +122,6 @@ def _normed_dim(module: nn.Module, rank: int) -> int:
     return 1 if _permutes(module) else rank - 1
 
 
-def selected(run: Run, call: Call) -> Any:
-    """What is picked are channels of their own, what it is picked from stays."""
-    value = call.values[0]
-    if elsewhere(run, call, 1):
-        return run.unknown(call, ELSEWHERE)
-    run.freeze(value.labels, None, "being read through a channel selection")
-    meta, labels = run.layer(call, value.along(1))
-    return Value(resize(meta, 1, len(labels)), spread(labels, 1, meta.ndim))
-
-
 def narrow_norm(module: Any, keep_in: Indices, keep_out: Indices) -> None:
     """Keep scales, shifts and statistics."""
     keep = either(keep_in, keep_out)
@@ -169,13 +158,6 @@ def narrow_prelu(module: nn.PReLU, keep_in: Indices, keep_out: Indices) -> None:
     """Keep slopes."""
     narrow_tensor(module, "weight", 0, either(keep_in, keep_out))
     module.num_parameters = len(module.weight)
-
-
-def narrow_selection(module: ChannelSelection, keep_in: Indices, keep_out: Indices) -> None:
-    """Keep what is picked."""
-    if keep_in is not None and len(indices(keep_in, module.width)) < module.width:
-        raise SurgeryError(f"it selects from {module.width} channels, all of which stay")
-    narrow_tensor(module, "kept", 0, keep_out)
 
 
 _BATCH = ("input", "running_mean", "running_var", "weight", "bias")
@@ -234,14 +216,6 @@ operation(
     alike=True,
 )
 operation(by_function, "prelu", takes=("input", "weight"), alike=True)
-operation(
-    selected,
-    "",
-    ChannelSelection,
-    narrow=narrow_selection,
-    counts=("width", "kept"),
-    whole=True,
-)
 operation(
     along(None), "softmax log_softmax softmin", nn.Softmax, nn.LogSoftmax, nn.Softmin, alike=True
 )

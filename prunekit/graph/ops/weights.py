@@ -18,7 +18,7 @@ from prunekit.graph.run import Run
 from prunekit.graph.slicing import indices, narrow_tensor, put, select
 from prunekit.graph.table import Indices, given, last, of_name, operation
 from prunekit.graph.values import Value, resize, spread
-from prunekit.graph.whole import WholeGroups
+from prunekit.graph.whole_groups import WholeGroups
 
 
 def dense(run: Run, call: Call) -> Any:

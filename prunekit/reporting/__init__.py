@@ -1,0 +1,1 @@
+"""Reports of runs: what is read from them, tables, figures, one page."""

@@ -1,5 +1,0 @@
-"""`report.html`: runs as one page that needs nothing but itself."""
-
-from prunekit.runs.page.document import write_page
-
-__all__ = ["write_page"]
