@@ -18,7 +18,8 @@ from torch import nn
 import prunekit
 from prunekit import criteria
 from prunekit import selection as selections
-from prunekit.methods import gram_lasso, hinge, slimming
+from prunekit.methods import gram_lasso as lasso
+from prunekit.methods import hinge, slimming
 from prunekit.selection import MeanNorm
 from scripts.golden.cli import call
 from scripts.golden.networks import IMAGES, Network
@@ -124,18 +125,16 @@ class Selection:
 
 
 def _tree(**settings: Any) -> Any:
-    structure = gram_lasso.Hierarchy(**settings)
-    return gram_lasso.StructuredLasso(
-        structure=structure, solver=gram_lasso.FISTA(), order=_order()
-    )
+    structure = lasso.Hierarchy(**settings)
+    return lasso.StructuredLasso(structure=structure, solver=lasso.FISTA(), order=_order())
 
 
 def _order() -> Any:
-    return gram_lasso.EntryOrder(points=2, least=0.4)
+    return lasso.EntryOrder(points=2, least=0.4)
 
 
 CRITERIA = {
-    "apib": Criterion(lambda _: gram_lasso.APIB(solver=gram_lasso.FISTA(), order=_order()), FEW),
+    "apib": Criterion(lambda _: lasso.APIB(solver=lasso.FISTA(), order=_order()), FEW),
     "apoz": Criterion(lambda _: criteria.APoZ(1000), ("criterion.samples=1000",)),
     "bn_scale": Criterion(lambda _: criteria.BatchNormScale()),
     "fpgm": Criterion(lambda _: criteria.FPGM()),
@@ -148,13 +147,11 @@ CRITERIA = {
     "l2_norm": Criterion(lambda _: criteria.L2Norm()),
     "lamp": Criterion(lambda _: criteria.LAMP()),
     "matrix": Criterion(lambda _: hinge.MatrixNorm(), source="matrix"),
-    "max_cka": Criterion(lambda _: gram_lasso.MaxCKA()),
+    "max_cka": Criterion(lambda _: lasso.MaxCKA()),
     "random": Criterion(lambda _: criteria.Random(seed=0), ("criterion.seed=0",)),
-    "representatives": Criterion(lambda _: gram_lasso.Representatives()),
+    "representatives": Criterion(lambda _: lasso.Representatives()),
     "sglp": Criterion(
-        lambda _: gram_lasso.StructuredLasso(
-            structure=gram_lasso.Graph(kappa=0.03), order=_order()
-        ),
+        lambda _: lasso.StructuredLasso(structure=lasso.Graph(kappa=0.03), order=_order()),
         ("criterion.structure.kappa=0.03", *FEW),
     ),
     "stlp": Criterion(lambda _: _tree(), FEW),
