@@ -22,6 +22,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel
 from prunekit.selection import PerLayer
 from prunekit.surgery.cut import cut
+from prunekit.surgery.equivalence import randomise_constants
 from scripts.bench.lines import RESULTS, collect
 
 NETWORKS = (

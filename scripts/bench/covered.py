@@ -28,7 +28,7 @@ from prunekit.measure import CostModel
 from prunekit.runs.files import write_json
 from prunekit.selection import PerLayer
 from prunekit.surgery import Narrow
-from prunekit.surgery.equivalence import compare
+from prunekit.surgery.equivalence import compare, randomise_constants
 from scripts.bench.subjects import Subject, classes
 
 KEEP = 0.5
