@@ -136,7 +136,7 @@ class Threshold(Selection):
 
     def _leaders(self, scores: Mapping[str, Tensor], cost: CostModel) -> dict[str, str]:
         """Return second group -> first group, of blocks with scores for both."""
-        pairs = cost.pairs if isinstance(cost, FoldedCost) else ()
+        pairs: Sequence[tuple[str, str]] = getattr(cost, "pairs", ())  # of `FoldedCost`
         leaders = {second: first for first, second in pairs if {first, second} <= scores.keys()}
         if not leaders:
             raise ConfigError(
