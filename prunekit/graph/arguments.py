@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import TraceError
-from prunekit.graph.recording.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, tree_map
 
 Example = Any  # a tensor; a tuple of arguments; a mapping of arguments by name
 
@@ -36,9 +36,9 @@ class Arguments:
             found = cls(tuple(example), {})
         else:
             found = cls((example,), {})
-        return found.checked()
+        return found.validated()
 
-    def checked(self) -> Arguments:
+    def validated(self) -> Arguments:
         """The same; TraceError for what cannot be an example."""
         if not self.tensors:
             kinds = ", ".join(type(x).__name__ for x in (*self.args, *self.kwargs.values()))
@@ -55,16 +55,16 @@ class Arguments:
         """All tensors among them, in order."""
         return leaves_in((self.args, dict(self.kwargs)), Tensor)
 
-    def changed(self, change: Callable[[Tensor], Any]) -> Arguments:
+    def map_tensors(self, change: Callable[[Tensor], Any]) -> Arguments:
         """The same with every tensor changed."""
 
         def one(leaf: Any) -> Any:
             return change(leaf) if isinstance(leaf, Tensor) else leaf
 
-        return Arguments(mapped(self.args, one), mapped(dict(self.kwargs), one))
+        return Arguments(tree_map(self.args, one), tree_map(dict(self.kwargs), one))
 
     @property
-    def alone(self) -> Tensor | None:
+    def single_tensor(self) -> Tensor | None:
         """The one argument, where it is a tensor that is given by position."""
         only = self.args[0] if len(self.args) == 1 and not self.kwargs else None
         return only if isinstance(only, Tensor) else None
@@ -76,33 +76,33 @@ class Arguments:
 
     def to(self, device: str | torch.device) -> Arguments:
         """The same on a device."""
-        return self.changed(lambda tensor: tensor.to(device))
+        return self.map_tensors(lambda tensor: tensor.to(device))
 
     def call(self, network: Callable[..., Any]) -> Any:
         """What a network, or any other function, returns for them."""
         return network(*self.args, **self.kwargs)
 
-    def batched(self, tensor: Tensor) -> bool:
+    def is_batched(self, tensor: Tensor) -> bool:
         """Whether its first dimension is as long as that of the first tensor: one for examples."""
         first = self.tensors[0].shape[:1]
         return bool(first) and tensor.shape[:1] == first
 
-    def filled(self, batch: Tensor) -> Arguments:
+    def with_batch(self, batch: Tensor) -> Arguments:
         """Those with a batch in place of their one tensor; themselves where there are several."""
-        return self.changed(lambda _: batch) if len(self.tensors) == 1 else self
+        return self.map_tensors(lambda _: batch) if len(self.tensors) == 1 else self
 
-    def one(self) -> Arguments:
+    def single_example(self) -> Arguments:
         """Those of a single example, where all that is batched stands in the arguments directly."""
         direct = {id(leaf) for leaf in (*self.args, *self.kwargs.values())}
 
         def first(tensor: Tensor) -> Tensor:
-            return tensor[:1] if id(tensor) in direct and self.batched(tensor) else tensor
+            return tensor[:1] if id(tensor) in direct and self.is_batched(tensor) else tensor
 
-        return self.changed(first)
+        return self.map_tensors(first)
 
-    def shapes(self) -> Arguments:
+    def on_meta(self) -> Arguments:
         """The same on the meta device."""
-        return self.changed(lambda tensor: torch.empty_like(tensor, device="meta"))
+        return self.map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"))
 
     def __str__(self) -> str:
         return ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors)

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from prunekit.graph.recording.nests import mapped
+from prunekit.graph.recording.nests import tree_map
 from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.table import Operation
-from prunekit.graph.values import Value, each, values_in
+from prunekit.graph.values import LabeledTensor, map_only, values_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,27 +49,29 @@ class Call:
         return str(self.step)
 
     @cached_property
-    def values(self) -> list[Value]:
+    def values(self) -> list[LabeledTensor]:
         """The values among the arguments, in order."""
         return values_in(self.args, self.kwargs)
 
     @property
     def constants(self) -> Any:
         """The arguments with every value blanked out."""
-        return each((self.args, self.kwargs), lambda value: None, Value)
+        return map_only((self.args, self.kwargs), lambda value: None, LabeledTensor)
 
-    def on(self, pick: Callable[[Value], Tensor], op: Callable[..., Any] | None = None) -> Any:
+    def execute(
+        self, pick: Callable[[LabeledTensor], Tensor], op: Callable[..., Any] | None = None
+    ) -> Any:
         """Execute the operation with `pick(value)` in place of every value."""
-        args, kwargs = each((self.args, self.kwargs), pick, Value)
+        args, kwargs = map_only((self.args, self.kwargs), pick, LabeledTensor)
         return (op or self.op)(*args, **kwargs)
 
-    def on_meta(self) -> Any:
+    def meta_result(self) -> Any:
         """The result on shapes."""
-        return self.step.result if self.recorded else self.executed()
+        return self.step.result if self.recorded else self.execute_on_meta()
 
-    def executed(self) -> Any:
+    def execute_on_meta(self) -> Any:
         """Execute the operation on shapes."""
-        return self.on(lambda value: value.meta)
+        return self.execute(lambda value: value.meta)
 
     def argument(self, position: int, *names: str, default: Any = None) -> Any:
         """An argument by position or name, or the setting of that name of the called layer."""
@@ -80,7 +82,7 @@ class Call:
             return self.args[position]
         return next((self.kwargs[name] for name in names if name in self.kwargs), default)
 
-    def written(self, position: int, *names: str) -> Any:
+    def recorded_argument(self, position: int, *names: str) -> Any:
         """An argument as it came about: a literal, or a step where it was computed."""
         if self.module is not None:
             return self.argument(position, *names)
@@ -91,12 +93,12 @@ class Call:
 
 def shapes_equal(a: Any, b: Any) -> bool:
     """Whether two nests of values have the same shapes, and the same numbers elsewhere."""
-    plain = [mapped(nest, lambda leaf: _outline(leaf)) for nest in (a, b)]
+    plain = [tree_map(nest, lambda leaf: _outline(leaf)) for nest in (a, b)]
     return bool(plain[0] == plain[1])
 
 
 def _outline(leaf: Any) -> Any:
-    return tuple(leaf.meta.shape) if isinstance(leaf, Value) else _comparable(leaf)
+    return tuple(leaf.meta.shape) if isinstance(leaf, LabeledTensor) else _comparable(leaf)
 
 
 def _comparable(leaf: Any) -> Any:

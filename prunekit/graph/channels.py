@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from prunekit.errors import listed
 from prunekit.graph import ops  # noqa: F401  (fills the table of operations)
 from prunekit.graph.arguments import Arguments, Example, input_of, with_input
-from prunekit.graph.discovery import Discovery
-from prunekit.graph.dress import rehearse_dressed
-from prunekit.graph.layers import channel_dim, layer_named, weighs
+from prunekit.graph.discovery import Dependencies
+from prunekit.graph.dress import validate_copies
+from prunekit.graph.layers import channel_dim, is_weighted, layer_named
 from prunekit.graph.mask import flags
-from prunekit.graph.ops.activations import rectifies
-from prunekit.graph.partition import FIXED, Partition
-from prunekit.graph.recording.runs import take
+from prunekit.graph.ops.activations import is_relu
+from prunekit.graph.partition import FROZEN, Partition
+from prunekit.graph.recording.twin import copy_network
+from prunekit.graph.recording.runs import record_passes
 from prunekit.graph.recording.steps import Recording
-from prunekit.graph.recording.twin import twin_of
-from prunekit.graph.rehearsal import rehearse
+from prunekit.graph.rehearsal import validate
 from prunekit.graph.wrappers import network_in
 from prunekit.modes import random_states_kept
 
@@ -97,13 +97,13 @@ class ChannelGraph:
         """
         model = network_in(model)
         with random_states_kept(), torch.no_grad():
-            runs = take(model, Arguments.of(example))
+            runs = record_passes(model, Arguments.of(example))
             recordings = [one.recording for one in runs]
-            first = Discovery(runs[0].twin or twin_of(model), recordings, over_norms)
-            first.play()
-            rehearse(first)
-            rehearse_dressed(model, runs, first)
-        return _finish(first)
+            deps = Dependencies(runs[0].network or copy_network(model), recordings, over_norms)
+            deps.play()
+            validate(deps)
+            validate_copies(model, runs, deps)
+        return _finish(deps)
 
     def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:
         """Turn masks over the units of groups (True: remove) into one mask over unit ids."""
@@ -122,7 +122,7 @@ class ChannelGraph:
             if bool(drop[units].all()) or bool(drop[self.outs[name]].all())
         )
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
+    def table(self) -> list[tuple[str, str, str, str]]:
         """A line for every group: its name, its units, who makes them, who reads them."""
         return [
             (
@@ -134,7 +134,7 @@ class ChannelGraph:
             for group in self.groups
         ]
 
-    def stays(self) -> list[str]:
+    def frozen_lines(self) -> list[str]:
         """A line for every reason why channels stay, with the layers it is about."""
         layers: dict[str, list[str]] = {}
         for name, why in self.frozen.items():
@@ -142,13 +142,13 @@ class ChannelGraph:
         return [f"{listed(names)}: {why}" for why, names in layers.items()]
 
     def __str__(self) -> str:
-        rows = [("group", "units", "made by", "read by"), *self.rows()]
+        rows = [("group", "units", "made by", "read by"), *self.table()]
         sizes = [max(len(row[column]) for row in rows) for column in range(3)]
         lines = [
             "  ".join([*(cell.ljust(n) for cell, n in zip(row, sizes, strict=False)), row[3]])
             for row in rows
         ]
-        return "\n".join([*lines, *(f"stays: {line}" for line in self.stays())])
+        return "\n".join([*lines, *(f"stays: {line}" for line in self.frozen_lines())])
 
     @contextmanager
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
@@ -156,7 +156,7 @@ class ChannelGraph:
         with ExitStack() as stack:
             for name, units in self.ins.items():
                 layer, gone = layer_named(model, name), drop.cpu()[units]
-                if not bool(gone.any()) or not weighs(layer):
+                if not bool(gone.any()) or not is_weighted(layer):
                     continue
                 if name in self.functional:
                     stack.enter_context(_without_inputs(layer, gone))
@@ -166,10 +166,10 @@ class ChannelGraph:
             yield
 
 
-def _finish(first: Discovery) -> ChannelGraph:
+def _finish(deps: Dependencies) -> ChannelGraph:
     """Number the units by group and channel."""
-    roots = first.parts.roots()
-    members = _groups(first, roots)
+    roots = deps.parts.roots()
+    members = _groups(deps, roots)
     ids = torch.zeros(len(roots), dtype=torch.long)
     units_of: dict[str, Tensor] = {}
     count = 1
@@ -178,88 +178,88 @@ def _finish(first: Discovery) -> ChannelGraph:
         ids[units] = units_of[name]
         count += len(units)
     final = ids[roots]
-    ins = {name: final[labels] for name, labels in first.ins.items()}
-    outs = {name: final[labels] for name, labels in first.outs.items()}
-    producers = _producers(first, units_of, outs, count)
+    ins = {name: final[labels] for name, labels in deps.ins.items()}
+    outs = {name: final[labels] for name, labels in deps.outs.items()}
+    producers = _producers(deps, units_of, outs, count)
     for name, units in members.items():
         width = sum(len(outs[layer]) for layer in producers[name])
         if len(units) == 1 and width > 1:
             why = "its channels hang together as one unit, so none can go"
-            first.noted.setdefault(why, {})[name] = None
-    inexact = tuple(name for name in first.inexact if bool(ins[name].any()))
+            deps.layers_of_reason.setdefault(why, {})[name] = None
+    inexact = tuple(name for name in deps.inexact if bool(ins[name].any()))
     if inexact:
-        first.noted[_INEXACT] = dict.fromkeys(inexact)
+        deps.layers_of_reason[_INEXACT] = dict.fromkeys(inexact)
     return ChannelGraph(
         groups=tuple(Group(name, units_of[name], tuple(producers[name])) for name in members),
         ins=ins,
         outs=outs,
-        shapes=first.shapes,
-        uses=first.uses,
-        tensors=_tensors(first, final),
-        picks={path: final[labels] for path, labels in first.picks.items()},
-        functional=frozenset(first.functional),
-        fixed_macs=first.fixed_macs,
-        frozen=_frozen(first, final),
+        shapes=deps.shapes,
+        uses=deps.uses,
+        tensors=_tensors(deps, final),
+        picks={path: final[labels] for path, labels in deps.picks.items()},
+        functional=frozenset(deps.functional),
+        fixed_macs=deps.fixed_macs,
+        frozen=_frozen(deps, final),
         inexact=inexact,
-        notes=(*first.notes, *dict.fromkeys(n for run in first.recordings for n in run.notes)),
+        notes=(*deps.notes, *dict.fromkeys(n for run in deps.recordings for n in run.notes)),
         count=count,
-        recordings=tuple(first.recordings),
-        rectified=tuple(_rectified(first, final)),
+        recordings=tuple(deps.recordings),
+        rectified=tuple(_rectified(deps, final)),
     )
 
 
-def _rectified(first: Discovery, final: Tensor) -> Iterator[Tensor | None]:
-    for step in first.recordings[0].steps:
-        if step in first.calls and rectifies(first.calls[step]):
-            value = first.results[step]
+def _rectified(deps: Dependencies, final: Tensor) -> Iterator[Tensor | None]:
+    for step in deps.recordings[0].steps:
+        if step in deps.calls and is_relu(deps.calls[step]):
+            value = deps.results[step]
             yield final[value.along(1)] if set(value.varying) == {1} else None
 
 
-def _frozen(first: Discovery, final: Tensor) -> dict[str, str]:
+def _frozen(deps: Dependencies, final: Tensor) -> dict[str, str]:
     """Why layers have output channels that stay."""
-    found = dict(first.whole)
-    for name, labels in first.producers.items():
-        stay = labels[final[labels] == FIXED].tolist()
+    found = dict(deps.full_size)
+    for name, labels in deps.producers.items():
+        stay = labels[final[labels] == FROZEN].tolist()
         if stay:
-            whys = dict.fromkeys(first.reasons[one] for one in stay if one in first.reasons)
+            whys = dict.fromkeys(deps.reasons[one] for one in stay if one in deps.reasons)
             found[name] = "; ".join(whys) or "they are added to channels that stay"
-    for name in first.uses:
-        if name not in found and bool((final[first.outs[name]] == FIXED).all()):
+    for name in deps.uses:
+        if name not in found and bool((final[deps.outs[name]] == FROZEN).all()):
             found[name] = "its input channels stay"
     return found
 
 
-def _tensors(first: Discovery, final: Tensor) -> dict[str, tuple[Tensor | None, ...]]:
+def _tensors(deps: Dependencies, final: Tensor) -> dict[str, tuple[Tensor | None, ...]]:
     """The units of parameters that the forward uses by itself, where there are any."""
     found = {}
-    for path, sides in first.held.items():
+    for path, sides in deps.tensors.items():
         units = {dim: final[labels] for dim, labels in sides.items()}
         if any(bool(side.any()) for side in units.values()):
-            found[path] = tuple(units.get(dim) for dim in range(first.ranks[path]))
+            found[path] = tuple(units.get(dim) for dim in range(deps.ranks[path]))
     return found
 
 
-def _groups(first: Discovery, roots: Tensor) -> dict[str, Tensor]:
+def _groups(deps: Dependencies, roots: Tensor) -> dict[str, Tensor]:
     """The units of every group; layers that make some of the same units share a group."""
-    units = {name: roots[made] for name, made in first.producers.items()}
+    units = {name: roots[made] for name, made in deps.producers.items()}
     maker = torch.zeros(len(roots), dtype=torch.long)
     layers = Partition()
-    number = {name: layers.fresh(1) for name in units}
+    number = {name: layers.new_ids(1) for name in units}
     for name, labels in reversed(units.items()):
         maker[labels] = number[name]
     for name, labels in units.items():
-        layers.unite(maker[labels[labels != FIXED]], number[name])
+        layers.unite(maker[labels[labels != FROZEN]], number[name])
     home = layers.roots()
     names = {int(number[name]): name for name in units}
     found: dict[str, dict[int, None]] = {}
     for name, labels in units.items():
-        mine = dict.fromkeys(labels[labels != FIXED].tolist())
+        mine = dict.fromkeys(labels[labels != FROZEN].tolist())
         found.setdefault(names[int(home[number[name]])], {}).update(mine)
     return {name: torch.tensor([*units]) for name, units in found.items() if units}
 
 
 def _producers(
-    first: Discovery, units_of: Mapping[str, Tensor], outs: Mapping[str, Tensor], count: int
+    deps: Dependencies, units_of: Mapping[str, Tensor], outs: Mapping[str, Tensor], count: int
 ) -> dict[str, list[str]]:
     """The layers whose output channels belong to each group, in order of execution."""
     home = torch.full((count,), -1)
@@ -267,7 +267,7 @@ def _producers(
         home[units] = index
     names = [*units_of]
     found: dict[str, list[str]] = {name: [] for name in names}
-    for layer in first.uses:
+    for layer in deps.uses:
         for index in set(home[outs[layer]].tolist()) - {-1}:
             found[names[index]].append(layer)
     return found

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph.arguments import Arguments, Example
-from prunekit.graph.layers import weighs
+from prunekit.graph.layers import is_weighted
+from prunekit.graph.recording.twin import copy_network
 from prunekit.graph.recording.runs import record_eval
 from prunekit.graph.recording.steps import Kind, Step
-from prunekit.graph.recording.twin import twin_of
-from prunekit.graph.table import of_layer
-from prunekit.graph.walks import back, sources
+from prunekit.graph.table import layer_operation
+from prunekit.graph.walks import chain_before, input_steps
 
 
 @dataclass(frozen=True)
@@ -55,25 +55,25 @@ class _End:
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.name = type(model).__name__
         recording = record_eval(model, Arguments.of(example))
-        self.twin = twin_of(model)
+        self.network = copy_network(model)
         found = [
             one
-            for one in back(recording.output)
-            if one.kind is Kind.LAYER and weighs(self._at(str(one.target)))
+            for one in chain_before(recording.output)
+            if one.kind is Kind.LAYER and is_weighted(self._at(str(one.target)))
         ]
         if not found:
             raise SurgeryError(
                 f"the output of {self.name} is not made by one convolution or linear layer, but by "
-                f"{' and '.join(map(str, sources(recording.output)))}; a new classifier has to be "
+                f"{' and '.join(map(str, input_steps(recording.output)))}; a new classifier has to be "
                 "put there by hand"
             )
         self.last = found[0]
-        called = [step for step in recording.steps if step.kind is Kind.LAYER]
-        self.calls = Counter(step.target for step in called)
+        callee = [step for step in recording.steps if step.kind is Kind.LAYER]
+        self.calls = Counter(step.target for step in callee)
 
     def whole(self) -> Ending:
         """What is named from the last maps on."""
-        behind = [*back(self.last)]
+        behind = [*chain_before(self.last)]
         hidden = [*takewhile(_behind_flattening, behind)]
         flat, *before = behind[len(hidden) :]
         pools = [*takewhile(self._pools, before)]
@@ -98,8 +98,8 @@ class _End:
         if not self._once(step):
             return False
         module = self._at(str(step.target))
-        entry = of_layer(module)
-        between = isinstance(module, nn.Identity) or (entry is not None and entry.drops)
+        entry = layer_operation(module)
+        between = isinstance(module, nn.Identity) or (entry is not None and entry.is_dropout)
         return between or _pools(module)
 
     def _once(self, step: Step) -> bool:
@@ -107,20 +107,20 @@ class _End:
         return step.kind is Kind.LAYER and self.calls[step.target] == 1
 
     def _weighs(self, step: Step) -> bool:
-        return step.kind is Kind.LAYER and weighs(self._at(str(step.target)))
+        return step.kind is Kind.LAYER and is_weighted(self._at(str(step.target)))
 
     def _at(self, name: str) -> nn.Module:
-        return self.twin.get_submodule(name)
+        return self.network.get_submodule(name)
 
 
 def _pools(module: nn.Module) -> bool:
-    entry = of_layer(module)
+    entry = layer_operation(module)
     return entry is not None and entry.pools
 
 
 def _behind_flattening(step: Step) -> bool:
     """Whether a step makes a row of numbers of a row of numbers."""
-    return {_rank(step), *map(_rank, sources(step))} == {2} and step.kind is not Kind.INPUT
+    return {_rank(step), *map(_rank, input_steps(step))} == {2} and step.kind is not Kind.INPUT
 
 
 def _shape(step: Step) -> torch.Size:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph.calls import Call
-from prunekit.graph.layers import TRANSPOSED, weighs
+from prunekit.graph.layers import TRANSPOSED, is_weighted
 from prunekit.graph.recording.steps import Kind
 
 _LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
@@ -17,15 +17,15 @@ _LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
 def counted(call: Call) -> tuple[Any, int]:
     """The result of a call on shapes, and its multiply-adds; recurrent layers count nothing."""
     if call.entry is not None and call.entry.macs is not None:
-        return call.on_meta(), call.entry.macs(call)
-    if weighs(call.module):
-        result = call.on_meta()
+        return call.meta_result(), call.entry.macs(call)
+    if is_weighted(call.module):
+        result = call.meta_result()
         return result, _layer(call, result)
     if not _weighs(call):
-        return call.on_meta(), 0
+        return call.meta_result(), 0
     counter = FlopCounterMode(display=False)
     with counter:
-        result = call.executed()
+        result = call.execute_on_meta()
     counts = counter.get_flop_counts().get("Global", {})
     return result, sum(n for op, n in counts.items() if str(op) in _LINEAR_OPS) // 2
 

@@ -11,11 +11,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from prunekit.errors import SurgeryError
-from prunekit.graph.table import of_layer
+from prunekit.graph.table import layer_operation
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONSUMERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+WEIGHTED_LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 def layer_named(
@@ -30,11 +30,11 @@ def layer_named(
     except AttributeError as error:
         owner, _, leaf = name.rpartition(".")
         with suppress(AttributeError):
-            return around(getattr(model.get_submodule(owner), leaf))
+            return layer_around(getattr(model.get_submodule(owner), leaf))
         raise SurgeryError(f"{type(model).__name__} has no layer {name!r}; {mend}") from error
 
 
-def around(weight: nn.Parameter) -> nn.Module:
+def layer_around(weight: nn.Parameter) -> nn.Module:
     """A layer that holds this very parameter as its weight, for functions that are given one."""
     outs, ins, *kernel = weight.shape
     if kernel:
@@ -47,16 +47,18 @@ def around(weight: nn.Parameter) -> nn.Module:
 
 def channel_dim(module: nn.Module, rank: int) -> int:
     """The dimension of a layer's input of this rank that holds its input channels."""
-    entry = of_layer(module)
-    return 1 if entry is None else entry.dim(module, rank)
+    entry = layer_operation(module)
+    return 1 if entry is None else entry.channel_dim(module, rank)
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
     """The input and output channels that a layer holds parameters for; AttributeError without."""
-    entry = of_layer(module)
-    if entry is None or not entry.counts:
+    entry = layer_operation(module)
+    if entry is None or not entry.width_attributes:
         raise AttributeError(f"{type(module).__name__} holds no channels that are known")
-    return _count(getattr(module, entry.counts[0])), _count(getattr(module, entry.counts[-1]))
+    return _count(getattr(module, entry.width_attributes[0])), _count(
+        getattr(module, entry.width_attributes[-1])
+    )
 
 
 def _count(found: int | Sequence[int] | Tensor) -> int:
@@ -66,15 +68,15 @@ def _count(found: int | Sequence[int] | Tensor) -> int:
     return found if isinstance(found, int) else found[-1]
 
 
-def weighs(module: nn.Module | None) -> bool:
+def is_weighted(module: nn.Module | None) -> bool:
     """Whether channels end at a layer and others begin: convolutions and linear maps."""
-    entry = None if module is None else of_layer(module)
-    return entry is not None and entry.weighs
+    entry = None if module is None else layer_operation(module)
+    return entry is not None and entry.weighted
 
 
 def is_batch_norm(module: nn.Module) -> bool:
     """Whether a layer normalises over the batch."""
-    entry = of_layer(module)
+    entry = layer_operation(module)
     return entry is not None and entry.batch_norm
 
 

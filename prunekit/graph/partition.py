@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-FIXED = 0
+FROZEN = 0
 
 
 class Partition:
@@ -15,10 +15,10 @@ class Partition:
     """
 
     def __init__(self) -> None:
-        self._parent = [FIXED]
+        self._parent = [FROZEN]
         self._others: dict[int, list[int]] = {}  # what else is in the class of a root
 
-    def fresh(self, count: int) -> Tensor:
+    def new_ids(self, count: int) -> Tensor:
         """Make `count` new ids, each in a class of its own."""
         start = len(self._parent)
         self._parent.extend(range(start, start + count))
@@ -41,7 +41,7 @@ class Partition:
         """Merge the classes of `ids` into the class of 0; returns all that was not in it."""
         lost = []
         for one in set(ids.flatten().tolist()):
-            lost += self._merge(FIXED, self._root(one))
+            lost += self._merge(FROZEN, self._root(one))
         return lost
 
     def roots(self) -> Tensor:
@@ -58,7 +58,7 @@ class Partition:
         kept, gone = (one, other) if one < other else (other, one)
         moved = [gone, *self._others.pop(gone, [])]
         self._parent[gone] = kept
-        if kept == FIXED:
+        if kept == FROZEN:
             return moved
         self._others.setdefault(kept, []).extend(moved)
         return []

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import nn
 
-from prunekit.graph.layers import is_batch_norm, weighs
+from prunekit.graph.layers import is_batch_norm, is_weighted
 from prunekit.graph.ops.norms import norm_owner
 from prunekit.graph.ops.weights import weight_path
 from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.table import given, of_name
+from prunekit.graph.table import named_arguments, named_operation
 
 Calls = Mapping[str, Sequence[Step]]
 
@@ -26,7 +26,7 @@ def followers(model: nn.Module, recordings: Sequence[Recording]) -> dict[str, st
         layers, norms = _calls(model, recording, _layer), _calls(model, recording, _norm)
         readers = {step: name for name, steps in norms.items() for step in steps}
         for name, steps in layers.items():
-            users = [user for step in steps for user in step.users if not user.asks]
+            users = [user for step in steps for user in step.users if not user.is_query]
             norm = readers.get(users[0]) if users else None
             alone = len(users) == len(steps) and norm is not None
             if alone and {*users} == {*norms[norm]} and found.get(name, norm) == norm:
@@ -61,7 +61,7 @@ def _calls(
 
 def _layer(model: nn.Module, step: Step) -> str | None:
     if step.kind is Kind.LAYER:
-        return str(step.target) if weighs(model.get_submodule(step.target)) else None
+        return str(step.target) if is_weighted(model.get_submodule(step.target)) else None
     return _lent(model, step)
 
 
@@ -70,7 +70,7 @@ def _lent(model: nn.Module, step: Step) -> str | None:
     if path is None:
         return None
     owner = path.rpartition(".")[0]
-    return owner if weighs(model.get_submodule(owner)) else path
+    return owner if is_weighted(model.get_submodule(owner)) else path
 
 
 def _norm(model: nn.Module, step: Step) -> str | None:
@@ -82,6 +82,6 @@ def _norm(model: nn.Module, step: Step) -> str | None:
 
 
 def _bias(step: Step) -> Step | None:
-    entry = of_name(step.name)
-    bias = given(entry, step.args, step.kwargs).get("bias") if entry is not None else None
+    entry = named_operation(step.name)
+    bias = named_arguments(entry, step.args, step.kwargs).get("bias") if entry is not None else None
     return bias if isinstance(bias, Step) and bias.kind is Kind.TENSOR else None

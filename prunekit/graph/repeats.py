@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from prunekit.graph.recording.steps import Kind, Step
-from prunekit.graph.table import of_name
-from prunekit.graph.values import Value, values_in
+from prunekit.graph.table import named_operation
+from prunekit.graph.values import LabeledTensor, values_in
 
 
 class Repeats:
@@ -21,13 +21,15 @@ class Repeats:
     """
 
     def __init__(self, results: Mapping[Step, Any]) -> None:
-        self.first: dict[Step, Step] = {}
+        self.originals: dict[Step, Step] = {}
         self._results = results
         self._steps: dict[Hashable, Step] = {}
         self._earliest: dict[Step, Step] = {}
-        self._labels: dict[Value, Hashable] = {}  # holds values, so that no address is used twice
+        self._labels: dict[
+            LabeledTensor, Hashable
+        ] = {}  # holds values, so that no address is used twice
 
-    def learn(self, step: Step) -> Step:
+    def remember(self, step: Step) -> Step:
         """Remember a step; returns the earliest that is equal."""
         key = self._key(step)
         if key is not None:
@@ -38,12 +40,12 @@ class Repeats:
         """The earliest step that calls the same on the same, mostly itself."""
         return self._earliest.get(step, step)
 
-    def of(self, step: Step) -> Step | None:
+    def repeated(self, step: Step) -> Step | None:
         """The step that this one repeats; where there is none, it is remembered itself."""
-        before = self.learn(step)
+        before = self.remember(step)
         if before is step:
             return None
-        self.first[step] = before
+        self.originals[step] = before
         return before
 
     def _key(self, step: Step) -> Hashable | None:
@@ -53,12 +55,12 @@ class Repeats:
         """
         if step.kind not in (Kind.LAYER, Kind.CALL):
             return None
-        entry = of_name(step.name)
-        if entry is not None and entry.makes:
+        entry = named_operation(step.name)
+        if entry is not None and entry.creates:
             return None
         key = (
             *(step.kind, step.name, step.target, step.guard),
-            *(self._word(step.args), self._word(step.kwargs)),
+            *(self._argument_key(step.args), self._argument_key(step.kwargs)),
         )
         try:
             hash(key)
@@ -66,30 +68,30 @@ class Repeats:
             return None
         return key
 
-    def _word(self, item: Any) -> Any:
+    def _argument_key(self, item: Any) -> Any:
         """An argument as a key: literals with their types, tensors by shapes and labels."""
         if isinstance(item, Step):
-            return self._source(item)
+            return self._source_key(item)
         if isinstance(item, tuple | list):
-            return (type(item), *map(self._word, item))
+            return (type(item), *map(self._argument_key, item))
         if isinstance(item, dict):
-            return tuple((name, self._word(inner)) for name, inner in item.items())
+            return tuple((name, self._argument_key(inner)) for name, inner in item.items())
         if isinstance(item, slice):
-            return (slice, *map(self._word, (item.start, item.stop, item.step)))
+            return (slice, *map(self._argument_key, (item.start, item.stop, item.step)))
         return type(item), item
 
-    def _source(self, step: Step) -> Any:
+    def _source_key(self, step: Step) -> Any:
         """What a step has made; numbers are told apart by how they were computed."""
         path = step.target if step.kind is Kind.TENSOR else None
         result = self._results[step]
-        if isinstance(result, Value):
-            return path, self._value(result)
+        if isinstance(result, LabeledTensor):
+            return path, self._value_key(result)
         values = values_in(result)
         if not values:
             return path, id(self.earliest(step))
-        return path, type(result), *map(self._value, values)
+        return path, type(result), *map(self._value_key, values)
 
-    def _value(self, value: Value) -> Hashable:
+    def _value_key(self, value: LabeledTensor) -> Hashable:
         if value not in self._labels:
             meta, labels = value.meta, value.labels
             self._labels[value] = (
@@ -97,23 +99,23 @@ class Repeats:
                 meta.stride(),
                 meta.dtype,
                 value.source,
-                same_labels(labels),
+                labels_key(labels),
             )
         return self._labels[value]
 
 
-def one_behind_another(values: Iterable[Value]) -> tuple[Tensor, Tensor]:
+def concatenate_labels(values: Iterable[LabeledTensor]) -> tuple[Tensor, Tensor]:
     """The labels of values in one vector, and for each entry the number of the value it is from.
 
     Equal ones stand there once; the first entry is fixed.
     """
-    distinct = {same_labels(value.labels): value.labels for value in values}
+    distinct = {labels_key(value.labels): value.labels for value in values}
     flat = [torch.zeros(1, dtype=torch.long), *(one.flatten() for one in distinct.values())]
     sizes = torch.tensor([len(one) for one in flat])
     return torch.cat(flat), torch.repeat_interleave(torch.arange(len(flat)), sizes)
 
 
-def same_labels(labels: Tensor) -> Hashable:
+def labels_key(labels: Tensor) -> Hashable:
     """A key of labels, which are never changed."""
     if labels.numel() == 1:
         return labels.item()

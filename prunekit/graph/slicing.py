@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
-from prunekit.graph.strides import arranged
+from prunekit.graph.strides import like_strides
 from prunekit.graph.table import Indices
 
 
@@ -18,7 +18,7 @@ def narrow_tensor(module: nn.Module, name: str, dim: int, keep: Indices) -> None
     if old is None or keep is None:
         return
     kept = indices(keep, old.shape[dim]).to(old.device)
-    new = arranged(old.detach().index_select(dim, kept), old)
+    new = like_strides(old.detach().index_select(dim, kept), old)
     if isinstance(old, nn.Parameter):
         new = nn.Parameter(new, requires_grad=old.requires_grad)
     setattr(module, name, new)
@@ -42,13 +42,13 @@ def kept_indices(units: Tensor, drop: Tensor) -> tuple[int, ...] | None:
     return tuple((~gone).nonzero().flatten().tolist()) if bool(gone.any()) else None
 
 
-def number_anew(found: Tensor, among: Sequence[int]) -> None:
+def renumber(found: Tensor, among: Sequence[int]) -> None:
     """Make indices among all channels indices among those that are left, in place."""
     left = torch.tensor(among, device=found.device, dtype=found.dtype)
     found.copy_(torch.searchsorted(left, found))
 
 
-def put_back(model: nn.Module, name: str, layer: nn.Module) -> None:
+def put_weight_back(model: nn.Module, name: str, layer: nn.Module) -> None:
     """A layer made around a parameter is not part of the network: its new weight is."""
     owner, _, leaf = name.rpartition(".")
     home = model.get_submodule(owner)
@@ -56,19 +56,19 @@ def put_back(model: nn.Module, name: str, layer: nn.Module) -> None:
         setattr(home, leaf, layer.weight)
 
 
-def either(keep_in: Indices, keep_out: Indices) -> Indices:
+def common_indices(keep_in: Indices, keep_out: Indices) -> Indices:
     """What a layer keeps that has the same channels on both sides."""
     return keep_in if keep_out is None else keep_out
 
 
-def select(weight: Tensor, dim: int, kept: Tensor) -> Tensor:
+def select_entries(weight: Tensor, dim: int, kept: Tensor) -> Tensor:
     """These entries of a weight along a dimension."""
     if len(kept) == weight.shape[dim]:
         return weight
     return weight.index_select(dim, kept.to(weight.device))
 
 
-def put(module: nn.Module, name: str, values: Tensor) -> None:
+def replace_parameter(module: nn.Module, name: str, values: Tensor) -> None:
     """Give a layer another parameter, as frozen as the old one, in memory in its order."""
     old = getattr(module, name)
-    setattr(module, name, nn.Parameter(arranged(values, old), requires_grad=old.requires_grad))
+    setattr(module, name, nn.Parameter(like_strides(values, old), requires_grad=old.requires_grad))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def arranged(tensor: Tensor, like: Tensor) -> Tensor:
+def like_strides(tensor: Tensor, like: Tensor) -> Tensor:
     """The same numbers, in memory in the order of dimensions that `like` has.
 
     Of dimensions with the same stride the larger one is further out: the others have one entry.

@@ -8,22 +8,22 @@ from typing import Any
 from torch import nn
 
 from prunekit.graph.layers import channel_dim, widths
-from prunekit.graph.recording.steps import HELD, Kind, Recording, Step
-from prunekit.graph.values import Value, values_in
+from prunekit.graph.recording.steps import STORED, Kind, Recording, Step
+from prunekit.graph.values import LabeledTensor, values_in
 
 _OUTSIDE = -1
 
 
-class Reach:
+class ModuleValues:
     """The values in the forwards of the modules of a network."""
 
     def __init__(self, recordings: Sequence[Recording], results: Mapping[Step, Any]) -> None:
         self.steps = [step for recording in recordings for step in recording.steps]
         self.results = results
         self._called = {path for step in self.steps for _, path in step.calls}
-        self._values: dict[str, list[Value]] = {}
+        self._values: dict[str, list[LabeledTensor]] = {}
 
-    def of(self, name: str) -> list[Value]:
+    def reachable(self, name: str) -> list[LabeledTensor]:
         """What could be given to a layer: the values in the nearest module around it.
 
         Modules that were never called themselves, such as lists of layers, are passed over.
@@ -35,13 +35,13 @@ class Reach:
             self._values[holder] = [
                 value
                 for step in self.steps
-                if step.kind not in (*HELD, Kind.OUTPUT) and _flows(step, holder)
+                if step.kind not in (*STORED, Kind.OUTPUT) and _is_available(step, holder)
                 for value in values_in(self.results[step])
             ]
         return self._values[holder]
 
 
-def fits(layer: nn.Module, value: Value) -> bool:
+def could_read(layer: nn.Module, value: LabeledTensor) -> bool:
     """Whether a layer could read a value as it is: as many channels where it expects channels."""
     rank = value.meta.ndim
     if isinstance(layer, nn.Linear):
@@ -54,17 +54,17 @@ def fits(layer: nn.Module, value: Value) -> bool:
     return dim in value.varying and value.meta.shape[dim] == widths(layer)[0]
 
 
-def _flows(step: Step, holder: str) -> bool:
+def _is_available(step: Step, holder: str) -> bool:
     """Whether the forward of a module has the result of a step in hand.
 
     It has not where the step and all that reads it lie in one call inside it, or outside.
     """
-    places = {_place(one, holder) for one in (step, *step.users)}
+    places = {_position(one, holder) for one in (step, *step.users)}
     inside = any(number != _OUTSIDE for number, _ in places)
     return inside and (len(places) > 1 or all(child is None for _, child in places))
 
 
-def _place(step: Step, holder: str) -> tuple[int, int | None]:
+def _position(step: Step, holder: str) -> tuple[int, int | None]:
     """The call of the module in which a step happened, and the call inside it, if in one."""
     for depth, (number, path) in enumerate(step.calls):
         if path == holder:

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.graph.recording.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, tree_map
 
 
 @dataclass(frozen=True, eq=False)
-class Value:
+class LabeledTensor:
     """An activation without its numbers.
 
     `meta` carries shape and type. `labels` has the same rank and, for every entry, the id of the
@@ -42,9 +42,9 @@ class Value:
         ).flatten()
 
 
-def fixed(meta: Tensor, constant: Tensor | None = None) -> Value:
+def frozen_tensor(meta: Tensor, constant: Tensor | None = None) -> LabeledTensor:
     """A value of which no part can vanish."""
-    return Value(meta, torch.zeros([1] * meta.ndim, dtype=torch.long), constant=constant)
+    return LabeledTensor(meta, torch.zeros([1] * meta.ndim, dtype=torch.long), constant=constant)
 
 
 def compress(labels: Tensor) -> Tensor:
@@ -75,19 +75,19 @@ def resize(meta: Tensor, dim: int, size: int) -> Tensor:
     return meta.new_empty(shape)
 
 
-def each(result: Any, wrap: Any, *kinds: type) -> Any:
+def map_only(result: Any, wrap: Any, *kinds: type) -> Any:
     """Apply `wrap` to every object of these kinds in a nest of tuples, lists and dicts."""
     if isinstance(result, kinds):
         return wrap(result)
-    return mapped(result, lambda leaf: wrap(leaf) if isinstance(leaf, kinds) else leaf)
+    return tree_map(result, lambda leaf: wrap(leaf) if isinstance(leaf, kinds) else leaf)
 
 
-def values_in(*nests: Any) -> list[Value]:
+def values_in(*nests: Any) -> list[LabeledTensor]:
     """All values in nests of tuples, lists, dicts and slices."""
-    return leaves_in(nests, Value)
+    return leaves_in(nests, LabeledTensor)
 
 
-def aligned(values: Sequence[Value], rank: int) -> list[tuple[list[int], Tensor]]:
+def align(values: Sequence[LabeledTensor], rank: int) -> list[tuple[list[int], Tensor]]:
     """Shapes and labels with leading dimensions of size one, as broadcasting sees them."""
     found = []
     for value in values:

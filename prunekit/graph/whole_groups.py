@@ -28,7 +28,7 @@ def plain_groups(conv: WholeGroups) -> nn.Conv2d:
     return _as(nn.Conv2d, conv, WholeGroups)
 
 
-def goes_whole(module: nn.Module) -> bool:
+def removes_whole_groups(module: nn.Module) -> bool:
     """Whether a group of this layer goes with all its inputs and outputs; so it is if depthwise."""
     depthwise = 1 < getattr(module, "groups", 1) == getattr(module, "in_channels", 0)
     return depthwise or isinstance(module, WholeGroups)

@@ -9,13 +9,13 @@ from typing import Any
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from prunekit.graph.recording.twin import wrapped
+from prunekit.graph.recording.twin import wrapped_name
 from prunekit.modes import copy_hooks, recompiler
 
 
 def network_in(model: nn.Module) -> nn.Module:
     """The network itself, however many wrappers it is in."""
-    while isinstance(model, nn.Module) and (inner := wrapped(model)) is not None:
+    while isinstance(model, nn.Module) and (inner := wrapped_name(model)) is not None:
         model = getattr(model, inner)
     return model
 
@@ -26,7 +26,7 @@ def rewrapped(model: nn.Module, network: nn.Module) -> nn.Module:
     What is compiled is compiled again when it is first called. Without a process group, which
     DistributedDataParallel needs, it is left out.
     """
-    inner = wrapped(model)
+    inner = wrapped_name(model)
     return network if inner is None else _like(model, rewrapped(getattr(model, inner), network))
 
 

@@ -444,7 +444,7 @@ def test_layers_that_would_be_emptied_are_named():
 
 def test_zero_absorbs_and_the_smallest_id_stands_for_its_class():
     parts = Partition()
-    ids = parts.fresh(5)
+    ids = parts.new_ids(5)
     parts.unite(ids[3:], ids[1:2])
     assert parts.roots().tolist() == [0, 1, 2, 3, 2, 2]
     assert parts.freeze(ids[4:])

@@ -284,8 +284,10 @@ def test_a_network_without_branches_is_recorded_once(monkeypatch):
     from prunekit.graph.recording import runs as recordings
 
     calls = []
-    kept = recordings.run_twin
-    monkeypatch.setattr(recordings, "run_twin", lambda twin, at: calls.append(at) or kept(twin, at))
+    kept = recordings.record_copy
+    monkeypatch.setattr(
+        recordings, "record_copy", lambda twin, at: calls.append(at) or kept(twin, at)
+    )
     ChannelGraph.trace(ready(Net(lambda net, x, y: net.a(y))), inputs(32))
     assert len(calls) == 1
 

@@ -9,26 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
-from prunekit.graph.ops.moves import moved
+from prunekit.graph.ops.moves import move_labels
 from prunekit.graph.recording.steps import Step
-from prunekit.graph.run import Run
-from prunekit.graph.table import operation
-from prunekit.graph.values import Value, resize, spread
+from prunekit.graph.run import Replay
+from prunekit.graph.table import register_operation
+from prunekit.graph.values import LabeledTensor, resize, spread
 
 
-def parts(run: Run, call: Call) -> Any:
+def split(replay: Replay, call: Call) -> Any:
     """Cutting channels into parts unites these, so that their sizes keep their ratio."""
     value = call.values[0]
     dim = call.argument(2, "dim", "axis", default=0) % value.meta.ndim
     if dim not in value.varying:
-        return moved(run, call)
-    written = call.written(1, "split_size_or_sections", "split_size")
+        return move_labels(replay, call)
+    written = call.recorded_argument(1, "split_size_or_sections", "split_size")
     literal = not _computed(written)
     if literal and (call.name.startswith("split") or isinstance(written, tuple | list)):
-        return run.unknown(call, "the sizes of its parts are constants; use chunk")
-    sizes = [part.shape[dim] for part in call.on_meta()]
-    unite_parts(run, call, value, dim, gcd(*sizes))
-    return moved(run, call)
+        return replay.freeze_inputs(call, "the sizes of its parts are constants; use chunk")
+    sizes = [part.shape[dim] for part in call.meta_result()]
+    unite_parts(replay, call, value, dim, gcd(*sizes))
+    return move_labels(replay, call)
 
 
 def _computed(written: Any) -> bool:
@@ -36,59 +36,59 @@ def _computed(written: Any) -> bool:
     return any(isinstance(size, Step) for size in sizes)
 
 
-def unite_parts(run: Run, call: Call, value: Value, dim: int, size: int) -> None:
+def unite_parts(replay: Replay, call: Call, value: LabeledTensor, dim: int, size: int) -> None:
     """Tie channels that stand at the same place of parts of this size."""
     rows = value.along(dim).reshape(-1, size)
-    run.unite(rows, rows[:1], call)
+    replay.unite(rows, rows[:1], call)
 
 
-def shuffled(run: Run, call: Call) -> Any:
+def channel_shuffle(replay: Replay, call: Call) -> Any:
     """Shuffling channels between equal groups keeps the groups equal."""
     value = call.values[0]
     if 1 in value.varying:
-        unite_parts(run, call, value, 1, value.meta.shape[1] // call.argument(1, "groups"))
-    return moved(run, call)
+        unite_parts(replay, call, value, 1, value.meta.shape[1] // call.argument(1, "groups"))
+    return move_labels(replay, call)
 
 
-def taken(run: Run, call: Call) -> Any:
+def getitem(replay: Replay, call: Call) -> Any:
     """Indexing: channels that bounds written as numbers count stay, and steps keep their beat."""
     value, *others = call.values
-    if not isinstance(call.args[0], Value):
+    if not isinstance(call.args[0], LabeledTensor):
         return call.op(*call.args)  # an item of a tuple
     if others:
-        return _by_tensor(run, call, others)
-    for dim, item, written in indexed(call, value.meta.ndim):
+        return _by_tensor(replay, call, others)
+    for dim, item, written in index_items(call, value.meta.ndim):
         if dim in value.varying and item != slice(None):
-            why = _sliced(run, call, value, dim, item, written)
+            why = _sliced(replay, call, value, dim, item, written)
             if why:
-                return run.unknown(call, why)
-    return moved(run, call)
+                return replay.freeze_inputs(call, why)
+    return move_labels(replay, call)
 
 
-def _by_tensor(run: Run, call: Call, others: list[Value]) -> Any:
+def _by_tensor(replay: Replay, call: Call, others: list[LabeledTensor]) -> Any:
     """Index by one tensor of indices, all else being whole."""
-    found = [one for one in indexed(call, call.values[0].meta.ndim) if one[1] != slice(None)]
+    found = [one for one in index_items(call, call.values[0].meta.ndim) if one[1] != slice(None)]
     if len(found) != 1 or found[0][1] is not others[0] or others[0].meta.ndim != 1:
-        return run.unknown(call, "it picks by tensor")
+        return replay.freeze_inputs(call, "it picks by tensor")
     if None in (call.args[1] if isinstance(call.args[1], tuple) else ()):
-        return run.unknown(call, "it picks by tensor")
-    return picked(run, call, found[0][0], others[0])
+        return replay.freeze_inputs(call, "it picks by tensor")
+    return pick(replay, call, found[0][0], others[0])
 
 
-def picked(run: Run, call: Call, dim: int, index: Value) -> Any:
+def pick(replay: Replay, call: Call, dim: int, index: LabeledTensor) -> Any:
     """Pick along a dimension: channels only by a buffer, which can be numbered anew."""
-    value, varying = call.values[0], {*run.originals(call)[0].varying}
+    value, varying = call.values[0], {*replay.full_values(call)[0].varying}
     if dim not in varying:
-        run.freeze(index.labels, call, None)
-        return Value(call.on_meta(), value.labels)
-    labels = run.picked(call, value, dim, index) if varying == {dim} else None
+        replay.freeze(index.labels, call, None)
+        return LabeledTensor(call.meta_result(), value.labels)
+    labels = replay.picked_labels(call, value, dim, index) if varying == {dim} else None
     if labels is None or index.meta.is_floating_point() or index.meta.dtype == torch.bool:
-        return run.unknown(call, "it picks channels by number")
+        return replay.freeze_inputs(call, "it picks channels by number")
     meta = resize(value.meta, dim, len(labels))
-    return Value(meta, spread(labels, dim, meta.ndim))
+    return LabeledTensor(meta, spread(labels, dim, meta.ndim))
 
 
-def narrowed(run: Run, call: Call) -> Any:
+def narrow_slice(replay: Replay, call: Call) -> Any:
     """A slice that is given by its start and its length."""
     value = call.values[0]
     dim, start, length = (
@@ -96,16 +96,18 @@ def narrowed(run: Run, call: Call) -> Any:
     )
     dim = dim % value.meta.ndim
     if dim in value.varying:
-        if isinstance(start, Value) or _computed([call.written(2), call.written(3)]):
-            return run.unknown(call, "it picks channels by number")
+        if isinstance(start, LabeledTensor) or _computed(
+            [call.recorded_argument(2), call.recorded_argument(3)]
+        ):
+            return replay.freeze_inputs(call, "it picks channels by number")
         item = slice(start, start + length)
-        why = _sliced(run, call, value, dim, item, item)
+        why = _sliced(replay, call, value, dim, item, item)
         if why:
-            return run.unknown(call, why)
-    return moved(run, call)
+            return replay.freeze_inputs(call, why)
+    return move_labels(replay, call)
 
 
-def indexed(call: Call, rank: int) -> list[tuple[int, Any, Any]]:
+def index_items(call: Call, rank: int) -> list[tuple[int, Any, Any]]:
     """The dimension that each item of an index is about, the item, and how it was written."""
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     written = call.step.args[1] if isinstance(call.args[1], tuple) else (call.step.args[1],)
@@ -116,7 +118,9 @@ def indexed(call: Call, rank: int) -> list[tuple[int, Any, Any]]:
     return [(dim, index[at], written[at]) for dim, at in places]
 
 
-def _sliced(run: Run, call: Call, value: Value, dim: int, item: Any, written: Any) -> str:
+def _sliced(
+    replay: Replay, call: Call, value: LabeledTensor, dim: int, item: Any, written: Any
+) -> str:
     """Tie or freeze what one item of an index needs; returns why it cannot be followed, if so."""
     if not isinstance(item, slice) or not isinstance(written, slice):
         return "it picks channels by number"
@@ -126,7 +130,7 @@ def _sliced(run: Run, call: Call, value: Value, dim: int, item: Any, written: An
     if _computed(bounds) and all(isinstance(bound, Step) for bound in bounds) and step == 1:
         size = gcd(start, stop, whole)
         if size > 0:
-            unite_parts(run, call, value, dim, size)
+            unite_parts(replay, call, value, dim, size)
             return ""
     if any(isinstance(bound, Step) for bound in bounds) or step < 1:
         return "it picks channels by number"
@@ -135,72 +139,74 @@ def _sliced(run: Run, call: Call, value: Value, dim: int, item: Any, written: An
         if (bounds and start >= step) or item.stop is not None or whole % step:
             return "it picks channels by number"
         rows = along.reshape(-1, step)
-        run.unite(rows, rows[:, :1], call)
+        replay.unite(rows, rows[:, :1], call)
         return ""
-    _freeze_counted(run, call, along, item)
+    _freeze_counted(replay, call, along, item)
     return ""
 
 
-def _freeze_counted(run: Run, call: Call, along: Tensor, item: slice) -> None:
+def _freeze_counted(replay: Replay, call: Call, along: Tensor, item: slice) -> None:
     """What bounds count from the front or from the back stays, so that they mean the same."""
     bounds = [bound for bound in (item.start, item.stop) if bound]
     front = max([bound for bound in bounds if bound > 0], default=0)
     back = max([-bound for bound in bounds if bound < 0], default=0)
     why = "it counts channels"
-    run.freeze(along[:front], call, why)
+    replay.freeze(along[:front], call, why)
     if back:
-        run.freeze(along[-back:], call, why)
+        replay.freeze(along[-back:], call, why)
     if item.stop is not None and item.stop >= len(along):
-        run.freeze(along, call, why)
+        replay.freeze(along, call, why)
 
 
-def assigned(run: Run, call: Call) -> Any:
+def setitem(replay: Replay, call: Call) -> Any:
     """Item assignment: what is written shares the fate of what it is written over."""
     target, *others = call.values
     written = call.args[2]
-    if not isinstance(call.args[0], Value) or len(others) != isinstance(written, Value):
-        return run.unknown(call, "it writes by tensor")
-    for dim, item, how in indexed(call, target.meta.ndim):
+    if not isinstance(call.args[0], LabeledTensor) or len(others) != isinstance(
+        written, LabeledTensor
+    ):
+        return replay.freeze_inputs(call, "it writes by tensor")
+    for dim, item, how in index_items(call, target.meta.ndim):
         if item == slice(None) or dim not in _changing(target, written):
             continue
         computed = isinstance(how, slice) and _computed([how.start, how.stop])
-        if not computed and (others or _sliced(run, call, target, dim, item, how)):
-            return run.unknown(call, "it writes channels by number")
+        if not computed and (others or _sliced(replay, call, target, dim, item, how)):
+            return replay.freeze_inputs(call, "it writes channels by number")
     if others and written.meta.numel() > 1:
         place = target.full()[call.args[1]]
-        run.unite(*torch.broadcast_tensors(place, written.labels), call)
-    return Value(target.meta, target.labels)
+        replay.unite(*torch.broadcast_tensors(place, written.labels), call)
+    return LabeledTensor(target.meta, target.labels)
 
 
-def _changing(target: Value, written: Any) -> set[int]:
+def _changing(target: LabeledTensor, written: Any) -> set[int]:
     """Dimensions of the target along which labels change, there or in what is written."""
     found = set(target.varying)
-    if isinstance(written, Value):
+    if isinstance(written, LabeledTensor):
         lead = target.meta.ndim - written.meta.ndim
         found |= {dim + lead for dim in written.varying}
     return found
 
 
-def selected(run: Run, call: Call) -> Any:
+def index_select(replay: Replay, call: Call) -> Any:
     """Pick by a vector of indices."""
     value, *others = call.values
     if len(others) != 1 or others[0].meta.ndim != 1:
-        return run.unknown(call, "it picks by tensor")
-    return picked(run, call, call.argument(1, "dim") % value.meta.ndim, others[0])
+        return replay.freeze_inputs(call, "it picks by tensor")
+    return pick(replay, call, call.argument(1, "dim") % value.meta.ndim, others[0])
 
 
-def unbound(run: Run, call: Call) -> Any:
+def unbind(replay: Replay, call: Call) -> Any:
     """Taking channels apart one by one freezes them."""
     value = call.values[0]
     if call.argument(1, "dim", default=0) % value.meta.ndim in value.varying:
-        return run.unknown(call, "it picks channels by number")
-    return moved(run, call)
+        return replay.freeze_inputs(call, "it picks channels by number")
+    return move_labels(replay, call)
 
 
-operation(parts, "chunk split split_with_sizes tensor_split", moves=True)
-operation(shuffled, "channel_shuffle", nn.ChannelShuffle, moves=True)
-operation(taken, "getitem", moves=True)
-operation(narrowed, "narrow", moves=True)
-operation(assigned, "setitem", moves=True)
-operation(selected, "index_select", moves=True)
-operation(unbound, "unbind select", moves=True)
+register_operation(split, "chunk split split_with_sizes tensor_split", moves=True)
+register_operation(channel_shuffle, "channel_shuffle", nn.ChannelShuffle, moves=True)
+register_operation(getitem, "getitem", moves=True)
+register_operation(narrow_slice, "narrow", moves=True)
+register_operation(setitem, "setitem", moves=True)
+register_operation(index_select, "index_select", moves=True)
+register_operation(unbind, "unbind select", moves=True)

@@ -13,40 +13,42 @@ from torch import Tensor, nn
 from prunekit.graph.table import Sizes
 
 
-def of_linear(module: nn.Linear, x: Tensor) -> Sizes:
+def linear_shape(module: nn.Linear, x: Tensor) -> Sizes:
     """What a linear layer returns."""
-    return _linear(x, *_held(module))
+    return _linear_shape(x, *_parameters(module))
 
 
-def of_convolution(module: Any, x: Tensor) -> Sizes:
+def convolution_shape(module: Any, x: Tensor) -> Sizes:
     """What a convolution returns."""
     settings = module.stride, module.padding, module.dilation, module.groups
-    return _convolved(x, *_held(module), *settings)
+    return _conv_shape(x, *_parameters(module), *settings)
 
 
-def of_weighing(x: Tensor, weight: Any, bias: Any = None, *settings: Any, **more: Any) -> Sizes:
+def functional_shape(
+    x: Tensor, weight: Any, bias: Any = None, *settings: Any, **more: Any
+) -> Sizes:
     """What `linear`, `conv1d` and the others return."""
     if more or not isinstance(weight, Tensor):
         return None
     if weight.ndim == 2:
-        return None if settings else _linear(x, weight, bias)
-    return _convolved(x, weight, bias, *settings)
+        return None if settings else _linear_shape(x, weight, bias)
+    return _conv_shape(x, weight, bias, *settings)
 
 
-def of_joined(tensors: Any, dim: Any = 0) -> Sizes:
+def cat_shape(tensors: Any, dim: Any = 0) -> Sizes:
     """What `cat` returns."""
     first, *others = tensors
-    if not isinstance(dim, int) or any(not _alike(first, other, dim) for other in others):
+    if not isinstance(dim, int) or any(not _concatenable(first, other, dim) for other in others):
         return None
     shape = list(first.shape)
     shape[dim] = sum(tensor.shape[dim] for tensor in tensors)
     return shape
 
 
-def of_reduced(x: Tensor, dim: Any = None, keepdim: Any = False) -> Sizes:
+def reduced_shape(x: Tensor, dim: Any = None, keepdim: Any = False) -> Sizes:
     """What a mean over dimensions returns."""
     dims = [dim] if isinstance(dim, int) else dim
-    if not isinstance(dims, tuple | list) or not dims or not _within(dims, x.ndim):
+    if not isinstance(dims, tuple | list) or not dims or not _valid_dims(dims, x.ndim):
         return None
     gone = {one % x.ndim for one in dims}
     if len(gone) != len(dims):
@@ -55,7 +57,7 @@ def of_reduced(x: Tensor, dim: Any = None, keepdim: Any = False) -> Sizes:
     return sizes if keepdim else [size for one, size in enumerate(sizes) if one not in gone]
 
 
-def of_adapted(rank: int) -> tuple[Callable[..., Sizes], Callable[..., Sizes]]:
+def adaptive_pool_shapes(rank: int) -> tuple[Callable[..., Sizes], Callable[..., Sizes]]:
     """What adaptive pooling over that many dimensions returns, as a function and as a layer."""
 
     def function(x: Tensor, output_size: Any) -> Sizes:
@@ -68,18 +70,18 @@ def of_adapted(rank: int) -> tuple[Callable[..., Sizes], Callable[..., Sizes]]:
     return function, lambda module, x: function(x, module.output_size)
 
 
-def _held(module: nn.Module) -> tuple[Any, Any]:
+def _parameters(module: nn.Module) -> tuple[Any, Any]:
     """The weight and the bias that are parameters; computed ones are left to torch."""
     return module._parameters.get("weight"), module._parameters.get("bias")
 
 
-def _linear(x: Tensor, weight: Tensor | None, bias: Any = None) -> Sizes:
-    if weight is None or not _fits(x, weight, bias) or x.shape[-1:] != weight.shape[1:]:
+def _linear_shape(x: Tensor, weight: Tensor | None, bias: Any = None) -> Sizes:
+    if weight is None or not _compatible(x, weight, bias) or x.shape[-1:] != weight.shape[1:]:
         return None
     return (*x.shape[:-1], weight.shape[0])
 
 
-def _convolved(
+def _conv_shape(
     x: Tensor,
     weight: Tensor | None,
     bias: Any = None,
@@ -88,7 +90,7 @@ def _convolved(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Sizes:
-    if weight is None or not _fits(x, weight, bias) or x.ndim != weight.ndim:
+    if weight is None or not _compatible(x, weight, bias) or x.ndim != weight.ndim:
         return None
     if x.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups or not x.numel():
         return None
@@ -105,14 +107,14 @@ def _convolved(
     return (x.shape[0], weight.shape[0], *sizes) if min(sizes) > 0 else None
 
 
-def _fits(x: Tensor, weight: Tensor, bias: Any) -> bool:
+def _compatible(x: Tensor, weight: Tensor, bias: Any) -> bool:
     """Whether types go together, and the bias has a number for every output."""
     if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
         return False
     return x.dtype == weight.dtype and (bias is None or bias.dtype == x.dtype)
 
 
-def _alike(first: Any, other: Any, dim: int) -> bool:
+def _concatenable(first: Any, other: Any, dim: int) -> bool:
     """Whether two tensors can be joined along a dimension, by shapes and types that are equal."""
     if not isinstance(other, Tensor) or other.dtype != first.dtype or other.ndim != first.ndim:
         return False
@@ -123,5 +125,5 @@ def _alike(first: Any, other: Any, dim: int) -> bool:
     return one[:dim] == two[:dim] and one[dim + 1 :] == two[dim + 1 :]
 
 
-def _within(dims: Sequence[Any], rank: int) -> bool:
+def _valid_dims(dims: Sequence[Any], rank: int) -> bool:
     return all(isinstance(dim, int) and -rank <= dim < rank for dim in dims)

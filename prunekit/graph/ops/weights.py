@@ -11,74 +11,88 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from prunekit.errors import SurgeryError
 from prunekit.graph.calls import Call
-from prunekit.graph.layers import CONSUMERS, CONVOLUTIONS, TRANSPOSED, layer_named, weight_norm
-from prunekit.graph.ops.passing import ELSEWHERE, elsewhere, not_followed
-from prunekit.graph.ops.results import of_convolution, of_linear, of_weighing
+from prunekit.graph.layers import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    WEIGHTED_LAYERS,
+    layer_named,
+    weight_norm,
+)
+from prunekit.graph.ops.passing import ELSEWHERE, not_followed, varies_elsewhere
+from prunekit.graph.ops.results import convolution_shape, functional_shape, linear_shape
 from prunekit.graph.recording.steps import Kind, Step
-from prunekit.graph.run import Run
-from prunekit.graph.slicing import indices, narrow_tensor, put, select
-from prunekit.graph.table import Indices, given, last, of_name, operation
-from prunekit.graph.values import Value, resize, spread
+from prunekit.graph.run import Replay
+from prunekit.graph.slicing import indices, narrow_tensor, replace_parameter, select_entries
+from prunekit.graph.table import (
+    Indices,
+    channels_last,
+    named_arguments,
+    named_operation,
+    register_operation,
+)
+from prunekit.graph.values import LabeledTensor, resize, spread
 from prunekit.graph.whole_groups import WholeGroups
 
 
-def dense(run: Run, call: Call) -> Any:
+def dense(replay: Replay, call: Call) -> Any:
     """A layer: its weight is its own."""
     value, *others = call.values
-    dim = call.entry.dim(call.module, value.meta.ndim)
-    if others or elsewhere(run, call, dim):
-        return run.unknown(call, ELSEWHERE)
+    dim = call.entry.channel_dim(call.module, value.meta.ndim)
+    if others or varies_elsewhere(replay, call, dim):
+        return replay.freeze_inputs(call, ELSEWHERE)
     if _computed_weight(call.module):
-        return run.unknown(call, "its weight is computed; remove the parametrisation first")
-    return _beyond(value, dim, *run.layer(call, value.along(dim)))
+        return replay.freeze_inputs(
+            call, "its weight is computed; remove the parametrisation first"
+        )
+    return _beyond(value, dim, *replay.visit_layer(call, value.along(dim)))
 
 
-def by_function(run: Run, call: Call) -> Any:
+def by_function(replay: Replay, call: Call) -> Any:
     """A function with weights that are parameters: a layer all the same."""
-    weighing = _weighing(run.twin, call)
+    weighing = _weighing(replay.network, call)
     value, weight, *others = call.values
     dim = value.meta.ndim - weight.meta.ndim + 1
-    if weighing is None or elsewhere(run, call, dim):
-        return run.unknown(call, "its weight is no parameter of a plain layer")
-    meta, labels = run.layer(weighing, value.along(dim))
+    if weighing is None or varies_elsewhere(replay, call, dim):
+        return replay.freeze_inputs(call, "its weight is no parameter of a plain layer")
+    meta, labels = replay.visit_layer(weighing, value.along(dim))
     for bias in [] if weighing.module.bias is not None else others:  # else the layer's own
-        run.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
+        replay.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
     return _beyond(value, dim, meta, labels)
 
 
-def _beyond(value: Value, dim: int, meta: Tensor, labels: Tensor) -> Value:
-    return Value(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
+def _beyond(value: LabeledTensor, dim: int, meta: Tensor, labels: Tensor) -> LabeledTensor:
+    return LabeledTensor(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
 
 
-def _weighing(twin: nn.Module, call: Call) -> Call | None:
+def _weighing(network: nn.Module, call: Call) -> Call | None:
     """The call with the layer that its weight belongs to; None where that is not clear."""
-    path = weight_path(twin, call.step)
+    path = weight_path(network, call.step)
     if path is None:
         return None
     owner, _, _ = path.rpartition(".")
-    layer = twin.get_submodule(owner)
-    if isinstance(layer, CONSUMERS):
+    layer = network.get_submodule(owner)
+    if isinstance(layer, WEIGHTED_LAYERS):
         return replace(call, module=layer, owner=owner)
     groups = call.argument(6, "groups", default=1)
-    found = layer_named(twin, path)
+    found = layer_named(network, path)
     return replace(call, module=found, owner=path) if groups == 1 else None
 
 
-def weight_path(twin: nn.Module, step: Step) -> str | None:
+def weight_path(network: nn.Module, step: Step) -> str | None:
     """The path of the parameter that a functional convolution or linear map takes as its weight.
 
     None if it is computed, or if the layer that owns it also gets a bias of somebody else.
     """
-    entry = of_name(step.name)
-    if entry is None or not entry.weighs or not entry.takes:
+    entry = named_operation(step.name)
+    if entry is None or not entry.weighted or not entry.argument_names:
         return None
-    found = given(entry, step.args, step.kwargs)
+    found = named_arguments(entry, step.args, step.kwargs)
     weight, bias = found.get("weight"), found.get("bias")
     if not isinstance(weight, Step) or weight.kind is not Kind.TENSOR:
         return None
     owner, _, leaf = str(weight.target).rpartition(".")
-    layer = twin.get_submodule(owner)
-    if isinstance(layer, CONSUMERS):
+    layer = network.get_submodule(owner)
+    if isinstance(layer, WEIGHTED_LAYERS):
         own = f"{owner}.bias" if layer.bias is not None else None
         given_bias = str(bias.target) if isinstance(bias, Step) else bias
         fits = leaf == "weight" and given_bias == own and type(layer) not in TRANSPOSED
@@ -87,7 +101,7 @@ def weight_path(twin: nn.Module, step: Step) -> str | None:
 
 
 def _computed_weight(module: nn.Module) -> bool:
-    base = next(cls for cls in CONSUMERS if isinstance(module, cls))
+    base = next(cls for cls in WEIGHTED_LAYERS if isinstance(module, cls))
     own = getattr(type(module), "_conv_forward", None)
     overridden = own is not getattr(base, "_conv_forward", None)
     return overridden or ("weight" not in module._parameters and weight_norm(module) is None)
@@ -108,7 +122,7 @@ def narrow_convolution(module: Any, keep_in: Indices, keep_out: Indices) -> None
     whole = _whole_groups(module, kept_in, kept_out)
     if whole is not None:
         module.groups = len(whole)
-        sliced = select(weight_of(module), 0, kept[0])
+        sliced = select_entries(weight_of(module), 0, kept[0])
     elif 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
         _same_number(kept_out, widths[1] // module.groups, module.groups, among=kept_in)
         module.groups = len(kept_in)
@@ -126,7 +140,7 @@ def narrow_linear(module: nn.Linear, keep_in: Indices, keep_out: Indices) -> Non
     """Keep rows and columns of the matrix."""
     kept_in = indices(keep_in, module.in_features)
     kept_out = indices(keep_out, module.out_features)
-    put_weight(module, select(select(weight_of(module), 0, kept_out), 1, kept_in))
+    put_weight(module, select_entries(select_entries(weight_of(module), 0, kept_out), 1, kept_in))
     narrow_tensor(module, "bias", 0, keep_out)
     module.in_features, module.out_features = len(kept_in), len(kept_out)
 
@@ -138,14 +152,14 @@ def put_weight(module: nn.Module, weight: Tensor) -> None:
     """
     norm = weight_norm(module)
     if norm is None:
-        put(module, "weight", weight)
+        replace_parameter(module, "weight", weight)
     elif norm is not module:
         originals = module.parametrizations.weight
         for name, part in zip(("original0", "original1"), norm.right_inverse(weight), strict=True):
-            put(originals, name, part)
+            replace_parameter(originals, name, part)
     else:
-        put(module, "weight_g", torch.norm_except_dim(weight, 2, _hook(module).dim))
-        put(module, "weight_v", weight)
+        replace_parameter(module, "weight_g", torch.norm_except_dim(weight, 2, _hook(module).dim))
+        replace_parameter(module, "weight_v", weight)
         module.weight = weight
 
 
@@ -184,7 +198,7 @@ def _channels(groups: Tensor, size: int) -> Tensor:
 
 def _grouped(weight: Tensor, outer: Tensor, inner: Tensor, width: int, groups: int) -> Tensor:
     if groups == 1:
-        return select(select(weight, 0, outer), 1, inner)
+        return select_entries(select_entries(weight, 0, outer), 1, inner)
     rows = weight[outer.to(weight.device)].chunk(groups)
     columns = (inner % width).to(weight.device).chunk(groups)
     return torch.cat([row.index_select(1, c) for row, c in zip(rows, columns, strict=True)])
@@ -210,42 +224,44 @@ def _attention(call: Call) -> int:
     return projected * module.embed_dim + tokens * module.embed_dim**2
 
 
-_FACTS: dict[str, Any] = {"weighs": True, "shifts": True}
-operation(
+_FACTS: dict[str, Any] = {"weighted": True, "emits_bias": True}
+register_operation(
     dense,
     "",
     *CONVOLUTIONS,
     narrow=narrow_convolution,
-    counts=("in_channels", "out_channels"),
-    dim=_in_front,
-    layer_shape=of_convolution,
+    width_attributes=("in_channels", "out_channels"),
+    channel_dim=_in_front,
+    layer_shape=convolution_shape,
     **_FACTS,
 )
-operation(
+register_operation(
     dense,
     "",
     *TRANSPOSED,
     narrow=narrow_convolution,
-    counts=("in_channels", "out_channels"),
-    dim=_in_front,
+    width_attributes=("in_channels", "out_channels"),
+    channel_dim=_in_front,
     **_FACTS,
 )
-operation(
+register_operation(
     dense,
     "",
     nn.Linear,
     narrow=narrow_linear,
-    counts=("in_features", "out_features"),
-    dim=last,
-    layer_shape=of_linear,
+    width_attributes=("in_features", "out_features"),
+    channel_dim=channels_last,
+    layer_shape=linear_shape,
     **_FACTS,
 )
-operation(
+register_operation(
     by_function,
     "conv1d conv2d conv3d linear",
-    takes=("input", "weight", "bias"),
-    shape=of_weighing,
+    argument_names=("input", "weight", "bias"),
+    result_shape=functional_shape,
     **_FACTS,
 )
-operation(not_followed, "conv_transpose1d conv_transpose2d conv_transpose3d", weighs=True)
-operation(not_followed, "", nn.MultiheadAttention, macs=_attention)
+register_operation(
+    not_followed, "conv_transpose1d conv_transpose2d conv_transpose3d", weighted=True
+)
+register_operation(not_followed, "", nn.MultiheadAttention, macs=_attention)

@@ -13,20 +13,20 @@ from typing import Any
 from torch import nn
 
 from prunekit.graph.recording.lines import in_torch
-from prunekit.graph.table import entries
+from prunekit.graph.table import all_operations
 
-Tell = Callable[[nn.Module], None]
+Callback = Callable[[nn.Module], None]
 
 
 @contextmanager
-def attributes_heard(width: Tell, mode: Tell) -> Iterator[None]:
+def attributes_observed(width: Callback, mode: Callback) -> Iterator[None]:
     """Inside it, code that is not torch's is told on: `width` and `mode` get the module it read."""
     places = [(nn.Module, "training", mode)]
-    for entry in entries():
-        places += [(kind, name, width) for kind in entry.layers for name in entry.counts]
+    for entry in all_operations():
+        places += [(kind, name, width) for kind in entry.layers for name in entry.width_attributes]
     before = [vars(kind).get(name) for kind, name, _ in places]
     for kind, name, tell in places:
-        setattr(kind, name, _Heard(name, tell))
+        setattr(kind, name, _ObservedAttribute(name, tell))
     try:
         yield
     finally:
@@ -34,10 +34,10 @@ def attributes_heard(width: Tell, mode: Tell) -> Iterator[None]:
             delattr(kind, name) if one is None else setattr(kind, name, one)
 
 
-class _Heard:
+class _ObservedAttribute:
     """An attribute that tells when it is read; its value stays where it was."""
 
-    def __init__(self, name: str, tell: Tell) -> None:
+    def __init__(self, name: str, tell: Callback) -> None:
         self.name, self.tell = name, tell
 
     def __get__(self, module: nn.Module | None, kind: type | None = None) -> Any:

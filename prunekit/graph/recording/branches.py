@@ -12,9 +12,15 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from prunekit.graph.recording.circumstances import Circumstances, Inputs, Taken, in_words, twice
+from prunekit.graph.recording.circumstances import (
+    Conditions,
+    ForwardPass,
+    ImageInputs,
+    describe_size,
+    with_two_examples,
+)
 from prunekit.graph.recording.nests import leaves_in
-from prunekit.graph.recording.steps import Kind, Recording, Step, replayed, steps_in
+from prunekit.graph.recording.steps import Kind, Recording, Step, steps_in, with_results
 
 _MOST = 8  # runs beside those at half and at double size
 _ATTEMPTS = 3  # at the other side of one branch
@@ -37,7 +43,7 @@ class Branch:
     reads: dict[Sizes, list[int]] = field(default_factory=dict)
 
     @property
-    def sides(self) -> int:
+    def compared_dims(self) -> int:
         """How many dimensions of an image are compared."""
         changing = [len(set(numbers)) > 1 for numbers in zip(*self.reads.values(), strict=False)]
         reads = zip(_reads(self.guard), changing, strict=False)
@@ -49,22 +55,22 @@ class Branch:
         return len({tuple(numbers) for numbers in self.reads.values()}) > 1
 
     @property
-    def open(self) -> bool:
+    def one_sided(self) -> bool:
         """Whether it depends on the size, and only one side was seen."""
         return self.depends and len(self.outcomes) == 1
 
-    def turns(self, usual: Sizes, size: Sizes) -> bool:
+    def flips_at(self, usual: Sizes, size: Sizes) -> bool:
         """Whether the other side is likely taken at a size, judged by two that were seen."""
         here = self.reads[usual]
         other = next(one for one in self.reads if self.reads[one] != here)
         numbers = [
-            _between(usual[0], a, other[0], b, size[0])
+            _interpolate(usual[0], a, other[0], b, size[0])
             for a, b in zip(here, self.reads[other], strict=False)
         ]
         known: dict[Step, Any] = dict(zip(_reads(self.guard), numbers, strict=False))
         with suppress(ArithmeticError, TypeError, ValueError, KeyError):
             for step in self._computation:
-                args, kwargs = replayed((step.args, step.kwargs), known)
+                args, kwargs = with_results((step.args, step.kwargs), known)
                 known[step] = step.target(*args, **kwargs)
             return bool(known[self.guard]) not in self.outcomes
         return False
@@ -72,141 +78,151 @@ class Branch:
     @cached_property
     def _computation(self) -> list[Step]:
         """The steps from the sizes that are read to the comparison, which is the last."""
-        return _computed(self.guard, {*_reads(self.guard)})
+        return _computation_of(self.guard, {*_reads(self.guard)})
 
 
-class Sides:
+class BranchSearch:
     """Runs a network at other sizes of its inputs, where its forward goes by these."""
 
-    def __init__(self, first: Taken, tried: Callable[[Circumstances], Taken]) -> None:
+    def __init__(
+        self, first: ForwardPass, record_pass: Callable[[Conditions], ForwardPass]
+    ) -> None:
         self.first = first
-        self.tried = tried
+        self.record_pass = record_pass
         self.branches: dict[Any, Branch] = {}
-        self._done: set[Sizes] = set()
+        self._tried_sizes: set[Sizes] = set()
         self._attempts: Counter[Any] = Counter()
-        self._refused: set[Any] = set()  # comparisons and outcomes at which runs ended
+        self._failing: set[Any] = set()  # comparisons and outcomes at which runs ended
         self._nearest: dict[Any, Sizes | None] = {}  # what turns a comparison; None: no size does
-        self._far = not first.at.numbers  # where nothing is computed large inputs cost nothing
+        self._allow_large = (
+            not first.conditions.numbers
+        )  # where nothing is computed large inputs cost nothing
 
-    def runs(self) -> Iterator[Taken]:
+    def passes(self) -> Iterator[ForwardPass]:
         """The runs that the network takes; what stays open becomes a note of the first recording.
 
         Where a run fails, as by an assertion, the network does not take that size.
         """
-        yield from self._pair()
-        inputs = Inputs.of(self.first.at.example)
-        if inputs is None or not (self._guards or not self.first.at.sizes):
+        yield from self._two_examples()
+        inputs = ImageInputs.of(self.first.conditions.example)
+        if inputs is None or not (self._spatial_guards or not self.first.conditions.sizes):
             return
-        self._see(self.first.recording, inputs.size)
+        self._register(self.first.recording, inputs.size)
         worked = False
         for size in self._sizes(inputs):
-            self._done.add(size)
-            under = in_words(size)
-            found = self.tried(replace(self.first.at, example=inputs.resized(size), under=under))
-            self._see(found.recording, size)
+            self._tried_sizes.add(size)
+            under = describe_size(size)
+            found = self.record_pass(
+                replace(self.first.conditions, example=inputs.resized(size), under=under)
+            )
+            self._register(found.recording, size)
             worked |= found.works
             if found.works:
                 yield found
         if worked:
-            self._note(inputs)
+            self._note_open(inputs)
 
-    def _pair(self) -> Iterator[Taken]:
+    def _two_examples(self) -> Iterator[ForwardPass]:
         """A run on two examples, where the forward goes by how many there are."""
-        if any(_index(one) == 0 for guard in self._deciding for one in guard[1]):
-            example = twice(self.first.at.example)
-            found = self.tried(replace(self.first.at, example=example, under="two examples"))
+        if any(_index(one) == 0 for guard in self._size_guards for one in guard[1]):
+            example = with_two_examples(self.first.conditions.example)
+            found = self.record_pass(
+                replace(self.first.conditions, example=example, under="two examples")
+            )
             if found.works:
                 yield found
 
     @cached_property
-    def _deciding(self) -> list[tuple[Step, list[Step]]]:
+    def _size_guards(self) -> list[tuple[Step, list[Step]]]:
         """What the forward decided by sizes, with those that it read off what was computed."""
         guards = [step for step in self.first.recording.steps if step.guard]
         made = _from_inputs(self.first.recording) if guards else set()
         return [(guard, [one for one in _reads(guard) if one in made]) for guard in guards]
 
     @cached_property
-    def _guards(self) -> list[Step]:
+    def _spatial_guards(self) -> list[Step]:
         """What the forward decided by sizes that may be those of the inputs."""
-        return [guard for guard, reads in self._deciding if any(map(_spatial, reads))]
+        return [guard for guard, reads in self._size_guards if any(map(_spatial, reads))]
 
-    def _sizes(self, inputs: Inputs) -> Iterator[Sizes]:
+    def _sizes(self, inputs: ImageInputs) -> Iterator[Sizes]:
         yield inputs.scaled(0.5)
-        compared = all(isinstance(guard.result, bool) for guard in self._guards)
-        tried = all(len(branch.reads) > 1 for branch in self.branches.values())
+        compared = all(isinstance(guard.result, bool) for guard in self._spatial_guards)
+        record_pass = all(len(branch.reads) > 1 for branch in self.branches.values())
         moved = any(branch.depends for branch in self.branches.values())
-        if moved or not compared or not tried or not self.first.at.sizes:
+        if moved or not compared or not record_pass or not self.first.conditions.sizes:
             yield inputs.scaled(2)
         for _ in range(_MOST):
-            size = next(self._aims(inputs), None)
+            size = next(self._target_sizes(inputs), None)
             if size is None:
                 return
             yield size
 
-    def _aims(self, inputs: Inputs) -> Iterator[Sizes]:
+    def _target_sizes(self, inputs: ImageInputs) -> Iterator[Sizes]:
         """Sizes at which branches that are open take their other sides."""
         for branch in self.branches.values():
             line = branch.guard.line  # the same in every module of a class
-            if self._open(branch) and self._attempts[line] < _ATTEMPTS:
+            if self._is_open(branch) and self._attempts[line] < _ATTEMPTS:
                 self._attempts[line] += 1
-                yield from self._turning(inputs, branch)
+                yield from self._flipping_size(inputs, branch)
 
-    def _open(self, branch: Branch) -> bool:
+    def _is_open(self, branch: Branch) -> bool:
         """Whether one side was not seen, and the forward does not end there, as by an assertion.
 
         Height and width are mostly asserted in neighbouring lines, and by every module alike.
         """
-        (file, line), words = branch.guard.line or ("", 0), _words(branch.guard)
-        ends = (
+        (file, line), words = branch.guard.line or ("", 0), _formula(branch.guard)
+        end_units = (
             (other or ("", 0))
-            for other, compared, outcome in self._refused
+            for other, compared, outcome in self._failing
             if compared == words and outcome not in branch.outcomes
         )
-        return branch.open and not any(
-            name == file and abs(number - line) <= _NEIGHBOURS for name, number in ends
+        return branch.one_sided and not any(
+            name == file and abs(number - line) <= _NEIGHBOURS for name, number in end_units
         )
 
-    def _turning(self, inputs: Inputs, branch: Branch) -> Iterator[Sizes]:
-        near = (size for size in self._turns(inputs, branch) if size not in self._done)
+    def _flipping_size(self, inputs: ImageInputs, branch: Branch) -> Iterator[Sizes]:
+        near = (
+            size for size in self._flipping_sizes(inputs, branch) if size not in self._tried_sizes
+        )
         size = next(near, None)
         if size is not None:
             yield size
-        elif branch.sides > 1 and inputs.uneven() not in self._done:
+        elif branch.compared_dims > 1 and inputs.uneven() not in self._tried_sizes:
             yield inputs.uneven()
 
-    def _turns(self, inputs: Inputs, branch: Branch) -> Iterator[Sizes]:
+    def _flipping_sizes(self, inputs: ImageInputs, branch: Branch) -> Iterator[Sizes]:
         """Sizes at which a branch likely takes the side that was not seen, the nearest first."""
         if inputs.size not in branch.reads:
             return
-        alike = (_words(branch.guard), str(branch.reads), *branch.outcomes)
+        alike = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
         if self._nearest.get(alike, inputs.size) is None:
             return
-        for size in inputs.nearby(self._far):
-            if branch.turns(inputs.size, size):
+        for size in inputs.nearby(self._allow_large):
+            if branch.flips_at(inputs.size, size):
                 self._nearest.setdefault(alike, size)
                 yield size
         self._nearest.setdefault(alike, None)
 
-    def _turned(self, inputs: Inputs, branch: Branch) -> bool:
+    def _can_flip(self, inputs: ImageInputs, branch: Branch) -> bool:
         """Whether there is such a size."""
-        alike = (_words(branch.guard), str(branch.reads), *branch.outcomes)
+        alike = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
         if alike not in self._nearest:
-            return any(True for _ in self._turns(inputs, branch))
+            return any(True for _ in self._flipping_sizes(inputs, branch))
         return self._nearest[alike] is not None
 
-    def _see(self, recording: Recording, size: Sizes) -> None:
+    def _register(self, recording: Recording, size: Sizes) -> None:
         for step in recording.steps:
             if step.guard and isinstance(step.result, bool):
                 path = step.calls[-1][1] if step.calls else ""
-                branch = self.branches.setdefault((step.line, path, _words(step)), Branch(step))
+                branch = self.branches.setdefault((step.line, path, _formula(step)), Branch(step))
                 branch.outcomes.add(step.result)
                 branch.reads.setdefault(size, _numbers(step))
         last = recording.steps[-2:-1] if recording.failed is not None else []
-        self._refused.update((s.line, _words(s), s.result) for s in last if s.guard)
+        self._failing.update((s.line, _formula(s), s.result) for s in last if s.guard)
 
-    def _note(self, inputs: Inputs) -> None:
+    def _note_open(self, inputs: ImageInputs) -> None:
         for branch in self.branches.values():
-            if self._open(branch) and self._turned(inputs, branch):
+            if self._is_open(branch) and self._can_flip(inputs, branch):
                 note = (
                     f"the forward branches on the size of its inputs at {branch.guard.where}, "
                     "of which only one side was seen"
@@ -229,7 +245,7 @@ def _reads(step: Step) -> list[Step]:
 
     def visit(one: Step) -> None:
         for source in steps_in((one.args, one.kwargs)):
-            if source not in seen and source.asks:
+            if source not in seen and source.is_query:
                 seen.add(source)
                 found.update({source: None}) if _is_read(source) else visit(source)
 
@@ -240,7 +256,7 @@ def _reads(step: Step) -> list[Step]:
 
 def _is_read(step: Step) -> bool:
     """Whether a step reads a single size; one of all sizes is read by taking an item of it."""
-    inner = [source for source in step.sources if source.asks]
+    inner = [source for source in step.sources if source.is_query]
     taken = step.name == "getitem" and len(inner) == 1 and not _is_read(inner[0])
     return (not inner and isinstance(step.result, int)) or (taken and not inner[0].guard)
 
@@ -248,7 +264,7 @@ def _is_read(step: Step) -> bool:
 def _spatial(read: Step) -> bool:
     """Whether what a step reads may change with the size of the inputs; the batch stays."""
     (source,) = read.sources[:1]
-    tensor = source.sources[0] if source.asks else source
+    tensor = source.sources[0] if source.is_query else source
     index = _index(read)
     return index != 0 and not (tensor.kind is Kind.INPUT and index == 1)
 
@@ -262,24 +278,24 @@ def _numbers(guard: Step) -> list[int]:
     return [read.result for read in _reads(guard)]
 
 
-def _words(step: Step, depth: int = 0) -> Any:
+def _formula(step: Step, depth: int = 0) -> Any:
     """How a number is computed, from whichever side of an image."""
-    if _is_read(step) or not step.asks or depth > _DEEPEST:
+    if _is_read(step) or not step.is_query or depth > _DEEPEST:
         return "read"
-    args = [_words(arg, depth + 1) if isinstance(arg, Step) else repr(arg) for arg in step.args]
+    args = [_formula(arg, depth + 1) if isinstance(arg, Step) else repr(arg) for arg in step.args]
     return (step.name, *args)
 
 
-def _computed(step: Step, before: set[Step]) -> list[Step]:
+def _computation_of(step: Step, before: set[Step]) -> list[Step]:
     """A step behind those that it needs, without those that are there before."""
     if step in before:
         return []
     before.add(step)
-    inner = [one for source in step.sources for one in _computed(source, before)]
+    inner = [one for source in step.sources for one in _computation_of(source, before)]
     return [*inner, step]
 
 
-def _between(usual: int, here: int, other: int, there: int, size: int) -> int:
+def _interpolate(usual: int, here: int, other: int, there: int, size: int) -> int:
     """A number at a size, from two sizes at which it was seen: proportional, squared or linear."""
     for power in (1, 2):
         if abs(there * usual**power - here * other**power) < max(usual, other) ** power:

@@ -21,7 +21,7 @@ _FINEST = 512  # multiples of one number that are looked at
 
 
 @dataclass(frozen=True, eq=False)
-class Circumstances:
+class Conditions:
     """Under which a run is recorded.
 
     `numbers` says that it computes, in place of shapes alone, `sizes` that sizes are followed.
@@ -37,16 +37,16 @@ class Circumstances:
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class ForwardPass:
     """A run of a copy, and the circumstances it was recorded under, by which it can be repeated.
 
     `twin` is the copy where it still is one: on shapes alone, and nothing changed its parameters.
     """
 
-    twin: nn.Module | None
+    network: nn.Module | None
     recording: Recording
-    at: Circumstances
-    asked: Collection[str]  # what else the forward depends on
+    conditions: Conditions
+    queried: Collection[str]  # what else the forward depends on
     error: Exception | None = None
 
     @property
@@ -55,7 +55,7 @@ class Taken:
         return self.recording.failed is None
 
 
-def other_flags(model: nn.Module, example: Arguments) -> Iterator[tuple[str, Arguments]]:
+def flipped_flags(model: nn.Module, example: Arguments) -> Iterator[tuple[str, Arguments]]:
     """The example with each flag of the forward that it does not give turned over, in words too."""
     with suppress(ValueError, TypeError):  # forwards that cannot be looked at
         signature = inspect.signature(model.forward)
@@ -68,7 +68,7 @@ def other_flags(model: nn.Module, example: Arguments) -> Iterator[tuple[str, Arg
                 yield under, Arguments(example.args, {**example.kwargs, **flag})
 
 
-def twice(example: Arguments) -> Arguments:
+def with_two_examples(example: Arguments) -> Arguments:
     """An example that holds two in place of one."""
     direct = {id(leaf) for leaf in (*example.args, *example.kwargs.values())}
 
@@ -76,18 +76,18 @@ def twice(example: Arguments) -> Arguments:
         batched = id(tensor) in direct and tensor.shape[:1] == (1,)
         return torch.cat([tensor, tensor]) if batched else tensor
 
-    return example.changed(both)
+    return example.map_tensors(both)
 
 
 @dataclass(frozen=True, eq=False)
-class Inputs:
+class ImageInputs:
     """The spatial dimensions of an example, by which it can be made larger or smaller."""
 
     example: Arguments
     size: tuple[int, ...]  # of the first input that has some
 
     @classmethod
-    def of(cls, example: Arguments) -> Inputs | None:
+    def of(cls, example: Arguments) -> ImageInputs | None:
         """None where no input has spatial dimensions."""
         for tensor in example.tensors:
             dims = _spatial(example, tensor)
@@ -149,7 +149,7 @@ class Inputs:
                 tensor = tensor.index_select(dim, places)
             return tensor
 
-        return self.example.changed(one)
+        return self.example.map_tensors(one)
 
 
 def _spatial(example: Arguments, tensor: Tensor) -> tuple[int, ...]:
@@ -160,6 +160,6 @@ def _spatial(example: Arguments, tensor: Tensor) -> tuple[int, ...]:
     return tuple(range(2, tensor.ndim)) if tensor.ndim in (4, 5) else ()
 
 
-def in_words(size: tuple[int, ...]) -> str:
+def describe_size(size: tuple[int, ...]) -> str:
     """Sizes for messages."""
     return f"inputs of {' x '.join(map(str, size))}"

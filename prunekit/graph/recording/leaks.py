@@ -14,41 +14,43 @@ from prunekit.graph.recording.nests import leaves_in
 _DEPTH = 3  # tuples around a tensor
 
 
-def forget(tensors: Sequence[Tensor], network: nn.Module) -> None:
+def release_tensors(tensors: Sequence[Tensor], network: nn.Module) -> None:
     """Take these tensors out of whatever holds them, but for the modules of the copy itself.
 
     A shape that stays in a cache would meet the numbers of the next run.
     """
-    own = {id(leaf) for one in network.modules() for leaf in leaves_in(vars(one), Tensor)}
-    leaked = [tensor for tensor in tensors if id(tensor) not in own]
-    lost = {id(tensor) for tensor in leaked}
-    if lost:
-        _take_out(leaked, lost, {id(leaked), id(tensors), id(lost)}, _DEPTH)
+    owned = {id(leaf) for one in network.modules() for leaf in leaves_in(vars(one), Tensor)}
+    leaked = [tensor for tensor in tensors if id(tensor) not in owned]
+    ids = {id(tensor) for tensor in leaked}
+    if ids:
+        _remove_from_holders(leaked, ids, {id(leaked), id(tensors), id(ids)}, _DEPTH)
 
 
-def _take_out(held: list[Any], lost: set[int], ours: set[int], depth: int) -> None:
+def _remove_from_holders(targets: list[Any], ids: set[int], excluded: set[int], depth: int) -> None:
     tuples = []
-    for holder in gc.get_referrers(*held):
-        if id(holder) in ours or holder is held:
+    for holder in gc.get_referrers(*targets):
+        if id(holder) in excluded or holder is targets:
             continue
         if isinstance(holder, tuple):
             tuples.append(holder)
         elif isinstance(holder, dict):
-            _clean(holder, lost)
+            _remove_from_dict(holder, ids)
         elif isinstance(holder, list):
-            holder[:] = [item for item in holder if id(item) not in lost]
+            holder[:] = [item for item in holder if id(item) not in ids]
         elif isinstance(holder, set):
-            holder.difference_update([item for item in holder if id(item) in lost])
+            holder.difference_update([item for item in holder if id(item) in ids])
         elif hasattr(holder, "cache_clear"):
             holder.cache_clear()
         elif not isinstance(holder, Tensor) and hasattr(holder, "__dict__"):
-            _clean_object(holder, lost)
+            _remove_from_object(holder, ids)
     if tuples and depth:
-        _take_out(tuples, {id(one) for one in tuples}, {*ours, id(held)}, depth - 1)
+        _remove_from_holders(
+            tuples, {id(one) for one in tuples}, {*excluded, id(targets)}, depth - 1
+        )
 
 
-def _clean(holder: dict[Any, Any], lost: set[int]) -> None:
-    keys = [key for key, value in holder.items() if id(value) in lost]
+def _remove_from_dict(holder: dict[Any, Any], ids: set[int]) -> None:
+    keys = [key for key, value in holder.items() if id(value) in ids]
     owners = gc.get_referrers(holder) if keys else []
     owner = next((one for one in owners if _owns(one, holder)), None)
     for key in keys:
@@ -65,6 +67,6 @@ def _owns(owner: Any, namespace: dict[Any, Any]) -> bool:
     return isinstance(owner, ModuleType) or getattr(owner, "__dict__", None) is namespace
 
 
-def _clean_object(holder: Any, lost: set[int]) -> None:
-    for name in [name for name, value in vars(holder).items() if id(value) in lost]:
+def _remove_from_object(holder: Any, ids: set[int]) -> None:
+    for name in [name for name, value in vars(holder).items() if id(value) in ids]:
         setattr(holder, name, None)

@@ -13,39 +13,39 @@ from torch import Tensor, nn
 from prunekit.graph.recording.twin import is_layer
 
 
-class Listener(Protocol):
+class CallObserver(Protocol):
     """Is told of every call of a forward."""
 
-    asked: set[str]
+    queried: set[str]
 
-    def module(
-        self, call: Heard, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
+    def on_module(
+        self, call: ObservedModule, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any
     ) -> Any:
         """Run the forward, and return what it returned."""
 
-    def replaced(self, tensor: Tensor, source: Any) -> None:
+    def on_memory_replaced(self, tensor: Tensor, source: Any) -> None:
         """The memory of a tensor is from now on that of another."""
 
 
-class Heard:
+class ObservedModule:
     """A module of the network that is run, as it was before the run."""
 
     def __init__(self, path: str, module: nn.Module) -> None:
         self.path = path
         self.module = module
         self.layer = is_layer(module)
-        self._own = {id(tensor) for tensor in _held(module)} if self.layer else set()
+        self._original = {id(tensor) for tensor in _tensors_of(module)} if self.layer else set()
 
-    def strangers(self) -> list[Tensor]:
+    def new_tensors(self) -> list[Tensor]:
         """The parameters and buffers that it holds now, and did not before."""
-        return [tensor for tensor in _held(self.module) if id(tensor) not in self._own]
+        return [tensor for tensor in _tensors_of(self.module) if id(tensor) not in self._original]
 
-    def held(self) -> list[Tensor]:
+    def tensors(self) -> list[Tensor]:
         """The parameters and buffers that it holds now."""
-        return [*_held(self.module)]
+        return [*_tensors_of(self.module)]
 
 
-def _held(module: nn.Module) -> Iterator[Tensor]:
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
     state = vars(module)
     for leaf in (*state["_parameters"].values(), *state["_buffers"].values()):
         if leaf is not None:
@@ -56,34 +56,36 @@ def _held(module: nn.Module) -> Iterator[Tensor]:
 
 
 @contextmanager
-def listening(listener: Listener, network: nn.Module) -> Iterator[None]:
+def calls_observed(observer: CallObserver, network: nn.Module) -> Iterator[None]:
     """Inside it, every call of a forward in the network is told to the listener.
 
     Functions that torch.compile or torch.jit made run as the Python they were made of.
     """
     with ExitStack() as stack:
-        stack.callback(_stop, [_hear(listener, Heard(*one)) for one in network.named_modules()])
-        scripted, graded = torch._C.ScriptFunction.__call__, torch.is_grad_enabled
+        stack.callback(
+            _restore, [_observe(observer, ObservedModule(*one)) for one in network.named_modules()]
+        )
+        call_scripted, grad_enabled = torch._C.ScriptFunction.__call__, torch.is_grad_enabled
 
         def call(function: Any, *args: Any, **kwargs: Any) -> Any:
             original = getattr(function, "_torchdynamo_inline", None)
             if original is None:
-                return scripted(function, *args, **kwargs)
+                return call_scripted(function, *args, **kwargs)
             return original(*args, **kwargs)
 
         def is_grad_enabled() -> bool:
-            listener.asked.add("grad")
-            return graded()
+            observer.queried.add("grad")
+            return grad_enabled()
 
         def set_(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
             found = torch._C.TensorBase.set_(tensor, *args, **kwargs)
-            listener.replaced(tensor, args[0] if args else kwargs.get("source"))
+            observer.on_memory_replaced(tensor, args[0] if args else kwargs.get("source"))
             return found
 
         stack.callback(delattr, Tensor, "set_")  # modes are not told of it
         Tensor.set_ = set_
-        stack.callback(setattr, torch._C.ScriptFunction, "__call__", scripted)
-        stack.callback(setattr, torch, "is_grad_enabled", graded)
+        stack.callback(setattr, torch._C.ScriptFunction, "__call__", call_scripted)
+        stack.callback(setattr, torch, "is_grad_enabled", grad_enabled)
         torch._C.ScriptFunction.__call__ = call
         torch.is_grad_enabled = is_grad_enabled
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
@@ -91,19 +93,19 @@ def listening(listener: Listener, network: nn.Module) -> Iterator[None]:
         yield
 
 
-def _hear(listener: Listener, heard: Heard) -> tuple[dict[str, Any], Any]:
+def _observe(observer: CallObserver, observed: ObservedModule) -> tuple[dict[str, Any], Any]:
     """Start to listen to a module; returns its variables, and the forward that was among them."""
-    state, forward = vars(heard.module), heard.module.forward
+    state, forward = vars(observed.module), observed.module.forward
     before = state.get("forward")
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        return listener.module(heard, forward, args, kwargs)
+        return observer.on_module(observed, forward, args, kwargs)
 
     state["forward"] = call
     return state, before
 
 
-def _stop(changed: list[tuple[dict[str, Any], Any]]) -> None:
+def _restore(changed: list[tuple[dict[str, Any], Any]]) -> None:
     """Give modules their forward back."""
     for state, before in changed:
         state.pop("forward") if before is None else state.update(forward=before)

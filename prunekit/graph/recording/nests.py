@@ -23,30 +23,30 @@ def _is_leaf(item: Any) -> bool:
     return True
 
 
-def mapped(nest: Any, change: Callable[[Any], Any]) -> Any:
+def tree_map(nest: Any, change: Callable[[Any], Any]) -> Any:
     """The same nest with every leaf changed."""
     kind = type(nest)
     if kind in _leaves:
         return change(nest)
     if kind is tuple or kind is list:  # spelled out, since it is what is mostly asked for
         return kind(
-            [change(item) if type(item) in _leaves else mapped(item, change) for item in nest]
+            [change(item) if type(item) in _leaves else tree_map(item, change) for item in nest]
         )
     if kind is dict:
-        return {key: mapped(item, change) for key, item in nest.items()} if nest else {}
+        return {key: tree_map(item, change) for key, item in nest.items()} if nest else {}
     return change(nest) if _is_leaf(nest) else _mapped(nest, change)
 
 
 def _mapped(nest: Any, change: Callable[[Any], Any]) -> Any:
     """The same for slices, and for what is derived from tuples, lists and dicts."""
     if isinstance(nest, tuple):
-        items = [mapped(item, change) for item in nest]
+        items = [tree_map(item, change) for item in nest]
         return tuple(items) if type(nest) is torch.Size else _like(nest, items)
     if isinstance(nest, list):
-        return [mapped(item, change) for item in nest]
+        return [tree_map(item, change) for item in nest]
     if isinstance(nest, dict):
-        return {key: mapped(item, change) for key, item in nest.items()}
-    return slice(*(mapped(item, change) for item in (nest.start, nest.stop, nest.step)))
+        return {key: tree_map(item, change) for key, item in nest.items()}
+    return slice(*(tree_map(item, change) for item in (nest.start, nest.stop, nest.step)))
 
 
 def _like(nest: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:

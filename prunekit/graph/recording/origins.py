@@ -12,40 +12,42 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunekit.graph.recording.nests import leaves_in
 
 
-class Unseen(Exception):
+class UnrecordedTensor(Exception):
     """A tensor turned up that no recorded operation made."""
 
 
-class Origins(TorchDispatchMode):
+class UnrecordedOrigins(TorchDispatchMode):
     """Sees every operation on numbers, those of compiled code and of maps over batches as well.
 
     What they make of recorded tensors, while no recorded step is at work, is unseen.
     """
 
-    def __init__(self, recorded: Callable[[Tensor], object], at_work: Callable[[], bool]) -> None:
+    def __init__(
+        self, recorded: Callable[[Tensor], object], is_recording: Callable[[], bool]
+    ) -> None:
         super().__init__()
         self._recorded = recorded
-        self._at_work = at_work
-        self._unseen: dict[int, Any] = {}  # memory by its address, held so that it is not reused
+        self._is_recording = is_recording
+        self._memories: dict[int, Any] = {}  # memory by its address, held so that it is not reused
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         found = func(*args, **(kwargs or {}))
-        if self._at_work():
+        if self._is_recording():
             return found
         given = leaves_in((args, kwargs or {}), Tensor)
-        if any(self._recorded(one) or self.unseen(one) for one in given):
+        if any(self._recorded(one) or self.is_unrecorded(one) for one in given):
             for tensor in leaves_in(found, Tensor):
                 memory = _memory(tensor)
                 if memory is not None:
-                    self._unseen[memory._cdata] = memory
+                    self._memories[memory._cdata] = memory
         return found
 
-    def unseen(self, tensor: Tensor) -> bool:
+    def is_unrecorded(self, tensor: Tensor) -> bool:
         """Whether a tensor came about like that."""
-        memory = _memory(tensor) if self._unseen else None
-        return memory is not None and memory._cdata in self._unseen
+        memory = _memory(tensor) if self._memories else None
+        return memory is not None and memory._cdata in self._memories
 
 
 def _memory(tensor: Tensor) -> Any:

@@ -16,18 +16,18 @@ from torch import nn
 
 from prunekit.errors import TraceError
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.recording.attributes import attributes_heard
-from prunekit.graph.recording.branches import Sides
-from prunekit.graph.recording.circumstances import Circumstances, Taken, other_flags
+from prunekit.graph.recording.attributes import attributes_observed
+from prunekit.graph.recording.branches import BranchSearch
+from prunekit.graph.recording.circumstances import Conditions, ForwardPass, flipped_flags
 from prunekit.graph.recording.lines import in_torch
-from prunekit.graph.recording.origins import Unseen
+from prunekit.graph.recording.twin import copy_network, first_line, set_mode
+from prunekit.graph.recording.origins import UnrecordedTensor
 from prunekit.graph.recording.recorder import Recorder
 from prunekit.graph.recording.steps import Recording
-from prunekit.graph.recording.twin import first_line, set_mode, twin_of
 from prunekit.modes import random_states_kept
 
 # shapes alone where that is enough, then numbers, then numbers with sizes that are not followed
-_WAYS = ((False, True), (True, True), (True, False))
+_FIDELITIES = ((False, True), (True, True), (True, False))
 
 
 def record(model: nn.Module, example: Arguments) -> list[Recording]:
@@ -35,16 +35,16 @@ def record(model: nn.Module, example: Arguments) -> list[Recording]:
 
     Raises TraceError where eval mode fails.
     """
-    return [one.recording for one in take(model, example)]
+    return [one.recording for one in record_passes(model, example)]
 
 
 def record_eval(model: nn.Module, example: Arguments) -> Recording:
     """The run in eval mode alone."""
     _check_signature(model, example)
-    return _first(model, example.one()).recording
+    return _record_eval_pass(model, example.single_example()).recording
 
 
-def take(model: nn.Module, example: Arguments) -> list[Taken]:
+def record_passes(model: nn.Module, example: Arguments) -> list[ForwardPass]:
     """All runs that differ in what is called on what, the one in eval mode first.
 
     The others are train mode and gradients, flags and other sizes of the inputs, each where the
@@ -52,95 +52,99 @@ def take(model: nn.Module, example: Arguments) -> list[Taken]:
     size makes the network fail, it does not take that.
     """
     _check_signature(model, example)
-    example = example.one()
-    first = _first(model, example)
+    example = example.single_example()
+    first = _record_eval_pass(model, example)
     found = [first]
-    for other in _modes(first):
-        _include(found, run(model, other))
-    for under, changed in other_flags(model, example):
-        again = _tried(model, replace(first.at, example=changed, under=under))
+    for other in _other_modes(first):
+        _add_if_new(found, record_pass(model, other))
+    for under, changed in flipped_flags(model, example):
+        again = _record_fallback(model, replace(first.conditions, example=changed, under=under))
         if again.works:
-            _include(found, again)
-    for again in Sides(first, partial(_tried, model)).runs():
-        _include(found, again)
+            _add_if_new(found, again)
+    for again in BranchSearch(first, partial(_record_fallback, model)).passes():
+        _add_if_new(found, again)
     return found
 
 
-def run(model: nn.Module, at: Circumstances) -> Taken:
+def record_pass(model: nn.Module, conditions: Conditions) -> ForwardPass:
     """A run of a fresh copy of a network; where it fails, `failed` of the recording says how."""
-    return run_twin(twin_of(model, at.numbers), at)
+    return record_copy(copy_network(model, conditions.numbers), conditions)
 
 
-def run_twin(twin: nn.Module, at: Circumstances) -> Taken:
+def record_copy(network: nn.Module, conditions: Conditions) -> ForwardPass:
     """The same for a copy that was made before, which is used up."""
-    set_mode(twin, at.training)
-    given = at.example.changed(lambda x: x.detach().clone()) if at.numbers else at.example.shapes()
-    recorder = Recorder(twin, at.sizes)
+    set_mode(network, conditions.training)
+    given = (
+        conditions.example.map_tensors(lambda x: x.detach().clone())
+        if conditions.numbers
+        else conditions.example.on_meta()
+    )
+    recorder = Recorder(network, conditions.sizes)
     with (
         random_states_kept(),
-        torch.set_grad_enabled(at.grad),
-        attributes_heard(recorder.width_read, recorder.mode_read),
+        torch.set_grad_enabled(conditions.grad),
+        attributes_observed(recorder.on_width_read, recorder.on_mode_read),
     ):
         try:
             recorder.run(given.args, dict(given.kwargs))
         except Exception as error:
-            recorder.fail(_told(error, recorder, at.example), error)
-    recorder.recording.under = at.under
-    kept = twin if recorder.left_alone and not at.numbers else None
-    return Taken(kept, recorder.recording, at, recorder.asked, recorder.error)
+            recorder.fail(_failure(error, recorder, conditions.example), error)
+    recorder.recording.under = conditions.under
+    kept = network if recorder.parameters_unchanged and not conditions.numbers else None
+    return ForwardPass(kept, recorder.recording, conditions, recorder.queried, recorder.error)
 
 
-def _include(found: list[Taken], again: Taken) -> None:
-    if not any(again.recording.alike(one.recording) for one in found):
+def _add_if_new(found: list[ForwardPass], again: ForwardPass) -> None:
+    if not any(again.recording.calls_same(one.recording) for one in found):
         found.append(again)
 
 
-def _first(model: nn.Module, example: Arguments) -> Taken:
-    taken = next(
+def _record_eval_pass(model: nn.Module, example: Arguments) -> ForwardPass:
+    forward_pass = next(
         one
-        for numbers, sizes in _WAYS
-        if (one := run(model, Circumstances(example, numbers, sizes))).works or not sizes
+        for numbers, sizes in _FIDELITIES
+        if (one := record_pass(model, Conditions(example, numbers, sizes))).works or not sizes
     )
-    if taken.works:
-        return taken
-    raise TraceError(f"{type(model).__name__} {taken.recording.failed}") from taken.error
+    if forward_pass.works:
+        return forward_pass
+    raise TraceError(f"{type(model).__name__} {forward_pass.recording.failed}") from forward_pass.error
 
 
-def _modes(first: Taken) -> Iterator[Circumstances]:
-    if "training" in first.asked:
-        yield replace(first.at, training=True, under="train mode")
-    if "grad" in first.asked:
-        yield replace(first.at, grad=True, under="gradients")
+def _other_modes(first: ForwardPass) -> Iterator[Conditions]:
+    if "training" in first.queried:
+        yield replace(first.conditions, training=True, under="train mode")
+    if "grad" in first.queried:
+        yield replace(first.conditions, grad=True, under="gradients")
 
 
-def _tried(model: nn.Module, at: Circumstances) -> Taken:
+def _record_fallback(model: nn.Module, conditions: Conditions) -> ForwardPass:
     """A run with numbers where shapes are not enough for it."""
-    taken = run(model, at)
-    for numbers, sizes in _WAYS[1:]:
-        if taken.works or not _needs_numbers(taken.error):
+    forward_pass = record_pass(model, conditions)
+    for numbers, sizes in _FIDELITIES[1:]:
+        if forward_pass.works or not _needs_numbers(forward_pass.error):
             break
-        taken = run(model, replace(at, numbers=numbers, sizes=sizes))
-    return taken
+        forward_pass = record_pass(model, replace(conditions, numbers=numbers, sizes=sizes))
+    return forward_pass
 
 
 def _needs_numbers(error: Exception | None) -> bool:
     """Whether a run failed for being recorded, not for what it was given."""
-    known = isinstance(error, Unseen | NotImplementedError | TypeError)
+    known = isinstance(error, UnrecordedTensor | NotImplementedError | TypeError)
     return known or "meta" in str(error).lower()
 
 
-def _told(error: Exception, recorder: Recorder, example: Arguments) -> str:
+def _failure(error: Exception, recorder: Recorder, example: Arguments) -> str:
     """What failed and where, behind the name of the network."""
-    if isinstance(error, Unseen):
+    if isinstance(error, UnrecordedTensor):
         return f"cannot be traced{_place(error)}: {first_line(error)}"
-    at = recorder.trying(_place(error))
+    at = recorder.describe_current(_place(error))
     return f"fails on an example of shape {example}{at}: {first_line(error)}"
 
 
 def _check_signature(model: nn.Module, example: Arguments) -> None:
     """Raise TraceError where the example does not fit the arguments of the forward."""
     if not isinstance(model, nn.Module):
-        twin_of(model)
+        copy_network(model)
     with suppress(ValueError):  # forwards that cannot be looked at
         signature = inspect.signature(model.forward)
         try:

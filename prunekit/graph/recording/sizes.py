@@ -13,10 +13,10 @@ Number = int | float
 class Tracker(Protocol):
     """Hears what a forward does with sizes."""
 
-    def computed(self, value: Number, op: Callable[..., Any], args: tuple[Any, ...]) -> Number:
+    def on_computed(self, value: Number, op: Callable[..., Any], args: tuple[Any, ...]) -> Number:
         """A number that was computed from sizes."""
 
-    def decided(self, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    def on_decided(self, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """The forward went on with a plain value: a branch, a loop or a number of its own."""
 
 
@@ -36,7 +36,7 @@ class _Tracked:
         return type(plain(self)), (plain(self),)
 
 
-class Size(_Tracked, int):
+class TrackedInt(_Tracked, int):
     """An integer that was read off a tensor's shape, or computed from one."""
 
     def __int__(self) -> int:
@@ -46,7 +46,7 @@ class Size(_Tracked, int):
         return _decide(self, float(plain(self)), float, (self,))
 
 
-class Ratio(_Tracked, float):
+class TrackedFloat(_Tracked, float):
     """A float that was computed from sizes."""
 
     def __int__(self) -> int:
@@ -56,26 +56,24 @@ class Ratio(_Tracked, float):
         return _decide(self, plain(self), float, (self,))
 
 
-def tracked(
-    value: Number, tracker: Tracker, op: Callable[..., Any], args: tuple[Any, ...]
-) -> Number:
+def track(value: Number, tracker: Tracker, op: Callable[..., Any], args: tuple[Any, ...]) -> Number:
     """The number with its origin: what was called on what; truth values are plain."""
     if isinstance(value, bool):
         return value
-    found = Size(value) if isinstance(value, int) else Ratio(value)
+    found = TrackedInt(value) if isinstance(value, int) else TrackedFloat(value)
     found.tracker, found.origin = tracker, (op, args)
     return found
 
 
 def plain(value: Any) -> Any:
     """A number without its origin; anything else as it is."""
-    if isinstance(value, Size):
+    if isinstance(value, TrackedInt):
         return int.__int__(value)
-    return float.__float__(value) if isinstance(value, Ratio) else value
+    return float.__float__(value) if isinstance(value, TrackedFloat) else value
 
 
 def _decide(one: _Tracked, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    one.tracker.decided(value, op, args)
+    one.tracker.on_decided(value, op, args)
     return value
 
 
@@ -84,7 +82,7 @@ def _computes(op: Callable[..., Any], swap: bool = False) -> Callable[..., Any]:
         if not all(isinstance(other, int | float) for other in others):
             return NotImplemented
         args = (*others, self) if swap else (self, *others)
-        return self.tracker.computed(op(*map(plain, args)), op, args)
+        return self.tracker.on_computed(op(*map(plain, args)), op, args)
 
     return method
 
@@ -100,7 +98,7 @@ def _decides(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
-for _kind in (Size, Ratio):
+for _kind in (TrackedInt, TrackedFloat):
     for _name in _BINARY:
         setattr(_kind, f"__{_name}__", _computes(getattr(operator, _name)))
         setattr(_kind, f"__r{_name}__", _computes(getattr(operator, _name), swap=True))

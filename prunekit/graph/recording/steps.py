@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunekit.graph.recording.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, tree_map
 
 
 class Kind(Enum):
@@ -28,7 +28,7 @@ class Kind(Enum):
     OUTPUT = "output"  # what the network returned
 
 
-HELD = (Kind.TENSOR, Kind.CONSTANT)  # what was there before the run
+STORED = (Kind.TENSOR, Kind.CONSTANT)  # what was there before the run
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -50,7 +50,7 @@ class Step:
     calls: tuple[tuple[int, str], ...] = ()
     line: tuple[str, int] | None = None
     guard: bool = False
-    asks: bool = False
+    is_query: bool = False
     sources: tuple[Step, ...] = ()
     users: list[Step] = field(default_factory=list)
 
@@ -81,7 +81,7 @@ class Recording:
 
     def add(self, step: Step) -> Step:
         """Append a step, and tell those that it reads."""
-        step.asks = step.kind is Kind.CALL and not leaves_in(step.result, Tensor)
+        step.is_query = step.kind is Kind.CALL and not leaves_in(step.result, Tensor)
         step.sources = tuple(dict.fromkeys(steps_in((step.args, step.kwargs))))
         for source in step.sources:
             source.users.append(step)
@@ -108,11 +108,11 @@ class Recording:
 
         return [
             f"{step.kind.value} {step.name or word(step.target)} "
-            f"{mapped((step.args, step.kwargs), word)}"
+            f"{tree_map((step.args, step.kwargs), word)}"
             for step in self.steps
         ]
 
-    def alike(self, other: Recording) -> bool:
+    def calls_same(self, other: Recording) -> bool:
         """Whether the same was called on the same, whatever the sizes."""
         return len(self._called) == len(other._called) and self._outline == other._outline
 
@@ -124,12 +124,16 @@ class Recording:
     def _outline(self) -> list[tuple[Any, ...]]:
         places = {step: place for place, step in enumerate(self.steps)}
         return [
-            (*called(step), literals(step, _PLACES), *(places[source] for source in step.sources))
+            (
+                *callee(step),
+                literals(step, _POSITIONAL),
+                *(places[source] for source in step.sources),
+            )
             for step in self._called
         ]
 
 
-def called(step: Step) -> tuple[Any, ...]:
+def callee(step: Step) -> tuple[Any, ...]:
     """What a step calls, the same in every run; functions made in a forward go by their name."""
     name = None if step.kind is Kind.CONSTANT else step.name or step.target
     return step.kind, getattr(name, "__qualname__", name)
@@ -139,13 +143,15 @@ def literals(step: Step, kinds: Collection[type] = (int, float, bool, str)) -> A
     """The arguments of a step with only literals of these types left in them."""
     if not step.args and not step.kwargs:
         return ()
-    return mapped((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in kinds else None)
+    return tree_map((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in kinds else None)
 
 
-_PLACES = frozenset({int, str})  # dimensions, channels and modes: what they touch depends on these
+_POSITIONAL = frozenset(
+    {int, str}
+)  # dimensions, channels and modes: what they touch depends on these
 
 
-def novel(recordings: Sequence[Recording]) -> list[Recording]:
+def without_repeats(recordings: Sequence[Recording]) -> list[Recording]:
     """The recordings with a line of code, or a layer, that none before them has."""
     seen: set[Any] = set()
     found = []
@@ -162,9 +168,9 @@ def steps_in(nest: Any) -> list[Step]:
     return leaves_in(nest, Step)
 
 
-def replayed(nest: Any, results: dict[Step, Any]) -> Any:
+def with_results(nest: Any, results: dict[Step, Any]) -> Any:
     """Nested arguments with what every step has made in its place."""
-    return mapped(nest, lambda leaf: results[leaf] if type(leaf) is Step else leaf)
+    return tree_map(nest, lambda leaf: results[leaf] if type(leaf) is Step else leaf)
 
 
 _HOMES = (operator, torch.special, torch, functional)
@@ -207,6 +213,6 @@ def _own_name(func: Callable[..., Any]) -> str | None:
     return getattr(func, "__name__", None) if known else None
 
 
-def tensors_among(nests: Iterable[Any]) -> list[Tensor]:
+def tensors_in(nests: Iterable[Any]) -> list[Tensor]:
     """All tensors in nested arguments."""
     return leaves_in(tuple(nests), Tensor)

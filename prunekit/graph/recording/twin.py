@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from prunekit.errors import TraceError
-from prunekit.graph.recording.nests import leaves_in, mapped
-from prunekit.graph.table import of_layer
+from prunekit.graph.recording.nests import leaves_in, tree_map
+from prunekit.graph.table import layer_operation
 
 _CONTAINERS = (
     *(nn.Sequential, nn.ModuleList, nn.ModuleDict),
@@ -32,7 +32,7 @@ _STANDARD = frozenset(vars(nn.Module()))
 _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.Size, type})
 
 
-class Opened(nn.Module):
+class UnwrappedModule(nn.Module):
     """Stands for a wrapper inside a network; `inner` is the name that it has for its module."""
 
     def __init__(self, inner: str, module: nn.Module) -> None:
@@ -45,7 +45,7 @@ class Opened(nn.Module):
         return getattr(self, self.inner)(*args, **kwargs)
 
 
-class Scripted(nn.Module):
+class CompiledModule(nn.Module):
     """Stands for a module that is compiled by torch.jit, whose code is not looked into."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -66,23 +66,23 @@ class Scripted(nn.Module):
 
         given = (args, kwargs)
         meta = any(tensor.is_meta for tensor in leaves_in(given, Tensor))
-        args, kwargs = mapped(given, filled)
+        args, kwargs = tree_map(given, filled)
         found = self.compiled(*args, **kwargs)
-        return mapped(found, emptied) if meta else found
+        return tree_map(found, emptied) if meta else found
 
 
 def is_layer(module: nn.Module) -> bool:
     """Whether a module is one step: its forward is inherited from torch.nn, under whatever name."""
     if isinstance(module, _CONTAINERS) or "forward" in vars(module):
         return False
-    entry = of_layer(module)
-    if isinstance(module, Scripted) or (entry is not None and entry.whole):
+    entry = layer_operation(module)
+    if isinstance(module, CompiledModule) or (entry is not None and entry.opaque):
         return True
     home = type(module).forward.__module__ or ""  # generated code has none
     return home.startswith(("torch.nn.", "torch.ao.nn."))
 
 
-def twin_of(model: nn.Module, numbers: bool = False) -> nn.Module:
+def copy_network(model: nn.Module, numbers: bool = False) -> nn.Module:
     """A copy of a network that can be run without consequences, in eval mode.
 
     Parameters hold shapes only, or their `numbers`; buffers of the user's own modules hold numbers
@@ -94,13 +94,14 @@ def twin_of(model: nn.Module, numbers: bool = False) -> nn.Module:
     if any(isinstance(leaf, nn.parameter.UninitializedTensorMixin) for _, leaf in tensors):
         raise TraceError(f"{type(model).__name__} has lazy layers; run one batch through it first")
     memo: dict[int, Any] = {
-        id(leaf): _copied(leaf, numbers or _own(module, leaf)) for module, leaf in tensors
+        id(leaf): _copy_tensor(leaf, numbers or _is_user_constant(module, leaf))
+        for module, leaf in tensors
     }
     try:
-        twin = _twin(model, memo, numbers)
-        for module in twin.modules():
-            _rebind(module, memo)
-        return twin
+        network = _copy_module(model, memo, numbers)
+        for module in network.modules():
+            _rebind_closures(module, memo)
+        return network
     except Exception as error:
         raise TraceError(
             f"{type(model).__name__} cannot be copied: {first_line(error)}; "
@@ -128,27 +129,29 @@ def _check(model: Any) -> None:
         raise TraceError(f"{kind} is compiled by torch.jit; give the module that it was made of")
 
 
-def _own(module: nn.Module, leaf: Tensor) -> bool:
+def _is_user_constant(module: nn.Module, leaf: Tensor) -> bool:
     """Whether a tensor is a constant of a module of the user's own."""
     if isinstance(leaf, nn.Parameter) or not leaf.is_leaf:
         return False
     return not type(module).__module__.startswith("torch.")
 
 
-def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
+def _copy_module(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
     """What copy.deepcopy would make, in a tenth of the time: layers hold little of their own."""
     if id(module) in memo:
         return memo[id(module)]
-    inner = wrapped(module)
+    inner = wrapped_name(module)
     if inner is not None or isinstance(module, torch.jit.ScriptModule):
-        twin: nn.Module = _stand_in(module, inner, memo, numbers)
-        memo[id(module)] = twin
-        return twin
-    twin = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
+        network: nn.Module = _stand_in(module, inner, memo, numbers)
+        memo[id(module)] = network
+        return network
+    network = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
     state = dict(vars(module))
     for key, value in state.items():
         if key == "_modules":
-            state[key] = {n: child and _twin(child, memo, numbers) for n, child in value.items()}
+            state[key] = {
+                n: child and _copy_module(child, memo, numbers) for n, child in value.items()
+            }
         elif key in ("_parameters", "_buffers"):
             state[key] = {name: memo.get(id(leaf)) for name, leaf in value.items()}
         elif key in _FORWARD_HOOKS:
@@ -165,29 +168,29 @@ def _twin(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
             continue
         elif not _is_plain(value):
             state[key] = copy.deepcopy(value, memo)
-    vars(twin).update(state, training=False)
-    return twin
+    vars(network).update(state, training=False)
+    return network
 
 
-def _rebind(twin: nn.Module, memo: dict[int, Any]) -> None:
+def _rebind_closures(network: nn.Module, memo: dict[int, Any]) -> None:
     """Functions that a module keeps are closures over the copy, not over the network itself."""
 
     def change(leaf: Any) -> Any:
-        return _rebound(leaf, memo) if isinstance(leaf, FunctionType) else leaf
+        return _copy_closure(leaf, memo) if isinstance(leaf, FunctionType) else leaf
 
-    state = vars(twin)
+    state = vars(network)
     own = {key: value for key, value in state.items() if key not in _STANDARD}
     for held, found in ((state, own), *((state[key], state[key]) for key in _FORWARD_HOOKS)):
         for key, value in found.items():
             if type(value) in (FunctionType, list, tuple, dict) and leaves_in(value, FunctionType):
-                held[key] = mapped(value, change)
+                held[key] = tree_map(value, change)
 
 
-def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+def _copy_closure(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     if not function.__closure__ or id(function) in memo:
         return memo.get(id(function), function)
     memo[id(function)] = function
-    cells = tuple(_cell(cell, memo) for cell in function.__closure__)
+    cells = tuple(_copy_cell(cell, memo) for cell in function.__closure__)
     if any(new is not old for new, old in zip(cells, function.__closure__, strict=True)):
         code, name = function.__code__, function.__name__
         again = FunctionType(code, function.__globals__, name, function.__defaults__, cells)
@@ -196,14 +199,14 @@ def _rebound(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     return memo[id(function)]
 
 
-def _cell(cell: CellType, memo: dict[int, Any]) -> CellType:
+def _copy_cell(cell: CellType, memo: dict[int, Any]) -> CellType:
     """A cell with the copy of what is in it: of a module, a tensor, a list or another closure."""
     try:
         content = cell.cell_contents
     except ValueError:  # nothing was put in
         return cell
     if isinstance(content, FunctionType):
-        found = _rebound(content, memo)
+        found = _copy_closure(content, memo)
     elif isinstance(content, list | dict | tuple):
         with suppress(Exception):  # what cannot be copied is shared
             return CellType(copy.deepcopy(content, memo))
@@ -223,11 +226,11 @@ def _stand_in(
     module: nn.Module, inner: str | None, memo: dict[int, Any], numbers: bool
 ) -> nn.Module:
     if inner is not None:
-        return Opened(inner, _twin(getattr(module, inner), memo, numbers)).eval()
-    return Scripted(copy.deepcopy(module).eval()).eval()
+        return UnwrappedModule(inner, _copy_module(getattr(module, inner), memo, numbers)).eval()
+    return CompiledModule(copy.deepcopy(module).eval()).eval()
 
 
-def wrapped(module: nn.Module) -> str | None:
+def wrapped_name(module: nn.Module) -> str | None:
     """The name that a wrapper of torch has for the module in it; None for other modules."""
     if type(module).__name__ == "OptimizedModule":
         return "_orig_mod"
@@ -247,7 +250,7 @@ def _tensors(module: nn.Module) -> list[Tensor]:
     return [leaf for leaf in held if isinstance(leaf, Tensor)]
 
 
-def _copied(leaf: Tensor, numbers: bool) -> Tensor:
+def _copy_tensor(leaf: Tensor, numbers: bool) -> Tensor:
     if numbers and not leaf.is_meta:
         content = leaf.detach().clone()
     else:
