@@ -21,7 +21,7 @@ from prunekit.criteria.base import (
     scores_of_complete_groups,
 )
 from prunekit.errors import ConfigError
-from prunekit.graph.ops.activations import is_relu6
+from prunekit.graph.ops.elementwise import is_relu6
 from prunekit.graph.recording.steps import operation_name
 from prunekit.graph.table import named_operation
 from prunekit.modes import evaluating_unchanged

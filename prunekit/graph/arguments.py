@@ -1,4 +1,4 @@
-"""What a network is called with: an example, as arguments by position and by name."""
+"""The arguments of a network: an example, as arguments by position and by name."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ Example = Any  # a tensor; a tuple of arguments; a mapping of arguments by name
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """The arguments of one call, in which tensors may lie in lists, tuples and dicts."""
+    """The arguments of one call, with tensors in any nest of lists, tuples and dicts."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     @classmethod
     def of(cls, example: Example) -> Arguments:
-        """A tensor is the one argument, a tuple or list are several, a mapping has them by name.
+        """Return arguments for a tensor, for a tuple or list of arguments, or for a dict by name.
 
-        TraceError for what holds no tensor, or an empty one.
+        Raises TraceError for an example without tensors, or with an empty one.
         """
         if isinstance(example, Arguments):
             return example
         if isinstance(example, Mapping):
-            found = cls((), dict(example))
+            arguments = cls((), dict(example))
         elif isinstance(example, tuple | list):
-            found = cls(tuple(example), {})
+            arguments = cls(tuple(example), {})
         else:
-            found = cls((example,), {})
-        return found.validated()
+            arguments = cls((example,), {})
+        return arguments.validated()
 
     def validated(self) -> Arguments:
-        """The same; TraceError for what cannot be an example."""
+        """Return the arguments; raises TraceError if they cannot be an example."""
         if not self.tensors:
             kinds = ", ".join(type(x).__name__ for x in (*self.args, *self.kwargs.values()))
             raise TraceError(
@@ -52,47 +52,52 @@ class Arguments:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors among them, in order."""
+        """All tensors among the arguments, in order."""
         return leaves_in((self.args, dict(self.kwargs)), Tensor)
 
     def map_tensors(self, change: Callable[[Tensor], Any]) -> Arguments:
-        """The same with every tensor changed."""
+        """Return the arguments with every tensor changed."""
 
-        def one(leaf: Any) -> Any:
+        def change_tensor(leaf: Any) -> Any:
             return change(leaf) if isinstance(leaf, Tensor) else leaf
 
-        return Arguments(tree_map(self.args, one), tree_map(dict(self.kwargs), one))
+        return Arguments(
+            tree_map(self.args, change_tensor), tree_map(dict(self.kwargs), change_tensor)
+        )
 
     @property
     def single_tensor(self) -> Tensor | None:
-        """The one argument, where it is a tensor that is given by position."""
-        only = self.args[0] if len(self.args) == 1 and not self.kwargs else None
-        return only if isinstance(only, Tensor) else None
+        """The only argument, if it is a tensor that is given by position."""
+        argument = self.args[0] if len(self.args) == 1 and not self.kwargs else None
+        return argument if isinstance(argument, Tensor) else None
 
     @property
     def device(self) -> torch.device:
-        """Where the first tensor is."""
+        """The device of the first tensor."""
         return self.tensors[0].device
 
     def to(self, device: str | torch.device) -> Arguments:
-        """The same on a device."""
+        """Return the arguments on a device."""
         return self.map_tensors(lambda tensor: tensor.to(device))
 
     def call(self, network: Callable[..., Any]) -> Any:
-        """What a network, or any other function, returns for them."""
+        """Return the result of a network, or another function, for the arguments."""
         return network(*self.args, **self.kwargs)
 
     def is_batched(self, tensor: Tensor) -> bool:
-        """Whether its first dimension is as long as that of the first tensor: one for examples."""
+        """Return whether the first dimension of a tensor is the batch dimension, by its size."""
         first = self.tensors[0].shape[:1]
         return bool(first) and tensor.shape[:1] == first
 
     def with_batch(self, batch: Tensor) -> Arguments:
-        """Those with a batch in place of their one tensor; themselves where there are several."""
+        """Return the arguments with a batch in place of their tensor.
+
+        Several tensors are left unchanged.
+        """
         return self.map_tensors(lambda _: batch) if len(self.tensors) == 1 else self
 
     def single_example(self) -> Arguments:
-        """Those of a single example, where all that is batched stands in the arguments directly."""
+        """Return the arguments with a batch of one, for tensors that are arguments themselves."""
         direct = {id(leaf) for leaf in (*self.args, *self.kwargs.values())}
 
         def first(tensor: Tensor) -> Tensor:
@@ -101,7 +106,7 @@ class Arguments:
         return self.map_tensors(first)
 
     def on_meta(self) -> Arguments:
-        """The same on the meta device."""
+        """Return the arguments on the meta device."""
         return self.map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"))
 
     def __str__(self) -> str:
@@ -109,7 +114,7 @@ class Arguments:
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a layer is called on: its first argument, or the one named `input`."""
+    """Return the input of a layer: its first argument, or the one named `input`."""
     if args:
         return args[0]
     return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()), None)
@@ -118,7 +123,7 @@ def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 def with_input(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call on something else."""
+    """Return the arguments of a layer with another input."""
     if args:
         return (value, *args[1:]), dict(kwargs)
     name = "input" if "input" in kwargs else next(iter(kwargs))

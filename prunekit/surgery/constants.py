@@ -18,8 +18,8 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, input_of
+from prunekit.graph.dataflow import followers, lent_biases
 from prunekit.graph.layers import channel_dim, is_weighted, layer_named
-from prunekit.graph.readers import followers, lent_biases
 from prunekit.graph.table import function_operation, layer_operation, named_arguments
 from prunekit.modes import evaluating
 from prunekit.surgery.equivalence import compute_outputs, rounding, train_mode_outputs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.errors import SurgeryError
-from prunekit.graph.strides import like_strides
+from prunekit.graph.slicing import like_strides
 from prunekit.graph.wrappers import network_in
 from prunekit.modes import duplicate
 from prunekit.surgery.edits import Edit

@@ -15,8 +15,8 @@ from torch import nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
+from prunekit.graph.dataflow import needed_only_by, operand_branches, steps_reaching
 from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.walks import needed_only_by, operand_branches, steps_reaching
 from prunekit.methods.hinge import InsertMatrices, Matrices, Placement, fold
 from prunekit.methods.hinge.blocks import Layout, blocks
 

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from prunekit.errors import SurgeryError, TraceError
 from prunekit.graph import ChannelGraph
-from prunekit.graph.partition import Partition
+from prunekit.graph.labels import Partition
 from prunekit.measure import CostModel, fvcore_macs
 from prunekit.surgery import Narrow
 

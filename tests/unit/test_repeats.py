@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from prunekit.graph import ChannelGraph
-from prunekit.graph.discovery import Dependencies
+from prunekit.graph.dependencies import Dependencies
 from prunekit.graph.recording.steps import Kind
-from prunekit.graph.rehearsal import NarrowedReplay
-from prunekit.graph.repeats import Repeats
+from prunekit.graph.replay import Repeats
+from prunekit.graph.validation import NarrowedReplay
 
 IMAGES = torch.zeros(1, 3, 16, 16)
 

@@ -1,4 +1,4 @@
-"""Normalisation, and what else holds numbers for every channel."""
+"""Norm layers, and other layers and functions with numbers for every channel."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph.calls import Call
-from prunekit.graph.ops.passing import (
+from prunekit.graph.labels import LabeledTensor
+from prunekit.graph.ops.rules import (
     ELSEWHERE,
     along_dim,
     mix_dims,
@@ -19,16 +20,15 @@ from prunekit.graph.ops.passing import (
     varies_elsewhere,
 )
 from prunekit.graph.recording.steps import Kind, Step
-from prunekit.graph.run import Replay
+from prunekit.graph.replay import Replay
 from prunekit.graph.slicing import common_indices, indices, narrow_tensor
 from prunekit.graph.table import Indices, layer_operation, named_operation, register_operation
-from prunekit.graph.values import LabeledTensor
 
 Narrow = Callable[[Any, Indices, Indices], None]
 
 
 def per_channel(replay: Replay, call: Call) -> Any:
-    """A layer with numbers for every channel, which pass."""
+    """Pass a layer with numbers for every channel."""
     value, *others = call.values
     if others or value.meta.ndim < 2 or varies_elsewhere(replay, call, 1):
         return replay.freeze_inputs(call, ELSEWHERE)
@@ -39,7 +39,7 @@ def per_channel(replay: Replay, call: Call) -> Any:
 
 
 def by_function(replay: Replay, call: Call) -> Any:
-    """Statistics, scales and shifts given as arguments belong to the channels they meet."""
+    """Pass a function that is given statistics, scales and shifts of channels."""
     value, *others = call.values
     if value.meta.ndim < 2 or varies_elsewhere(replay, call, 1):
         return replay.freeze_inputs(call, ELSEWHERE)
@@ -47,7 +47,7 @@ def by_function(replay: Replay, call: Call) -> Any:
 
 
 def _lent(replay: Replay, call: Call, labels: Any, others: list[LabeledTensor]) -> LabeledTensor:
-    """Pass a function with the numbers of a layer, or with others."""
+    """Pass a function with the parameters of a layer, or with other tensors."""
     value, owner = call.values[0], norm_owner(replay.network, call.step)
     if owner is not None:
         replay.visit_norm(
@@ -61,19 +61,19 @@ def _lent(replay: Replay, call: Call, labels: Any, others: list[LabeledTensor]) 
 
 
 def norm_owner(network: nn.Module, step: Step) -> str | None:
-    """The layer whose statistics, scale and shift a function is given; None if they are others."""
+    """Return the layer whose statistics, scale and shift a function is given, or None."""
     entry = named_operation(step.name)
     if entry is None or entry.weighted or not entry.argument_names:
         return None
-    held = [str(one.target) for one in step.sources if one.kind is Kind.TENSOR]
-    owners = {path.rpartition(".")[0] for path in held}
+    paths = [str(one.target) for one in step.sources if one.kind is Kind.TENSOR]
+    owners = {path.rpartition(".")[0] for path in paths}
     owner = owners.pop() if len(owners) == 1 else None
-    layer = None if owner is None else layer_operation(network.get_submodule(owner))
-    return owner if layer is not None and layer.narrow and not layer.weighted else None
+    entry = None if owner is None else layer_operation(network.get_submodule(owner))
+    return owner if entry is not None and entry.narrow and not entry.weighted else None
 
 
 def in_groups(replay: Replay, call: Call) -> Any:
-    """The channels that are normalised together vanish together, which leaves the rest exact."""
+    """Unite the channels of each group, since the statistics of a kept group must not change."""
     if varies_elsewhere(replay, call, 1):
         return replay.freeze_inputs(call, ELSEWHERE)
     labels = call.values[0].along(1)
@@ -83,7 +83,7 @@ def in_groups(replay: Replay, call: Call) -> Any:
 
 
 def in_groups_by_function(replay: Replay, call: Call) -> Any:
-    """The same by a function: the number of groups is that of a layer, or computed, or constant."""
+    """Do the same for a function, whose number of groups must be that of a layer, or computed."""
     value, *others = call.values
     if varies_elsewhere(replay, call, 1):
         return replay.freeze_inputs(call, ELSEWHERE)
@@ -100,31 +100,31 @@ def in_groups_by_function(replay: Replay, call: Call) -> Any:
 
 
 def _same_fate(replay: Replay, call: Call, labels: Any, size: int) -> None:
-    rows = labels.reshape(-1, size)
-    replay.unite(rows, rows[:, :1], call)
+    groups = labels.reshape(-1, size)
+    replay.unite(groups, groups[:, :1], call)
 
 
 def over_channels(replay: Replay, call: Call) -> Any:
-    """Norms over channels: frozen, or followed where that was asked for."""
+    """Freeze channels that are normalised over, or follow them if `over_norms` is set."""
     value, module = call.values[0], call.module
     if module is None:
         shape = call.argument(1, "normalized_shape")
         return mix_dims(replay, call, range(value.meta.ndim - len(shape), value.meta.ndim))
-    own = _permutes(module)
-    dims = list(value.varying) if own else []
-    if not own:
+    permutes = _permutes(module)
+    dims = list(value.varying) if permutes else []
+    if not permutes:
         dims = [d for d in value.varying if d >= value.meta.ndim - len(module.normalized_shape)]
     if not dims:
         return LabeledTensor(value.meta, value.labels)
-    alone = len(value.varying) == 1 and len(module.normalized_shape) == 1
-    if not (replay.over_norms and alone):
+    single = len(value.varying) == 1 and len(module.normalized_shape) == 1
+    if not (replay.over_norms and single):
         return replay.freeze_inputs(call, "it mixes channels")
     replay.visit_norm(call, value.along(dims[0]))
     return LabeledTensor(value.meta, value.labels)
 
 
 def _permutes(module: nn.Module) -> bool:
-    """Whether a norm has a forward of its own, around torch's: then channels come second."""
+    """Return whether a norm has a forward of its own, around torch's: then channels come second."""
     return not type(module).forward.__module__.startswith("torch.")
 
 
@@ -156,7 +156,7 @@ def narrow_group_norm(module: nn.GroupNorm, keep_in: Indices, keep_out: Indices)
 
 
 def narrow_over_channels(module: Any, keep_in: Indices, keep_out: Indices) -> None:
-    """Keep scales, and shifts where there are some, of the last dimension."""
+    """Keep scales, and shifts if there are some, along the last dimension."""
     keep = indices(common_indices(keep_in, keep_out), module.normalized_shape[-1])
     for name in ("weight", "bias"):
         if hasattr(module, name):

@@ -1,6 +1,7 @@
-"""Branches on sizes: which sides of them were seen, and at which input sizes the others are.
+"""Find input sizes at which branches of the forward on sizes take their other sides.
 
-What a forward compares is computed again for other sizes, so that few of them have to be tried.
+Comparisons are computed again for other sizes from the recorded steps, so few sizes have to be
+tried.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from prunekit.graph.recording.circumstances import (
+from prunekit.graph.recording.conditions import (
     Conditions,
     ForwardPass,
     ImageInputs,
@@ -22,10 +23,9 @@ from prunekit.graph.recording.circumstances import (
 from prunekit.graph.recording.nests import leaves_in
 from prunekit.graph.recording.steps import Kind, Recording, Step, steps_in, with_results
 
-_MOST = 8  # runs beside those at half and at double size
-_ATTEMPTS = 3  # at the other side of one branch
-
-_DEEPEST = 9  # numbers that are computed in more steps are told apart no further
+_MOST_SIZES = 8  # besides half and double size
+_ATTEMPTS = 3  # for the other side of one branch
+_DEPTH = 9  # steps of a computation by which formulas are compared
 _NEIGHBOURS = 3  # lines
 
 Sizes = tuple[int, ...]
@@ -33,9 +33,9 @@ Sizes = tuple[int, ...]
 
 @dataclass(eq=False)
 class Branch:
-    """A comparison in the code of one module, with all that was seen of it.
+    """A comparison in the code of one module, with all outcomes so far.
 
-    `reads` are the numbers it was made of, at every size of the inputs.
+    `reads` are the sizes that are compared, for every tried size of the inputs.
     """
 
     guard: Step
@@ -44,35 +44,35 @@ class Branch:
 
     @property
     def compared_dims(self) -> int:
-        """How many dimensions of an image are compared."""
+        """The number of image dimensions that are compared."""
         changing = [len(set(numbers)) > 1 for numbers in zip(*self.reads.values(), strict=False)]
         reads = zip(_reads(self.guard), changing, strict=False)
-        return len({tuple(leaves_in(read.args, int)) for read, moves in reads if moves})
+        return len({tuple(leaves_in(read.args, int)) for read, changes in reads if changes})
 
     @property
     def depends(self) -> bool:
-        """Whether what is compared changes with the size of the inputs."""
+        """Whether the comparison depends on the size of the inputs."""
         return len({tuple(numbers) for numbers in self.reads.values()}) > 1
 
     @property
     def one_sided(self) -> bool:
-        """Whether it depends on the size, and only one side was seen."""
+        """Whether it depends on the size, and had one outcome only."""
         return self.depends and len(self.outcomes) == 1
 
     def flips_at(self, usual: Sizes, size: Sizes) -> bool:
-        """Whether the other side is likely taken at a size, judged by two that were seen."""
-        here = self.reads[usual]
-        other = next(one for one in self.reads if self.reads[one] != here)
+        """Return whether the outcome is likely another at a size, interpolated from two sizes."""
+        reads = self.reads[usual]
+        other = next(size for size in self.reads if self.reads[size] != reads)
         numbers = [
             _interpolate(usual[0], a, other[0], b, size[0])
-            for a, b in zip(here, self.reads[other], strict=False)
+            for a, b in zip(reads, self.reads[other], strict=False)
         ]
-        known: dict[Step, Any] = dict(zip(_reads(self.guard), numbers, strict=False))
+        results: dict[Step, Any] = dict(zip(_reads(self.guard), numbers, strict=False))
         with suppress(ArithmeticError, TypeError, ValueError, KeyError):
             for step in self._computation:
-                args, kwargs = with_results((step.args, step.kwargs), known)
-                known[step] = step.target(*args, **kwargs)
-            return bool(known[self.guard]) not in self.outcomes
+                args, kwargs = with_results((step.args, step.kwargs), results)
+                results[step] = step.target(*args, **kwargs)
+            return bool(results[self.guard]) not in self.outcomes
         return False
 
     @cached_property
@@ -82,7 +82,7 @@ class Branch:
 
 
 class BranchSearch:
-    """Runs a network at other sizes of its inputs, where its forward goes by these."""
+    """Records a network at other sizes of its inputs, if its forward branches on them."""
 
     def __init__(
         self, first: ForwardPass, record_pass: Callable[[Conditions], ForwardPass]
@@ -92,16 +92,14 @@ class BranchSearch:
         self.branches: dict[Any, Branch] = {}
         self._tried_sizes: set[Sizes] = set()
         self._attempts: Counter[Any] = Counter()
-        self._failing: set[Any] = set()  # comparisons and outcomes at which runs ended
-        self._nearest: dict[Any, Sizes | None] = {}  # what turns a comparison; None: no size does
-        self._allow_large = (
-            not first.conditions.numbers
-        )  # where nothing is computed large inputs cost nothing
+        self._failing: set[Any] = set()  # comparisons and outcomes at which passes ended
+        self._nearest: dict[Any, Sizes | None] = {}  # that flips a comparison, or None
+        self._allow_large = not first.conditions.numbers  # shapes alone cost nothing
 
     def passes(self) -> Iterator[ForwardPass]:
-        """The runs that the network takes; what stays open becomes a note of the first recording.
+        """Yield passes that work; note branches that keep one side in the first recording.
 
-        Where a run fails, as by an assertion, the network does not take that size.
+        A pass that fails, as by an assertion, means that the network does not accept that size.
         """
         yield from self._two_examples()
         inputs = ImageInputs.of(self.first.conditions.example)
@@ -112,53 +110,53 @@ class BranchSearch:
         for size in self._sizes(inputs):
             self._tried_sizes.add(size)
             under = describe_size(size)
-            found = self.record_pass(
+            forward_pass = self.record_pass(
                 replace(self.first.conditions, example=inputs.resized(size), under=under)
             )
-            self._register(found.recording, size)
-            worked |= found.works
-            if found.works:
-                yield found
+            self._register(forward_pass.recording, size)
+            worked |= forward_pass.works
+            if forward_pass.works:
+                yield forward_pass
         if worked:
             self._note_open(inputs)
 
     def _two_examples(self) -> Iterator[ForwardPass]:
-        """A run on two examples, where the forward goes by how many there are."""
-        if any(_index(one) == 0 for guard in self._size_guards for one in guard[1]):
+        """Yield a pass on two examples, if the forward branches on how many there are."""
+        if any(_index(read) == 0 for guard in self._size_guards for read in guard[1]):
             example = with_two_examples(self.first.conditions.example)
-            found = self.record_pass(
+            forward_pass = self.record_pass(
                 replace(self.first.conditions, example=example, under="two examples")
             )
-            if found.works:
-                yield found
+            if forward_pass.works:
+                yield forward_pass
 
     @cached_property
     def _size_guards(self) -> list[tuple[Step, list[Step]]]:
-        """What the forward decided by sizes, with those that it read off what was computed."""
+        """The guards, each with the sizes of computed tensors that it depends on."""
         guards = [step for step in self.first.recording.steps if step.guard]
-        made = _from_inputs(self.first.recording) if guards else set()
-        return [(guard, [one for one in _reads(guard) if one in made]) for guard in guards]
+        computed = _from_inputs(self.first.recording) if guards else set()
+        return [(guard, [read for read in _reads(guard) if read in computed]) for guard in guards]
 
     @cached_property
     def _spatial_guards(self) -> list[Step]:
-        """What the forward decided by sizes that may be those of the inputs."""
+        """The guards that depend on sizes which may be those of the inputs."""
         return [guard for guard, reads in self._size_guards if any(map(_spatial, reads))]
 
     def _sizes(self, inputs: ImageInputs) -> Iterator[Sizes]:
         yield inputs.scaled(0.5)
         compared = all(isinstance(guard.result, bool) for guard in self._spatial_guards)
-        record_pass = all(len(branch.reads) > 1 for branch in self.branches.values())
-        moved = any(branch.depends for branch in self.branches.values())
-        if moved or not compared or not record_pass or not self.first.conditions.sizes:
+        tried_all = all(len(branch.reads) > 1 for branch in self.branches.values())
+        dependent = any(branch.depends for branch in self.branches.values())
+        if dependent or not compared or not tried_all or not self.first.conditions.sizes:
             yield inputs.scaled(2)
-        for _ in range(_MOST):
+        for _ in range(_MOST_SIZES):
             size = next(self._target_sizes(inputs), None)
             if size is None:
                 return
             yield size
 
     def _target_sizes(self, inputs: ImageInputs) -> Iterator[Sizes]:
-        """Sizes at which branches that are open take their other sides."""
+        """Yield sizes at which open branches take their other sides."""
         for branch in self.branches.values():
             line = branch.guard.line  # the same in every module of a class
             if self._is_open(branch) and self._attempts[line] < _ATTEMPTS:
@@ -166,51 +164,53 @@ class BranchSearch:
                 yield from self._flipping_size(inputs, branch)
 
     def _is_open(self, branch: Branch) -> bool:
-        """Whether one side was not seen, and the forward does not end there, as by an assertion.
+        """Return whether one side is missing, and the forward does not fail there.
 
-        Height and width are mostly asserted in neighbouring lines, and by every module alike.
+        Height and width are often asserted in neighbouring lines, and by every module with the same
+        code.
         """
-        (file, line), words = branch.guard.line or ("", 0), _formula(branch.guard)
-        end_units = (
-            (other or ("", 0))
-            for other, compared, outcome in self._failing
-            if compared == words and outcome not in branch.outcomes
+        (file, line), formula = branch.guard.line or ("", 0), _formula(branch.guard)
+        failures = (
+            (place or ("", 0))
+            for place, other_formula, outcome in self._failing
+            if other_formula == formula and outcome not in branch.outcomes
         )
         return branch.one_sided and not any(
-            name == file and abs(number - line) <= _NEIGHBOURS for name, number in end_units
+            name == file and abs(other_line - line) <= _NEIGHBOURS for name, other_line in failures
         )
 
     def _flipping_size(self, inputs: ImageInputs, branch: Branch) -> Iterator[Sizes]:
-        near = (
+        sizes = (
             size for size in self._flipping_sizes(inputs, branch) if size not in self._tried_sizes
         )
-        size = next(near, None)
+        size = next(sizes, None)
         if size is not None:
             yield size
         elif branch.compared_dims > 1 and inputs.uneven() not in self._tried_sizes:
             yield inputs.uneven()
 
     def _flipping_sizes(self, inputs: ImageInputs, branch: Branch) -> Iterator[Sizes]:
-        """Sizes at which a branch likely takes the side that was not seen, the nearest first."""
+        """Yield sizes at which a branch likely takes its missing side, the nearest first."""
         if inputs.size not in branch.reads:
             return
-        alike = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
-        if self._nearest.get(alike, inputs.size) is None:
+        key = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
+        if self._nearest.get(key, inputs.size) is None:
             return
         for size in inputs.nearby(self._allow_large):
             if branch.flips_at(inputs.size, size):
-                self._nearest.setdefault(alike, size)
+                self._nearest.setdefault(key, size)
                 yield size
-        self._nearest.setdefault(alike, None)
+        self._nearest.setdefault(key, None)
 
     def _can_flip(self, inputs: ImageInputs, branch: Branch) -> bool:
-        """Whether there is such a size."""
-        alike = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
-        if alike not in self._nearest:
+        """Return whether there is such a size."""
+        key = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
+        if key not in self._nearest:
             return any(True for _ in self._flipping_sizes(inputs, branch))
-        return self._nearest[alike] is not None
+        return self._nearest[key] is not None
 
     def _register(self, recording: Recording, size: Sizes) -> None:
+        """Add the outcomes of a recording."""
         for step in recording.steps:
             if step.guard and isinstance(step.result, bool):
                 path = step.calls[-1][1] if step.calls else ""
@@ -218,7 +218,9 @@ class BranchSearch:
                 branch.outcomes.add(step.result)
                 branch.reads.setdefault(size, _numbers(step))
         last = recording.steps[-2:-1] if recording.failed is not None else []
-        self._failing.update((s.line, _formula(s), s.result) for s in last if s.guard)
+        self._failing.update(
+            (step.line, _formula(step), step.result) for step in last if step.guard
+        )
 
     def _note_open(self, inputs: ImageInputs) -> None:
         for branch in self.branches.values():
@@ -231,38 +233,38 @@ class BranchSearch:
 
 
 def _from_inputs(recording: Recording) -> set[Step]:
-    """The steps that compute from inputs."""
-    found: set[Step] = set()
+    """Return the steps that compute from inputs."""
+    steps: set[Step] = set()
     for step in recording.steps:
-        if step.kind is Kind.INPUT or any(source in found for source in step.sources):
-            found.add(step)
-    return found
+        if step.kind is Kind.INPUT or any(source in steps for source in step.sources):
+            steps.add(step)
+    return steps
 
 
 def _reads(step: Step) -> list[Step]:
-    """The sizes that a number was computed from, each read off a tensor; in order."""
-    found: dict[Step, None] = {}
+    """Return the sizes, each read off a tensor, that a number was computed from, in order."""
+    reads: dict[Step, None] = {}
 
-    def visit(one: Step) -> None:
-        for source in steps_in((one.args, one.kwargs)):
-            if source not in seen and source.is_query:
-                seen.add(source)
-                found.update({source: None}) if _is_read(source) else visit(source)
+    def visit(current: Step) -> None:
+        for source in steps_in((current.args, current.kwargs)):
+            if source not in visited and source.is_query:
+                visited.add(source)
+                reads.update({source: None}) if _is_read(source) else visit(source)
 
-    seen: set[Step] = set()
+    visited: set[Step] = set()
     visit(step)
-    return [*found]
+    return [*reads]
 
 
 def _is_read(step: Step) -> bool:
-    """Whether a step reads a single size; one of all sizes is read by taking an item of it."""
+    """Return whether a step reads a single size; from a whole shape, taking an item reads it."""
     inner = [source for source in step.sources if source.is_query]
-    taken = step.name == "getitem" and len(inner) == 1 and not _is_read(inner[0])
-    return (not inner and isinstance(step.result, int)) or (taken and not inner[0].guard)
+    is_item = step.name == "getitem" and len(inner) == 1 and not _is_read(inner[0])
+    return (not inner and isinstance(step.result, int)) or (is_item and not inner[0].guard)
 
 
 def _spatial(read: Step) -> bool:
-    """Whether what a step reads may change with the size of the inputs; the batch stays."""
+    """Return whether a size may change with the size of the inputs; that of the batch does not."""
     (source,) = read.sources[:1]
     tensor = source.sources[0] if source.is_query else source
     index = _index(read)
@@ -270,7 +272,7 @@ def _spatial(read: Step) -> bool:
 
 
 def _index(read: Step) -> int | None:
-    """The dimension whose size a step reads; None for the number of all entries."""
+    """Return the dimension whose size a step reads; None for the number of all entries."""
     return next((arg for arg in read.args[1:] if isinstance(arg, int)), None)
 
 
@@ -279,26 +281,26 @@ def _numbers(guard: Step) -> list[int]:
 
 
 def _formula(step: Step, depth: int = 0) -> Any:
-    """How a number is computed, from whichever side of an image."""
-    if _is_read(step) or not step.is_query or depth > _DEEPEST:
+    """Return how a number is computed, without the dimension of the image that it is read off."""
+    if _is_read(step) or not step.is_query or depth > _DEPTH:
         return "read"
     args = [_formula(arg, depth + 1) if isinstance(arg, Step) else repr(arg) for arg in step.args]
     return (step.name, *args)
 
 
-def _computation_of(step: Step, before: set[Step]) -> list[Step]:
-    """A step behind those that it needs, without those that are there before."""
-    if step in before:
+def _computation_of(step: Step, done: set[Step]) -> list[Step]:
+    """Return a step and the steps that it needs, in order, without those that are done."""
+    if step in done:
         return []
-    before.add(step)
-    inner = [one for source in step.sources for one in _computation_of(source, before)]
+    done.add(step)
+    inner = [inner_step for source in step.sources for inner_step in _computation_of(source, done)]
     return [*inner, step]
 
 
-def _interpolate(usual: int, here: int, other: int, there: int, size: int) -> int:
-    """A number at a size, from two sizes at which it was seen: proportional, squared or linear."""
+def _interpolate(usual: int, value: int, other: int, other_value: int, size: int) -> int:
+    """Return a number at a size: proportional, squared or linear between two known sizes."""
     for power in (1, 2):
-        if abs(there * usual**power - here * other**power) < max(usual, other) ** power:
-            return round(here * (size / usual) ** power)
-    slope = (there - here) / (other - usual) if other != usual else 0
-    return round(here + slope * (size - usual))
+        if abs(other_value * usual**power - value * other**power) < max(usual, other) ** power:
+            return round(value * (size / usual) ** power)
+    slope = (other_value - value) / (other - usual) if other != usual else 0
+    return round(value + slope * (size - usual))

@@ -11,12 +11,7 @@ from typing import Literal
 from torch import nn
 
 from prunekit.graph.arguments import Arguments, Example
-from prunekit.graph.layers import CONVOLUTIONS
-from prunekit.graph.recording.twin import copy_network
-from prunekit.graph.recording.runs import record_eval
-from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.table import step_operation
-from prunekit.graph.walks import (
+from prunekit.graph.dataflow import (
     combines_two,
     input_steps,
     needed_only_by,
@@ -24,6 +19,11 @@ from prunekit.graph.walks import (
     producing_layers,
     steps_reaching,
 )
+from prunekit.graph.layers import CONVOLUTIONS
+from prunekit.graph.recording.copies import copy_network
+from prunekit.graph.recording.passes import record_eval
+from prunekit.graph.recording.steps import Kind, Recording, Step
+from prunekit.graph.table import step_operation
 from prunekit.graph.whole_groups import removes_whole_groups
 
 KINDS = ("basic", "preactivation", "bottleneck", "grouped", "branch", "dense", "plain")
@@ -77,7 +77,7 @@ class Layout:
         return tuple(_with_names(sorted(unnamed, key=lambda block: order[block.layers[0]])))
 
     @cached_property
-    def callee(self) -> tuple[str, ...]:
+    def called(self) -> tuple[str, ...]:
         """The convolutions, also transposed ones, that are called as modules."""
         steps = [n for n in self.recording.steps if n in self.layers and n.kind is Kind.LAYER]
         return tuple(dict.fromkeys(str(step.target) for step in steps if self._convolves(step)))
@@ -177,8 +177,8 @@ class Layout:
         names = tuple(str(step.target) for step in layers)
         kind = "branch" if taken & {*names} else self._kind(end, layers, side)
         if kind == "branch":
-            callee = [n for n in layers if n.kind is Kind.LAYER and n not in self._stems]
-            distinct = dict.fromkeys(str(n.target) for n in callee if self._convolves(n))
+            called = [n for n in layers if n.kind is Kind.LAYER and n not in self._stems]
+            distinct = dict.fromkeys(str(n.target) for n in called if self._convolves(n))
             names = tuple(n for n in distinct if n not in taken and self._may_have_matrix(n))
         return [Block(kind, "", names)] if names else []
 

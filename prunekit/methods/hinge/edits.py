@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.arguments import Example
 from prunekit.graph.layers import CONVOLUTIONS, layer_named
-from prunekit.graph.strides import like_strides
+from prunekit.graph.slicing import like_strides
 from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
 from prunekit.methods.hinge.matrices import Conv, Hinged, Site, hinged_modules
 from prunekit.methods.hinge.placement import Placement

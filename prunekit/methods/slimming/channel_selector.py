@@ -14,17 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.calls import Call
+from prunekit.graph.dataflow import producing_layers, steps_after
+from prunekit.graph.labels import LabeledTensor, resize, spread
 from prunekit.graph.layers import is_batch_norm, layer_named
 from prunekit.graph.ops.norms import norm_owner
-from prunekit.graph.ops.passing import ELSEWHERE, varies_elsewhere
-from prunekit.graph.recording.twin import copy_network
-from prunekit.graph.recording.runs import record
+from prunekit.graph.ops.rules import ELSEWHERE, varies_elsewhere
+from prunekit.graph.recording.copies import copy_network
+from prunekit.graph.recording.passes import record
 from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.run import Replay
+from prunekit.graph.replay import Replay
 from prunekit.graph.slicing import indices, narrow_tensor
 from prunekit.graph.table import Indices, register_operation, step_operation
-from prunekit.graph.values import LabeledTensor, resize, spread
-from prunekit.graph.walks import producing_layers, steps_after
 from prunekit.surgery.edits import register, replace_module
 
 

@@ -1,4 +1,4 @@
-"""Sizes that remember how they were computed, so that a recorded run can be played for others."""
+"""Track how sizes are computed, and which tensors come from operations that are not recorded."""
 
 from __future__ import annotations
 
@@ -7,24 +7,31 @@ import operator
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prunekit.graph.recording.nests import leaves_in
+
 Number = int | float
 
 
 class Tracker(Protocol):
-    """Hears what a forward does with sizes."""
+    """Gets what a forward does with sizes."""
 
     def on_computed(self, value: Number, op: Callable[..., Any], args: tuple[Any, ...]) -> Number:
-        """A number that was computed from sizes."""
+        """Return a number that was computed from sizes, tracked if it should be."""
 
     def on_decided(self, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """The forward went on with a plain value: a branch, a loop or a number of its own."""
+        """Take note that the forward goes on with a plain value, as in a branch or a loop."""
 
 
 class _Tracked:
-    """What integers and floats have in common; arithmetic is tracked, comparisons are decisions."""
+    """The common part of both classes: arithmetic is tracked, comparisons are decisions."""
 
     tracker: Tracker
     origin: tuple[Callable[..., Any], tuple[Any, ...]]
+    step: Any = None  # of the recording, once it is used
 
     def __hash__(self) -> int:
         raise TypeError("a size that is tracked has no hash, so that no cache keeps it")
@@ -57,23 +64,23 @@ class TrackedFloat(_Tracked, float):
 
 
 def track(value: Number, tracker: Tracker, op: Callable[..., Any], args: tuple[Any, ...]) -> Number:
-    """The number with its origin: what was called on what; truth values are plain."""
+    """Return the number with its origin, an operation and its arguments; a bool stays plain."""
     if isinstance(value, bool):
         return value
-    found = TrackedInt(value) if isinstance(value, int) else TrackedFloat(value)
-    found.tracker, found.origin = tracker, (op, args)
-    return found
+    number = TrackedInt(value) if isinstance(value, int) else TrackedFloat(value)
+    number.tracker, number.origin = tracker, (op, args)
+    return number
 
 
 def plain(value: Any) -> Any:
-    """A number without its origin; anything else as it is."""
+    """Return a number without its origin, and any other value unchanged."""
     if isinstance(value, TrackedInt):
         return int.__int__(value)
     return float.__float__(value) if isinstance(value, TrackedFloat) else value
 
 
-def _decide(one: _Tracked, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    one.tracker.on_decided(value, op, args)
+def _decide(number: _Tracked, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    number.tracker.on_decided(value, op, args)
     return value
 
 
@@ -111,3 +118,50 @@ for _kind in (TrackedInt, TrackedFloat):
     _kind.__round__ = _computes(round)
     _kind.__bool__ = _decides(operator.truth)
     _kind.__divmod__ = lambda self, other: (self // other, self % other)
+
+
+class UnrecordedTensor(Exception):
+    """A tensor that no recorded operation computed."""
+
+
+class UnrecordedOrigins(TorchDispatchMode):
+    """Finds the tensors that operations outside of recorded steps compute from recorded tensors.
+
+    It gets every operation on numbers, also those in compiled code and in maps over batches.
+    """
+
+    def __init__(
+        self, recorded: Callable[[Tensor], object], is_recording: Callable[[], bool]
+    ) -> None:
+        super().__init__()
+        self._recorded = recorded
+        self._is_recording = is_recording
+        self._memories: dict[int, Any] = {}  # memory by its address, held so that it is not reused
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if self._is_recording():
+            return found
+        given = leaves_in((args, kwargs or {}), Tensor)
+        if any(self._recorded(one) or self.is_unrecorded(one) for one in given):
+            for tensor in leaves_in(found, Tensor):
+                memory = _memory(tensor)
+                if memory is not None:
+                    self._memories[memory._cdata] = memory
+        return found
+
+    def is_unrecorded(self, tensor: Tensor) -> bool:
+        """Return whether an operation outside of recorded steps computed a tensor."""
+        memory = _memory(tensor) if self._memories else None
+        return memory is not None and memory._cdata in self._memories
+
+
+def _memory(tensor: Tensor) -> Any:
+    if tensor.is_meta or tensor.layout != torch.strided:
+        return None
+    try:
+        return tensor.untyped_storage()
+    except (RuntimeError, NotImplementedError):  # tensors that only stand for others
+        return None

@@ -1,4 +1,4 @@
-"""Which runs of a network are recorded: eval mode, and whatever else its forward may do."""
+"""Record the forward passes of a network: eval mode, and everything else its forward may do."""
 
 from __future__ import annotations
 
@@ -16,65 +16,66 @@ from torch import nn
 
 from prunekit.errors import TraceError
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.recording.attributes import attributes_observed
 from prunekit.graph.recording.branches import BranchSearch
-from prunekit.graph.recording.circumstances import Conditions, ForwardPass, flipped_flags
-from prunekit.graph.recording.lines import in_torch
-from prunekit.graph.recording.twin import copy_network, first_line, set_mode
-from prunekit.graph.recording.origins import UnrecordedTensor
+from prunekit.graph.recording.conditions import Conditions, ForwardPass, flipped_flags
+from prunekit.graph.recording.copies import copy_network, first_line, set_mode
+from prunekit.graph.recording.hooks import attributes_observed
 from prunekit.graph.recording.recorder import Recorder
-from prunekit.graph.recording.steps import Recording
+from prunekit.graph.recording.steps import Recording, in_torch
+from prunekit.graph.recording.tracking import UnrecordedTensor
 from prunekit.modes import random_states_kept
 
-# shapes alone where that is enough, then numbers, then numbers with sizes that are not followed
+# (numbers, sizes): shapes alone if that is enough, then numbers, then sizes that are not tracked
 _FIDELITIES = ((False, True), (True, True), (True, False))
 
 
 def record(model: nn.Module, example: Arguments) -> list[Recording]:
-    """The run of a network in eval mode, and those that differ from it in what is called on what.
+    """Return the recording in eval mode, and those that make other calls or on other values.
 
-    Raises TraceError where eval mode fails.
+    Raises TraceError if eval mode fails.
     """
-    return [one.recording for one in record_passes(model, example)]
+    return [forward_pass.recording for forward_pass in record_passes(model, example)]
 
 
 def record_eval(model: nn.Module, example: Arguments) -> Recording:
-    """The run in eval mode alone."""
+    """Return the recording in eval mode alone."""
     _check_signature(model, example)
     return _record_eval_pass(model, example.single_example()).recording
 
 
 def record_passes(model: nn.Module, example: Arguments) -> list[ForwardPass]:
-    """All runs that differ in what is called on what, the one in eval mode first.
+    """Return all passes that make other calls or on other values, the one in eval mode first.
 
-    The others are train mode and gradients, flags and other sizes of the inputs, each where the
-    forward may depend on it. What fails in train mode is recorded up to there; where a flag or a
-    size makes the network fail, it does not take that.
+    The others have train mode, gradients, other flags, and other sizes of inputs, each if the
+    forward may depend on it. In train mode, a pass that fails is recorded up to the error; with
+    other flags and sizes it is left out, since the network does not accept them.
     """
     _check_signature(model, example)
     example = example.single_example()
     first = _record_eval_pass(model, example)
-    found = [first]
+    passes = [first]
     for other in _other_modes(first):
-        _add_if_new(found, record_pass(model, other))
-    for under, changed in flipped_flags(model, example):
-        again = _record_fallback(model, replace(first.conditions, example=changed, under=under))
-        if again.works:
-            _add_if_new(found, again)
-    for again in BranchSearch(first, partial(_record_fallback, model)).passes():
-        _add_if_new(found, again)
-    return found
+        _add_if_new(passes, record_pass(model, other))
+    for description, flipped in flipped_flags(model, example):
+        other = _record_fallback(
+            model, replace(first.conditions, example=flipped, under=description)
+        )
+        if other.works:
+            _add_if_new(passes, other)
+    for other in BranchSearch(first, partial(_record_fallback, model)).passes():
+        _add_if_new(passes, other)
+    return passes
 
 
 def record_pass(model: nn.Module, conditions: Conditions) -> ForwardPass:
-    """A run of a fresh copy of a network; where it fails, `failed` of the recording says how."""
+    """Record a fresh copy of a network; if it fails, `failed` of the recording says how."""
     return record_copy(copy_network(model, conditions.numbers), conditions)
 
 
 def record_copy(network: nn.Module, conditions: Conditions) -> ForwardPass:
-    """The same for a copy that was made before, which is used up."""
+    """Record a copy that was made before, and is used up."""
     set_mode(network, conditions.training)
-    given = (
+    arguments = (
         conditions.example.map_tensors(lambda x: x.detach().clone())
         if conditions.numbers
         else conditions.example.on_meta()
@@ -86,7 +87,7 @@ def record_copy(network: nn.Module, conditions: Conditions) -> ForwardPass:
         attributes_observed(recorder.on_width_read, recorder.on_mode_read),
     ):
         try:
-            recorder.run(given.args, dict(given.kwargs))
+            recorder.run(arguments.args, dict(arguments.kwargs))
         except Exception as error:
             recorder.fail(_failure(error, recorder, conditions.example), error)
     recorder.recording.under = conditions.under
@@ -94,20 +95,19 @@ def record_copy(network: nn.Module, conditions: Conditions) -> ForwardPass:
     return ForwardPass(kept, recorder.recording, conditions, recorder.queried, recorder.error)
 
 
-def _add_if_new(found: list[ForwardPass], again: ForwardPass) -> None:
-    if not any(again.recording.calls_same(one.recording) for one in found):
-        found.append(again)
+def _add_if_new(passes: list[ForwardPass], other: ForwardPass) -> None:
+    if not any(other.recording.calls_same(known.recording) for known in passes):
+        passes.append(other)
 
 
 def _record_eval_pass(model: nn.Module, example: Arguments) -> ForwardPass:
-    forward_pass = next(
-        one
-        for numbers, sizes in _FIDELITIES
-        if (one := record_pass(model, Conditions(example, numbers, sizes))).works or not sizes
-    )
-    if forward_pass.works:
-        return forward_pass
-    raise TraceError(f"{type(model).__name__} {forward_pass.recording.failed}") from forward_pass.error
+    for numbers, sizes in _FIDELITIES:
+        forward_pass = record_pass(model, Conditions(example, numbers, sizes))
+        if forward_pass.works:
+            return forward_pass
+    raise TraceError(
+        f"{type(model).__name__} {forward_pass.recording.failed}"
+    ) from forward_pass.error
 
 
 def _other_modes(first: ForwardPass) -> Iterator[Conditions]:
@@ -118,7 +118,7 @@ def _other_modes(first: ForwardPass) -> Iterator[Conditions]:
 
 
 def _record_fallback(model: nn.Module, conditions: Conditions) -> ForwardPass:
-    """A run with numbers where shapes are not enough for it."""
+    """Record a pass, with numbers if shapes are not enough for it."""
     forward_pass = record_pass(model, conditions)
     for numbers, sizes in _FIDELITIES[1:]:
         if forward_pass.works or not _needs_numbers(forward_pass.error):
@@ -128,13 +128,13 @@ def _record_fallback(model: nn.Module, conditions: Conditions) -> ForwardPass:
 
 
 def _needs_numbers(error: Exception | None) -> bool:
-    """Whether a run failed for being recorded, not for what it was given."""
+    """Return whether a pass failed because of the recording, and not because of its input."""
     known = isinstance(error, UnrecordedTensor | NotImplementedError | TypeError)
     return known or "meta" in str(error).lower()
 
 
 def _failure(error: Exception, recorder: Recorder, example: Arguments) -> str:
-    """What failed and where, behind the name of the network."""
+    """Return what failed and where, as text after the name of the network."""
     if isinstance(error, UnrecordedTensor):
         return f"cannot be traced{_place(error)}: {first_line(error)}"
     at = recorder.describe_current(_place(error))
@@ -142,28 +142,28 @@ def _failure(error: Exception, recorder: Recorder, example: Arguments) -> str:
 
 
 def _check_signature(model: nn.Module, example: Arguments) -> None:
-    """Raise TraceError where the example does not fit the arguments of the forward."""
+    """Raise TraceError if the example does not fit the arguments of the forward."""
     if not isinstance(model, nn.Module):
         copy_network(model)
-    with suppress(ValueError):  # forwards that cannot be looked at
+    with suppress(ValueError):  # forwards without a signature
         signature = inspect.signature(model.forward)
         try:
             signature.bind(*example.args, **example.kwargs)
         except TypeError as error:
-            named = ", ".join(f"{name}=" for name in example.kwargs)
+            names = ", ".join(f"{name}=" for name in example.kwargs)
             raise TraceError(
                 f"{type(model).__name__}.forward takes ({', '.join(signature.parameters)}), the "
-                f"example holds {named or f'{len(example.args)} tensor(s)'}; give an example with "
+                f"example holds {names or f'{len(example.args)} tensor(s)'}; give an example with "
                 "one tensor for each argument, or a dict with their names"
             ) from error
 
 
 def _place(error: Exception) -> str:
     frames = traceback.extract_tb(error.__traceback__)
-    mine = [frame for frame in frames if not in_torch(frame.filename)]
-    if not mine:
+    user_frames = [frame for frame in frames if not in_torch(frame.filename)]
+    if not user_frames:
         return ""
-    last = mine[-1]
+    last = user_frames[-1]
     code = linecache.getline(last.filename, last.lineno or 0).strip()
-    shown = f" ({code})" if code else ""
-    return f" at {Path(last.filename).name}:{last.lineno}{shown}"
+    text = f" ({code})" if code else ""
+    return f" at {Path(last.filename).name}:{last.lineno}{text}"

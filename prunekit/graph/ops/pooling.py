@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from prunekit.graph.calls import Call
-from prunekit.graph.ops.passing import spatial
-from prunekit.graph.ops.results import adaptive_pool_shapes
-from prunekit.graph.run import Replay
+from prunekit.graph.labels import LabeledTensor, compress
+from prunekit.graph.ops.rules import spatial
+from prunekit.graph.replay import Replay
+from prunekit.graph.shapes import adaptive_pool_shapes
 from prunekit.graph.table import register_operation
-from prunekit.graph.values import LabeledTensor, compress
 
 _POOLS = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool")
 _FUNCTIONS = ("max_pool", "avg_pool", "lp_pool", "adaptive_max_pool")
@@ -21,18 +21,21 @@ _ZERO_PADS = ("ZeroPad", "ConstantPad")
 
 
 def pad(replay: Replay, call: Call) -> Any:
-    """Padding along channels adds entries that stay; elsewhere it belongs to its channel."""
+    """Pad a tensor.
+
+    Padding along channels adds frozen entries; other padding belongs to its channel.
+    """
     value = call.values[0]
     amounts = list(call.argument(1, "pad", "padding"))
     mode = call.argument(2, "mode", default="constant")
     labels = value.labels
-    for back in range(len(amounts) // 2):
-        dim = value.meta.ndim - 1 - back
+    for offset in range(len(amounts) // 2):
+        dim = value.meta.ndim - 1 - offset
         channels = dim in value.varying or (dim == 1 and value.meta.shape[dim] == 1)
-        if channels and any(amounts[2 * back : 2 * back + 2]):
+        if channels and any(amounts[2 * offset : 2 * offset + 2]):
             if mode != "constant":
                 return replay.freeze_inputs(call, "it pads channels with copies of others")
-            sides = [0, 0] * back + amounts[2 * back : 2 * back + 2]
+            sides = [0, 0] * offset + amounts[2 * offset : 2 * offset + 2]
             labels = torch.nn.functional.pad(labels, sides)
     return LabeledTensor(call.meta_result(), compress(labels))
 

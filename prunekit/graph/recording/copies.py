@@ -1,11 +1,12 @@
-"""Copies of a network to be run in its place: shapes only, or with its numbers."""
+"""Copies of a network that are run in its place, and the removal of what such runs leave behind."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from types import CellType, FunctionType
+from types import CellType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ _PLAIN = frozenset({int, float, bool, str, type(None), torch.dtype, torch.Size, 
 
 
 class UnwrappedModule(nn.Module):
-    """Stands for a wrapper inside a network; `inner` is the name that it has for its module."""
+    """Replaces a wrapper in a copied network; `inner` is the wrapper's name for its module."""
 
     def __init__(self, inner: str, module: nn.Module) -> None:
         super().__init__()
@@ -41,12 +42,12 @@ class UnwrappedModule(nn.Module):
         self.add_module(inner, module)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module in it returns."""
+        """Return the result of the wrapped module."""
         return getattr(self, self.inner)(*args, **kwargs)
 
 
 class CompiledModule(nn.Module):
-    """Stands for a module that is compiled by torch.jit, whose code is not looked into."""
+    """Replaces a module that is compiled by torch.jit, whose code is not recorded."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class CompiledModule(nn.Module):
         self.device = next((tensor.device for tensor in held), torch.device("cpu"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the compiled module returns; of shapes, which it cannot read, what zeros give."""
+        """Return the result of the compiled module, which reads meta tensors as zeros."""
 
         def filled(leaf: Any) -> Any:
             shape = isinstance(leaf, Tensor) and leaf.is_meta
@@ -65,37 +66,37 @@ class CompiledModule(nn.Module):
             return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
 
         given = (args, kwargs)
-        meta = any(tensor.is_meta for tensor in leaves_in(given, Tensor))
+        has_shapes = any(tensor.is_meta for tensor in leaves_in(given, Tensor))
         args, kwargs = tree_map(given, filled)
-        found = self.compiled(*args, **kwargs)
-        return tree_map(found, emptied) if meta else found
+        result = self.compiled(*args, **kwargs)
+        return tree_map(result, emptied) if has_shapes else result
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether a module is one step: its forward is inherited from torch.nn, under whatever name."""
+    """Return whether a module is one step, because its forward is inherited from torch.nn."""
     if isinstance(module, _CONTAINERS) or "forward" in vars(module):
         return False
     entry = layer_operation(module)
     if isinstance(module, CompiledModule) or (entry is not None and entry.opaque):
         return True
-    home = type(module).forward.__module__ or ""  # generated code has none
-    return home.startswith(("torch.nn.", "torch.ao.nn."))
+    package = type(module).forward.__module__ or ""  # generated code has none
+    return package.startswith(("torch.nn.", "torch.ao.nn."))
 
 
 def copy_network(model: nn.Module, numbers: bool = False) -> nn.Module:
-    """A copy of a network that can be run without consequences, in eval mode.
+    """Return a copy of a network, in eval mode, whose forward has no effect on the network.
 
-    Parameters hold shapes only, or their `numbers`; buffers of the user's own modules hold numbers
-    in either case, so that what is computed from them alone is known. Hooks of the user stay. What
-    a network computed and kept is detached. Raises TraceError.
+    Parameters are on the meta device, or have their `numbers`; buffers of the user's own modules
+    have numbers in both cases, so that what is computed from them alone is known. Hooks of the user
+    are copied. Tensors that the network computed and kept are detached. Raises TraceError.
     """
     _check(model)
-    tensors = [(module, leaf) for module in model.modules() for leaf in _tensors(module)]
-    if any(isinstance(leaf, nn.parameter.UninitializedTensorMixin) for _, leaf in tensors):
+    leaves = [(module, leaf) for module in model.modules() for leaf in _tensors(module)]
+    if any(isinstance(leaf, nn.parameter.UninitializedTensorMixin) for _, leaf in leaves):
         raise TraceError(f"{type(model).__name__} has lazy layers; run one batch through it first")
     memo: dict[int, Any] = {
         id(leaf): _copy_tensor(leaf, numbers or _is_user_constant(module, leaf))
-        for module, leaf in tensors
+        for module, leaf in leaves
     }
     try:
         network = _copy_module(model, memo, numbers)
@@ -110,18 +111,18 @@ def copy_network(model: nn.Module, numbers: bool = False) -> nn.Module:
 
 
 def set_mode(network: nn.Module, training: bool) -> None:
-    """Set the mode of a network but for its layers, which have none of their own here."""
+    """Set the mode of a network without its layers, whose own mode does not matter here."""
     for module in network.modules():
         vars(module)["training"] = False if is_layer(module) else training
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line."""
+    """Return the first line of an error message."""
     return next(iter(str(error).splitlines()), type(error).__name__).rstrip(". ")
 
 
 def _check(model: Any) -> None:
-    """Raise TraceError for what is no network."""
+    """Raise TraceError for models that are no networks."""
     kind = type(model).__name__
     if not isinstance(model, nn.Module):
         raise TraceError(f"the model is a {kind}, not a torch.nn.Module; give the network itself")
@@ -130,14 +131,14 @@ def _check(model: Any) -> None:
 
 
 def _is_user_constant(module: nn.Module, leaf: Tensor) -> bool:
-    """Whether a tensor is a constant of a module of the user's own."""
+    """Return whether a tensor is a constant of a user's own module."""
     if isinstance(leaf, nn.Parameter) or not leaf.is_leaf:
         return False
     return not type(module).__module__.startswith("torch.")
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
-    """What copy.deepcopy would make, in a tenth of the time: layers hold little of their own."""
+    """Return what copy.deepcopy would, in a tenth of the time, since layers hold few objects."""
     if id(module) in memo:
         return memo[id(module)]
     inner = wrapped_name(module)
@@ -173,7 +174,7 @@ def _copy_module(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.M
 
 
 def _rebind_closures(network: nn.Module, memo: dict[int, Any]) -> None:
-    """Functions that a module keeps are closures over the copy, not over the network itself."""
+    """Make functions that a module keeps closures over the copy in place of the network."""
 
     def change(leaf: Any) -> Any:
         return _copy_closure(leaf, memo) if isinstance(leaf, FunctionType) else leaf
@@ -187,39 +188,40 @@ def _rebind_closures(network: nn.Module, memo: dict[int, Any]) -> None:
 
 
 def _copy_closure(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
+    """Return a function with copied cells, if any of its cells needs a copy."""
     if not function.__closure__ or id(function) in memo:
         return memo.get(id(function), function)
     memo[id(function)] = function
     cells = tuple(_copy_cell(cell, memo) for cell in function.__closure__)
     if any(new is not old for new, old in zip(cells, function.__closure__, strict=True)):
         code, name = function.__code__, function.__name__
-        again = FunctionType(code, function.__globals__, name, function.__defaults__, cells)
-        again.__kwdefaults__ = function.__kwdefaults__
-        memo[id(function)] = again
+        copied = FunctionType(code, function.__globals__, name, function.__defaults__, cells)
+        copied.__kwdefaults__ = function.__kwdefaults__
+        memo[id(function)] = copied
     return memo[id(function)]
 
 
 def _copy_cell(cell: CellType, memo: dict[int, Any]) -> CellType:
-    """A cell with the copy of what is in it: of a module, a tensor, a list or another closure."""
+    """Return a cell with the copy of its module, tensor, container or closure."""
     try:
         content = cell.cell_contents
     except ValueError:  # nothing was put in
         return cell
     if isinstance(content, FunctionType):
-        found = _copy_closure(content, memo)
+        copied = _copy_closure(content, memo)
     elif isinstance(content, list | dict | tuple):
         with suppress(Exception):  # what cannot be copied is shared
             return CellType(copy.deepcopy(content, memo))
         return cell
     else:
-        found = memo.get(id(content), content)
-    return cell if found is content else CellType(found)
+        copied = memo.get(id(content), content)
+    return cell if copied is content else CellType(copied)
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether nothing of a value needs to be copied."""
+    """Return whether no part of a value needs to be copied."""
     kind = type(value)
-    return kind in _PLAIN or (kind is tuple and all(type(one) in _PLAIN for one in value))
+    return kind in _PLAIN or (kind is tuple and all(type(item) in _PLAIN for item in value))
 
 
 def _stand_in(
@@ -231,23 +233,24 @@ def _stand_in(
 
 
 def wrapped_name(module: nn.Module) -> str | None:
-    """The name that a wrapper of torch has for the module in it; None for other modules."""
+    """Return a torch wrapper's name for the module in it; None for other modules."""
     if type(module).__name__ == "OptimizedModule":
         return "_orig_mod"
     return "module" if isinstance(module, _WRAPPERS) else None
 
 
 def _user_hooks(hooks: Any, memo: dict[int, Any]) -> Iterator[tuple[int, Any]]:
-    """The hooks of a module but for those of torch, which compute weights."""
+    """Yield the hooks of a module without those of torch, which compute weights."""
     for key, hook in hooks.items():
-        home = getattr(hook, "__module__", None) or type(hook).__module__
-        if not str(home).startswith("torch."):
+        package = getattr(hook, "__module__", None) or type(hook).__module__
+        if not str(package).startswith("torch."):
             yield key, copy.deepcopy(hook, memo)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
-    held = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
-    return [leaf for leaf in held if isinstance(leaf, Tensor)]
+    """Return all tensors that are attributes of a module."""
+    values = [*module._parameters.values(), *module._buffers.values(), *vars(module).values()]
+    return [leaf for leaf in values if isinstance(leaf, Tensor)]
 
 
 def _copy_tensor(leaf: Tensor, numbers: bool) -> Tensor:
@@ -258,3 +261,66 @@ def _copy_tensor(leaf: Tensor, numbers: bool) -> Tensor:
     if isinstance(leaf, nn.Parameter):
         return nn.Parameter(content, requires_grad=leaf.requires_grad)
     return content
+
+
+_DEPTH = 3  # tuples around a tensor
+
+
+def release_tensors(tensors: Sequence[Tensor], network: nn.Module) -> None:
+    """Remove tensors from everything that holds them, except the modules of the copy.
+
+    A meta tensor that stays in a cache would meet the numbers of the next pass.
+    """
+    kept = {id(leaf) for module in network.modules() for leaf in leaves_in(vars(module), Tensor)}
+    leaked = [tensor for tensor in tensors if id(tensor) not in kept]
+    ids = {id(tensor) for tensor in leaked}
+    if ids:
+        _remove_from_holders(leaked, ids, {id(leaked), id(tensors), id(ids)}, _DEPTH)
+
+
+def _remove_from_holders(targets: list[Any], ids: set[int], excluded: set[int], depth: int) -> None:
+    """Remove the tensors with these ids from caches, lists and variables."""
+    tuples = []
+    for holder in gc.get_referrers(*targets):
+        if id(holder) in excluded or holder is targets:
+            continue
+        if isinstance(holder, tuple):
+            tuples.append(holder)
+        elif isinstance(holder, dict):
+            _remove_from_dict(holder, ids)
+        elif isinstance(holder, list):
+            holder[:] = [item for item in holder if id(item) not in ids]
+        elif isinstance(holder, set):
+            holder.difference_update([item for item in holder if id(item) in ids])
+        elif hasattr(holder, "cache_clear"):
+            holder.cache_clear()
+        elif not isinstance(holder, Tensor) and hasattr(holder, "__dict__"):
+            _remove_from_object(holder, ids)
+    if tuples and depth:
+        _remove_from_holders(
+            tuples, {id(item) for item in tuples}, {*excluded, id(targets)}, depth - 1
+        )
+
+
+def _remove_from_dict(holder: dict[Any, Any], ids: set[int]) -> None:
+    """Delete items of a dict, or set the variables of a module, class or object to None."""
+    keys = [key for key, value in holder.items() if id(value) in ids]
+    owners = gc.get_referrers(holder) if keys else []
+    owner = next((user for user in owners if _owns(user, holder)), None)
+    for key in keys:
+        if owner is None:
+            del holder[key]
+        else:
+            setattr(owner, key, None)
+
+
+def _owns(owner: Any, namespace: dict[Any, Any]) -> bool:
+    """Return whether a dict holds the variables of a module, a class or an object."""
+    if isinstance(owner, type):
+        return namespace.get("__module__") == owner.__module__ and "__doc__" in namespace
+    return isinstance(owner, ModuleType) or getattr(owner, "__dict__", None) is namespace
+
+
+def _remove_from_object(holder: Any, ids: set[int]) -> None:
+    for name in [name for name, value in vars(holder).items() if id(value) in ids]:
+        setattr(holder, name, None)

@@ -1,4 +1,4 @@
-"""Taking tensors apart: splits, slices, picks by index, and writing into parts of them."""
+"""Operations that take tensors apart: splits, slices, picks by index, and writes into parts."""
 
 from __future__ import annotations
 
@@ -9,41 +9,42 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.graph.calls import Call
-from prunekit.graph.ops.moves import move_labels
+from prunekit.graph.labels import LabeledTensor, resize, spread
+from prunekit.graph.ops.reshape import move_labels
 from prunekit.graph.recording.steps import Step
-from prunekit.graph.run import Replay
+from prunekit.graph.replay import Replay
 from prunekit.graph.table import register_operation
-from prunekit.graph.values import LabeledTensor, resize, spread
 
 
 def split(replay: Replay, call: Call) -> Any:
-    """Cutting channels into parts unites these, so that their sizes keep their ratio."""
+    """Unite the channels of equal parts, so that the ratio of their sizes is kept."""
     value = call.values[0]
     dim = call.argument(2, "dim", "axis", default=0) % value.meta.ndim
     if dim not in value.varying:
         return move_labels(replay, call)
-    written = call.recorded_argument(1, "split_size_or_sections", "split_size")
-    literal = not _computed(written)
-    if literal and (call.name.startswith("split") or isinstance(written, tuple | list)):
+    sizes = call.recorded_argument(1, "split_size_or_sections", "split_size")
+    constant = not _computed(sizes)
+    if constant and (call.name.startswith("split") or isinstance(sizes, tuple | list)):
         return replay.freeze_inputs(call, "the sizes of its parts are constants; use chunk")
-    sizes = [part.shape[dim] for part in call.meta_result()]
-    unite_parts(replay, call, value, dim, gcd(*sizes))
+    lengths = [part.shape[dim] for part in call.meta_result()]
+    unite_parts(replay, call, value, dim, gcd(*lengths))
     return move_labels(replay, call)
 
 
-def _computed(written: Any) -> bool:
-    sizes = written if isinstance(written, tuple | list) else [written]
-    return any(isinstance(size, Step) for size in sizes)
+def _computed(sizes: Any) -> bool:
+    """Return whether any of these sizes was computed from other sizes."""
+    sizes = sizes if isinstance(sizes, tuple | list) else [sizes]
+    return any(isinstance(item, Step) for item in sizes)
 
 
 def unite_parts(replay: Replay, call: Call, value: LabeledTensor, dim: int, size: int) -> None:
-    """Tie channels that stand at the same place of parts of this size."""
-    rows = value.along(dim).reshape(-1, size)
-    replay.unite(rows, rows[:1], call)
+    """Unite the channels at the same position in parts of this size."""
+    parts = value.along(dim).reshape(-1, size)
+    replay.unite(parts, parts[:1], call)
 
 
 def channel_shuffle(replay: Replay, call: Call) -> Any:
-    """Shuffling channels between equal groups keeps the groups equal."""
+    """Unite the channels of the groups between which a shuffle exchanges them."""
     value = call.values[0]
     if 1 in value.varying:
         unite_parts(replay, call, value, 1, value.meta.shape[1] // call.argument(1, "groups"))
@@ -51,32 +52,32 @@ def channel_shuffle(replay: Replay, call: Call) -> Any:
 
 
 def getitem(replay: Replay, call: Call) -> Any:
-    """Indexing: channels that bounds written as numbers count stay, and steps keep their beat."""
-    value, *others = call.values
+    """Index a tensor; a slice along channels unites or freezes some of them."""
+    value, *index = call.values
     if not isinstance(call.args[0], LabeledTensor):
         return call.op(*call.args)  # an item of a tuple
-    if others:
-        return _by_tensor(replay, call, others)
+    if index:
+        return _by_tensor(replay, call, index)
     for dim, item, written in index_items(call, value.meta.ndim):
         if dim in value.varying and item != slice(None):
-            why = _sliced(replay, call, value, dim, item, written)
-            if why:
-                return replay.freeze_inputs(call, why)
+            reason = _sliced(replay, call, value, dim, item, written)
+            if reason:
+                return replay.freeze_inputs(call, reason)
     return move_labels(replay, call)
 
 
 def _by_tensor(replay: Replay, call: Call, others: list[LabeledTensor]) -> Any:
-    """Index by one tensor of indices, all else being whole."""
-    found = [one for one in index_items(call, call.values[0].meta.ndim) if one[1] != slice(None)]
-    if len(found) != 1 or found[0][1] is not others[0] or others[0].meta.ndim != 1:
+    """Index by a single tensor of indices, where all other dimensions are kept whole."""
+    picks = [item for item in index_items(call, call.values[0].meta.ndim) if item[1] != slice(None)]
+    if len(picks) != 1 or picks[0][1] is not others[0] or others[0].meta.ndim != 1:
         return replay.freeze_inputs(call, "it picks by tensor")
     if None in (call.args[1] if isinstance(call.args[1], tuple) else ()):
         return replay.freeze_inputs(call, "it picks by tensor")
-    return pick(replay, call, found[0][0], others[0])
+    return pick(replay, call, picks[0][0], others[0])
 
 
 def pick(replay: Replay, call: Call, dim: int, index: LabeledTensor) -> Any:
-    """Pick along a dimension: channels only by a buffer, which can be numbered anew."""
+    """Pick along a dimension; channels only by a buffer, whose indices can be renumbered."""
     value, varying = call.values[0], {*replay.full_values(call)[0].varying}
     if dim not in varying:
         replay.freeze(index.labels, call, None)
@@ -89,7 +90,7 @@ def pick(replay: Replay, call: Call, dim: int, index: LabeledTensor) -> Any:
 
 
 def narrow_slice(replay: Replay, call: Call) -> Any:
-    """A slice that is given by its start and its length."""
+    """Follow a slice that is given by its start and its length."""
     value = call.values[0]
     dim, start, length = (
         call.argument(at, name) for at, name in ((1, "dim"), (2, "start"), (3, "length"))
@@ -101,19 +102,19 @@ def narrow_slice(replay: Replay, call: Call) -> Any:
         ):
             return replay.freeze_inputs(call, "it picks channels by number")
         item = slice(start, start + length)
-        why = _sliced(replay, call, value, dim, item, item)
-        if why:
-            return replay.freeze_inputs(call, why)
+        reason = _sliced(replay, call, value, dim, item, item)
+        if reason:
+            return replay.freeze_inputs(call, reason)
     return move_labels(replay, call)
 
 
 def index_items(call: Call, rank: int) -> list[tuple[int, Any, Any]]:
-    """The dimension that each item of an index is about, the item, and how it was written."""
+    """Return for each item of an index its dimension, the item, and the item as recorded."""
     index = call.args[1] if isinstance(call.args[1], tuple) else (call.args[1],)
     written = call.step.args[1] if isinstance(call.args[1], tuple) else (call.step.args[1],)
     counted = [i for i, item in enumerate(index) if item is not None and item is not Ellipsis]
-    cut = next((i for i, item in enumerate(index) if item is Ellipsis), len(index))
-    before, after = [i for i in counted if i < cut], [i for i in counted if i > cut]
+    ellipsis = next((i for i, item in enumerate(index) if item is Ellipsis), len(index))
+    before, after = [i for i in counted if i < ellipsis], [i for i in counted if i > ellipsis]
     places = [*enumerate(before), *((rank - len(after) + n, i) for n, i in enumerate(after))]
     return [(dim, index[at], written[at]) for dim, at in places]
 
@@ -121,14 +122,17 @@ def index_items(call: Call, rank: int) -> list[tuple[int, Any, Any]]:
 def _sliced(
     replay: Replay, call: Call, value: LabeledTensor, dim: int, item: Any, written: Any
 ) -> str:
-    """Tie or freeze what one item of an index needs; returns why it cannot be followed, if so."""
+    """Unite or freeze what a slice of channels needs.
+
+    Return the reason if it cannot be followed, and an empty string otherwise.
+    """
     if not isinstance(item, slice) or not isinstance(written, slice):
         return "it picks channels by number"
-    whole = value.meta.shape[dim]
+    width = value.meta.shape[dim]
     bounds = [bound for bound in (written.start, written.stop) if bound not in (None, 0)]
-    start, stop, step = item.indices(whole)
+    start, stop, step = item.indices(width)
     if _computed(bounds) and all(isinstance(bound, Step) for bound in bounds) and step == 1:
-        size = gcd(start, stop, whole)
+        size = gcd(start, stop, width)
         if size > 0:
             unite_parts(replay, call, value, dim, size)
             return ""
@@ -136,55 +140,55 @@ def _sliced(
         return "it picks channels by number"
     along = value.along(dim)
     if step > 1:
-        if (bounds and start >= step) or item.stop is not None or whole % step:
+        if (bounds and start >= step) or item.stop is not None or width % step:
             return "it picks channels by number"
-        rows = along.reshape(-1, step)
-        replay.unite(rows, rows[:, :1], call)
+        parts = along.reshape(-1, step)
+        replay.unite(parts, parts[:, :1], call)
         return ""
     _freeze_counted(replay, call, along, item)
     return ""
 
 
 def _freeze_counted(replay: Replay, call: Call, along: Tensor, item: slice) -> None:
-    """What bounds count from the front or from the back stays, so that they mean the same."""
+    """Freeze the channels that constant bounds count, from the front or from the back."""
     bounds = [bound for bound in (item.start, item.stop) if bound]
     front = max([bound for bound in bounds if bound > 0], default=0)
     back = max([-bound for bound in bounds if bound < 0], default=0)
-    why = "it counts channels"
-    replay.freeze(along[:front], call, why)
+    reason = "it counts channels"
+    replay.freeze(along[:front], call, reason)
     if back:
-        replay.freeze(along[-back:], call, why)
+        replay.freeze(along[-back:], call, reason)
     if item.stop is not None and item.stop >= len(along):
-        replay.freeze(along, call, why)
+        replay.freeze(along, call, reason)
 
 
 def setitem(replay: Replay, call: Call) -> Any:
-    """Item assignment: what is written shares the fate of what it is written over."""
+    """Unite what is written with the labels it is written over."""
     target, *others = call.values
     written = call.args[2]
     if not isinstance(call.args[0], LabeledTensor) or len(others) != isinstance(
         written, LabeledTensor
     ):
         return replay.freeze_inputs(call, "it writes by tensor")
-    for dim, item, how in index_items(call, target.meta.ndim):
+    for dim, item, recorded in index_items(call, target.meta.ndim):
         if item == slice(None) or dim not in _changing(target, written):
             continue
-        computed = isinstance(how, slice) and _computed([how.start, how.stop])
-        if not computed and (others or _sliced(replay, call, target, dim, item, how)):
+        computed = isinstance(recorded, slice) and _computed([recorded.start, recorded.stop])
+        if not computed and (others or _sliced(replay, call, target, dim, item, recorded)):
             return replay.freeze_inputs(call, "it writes channels by number")
     if others and written.meta.numel() > 1:
-        place = target.full()[call.args[1]]
-        replay.unite(*torch.broadcast_tensors(place, written.labels), call)
+        region = target.full()[call.args[1]]
+        replay.unite(*torch.broadcast_tensors(region, written.labels), call)
     return LabeledTensor(target.meta, target.labels)
 
 
 def _changing(target: LabeledTensor, written: Any) -> set[int]:
-    """Dimensions of the target along which labels change, there or in what is written."""
-    found = set(target.varying)
+    """Return the dimensions along which labels change, in the target or in what is written."""
+    dims = set(target.varying)
     if isinstance(written, LabeledTensor):
         lead = target.meta.ndim - written.meta.ndim
-        found |= {dim + lead for dim in written.varying}
-    return found
+        dims |= {dim + lead for dim in written.varying}
+    return dims
 
 
 def index_select(replay: Replay, call: Call) -> Any:
@@ -196,7 +200,7 @@ def index_select(replay: Replay, call: Call) -> Any:
 
 
 def unbind(replay: Replay, call: Call) -> Any:
-    """Taking channels apart one by one freezes them."""
+    """Freeze channels that are taken apart one by one."""
     value = call.values[0]
     if call.argument(1, "dim", default=0) % value.meta.ndim in value.varying:
         return replay.freeze_inputs(call, "it picks channels by number")
