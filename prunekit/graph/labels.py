@@ -102,6 +102,12 @@ def align(values: Sequence[LabeledTensor], rank: int) -> list[tuple[list[int], T
     return padded
 
 
+def broadcast_shape(*shapes: Sequence[int]) -> torch.Size:
+    """Return the shape that these shapes broadcast to."""
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    return shape
+
+
 class Partition:
     """Union-find on labels: labels in one class are removed together, those in class 0 never.
 
@@ -122,7 +128,7 @@ class Partition:
         """Merge the classes of `a[i]` and `b[i]`, which broadcast; return the newly frozen ids."""
         if a is b:
             return []
-        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+        shape = broadcast_shape(a.shape, b.shape)
         a, b = a.expand(shape), b.expand(shape)
         differ = a != b
         frozen = []

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prunekit.graph.labels import broadcast_shape
 from prunekit.graph.table import Sizes, layer_operation, named_operation
 
 _META = torch.device("meta")
@@ -62,7 +63,7 @@ def _broadcast(first: Tensor, other: Any, inplace: bool) -> Tensor | None:
         if other.dtype != first.dtype:
             return None
         same = other.shape == first.shape
-        shape = first.shape if same else torch.broadcast_shapes(first.shape, other.shape)
+        shape = first.shape if same else broadcast_shape(first.shape, other.shape)
     elif isinstance(other, int | float) and not isinstance(other, bool):
         shape = first.shape
     else:

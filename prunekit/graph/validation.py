@@ -13,7 +13,15 @@ from torch import Tensor
 from prunekit.errors import TraceError
 from prunekit.graph.calls import Call, shapes_equal
 from prunekit.graph.dependencies import Dependencies
-from prunekit.graph.labels import FROZEN, LabeledTensor, compress, map_only, resize, values_in
+from prunekit.graph.labels import (
+    FROZEN,
+    LabeledTensor,
+    broadcast_shape,
+    compress,
+    map_only,
+    resize,
+    values_in,
+)
 from prunekit.graph.recording.steps import Kind, Step, without_repeats
 from prunekit.graph.replay import Replay
 
@@ -237,7 +245,7 @@ class NarrowedReplay(Replay):
 
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
         """Raise _Mismatch unless labels that meet are the same by now."""
-        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+        shape = broadcast_shape(a.shape, b.shape)
         if not torch.equal(a.expand(shape), b.expand(shape)):
             raise _Mismatch
 

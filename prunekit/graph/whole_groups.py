@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
 from torch import nn
 
 from prunekit.errors import SurgeryError
+
+_Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
 
 
 class WholeGroups(nn.Conv2d):
@@ -35,15 +39,16 @@ def removes_whole_groups(module: nn.Module) -> bool:
     return depthwise or isinstance(module, WholeGroups)
 
 
-def _as(kind: type[nn.Conv2d], conv: nn.Module, old: type[nn.Conv2d]) -> nn.Conv2d:
-    if type(conv) is not old or "weight" not in conv._parameters:
+def _as(kind: type[_Convolution], conv: nn.Module, old: type[nn.Conv2d]) -> _Convolution:
+    if not isinstance(conv, nn.Conv2d) or type(conv) is not old or "weight" not in conv._parameters:
         raise SurgeryError(
             f"{type(conv).__name__}({conv.extra_repr()}) is no plain {old.__name__}; "
             "only the groups of such a layer can be set to live and die whole"
         )
     names = ("stride", "padding", "dilation", "groups", "padding_mode")
-    settings = {name: getattr(conv, name) for name in names}
-    size = (conv.in_channels, conv.out_channels, conv.kernel_size)
+    settings: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    settings["kernel_size"] = conv.kernel_size
+    size = (conv.in_channels, conv.out_channels)
     converted = kind(*size, bias=False, device="meta", **settings)
     converted.weight, converted.bias = conv.weight, conv.bias
     return converted.train(conv.training)

@@ -40,6 +40,7 @@ def renew(model: nn.Module) -> None:
 
 def _like(wrapper: Any, network: nn.Module) -> nn.Module:
     """Return a wrapper like this one around another network."""
+    new: nn.Module
     if isinstance(wrapper, DataParallel):
         new = copy.copy(wrapper)
         vars(new)["_modules"] = {"module": network}
@@ -56,8 +57,10 @@ def _like(wrapper: Any, network: nn.Module) -> nn.Module:
 def _distributed(wrapper: Any, network: nn.Module) -> nn.Module:
     if not (distributed.is_available() and distributed.is_initialized()):
         return network
-    names = ("device_ids", "output_device", "dim", "process_group", "broadcast_buffers")
-    names = (*names, "find_unused_parameters", "gradient_as_bucket_view", "static_graph")
+    names = (
+        *("device_ids", "output_device", "dim", "process_group", "broadcast_buffers"),
+        *("find_unused_parameters", "gradient_as_bucket_view", "static_graph"),
+    )
     settings = {name: getattr(wrapper, name) for name in names}
     if not getattr(wrapper, "bucket_bytes_cap_default", True):
         settings["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 2**20

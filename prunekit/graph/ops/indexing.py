@@ -178,7 +178,7 @@ def setitem(replay: Replay, call: Call) -> Any:
             return replay.freeze_inputs(call, "it writes channels by number")
     if others and written.meta.numel() > 1:
         region = target.full()[call.args[1]]
-        replay.unite(*torch.broadcast_tensors(region, written.labels), call)
+        replay.unite(region, written.labels, call)
     return LabeledTensor(target.meta, target.labels)
 
 

@@ -65,7 +65,7 @@ def norm_owner(network: nn.Module, step: Step) -> str | None:
     entry = named_operation(step.name)
     if entry is None or entry.weighted or not entry.argument_names:
         return None
-    paths = [str(one.target) for one in step.sources if one.kind is Kind.TENSOR]
+    paths = [str(source.target) for source in step.sources if source.kind is Kind.TENSOR]
     owners = {path.rpartition(".")[0] for path in paths}
     owner = owners.pop() if len(owners) == 1 else None
     entry = None if owner is None else layer_operation(network.get_submodule(owner))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunekit.graph.calls import Call
-from prunekit.graph.labels import LabeledTensor, align, compress, map_only
+from prunekit.graph.labels import LabeledTensor, align, broadcast_shape, compress, map_only
 from prunekit.graph.replay import Replay
 from prunekit.graph.table import Rule
 
@@ -42,7 +42,7 @@ def _result(call: Call) -> Any:
     first, *others = (value.meta for value in call.values)
     plain = call.entry is not None and call.entry.broadcasts and first.is_floating_point()
     if plain and all(other.dtype == first.dtype for other in others):
-        return first.new_empty(torch.broadcast_shapes(first.shape, *(m.shape for m in others)))
+        return first.new_empty(broadcast_shape(first.shape, *(m.shape for m in others)))
     return call.meta_result()
 
 
@@ -55,19 +55,23 @@ def _unite(replay: Replay, call: Call, a: Operand, b: Operand) -> Operand:
     Broadcasting is decided by the shapes of the full network: an operand that is pruned to one
     channel would otherwise look like one that has a single entry for all channels.
     """
-    shape = list(torch.broadcast_shapes(a[0], b[0]))
+    shape = list(broadcast_shape(a[0], b[0]))
     varying = [d for d in range(len(shape)) if a[1].shape[d] > 1 or b[1].shape[d] > 1]
     a_spans, b_spans = (all(side[0][d] > 1 for d in varying) for side in (a, b))
     if a_spans and b_spans:
         replay.unite(a[2], b[2], call)
-        return (shape, *(torch.broadcast_tensors(a[i], b[i])[0] for i in (1, 2)))
+        return (shape, _broadcast(a[1], b[1]), _broadcast(a[2], b[2]))
     for spans, kept, other in ((a_spans, a, b), (b_spans, b, a)):
-        if spans and other[1].numel() == 1:  # one entry for all channels stays with any of them
+        if spans and other[1].numel() == 1:  # one entry for all channels is always kept
             replay.freeze(other[2], call, None)
             return (shape, kept[1], kept[2])
     for side in (a, b):
         replay.freeze(side[2], call, "it combines channels with other channels")
-    return (shape, *(torch.zeros_like(a[i]) for i in (1, 2)))
+    return (shape, torch.zeros_like(a[1]), torch.zeros_like(a[2]))
+
+
+def _broadcast(a: Tensor, b: Tensor) -> Tensor:
+    return a.expand(broadcast_shape(a.shape, b.shape))
 
 
 def spatial(rank: int | None) -> Rule:

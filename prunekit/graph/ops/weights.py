@@ -55,7 +55,9 @@ def by_function(replay: Replay, call: Call) -> Any:
     if layer_call is None or varies_elsewhere(replay, call, dim):
         return replay.freeze_inputs(call, "its weight is no parameter of a plain layer")
     meta, labels = replay.visit_layer(layer_call, value.along(dim))
-    for bias in [] if layer_call.module.bias is not None else others:  # else the layer's own
+    for bias in (
+        [] if layer_call.module.bias is not None else others
+    ):  # the bias of the layer needs no tie
         replay.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
     return _beyond(value, dim, meta, labels)
 
@@ -126,7 +128,7 @@ def narrow_convolution(module: Any, keep_in: Indices, keep_out: Indices) -> None
     if whole is not None:
         module.groups = len(whole)
         sliced = select_entries(weight_of(module), 0, kept[0])
-    elif 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
+    elif 1 < module.groups == module.in_channels:  # depthwise: a group is removed with its channel
         _same_number(kept_out, widths[1] // module.groups, module.groups, among=kept_in)
         module.groups = len(kept_in)
         sliced = weight_of(module)[kept[0].to(module.weight.device)]

@@ -104,7 +104,7 @@ class ImageInputs:
         """The largest power of two, up to 32, that divides every size."""
         return next(
             grain
-            for grain in (2**power for power in range(_COARSEST.bit_length() - 1, -1, -1))
+            for grain in (1 << power for power in range(_COARSEST.bit_length() - 1, -1, -1))
             if all(size % grain == 0 for size in self.size)
         )
 

@@ -49,27 +49,29 @@ class UnwrappedModule(nn.Module):
 class CompiledModule(nn.Module):
     """Replaces a module that is compiled by torch.jit, whose code is not recorded."""
 
+    compiled: nn.Module
+
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         vars(self)["compiled"] = module
-        held = (*module.parameters(), *module.buffers())
-        self.device = next((tensor.device for tensor in held), torch.device("cpu"))
+        tensors = (*module.parameters(), *module.buffers())
+        self.device = next((tensor.device for tensor in tensors), torch.device("cpu"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the result of the compiled module, which reads meta tensors as zeros."""
 
-        def filled(leaf: Any) -> Any:
+        def zeros(leaf: Any) -> Any:
             shape = isinstance(leaf, Tensor) and leaf.is_meta
             return torch.zeros_like(leaf, device=self.device) if shape else leaf
 
-        def emptied(leaf: Any) -> Any:
+        def to_meta(leaf: Any) -> Any:
             return leaf.to("meta") if isinstance(leaf, Tensor) else leaf
 
-        given = (args, kwargs)
-        has_shapes = any(tensor.is_meta for tensor in leaves_in(given, Tensor))
-        args, kwargs = tree_map(given, filled)
+        arguments = (args, kwargs)
+        has_shapes = any(tensor.is_meta for tensor in leaves_in(arguments, Tensor))
+        args, kwargs = tree_map(arguments, zeros)
         result = self.compiled(*args, **kwargs)
-        return tree_map(result, emptied) if has_shapes else result
+        return tree_map(result, to_meta) if has_shapes else result
 
 
 def is_layer(module: nn.Module) -> bool:
@@ -92,7 +94,9 @@ def copy_network(model: nn.Module, numbers: bool = False) -> nn.Module:
     """
     _check(model)
     leaves = [(module, leaf) for module in model.modules() for leaf in _tensors(module)]
-    if any(isinstance(leaf, nn.parameter.UninitializedTensorMixin) for _, leaf in leaves):
+    if any(
+        isinstance(leaf, (nn.UninitializedParameter, nn.UninitializedBuffer)) for _, leaf in leaves
+    ):
         raise TraceError(f"{type(model).__name__} has lazy layers; run one batch through it first")
     memo: dict[int, Any] = {
         id(leaf): _copy_tensor(leaf, numbers or _is_user_constant(module, leaf))
@@ -139,14 +143,14 @@ def _is_user_constant(module: nn.Module, leaf: Tensor) -> bool:
 
 def _copy_module(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.Module:
     """Return what copy.deepcopy would, in a tenth of the time, since layers hold few objects."""
-    if id(module) in memo:
-        return memo[id(module)]
+    copied: nn.Module | None = memo.get(id(module))
+    if copied is not None:
+        return copied
     inner = wrapped_name(module)
     if inner is not None or isinstance(module, torch.jit.ScriptModule):
-        network: nn.Module = _stand_in(module, inner, memo, numbers)
-        memo[id(module)] = network
-        return network
-    network = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
+        copied = memo[id(module)] = _stand_in(module, inner, memo, numbers)
+        return copied
+    copied = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
     state = dict(vars(module))
     for key, value in state.items():
         if key == "_modules":
@@ -169,28 +173,30 @@ def _copy_module(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.M
             continue
         elif not _is_plain(value):
             state[key] = copy.deepcopy(value, memo)
-    vars(network).update(state, training=False)
-    return network
+    vars(copied).update(state, training=False)
+    return copied
 
 
-def _rebind_closures(network: nn.Module, memo: dict[int, Any]) -> None:
+def _rebind_closures(module: nn.Module, memo: dict[int, Any]) -> None:
     """Make functions that a module keeps closures over the copy in place of the network."""
 
     def change(leaf: Any) -> Any:
         return _copy_closure(leaf, memo) if isinstance(leaf, FunctionType) else leaf
 
-    state = vars(network)
-    own = {key: value for key, value in state.items() if key not in _STANDARD}
-    for held, found in ((state, own), *((state[key], state[key]) for key in _FORWARD_HOOKS)):
-        for key, value in found.items():
+    state = vars(module)
+    user_attributes = {key: value for key, value in state.items() if key not in _STANDARD}
+    hooks = ((state[key], state[key]) for key in _FORWARD_HOOKS)
+    for target, values in ((state, user_attributes), *hooks):
+        for key, value in values.items():
             if type(value) in (FunctionType, list, tuple, dict) and leaves_in(value, FunctionType):
-                held[key] = tree_map(value, change)
+                target[key] = tree_map(value, change)
 
 
 def _copy_closure(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """Return a function with copied cells, if any of its cells needs a copy."""
     if not function.__closure__ or id(function) in memo:
-        return memo.get(id(function), function)
+        known: FunctionType = memo.get(id(function), function)
+        return known
     memo[id(function)] = function
     cells = tuple(_copy_cell(cell, memo) for cell in function.__closure__)
     if any(new is not old for new, old in zip(cells, function.__closure__, strict=True)):
@@ -198,19 +204,21 @@ def _copy_closure(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
         copied = FunctionType(code, function.__globals__, name, function.__defaults__, cells)
         copied.__kwdefaults__ = function.__kwdefaults__
         memo[id(function)] = copied
-    return memo[id(function)]
+        return copied
+    return function
 
 
 def _copy_cell(cell: CellType, memo: dict[int, Any]) -> CellType:
     """Return a cell with the copy of its module, tensor, container or closure."""
     try:
         content = cell.cell_contents
-    except ValueError:  # nothing was put in
+    except ValueError:  # an empty cell
         return cell
+    copied: Any
     if isinstance(content, FunctionType):
         copied = _copy_closure(content, memo)
     elif isinstance(content, list | dict | tuple):
-        with suppress(Exception):  # what cannot be copied is shared
+        with suppress(Exception):  # objects that cannot be copied are shared
             return CellType(copy.deepcopy(content, memo))
         return cell
     else:

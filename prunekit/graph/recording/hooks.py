@@ -85,11 +85,14 @@ def calls_observed(observer: CallObserver, network: nn.Module) -> Iterator[None]
             return result
 
         stack.callback(delattr, Tensor, "set_")  # torch does not report it to modes
-        Tensor.set_ = set_
         stack.callback(setattr, torch._C.ScriptFunction, "__call__", call_scripted)
         stack.callback(setattr, torch, "is_grad_enabled", grad_enabled)
-        torch._C.ScriptFunction.__call__ = call
-        torch.is_grad_enabled = is_grad_enabled
+        patches: list[tuple[Any, str, Callable[..., Any]]] = [
+            *((Tensor, "set_", set_), (torch, "is_grad_enabled", is_grad_enabled)),
+            (torch._C.ScriptFunction, "__call__", call),
+        ]
+        for owner, name, patch in patches:
+            setattr(owner, name, patch)
         if "torch._dynamo" in sys.modules:  # else nothing is compiled
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield

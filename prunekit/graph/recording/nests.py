@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-_NESTS = (tuple, list, dict, slice)  # and what is derived from them, such as torch.Size
+_NESTS = (tuple, list, dict, slice)  # and their subclasses, such as torch.Size
 _leaves: set[type] = {int, float, bool, str, type(None), torch.Tensor, torch.dtype}
 
 
@@ -28,7 +28,7 @@ def tree_map(nest: Any, change: Callable[[Any], Any]) -> Any:
     kind = type(nest)
     if kind in _leaves:
         return change(nest)
-    if kind is tuple or kind is list:  # spelled out, since it is what is mostly asked for
+    if kind is tuple or kind is list:  # spelled out for speed, since most nests are these
         return kind(
             [change(item) if type(item) in _leaves else tree_map(item, change) for item in nest]
         )

@@ -96,7 +96,7 @@ def record_copy(network: nn.Module, conditions: Conditions) -> ForwardPass:
 
 
 def _add_if_new(passes: list[ForwardPass], other: ForwardPass) -> None:
-    if not any(other.recording.calls_same(known.recording) for known in passes):
+    if not any(other.recording.calls_same(kept.recording) for kept in passes):
         passes.append(other)
 
 
@@ -129,8 +129,8 @@ def _record_fallback(model: nn.Module, conditions: Conditions) -> ForwardPass:
 
 def _needs_numbers(error: Exception | None) -> bool:
     """Return whether a pass failed because of the recording, and not because of its input."""
-    known = isinstance(error, UnrecordedTensor | NotImplementedError | TypeError)
-    return known or "meta" in str(error).lower()
+    of_recorder = isinstance(error, UnrecordedTensor | NotImplementedError | TypeError)
+    return of_recorder or "meta" in str(error).lower()
 
 
 def _failure(error: Exception, recorder: Recorder, example: Arguments) -> str:

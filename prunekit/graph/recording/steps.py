@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -24,13 +25,13 @@ class Kind(Enum):
 
     INPUT = "input"  # a tensor among the arguments of the network
     TENSOR = "tensor"  # a parameter or buffer, by its path
-    CONSTANT = "constant"  # any other tensor that the forward did not compute from these
-    LAYER = "layer"  # the call of a module that is not looked into, by its path
+    CONSTANT = "constant"  # any other tensor that is not computed from these
+    LAYER = "layer"  # the call of a module that is one step, by its path
     CALL = "call"  # the call of a function or method
-    OUTPUT = "output"  # what the network returned
+    OUTPUT = "output"  # the result of the network
 
 
-STORED = (Kind.TENSOR, Kind.CONSTANT)  # what was there before the run
+STORED = (Kind.TENSOR, Kind.CONSTANT)  # tensors that exist before the pass
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -59,7 +60,7 @@ class Step:
     @property
     def where(self) -> str:
         """The place of the step in the user's code, for messages."""
-        return f"{Path(self.line[0]).name}:{self.line[1]}" if self.line else "forward"
+        return place_of(self.line)
 
     def __str__(self) -> str:
         if self.kind is not Kind.CALL:
@@ -149,20 +150,18 @@ def literals(step: Step, kinds: Collection[type] = (int, float, bool, str)) -> A
     return tree_map((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in kinds else None)
 
 
-_POSITIONAL = frozenset(
-    {int, str}
-)  # dimensions, channels and modes: what they touch depends on these
+_POSITIONAL = frozenset({int, str})  # dimensions, channel numbers and modes
 
 
 def without_repeats(recordings: Sequence[Recording]) -> list[Recording]:
     """Return the recordings with a line of code, or a layer, that none before them has."""
-    known: set[Any] = set()
+    covered: set[Any] = set()
     novel = []
     for recording in recordings:
         lines = {(step.line, step.name or str(step.target)) for step in recording.steps}
-        if not lines <= known:
+        if not lines <= covered:
             novel.append(recording)
-            known |= lines
+            covered |= lines
     return novel
 
 
@@ -176,15 +175,15 @@ def with_results(nest: Any, results: dict[Step, Any]) -> Any:
     return tree_map(nest, lambda leaf: results[leaf] if type(leaf) is Step else leaf)
 
 
-_HOMES = (operator, torch.special, torch, functional)
+_MODULES = (operator, torch.special, torch, functional)
 NAMES: dict[Any, str] = {
-    found: name
-    for home in _HOMES
-    for name, found in vars(home).items()
+    function: name
+    for module in _MODULES
+    for name, function in vars(module).items()
     if not name.startswith("__")
-    and callable(found)
-    and not isinstance(found, type)
-    and found.__hash__ is not None
+    and callable(function)
+    and not isinstance(function, type)
+    and function.__hash__ is not None
 } | {getattr: "getattr"}
 _AUGMENTED = ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
 _SPELLINGS = {f"i{name}": name for name in _AUGMENTED} | {f"r{name}": name for name in _AUGMENTED}
@@ -239,7 +238,7 @@ def in_torch(file: str) -> bool:
 
 def current_line() -> Line | None:
     """Return the innermost line of the user's code, or None."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None and in_torch(frame.f_code.co_filename):
         frame = frame.f_back
     return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None

@@ -47,20 +47,20 @@ class TrackedInt(_Tracked, int):
     """An integer that was read off a tensor's shape, or computed from one."""
 
     def __int__(self) -> int:
-        return _decide(self, plain(self), int, (self,))
+        return _decide(self, int.__int__(self), int, (self,))
 
     def __float__(self) -> float:
-        return _decide(self, float(plain(self)), float, (self,))
+        return _decide(self, float(int.__int__(self)), float, (self,))
 
 
 class TrackedFloat(_Tracked, float):
     """A float that was computed from sizes."""
 
     def __int__(self) -> int:
-        return _decide(self, int(plain(self)), int, (self,))
+        return _decide(self, int(float.__float__(self)), int, (self,))
 
     def __float__(self) -> float:
-        return _decide(self, plain(self), float, (self,))
+        return _decide(self, float.__float__(self), float, (self,))
 
 
 def track(value: Number, tracker: Tracker, op: Callable[..., Any], args: tuple[Any, ...]) -> Number:
@@ -105,6 +105,11 @@ def _decides(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _BINARY = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow")
+_OTHERS: dict[str, Callable[..., Any]] = {
+    "round": _computes(round),
+    "bool": _decides(operator.truth),
+    "divmod": lambda self, other: (self // other, self % other),
+}
 for _kind in (TrackedInt, TrackedFloat):
     for _name in _BINARY:
         setattr(_kind, f"__{_name}__", _computes(getattr(operator, _name)))
@@ -115,16 +120,15 @@ for _kind in (TrackedInt, TrackedFloat):
         setattr(_kind, f"__{_name}__", _computes(getattr(math, _name)))
     for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
         setattr(_kind, f"__{_name}__", _decides(getattr(operator, _name)))
-    _kind.__round__ = _computes(round)
-    _kind.__bool__ = _decides(operator.truth)
-    _kind.__divmod__ = lambda self, other: (self // other, self % other)
+    for _name, _method in _OTHERS.items():
+        setattr(_kind, f"__{_name}__", _method)
 
 
 class UnrecordedTensor(Exception):
     """A tensor that no recorded operation computed."""
 
 
-class UnrecordedOrigins(TorchDispatchMode):
+class UnrecordedOrigins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Finds the tensors that operations outside of recorded steps compute from recorded tensors.
 
     It gets every operation on numbers, also those in compiled code and in maps over batches.
@@ -133,24 +137,24 @@ class UnrecordedOrigins(TorchDispatchMode):
     def __init__(
         self, recorded: Callable[[Tensor], object], is_recording: Callable[[], bool]
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._recorded = recorded
         self._is_recording = is_recording
-        self._memories: dict[int, Any] = {}  # memory by its address, held so that it is not reused
+        self._memories: dict[int, Any] = {}  # by address, held so that it is not reused
 
     def __torch_dispatch__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        found = func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
         if self._is_recording():
-            return found
-        given = leaves_in((args, kwargs or {}), Tensor)
-        if any(self._recorded(one) or self.is_unrecorded(one) for one in given):
-            for tensor in leaves_in(found, Tensor):
+            return result
+        inputs = leaves_in((args, kwargs or {}), Tensor)
+        if any(self._recorded(tensor) or self.is_unrecorded(tensor) for tensor in inputs):
+            for tensor in leaves_in(result, Tensor):
                 memory = _memory(tensor)
                 if memory is not None:
                     self._memories[memory._cdata] = memory
-        return found
+        return result
 
     def is_unrecorded(self, tensor: Tensor) -> bool:
         """Return whether an operation outside of recorded steps computed a tensor."""

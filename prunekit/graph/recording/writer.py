@@ -120,8 +120,8 @@ class StepWriter:
     def _check_recorded(self, tensors: list[Tensor]) -> None:
         """Raise UnrecordedTensor for a tensor from inputs whose operation was not reported."""
         for tensor in tensors:
-            known = self._producer(tensor) is not None or id(tensor) in self._paths
-            if not known and (
+            is_known = self._producer(tensor) is not None or id(tensor) in self._paths
+            if not is_known and (
                 tensor.is_meta or tensor.grad_fn is not None or self._origins.is_unrecorded(tensor)
             ):
                 raise UnrecordedTensor(
