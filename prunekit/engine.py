@@ -88,7 +88,7 @@ class Traced:
         _check_values(network, arguments)
         if batch is None:
             batch = arguments
-        batch = arguments.filled(batch) if isinstance(batch, Tensor) else Arguments.of(batch)
+        batch = arguments.with_batch(batch) if isinstance(batch, Tensor) else Arguments.of(batch)
         device = device_of(network)
         return cls(network, graph, arguments.to(device), batch.to(device), over_norms)
 

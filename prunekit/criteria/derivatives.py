@@ -25,7 +25,7 @@ from prunekit.criteria.base import (
     sum_by_unit,
 )
 from prunekit.criteria.weights import filter_rows
-from prunekit.graph.layers import layer_named, weighs
+from prunekit.graph.layers import is_weighted, layer_named
 from prunekit.modes import evaluating_unchanged
 from prunekit.schema import Count, Whole
 
@@ -213,6 +213,6 @@ def _sum_by_channel(
 
 def _channel_rows(module: nn.Module, value: Tensor) -> Tensor:
     """Return one row per output channel of values shaped like the weights, a bias or a scale."""
-    if weighs(module) and value.shape == module.weight.shape:
+    if is_weighted(module) and value.shape == module.weight.shape:
         return filter_rows(module, value).double()
     return value.reshape(len(value), -1) if value.dim() else value.reshape(1, 1)

@@ -21,9 +21,9 @@ from prunekit.criteria.base import (
     scores_of_complete_groups,
 )
 from prunekit.errors import ConfigError
-from prunekit.graph.ops.activations import is_relu6
+from prunekit.graph.ops.elementwise import is_relu6
 from prunekit.graph.recording.steps import operation_name
-from prunekit.graph.table import of_name
+from prunekit.graph.table import named_operation
 from prunekit.modes import evaluating_unchanged
 
 if TYPE_CHECKING:
@@ -162,8 +162,8 @@ class _ReLUSums(TorchFunctionMode):
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         name = operation_name(func)
-        entry = of_name(name)
-        if entry is not None and (entry.rectifies or is_relu6(name, kwargs)):
+        entry = named_operation(name)
+        if entry is not None and (entry.is_relu or is_relu6(name, kwargs)):
             units = self.rectified[self.passed] if self.passed < len(self.rectified) else None
             self.passed += 1
             if units is not None:

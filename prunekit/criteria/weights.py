@@ -17,7 +17,7 @@ from prunekit.criteria.base import (
     sum_by_unit,
 )
 from prunekit.graph.layers import TRANSPOSED, layer_named
-from prunekit.graph.table import of_layer
+from prunekit.graph.table import layer_operation
 from prunekit.schema import Whole
 
 if TYPE_CHECKING:
@@ -193,5 +193,5 @@ def _scales(model: nn.Module, graph: ChannelGraph) -> dict[str, Tensor]:
 
 
 def _scales_channels(module: nn.Module) -> bool:
-    entry = of_layer(module)
-    return entry is not None and entry.norm and entry.shifts
+    entry = layer_operation(module)
+    return entry is not None and entry.normalizes and entry.emits_bias

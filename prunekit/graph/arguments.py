@@ -1,4 +1,4 @@
-"""What a network is called with: an example, as arguments by position and by name."""
+"""The arguments of a network: an example, as arguments by position and by name."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import TraceError
-from prunekit.graph.recording.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, tree_map
 
 Example = Any  # a tensor; a tuple of arguments; a mapping of arguments by name
 
 
 @dataclass(frozen=True, eq=False)
 class Arguments:
-    """The arguments of one call, in which tensors may lie in lists, tuples and dicts."""
+    """The arguments of one call, with tensors in any nest of lists, tuples and dicts."""
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
     @classmethod
     def of(cls, example: Example) -> Arguments:
-        """A tensor is the one argument, a tuple or list are several, a mapping has them by name.
+        """Return arguments for a tensor, for a tuple or list of arguments, or for a dict by name.
 
-        TraceError for what holds no tensor, or an empty one.
+        Raises TraceError for an example without tensors, or with an empty one.
         """
         if isinstance(example, Arguments):
             return example
         if isinstance(example, Mapping):
-            found = cls((), dict(example))
+            arguments = cls((), dict(example))
         elif isinstance(example, tuple | list):
-            found = cls(tuple(example), {})
+            arguments = cls(tuple(example), {})
         else:
-            found = cls((example,), {})
-        return found.checked()
+            arguments = cls((example,), {})
+        return arguments.validated()
 
-    def checked(self) -> Arguments:
-        """The same; TraceError for what cannot be an example."""
+    def validated(self) -> Arguments:
+        """Return the arguments; raises TraceError if they cannot be an example."""
         if not self.tensors:
             kinds = ", ".join(type(x).__name__ for x in (*self.args, *self.kwargs.values()))
             raise TraceError(
@@ -52,64 +52,69 @@ class Arguments:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """All tensors among them, in order."""
+        """All tensors among the arguments, in order."""
         return leaves_in((self.args, dict(self.kwargs)), Tensor)
 
-    def changed(self, change: Callable[[Tensor], Any]) -> Arguments:
-        """The same with every tensor changed."""
+    def map_tensors(self, change: Callable[[Tensor], Any]) -> Arguments:
+        """Return the arguments with every tensor changed."""
 
-        def one(leaf: Any) -> Any:
+        def change_tensor(leaf: Any) -> Any:
             return change(leaf) if isinstance(leaf, Tensor) else leaf
 
-        return Arguments(mapped(self.args, one), mapped(dict(self.kwargs), one))
+        return Arguments(
+            tree_map(self.args, change_tensor), tree_map(dict(self.kwargs), change_tensor)
+        )
 
     @property
-    def alone(self) -> Tensor | None:
-        """The one argument, where it is a tensor that is given by position."""
-        only = self.args[0] if len(self.args) == 1 and not self.kwargs else None
-        return only if isinstance(only, Tensor) else None
+    def single_tensor(self) -> Tensor | None:
+        """The only argument, if it is a tensor that is given by position."""
+        argument = self.args[0] if len(self.args) == 1 and not self.kwargs else None
+        return argument if isinstance(argument, Tensor) else None
 
     @property
     def device(self) -> torch.device:
-        """Where the first tensor is."""
+        """The device of the first tensor."""
         return self.tensors[0].device
 
     def to(self, device: str | torch.device) -> Arguments:
-        """The same on a device."""
-        return self.changed(lambda tensor: tensor.to(device))
+        """Return the arguments on a device."""
+        return self.map_tensors(lambda tensor: tensor.to(device))
 
     def call(self, network: Callable[..., Any]) -> Any:
-        """What a network, or any other function, returns for them."""
+        """Return the result of a network, or another function, for the arguments."""
         return network(*self.args, **self.kwargs)
 
-    def batched(self, tensor: Tensor) -> bool:
-        """Whether its first dimension is as long as that of the first tensor: one for examples."""
+    def is_batched(self, tensor: Tensor) -> bool:
+        """Return whether the first dimension of a tensor is the batch dimension, by its size."""
         first = self.tensors[0].shape[:1]
         return bool(first) and tensor.shape[:1] == first
 
-    def filled(self, batch: Tensor) -> Arguments:
-        """Those with a batch in place of their one tensor; themselves where there are several."""
-        return self.changed(lambda _: batch) if len(self.tensors) == 1 else self
+    def with_batch(self, batch: Tensor) -> Arguments:
+        """Return the arguments with a batch in place of their tensor.
 
-    def one(self) -> Arguments:
-        """Those of a single example, where all that is batched stands in the arguments directly."""
+        Several tensors are left unchanged.
+        """
+        return self.map_tensors(lambda _: batch) if len(self.tensors) == 1 else self
+
+    def single_example(self) -> Arguments:
+        """Return the arguments with a batch of one, for tensors that are arguments themselves."""
         direct = {id(leaf) for leaf in (*self.args, *self.kwargs.values())}
 
         def first(tensor: Tensor) -> Tensor:
-            return tensor[:1] if id(tensor) in direct and self.batched(tensor) else tensor
+            return tensor[:1] if id(tensor) in direct and self.is_batched(tensor) else tensor
 
-        return self.changed(first)
+        return self.map_tensors(first)
 
-    def shapes(self) -> Arguments:
-        """The same on the meta device."""
-        return self.changed(lambda tensor: torch.empty_like(tensor, device="meta"))
+    def on_meta(self) -> Arguments:
+        """Return the arguments on the meta device."""
+        return self.map_tensors(lambda tensor: torch.empty_like(tensor, device="meta"))
 
     def __str__(self) -> str:
         return ", ".join(str(tuple(tensor.shape)) for tensor in self.tensors)
 
 
 def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-    """What a layer is called on: its first argument, or the one named `input`."""
+    """Return the input of a layer: its first argument, or the one named `input`."""
     if args:
         return args[0]
     return kwargs["input"] if "input" in kwargs else next(iter(kwargs.values()), None)
@@ -118,7 +123,7 @@ def input_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 def with_input(
     args: tuple[Any, ...], kwargs: Mapping[str, Any], value: Any
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The same call on something else."""
+    """Return the arguments of a layer with another input."""
     if args:
         return (value, *args[1:]), dict(kwargs)
     name = "input" if "input" in kwargs else next(iter(kwargs))

@@ -1,8 +1,8 @@
-"""Which channels of a network hang together, found by running it on labels."""
+"""The channel graph: which channels of a network have to be removed together."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from prunekit.errors import listed
 from prunekit.graph import ops  # noqa: F401  (fills the table of operations)
 from prunekit.graph.arguments import Arguments, Example, input_of, with_input
-from prunekit.graph.discovery import Discovery
-from prunekit.graph.dress import rehearse_dressed
-from prunekit.graph.layers import channel_dim, layer_named, weighs
+from prunekit.graph.dependencies import Dependencies
+from prunekit.graph.labels import FROZEN, Partition
+from prunekit.graph.layers import channel_dim, is_weighted, layer_named
 from prunekit.graph.mask import flags
-from prunekit.graph.ops.activations import rectifies
-from prunekit.graph.partition import FIXED, Partition
-from prunekit.graph.recording.runs import take
+from prunekit.graph.narrowed_copy import validate_copies
+from prunekit.graph.ops.elementwise import is_relu
+from prunekit.graph.recording.copies import copy_network
+from prunekit.graph.recording.passes import record_passes
 from prunekit.graph.recording.steps import Recording
-from prunekit.graph.recording.twin import twin_of
-from prunekit.graph.rehearsal import rehearse
+from prunekit.graph.validation import validate
 from prunekit.graph.wrappers import network_in
 from prunekit.modes import random_states_kept
 
@@ -34,12 +34,12 @@ _INEXACT = (
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Units that stand side by side in the outputs of the same layers.
+    """Units whose channels are outputs of the same layers.
 
-    `units` are ids, in the channel order of the first producer, `name`. `producers` are all
-    convolutions and linear layers whose output channels belong to the units, in order of execution,
-    depthwise convolutions included. Channels behind a `ChannelSelector` are units of their own,
-    named after it; they have no producers.
+    `units` are ids in the channel order of the first producer, `name`. `producers` are all
+    convolutions and linear layers whose output channels belong to the units, depthwise
+    convolutions included, in order of execution. Channels behind a `ChannelSelector` are a group of
+    their own that is named after it and has no producers.
     """
 
     name: str
@@ -49,22 +49,22 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class ChannelGraph:
-    """The removable units of a network and where each of them sits.
+    """The removable units of a network, and the channels that belong to each of them.
 
-    `ins` and `outs` give the unit of every input and output channel of a layer, 0 where it cannot
-    be removed; layers that work per channel (norms, activations) have the same on both sides.
-    `shapes` are output shapes for one example. `uses` says at how many positions the weights of a
-    convolution or linear layer are applied to one example, over all its calls; `fixed_macs` are the
-    multiply-adds of all other weights.
-    `tensors` are parameters and buffers that a forward uses by itself, with a vector of units, or
-    None, for each dimension; `picks` are those that hold indices, with the units that they pick
-    from. `functional` are layers whose weights are given to a function, so that
-    no hook sees them; such a weight may be a parameter of the user's own, whose name it then has.
-    `frozen` says for every layer with channels that stay why they do, `notes` the same in
-    sentences, without what leaves the network. `inexact` are norms over channels that were followed
-    because `trace` was asked to; a note names them. Unit ids run from 1 to `count` - 1.
-    `recordings` are the runs that this was found in, evaluation mode first; `rectified` are the
-    units of the channels (dimension 1) at every ReLU of it in order, None where there are none.
+    Unit ids run from 1 to `count` - 1; 0 stands for everything that cannot be removed. `ins` and
+    `outs` give the unit of every input and output channel of a layer; norm layers and activations
+    have the same on both sides. `shapes` are output shapes for one example. `uses` is the number of
+    positions at which the weights of a convolution or linear layer are applied to one example, over
+    all its calls; `fixed_macs` are the multiply-adds of all other weights.
+    `tensors` are parameters and buffers that a forward uses itself, with a vector of units or None
+    for each dimension; `picks` are buffers of indices, with the units that they pick from.
+    `functional` are layers whose weights are passed to a function, so that hooks are not called;
+    parameters of the user's own modules that are used as weights are among them by their own name.
+    `frozen` gives the reason for every layer with channels that cannot be removed; `notes` are
+    sentences about the reasons, without outputs of the network. `inexact` are norm layers over
+    channels that were followed because of `over_norms`. `recordings` are the recorded passes, eval
+    mode first; `rectified` are the units of the channels (dimension 1) at every ReLU in eval mode,
+    in order, and None for a ReLU without channels.
     """
 
     groups: tuple[Group, ...]
@@ -85,35 +85,34 @@ class ChannelGraph:
 
     @classmethod
     def trace(cls, model: nn.Module, example: Example, over_norms: bool = False) -> ChannelGraph:
-        """Run `model` on labels, as in eval and in train mode; the model itself is not touched.
+        """Record a copy of `model`, and find which channels have to be removed together.
 
-        Where its forward goes by flags or by the size of its inputs, the other sides are run too.
-        Names are those inside its wrappers (DataParallel, torch.compile), where it is in some.
-
-        Of `example` only shapes and types are used; costs are those of eval mode. A layer norm over
-        channels freezes them, since its statistics would change; with `over_norms` they can be
-        removed, and the narrow network is then another function than the silenced one. Raises
-        TraceError where the forward cannot be followed or the example does not fit.
+        Eval and train mode are recorded, and both sides of branches on flags or on the size of the
+        inputs. Names are those inside wrappers (DataParallel, torch.compile). Only shapes and types
+        of `example` are used; costs are those of eval mode. A layer norm over channels freezes
+        them, since removing some changes its statistics; with `over_norms` they can be removed, and
+        the narrow network differs from the silenced one. Raises TraceError where the forward cannot
+        be followed or the example does not fit.
         """
         model = network_in(model)
         with random_states_kept(), torch.no_grad():
-            runs = take(model, Arguments.of(example))
-            recordings = [one.recording for one in runs]
-            first = Discovery(runs[0].twin or twin_of(model), recordings, over_norms)
-            first.play()
-            rehearse(first)
-            rehearse_dressed(model, runs, first)
-        return _finish(first)
+            passes = record_passes(model, Arguments.of(example))
+            recordings = [forward_pass.recording for forward_pass in passes]
+            deps = Dependencies(passes[0].network or copy_network(model), recordings, over_norms)
+            deps.play()
+            validate(deps)
+            validate_copies(model, passes, deps)
+        return _finish(deps)
 
     def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:
-        """Turn masks over the units of groups (True: remove) into one mask over unit ids."""
+        """Return one mask over unit ids for masks over the units of groups (True: remove)."""
         return flags(self, chosen)
 
     def emptied(self, drop: Tensor) -> tuple[str, ...]:
-        """The layers that would lose all of their input or all of their output channels.
+        """Return the layers that would lose all of their input or all of their output channels.
 
-        That can happen to a layer whose group keeps units, where a group spans several layers of
-        which each has only some of the units (branches that are concatenated, then added to).
+        That can happen although the group keeps units, if each of its layers has only some of them
+        (branches that are concatenated, and then added to others).
         """
         drop = drop.cpu()
         return tuple(
@@ -122,8 +121,8 @@ class ChannelGraph:
             if bool(drop[units].all()) or bool(drop[self.outs[name]].all())
         )
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """A line for every group: its name, its units, who makes them, who reads them."""
+    def table(self) -> list[tuple[str, str, str, str]]:
+        """Return the name, the number of units, the producers and the readers of every group."""
         return [
             (
                 group.name,
@@ -134,42 +133,42 @@ class ChannelGraph:
             for group in self.groups
         ]
 
-    def stays(self) -> list[str]:
-        """A line for every reason why channels stay, with the layers it is about."""
+    def frozen_lines(self) -> list[str]:
+        """Return a line for every reason in `frozen`, with the layers that it is about."""
         layers: dict[str, list[str]] = {}
         for name, why in self.frozen.items():
             layers.setdefault(why, []).append(name)
         return [f"{listed(names)}: {why}" for why, names in layers.items()]
 
     def __str__(self) -> str:
-        rows = [("group", "units", "made by", "read by"), *self.rows()]
-        sizes = [max(len(row[column]) for row in rows) for column in range(3)]
+        table = [("group", "units", "made by", "read by"), *self.table()]
+        widths = [max(len(line[column]) for line in table) for column in range(3)]
         lines = [
-            "  ".join([*(cell.ljust(n) for cell, n in zip(row, sizes, strict=False)), row[3]])
-            for row in rows
+            "  ".join([*(cell.ljust(n) for cell, n in zip(line, widths, strict=False)), line[3]])
+            for line in table
         ]
-        return "\n".join([*lines, *(f"stays: {line}" for line in self.stays())])
+        return "\n".join([*lines, *(f"stays: {line}" for line in self.frozen_lines())])
 
     @contextmanager
     def silencer(self, model: nn.Module, drop: Tensor) -> Iterator[None]:
-        """Inside it, every layer of `model` sees zeros in place of dropped input channels."""
+        """Within the context, give layers of `model` zeros in place of removed input channels."""
         with ExitStack() as stack:
             for name, units in self.ins.items():
-                layer, gone = layer_named(model, name), drop.cpu()[units]
-                if not bool(gone.any()) or not weighs(layer):
+                layer, removed = layer_named(model, name), drop.cpu()[units]
+                if not bool(removed.any()) or not is_weighted(layer):
                     continue
                 if name in self.functional:
-                    stack.enter_context(_without_inputs(layer, gone))
+                    stack.enter_context(_without_inputs(layer, removed))
                 else:
-                    hook = layer.register_forward_pre_hook(_silence(gone), with_kwargs=True)
+                    hook = layer.register_forward_pre_hook(_silence(removed), with_kwargs=True)
                     stack.callback(hook.remove)
             yield
 
 
-def _finish(first: Discovery) -> ChannelGraph:
-    """Number the units by group and channel."""
-    roots = first.parts.roots()
-    members = _groups(first, roots)
+def _finish(deps: Dependencies) -> ChannelGraph:
+    """Number the units by group and channel, and return the graph."""
+    roots = deps.parts.roots()
+    members = _groups(deps, roots)
     ids = torch.zeros(len(roots), dtype=torch.long)
     units_of: dict[str, Tensor] = {}
     count = 1
@@ -178,107 +177,106 @@ def _finish(first: Discovery) -> ChannelGraph:
         ids[units] = units_of[name]
         count += len(units)
     final = ids[roots]
-    ins = {name: final[labels] for name, labels in first.ins.items()}
-    outs = {name: final[labels] for name, labels in first.outs.items()}
-    producers = _producers(first, units_of, outs, count)
+    ins = {name: final[labels] for name, labels in deps.ins.items()}
+    outs = {name: final[labels] for name, labels in deps.outs.items()}
+    producers = _producers(deps, units_of, outs, count)
     for name, units in members.items():
         width = sum(len(outs[layer]) for layer in producers[name])
         if len(units) == 1 and width > 1:
-            why = "its channels hang together as one unit, so none can go"
-            first.noted.setdefault(why, {})[name] = None
-    inexact = tuple(name for name in first.inexact if bool(ins[name].any()))
-    if inexact:
-        first.noted[_INEXACT] = dict.fromkeys(inexact)
+            deps.log.add_note("its channels hang together as one unit, so none can go", [name])
+    inexact = tuple(name for name in deps.inexact if bool(ins[name].any()))
+    deps.log.add_note(_INEXACT, inexact)
     return ChannelGraph(
         groups=tuple(Group(name, units_of[name], tuple(producers[name])) for name in members),
         ins=ins,
         outs=outs,
-        shapes=first.shapes,
-        uses=first.uses,
-        tensors=_tensors(first, final),
-        picks={path: final[labels] for path, labels in first.picks.items()},
-        functional=frozenset(first.functional),
-        fixed_macs=first.fixed_macs,
-        frozen=_frozen(first, final),
+        shapes=deps.shapes,
+        uses=deps.uses,
+        tensors=_tensors(deps, final),
+        picks={path: final[labels] for path, labels in deps.picks.items()},
+        functional=frozenset(deps.functional),
+        fixed_macs=deps.fixed_macs,
+        frozen=_frozen(deps, final),
         inexact=inexact,
-        notes=(*first.notes, *dict.fromkeys(n for run in first.recordings for n in run.notes)),
+        notes=(*deps.log.notes, *dict.fromkeys(n for r in deps.recordings for n in r.notes)),
         count=count,
-        recordings=tuple(first.recordings),
-        rectified=tuple(_rectified(first, final)),
+        recordings=tuple(deps.recordings),
+        rectified=tuple(_rectified(deps, final)),
     )
 
 
-def _rectified(first: Discovery, final: Tensor) -> Iterator[Tensor | None]:
-    for step in first.recordings[0].steps:
-        if step in first.calls and rectifies(first.calls[step]):
-            value = first.results[step]
+def _rectified(deps: Dependencies, final: Tensor) -> Iterator[Tensor | None]:
+    """Yield the units at every ReLU of the first recording."""
+    for step in deps.recordings[0].steps:
+        if step in deps.calls and is_relu(deps.calls[step]):
+            value = deps.results[step]
             yield final[value.along(1)] if set(value.varying) == {1} else None
 
 
-def _frozen(first: Discovery, final: Tensor) -> dict[str, str]:
-    """Why layers have output channels that stay."""
-    found = dict(first.whole)
-    for name, labels in first.producers.items():
-        stay = labels[final[labels] == FIXED].tolist()
-        if stay:
-            whys = dict.fromkeys(first.reasons[one] for one in stay if one in first.reasons)
-            found[name] = "; ".join(whys) or "they are added to channels that stay"
-    for name in first.uses:
-        if name not in found and bool((final[first.outs[name]] == FIXED).all()):
-            found[name] = "its input channels stay"
-    return found
+def _frozen(deps: Dependencies, final: Tensor) -> dict[str, str]:
+    """Return the reasons why layers have output channels that cannot be removed."""
+    frozen = dict(deps.log.full_size)
+    for name, labels in deps.producers.items():
+        ids = labels[final[labels] == FROZEN].tolist()
+        if ids:
+            reasons = dict.fromkeys(deps.log.reasons[i] for i in ids if i in deps.log.reasons)
+            frozen[name] = "; ".join(reasons) or "they are added to channels that stay"
+    for name in deps.uses:
+        if name not in frozen and bool((final[deps.outs[name]] == FROZEN).all()):
+            frozen[name] = "its input channels stay"
+    return frozen
 
 
-def _tensors(first: Discovery, final: Tensor) -> dict[str, tuple[Tensor | None, ...]]:
-    """The units of parameters that the forward uses by itself, where there are any."""
-    found = {}
-    for path, sides in first.held.items():
+def _tensors(deps: Dependencies, final: Tensor) -> dict[str, tuple[Tensor | None, ...]]:
+    """Return the units of parameters that the forward uses itself, where there are any."""
+    tensors = {}
+    for path, sides in deps.tensors.items():
         units = {dim: final[labels] for dim, labels in sides.items()}
         if any(bool(side.any()) for side in units.values()):
-            found[path] = tuple(units.get(dim) for dim in range(first.ranks[path]))
-    return found
+            tensors[path] = tuple(units.get(dim) for dim in range(deps.ranks[path]))
+    return tensors
 
 
-def _groups(first: Discovery, roots: Tensor) -> dict[str, Tensor]:
-    """The units of every group; layers that make some of the same units share a group."""
-    units = {name: roots[made] for name, made in first.producers.items()}
-    maker = torch.zeros(len(roots), dtype=torch.long)
+def _groups(deps: Dependencies, roots: Tensor) -> dict[str, Tensor]:
+    """Return the labels of every group; layers that produce common units share a group."""
+    units = {name: roots[labels] for name, labels in deps.producers.items()}
+    producer = torch.zeros(len(roots), dtype=torch.long)
     layers = Partition()
-    number = {name: layers.fresh(1) for name in units}
+    number = {name: layers.new_ids(1) for name in units}
     for name, labels in reversed(units.items()):
-        maker[labels] = number[name]
+        producer[labels] = number[name]
     for name, labels in units.items():
-        layers.unite(maker[labels[labels != FIXED]], number[name])
-    home = layers.roots()
+        layers.unite(producer[labels[labels != FROZEN]], number[name])
+    group = layers.roots()
     names = {int(number[name]): name for name in units}
-    found: dict[str, dict[int, None]] = {}
+    groups: dict[str, dict[int, None]] = {}
     for name, labels in units.items():
-        mine = dict.fromkeys(labels[labels != FIXED].tolist())
-        found.setdefault(names[int(home[number[name]])], {}).update(mine)
-    return {name: torch.tensor([*units]) for name, units in found.items() if units}
+        own = dict.fromkeys(labels[labels != FROZEN].tolist())
+        groups.setdefault(names[int(group[number[name]])], {}).update(own)
+    return {name: torch.tensor([*units]) for name, units in groups.items() if units}
 
 
 def _producers(
-    first: Discovery, units_of: Mapping[str, Tensor], outs: Mapping[str, Tensor], count: int
+    deps: Dependencies, units_of: Mapping[str, Tensor], outs: Mapping[str, Tensor], count: int
 ) -> dict[str, list[str]]:
-    """The layers whose output channels belong to each group, in order of execution."""
-    home = torch.full((count,), -1)
+    """Return the layers whose output channels belong to each group, in order of execution."""
+    group = torch.full((count,), -1)
     for index, units in enumerate(units_of.values()):
-        home[units] = index
+        group[units] = index
     names = [*units_of]
-    found: dict[str, list[str]] = {name: [] for name in names}
-    for layer in first.uses:
-        for index in set(home[outs[layer]].tolist()) - {-1}:
-            found[names[index]].append(layer)
-    return found
+    producers: dict[str, list[str]] = {name: [] for name in names}
+    for layer in deps.uses:
+        for index in set(group[outs[layer]].tolist()) - {-1}:
+            producers[names[index]].append(layer)
+    return producers
 
 
 @contextmanager
-def _without_inputs(layer: nn.Module, gone: Tensor) -> Iterator[None]:
-    """Inside it, the weights for these input channels are zero: functions run no hooks."""
+def _without_inputs(layer: Any, removed: Tensor) -> Iterator[None]:
+    """Within the context, set weights for removed inputs to zero; functions run no hooks."""
     weight, groups = layer.weight.data, getattr(layer, "groups", 1)
     before = weight.clone()
-    kept = (~gone).to(weight).reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
+    kept = (~removed).to(weight).reshape(groups, 1, -1, *[1] * (weight.ndim - 2))
     weight.copy_((weight.reshape(groups, -1, *weight.shape[1:]) * kept).reshape(weight.shape))
     try:
         yield
@@ -286,11 +284,11 @@ def _without_inputs(layer: nn.Module, gone: Tensor) -> Iterator[None]:
         weight.copy_(before)
 
 
-def _silence(dropped: Tensor) -> Any:
+def _silence(removed: Tensor) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: Any) -> tuple[Any, Any]:
         x = input_of(args, kwargs)
         dim = channel_dim(module, x.ndim)
-        kept = (~dropped).to(x).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
+        kept = (~removed).to(x).reshape([-1 if d == dim else 1 for d in range(x.ndim)])
         return with_input(args, kwargs, x * kept)
 
     return hook

@@ -1,4 +1,4 @@
-"""How a network ends: its last maps, what makes them flat, and the layers of its classifier."""
+"""Find the end of a network: its last maps, their flattening, and the classifier's layers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph.arguments import Arguments, Example
-from prunekit.graph.layers import weighs
-from prunekit.graph.recording.runs import record_eval
+from prunekit.graph.dataflow import chain_before, input_steps
+from prunekit.graph.layers import is_weighted
+from prunekit.graph.recording.copies import copy_network
+from prunekit.graph.recording.passes import record_eval
 from prunekit.graph.recording.steps import Kind, Step
-from prunekit.graph.recording.twin import twin_of
-from prunekit.graph.table import of_layer
-from prunekit.graph.walks import back, sources
+from prunekit.graph.table import layer_operation
 
 
 @dataclass(frozen=True)
 class Ending:
     """The modules at the end of a network, by name, in order of execution.
 
-    `last` makes the logits. In front of it stand `hidden` and the flattening to `features` numbers;
-    what is flattened are `channels` maps behind `pools`. Functions between them have no name, and
-    modules that are called elsewhere too are left out.
+    `last` computes the logits, `hidden` are the layers between it and the flattening to `features`
+    numbers. The flattening reads `channels` maps, which `pools` have pooled. Functions are left
+    out, and modules that are also called elsewhere.
     """
 
     last: str
@@ -36,46 +36,41 @@ class Ending:
 
 
 def last_layer(model: nn.Module, example: Example) -> str:
-    """The convolution or linear layer whose outputs are the logits.
+    """Return the convolution or linear layer whose outputs are the logits.
 
-    Nothing is computed. SurgeryError where several layers make the output, or a function whose
-    weights are parameters does; TraceError like `ChannelGraph.trace`.
+    The network is only recorded. Raises SurgeryError where several layers compute the output, or a
+    function whose weights are parameters does, and TraceError like `ChannelGraph.trace`.
     """
     return str(_End(model, example).last.target)
 
 
 def ending(model: nn.Module, example: Example) -> Ending:
-    """The whole end of a network whose classifier reads flattened maps; errors as `last_layer`."""
-    return _End(model, example).whole()
+    """Return the end of a network with flattened maps; raises like `last_layer`."""
+    return _End(model, example).ending()
 
 
 class _End:
-    """A recorded run, and the step of its last layer."""
+    """A recording in eval mode, and the step of its last layer."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
         self.name = type(model).__name__
         recording = record_eval(model, Arguments.of(example))
-        self.twin = twin_of(model)
-        found = [
-            one
-            for one in back(recording.output)
-            if one.kind is Kind.LAYER and weighs(self._at(str(one.target)))
-        ]
-        if not found:
+        self.network = copy_network(model)
+        layers = [step for step in chain_before(recording.output) if self._is_weighted(step)]
+        if not layers:
+            sources = " and ".join(map(str, input_steps(recording.output)))
             raise SurgeryError(
                 f"the output of {self.name} is not made by one convolution or linear layer, but by "
-                f"{' and '.join(map(str, sources(recording.output)))}; a new classifier has to be "
-                "put there by hand"
+                f"{sources}; a new classifier has to be put there by hand"
             )
-        self.last = found[0]
-        called = [step for step in recording.steps if step.kind is Kind.LAYER]
-        self.calls = Counter(step.target for step in called)
+        self.last = layers[0]
+        self.calls = Counter(step.target for step in recording.steps if step.kind is Kind.LAYER)
 
-    def whole(self) -> Ending:
-        """What is named from the last maps on."""
-        behind = [*back(self.last)]
-        hidden = [*takewhile(_behind_flattening, behind)]
-        flat, *before = behind[len(hidden) :]
+    def ending(self) -> Ending:
+        """Return the names of the modules from the last maps on."""
+        chain = [*chain_before(self.last)]
+        hidden = [*takewhile(_is_flat, chain)]
+        flat, *before = chain[len(hidden) :]
         pools = [*takewhile(self._pools, before)]
         maps = before[len(pools)] if len(before) > len(pools) else flat
         if (_rank(flat), _rank(maps)) != (2, 4):
@@ -87,40 +82,41 @@ class _End:
             str(self.last.target),
             self._modules(hidden),
             _shape(flat)[1],
-            tuple(name for name in self._modules(pools) if _pools(self._at(name))),
+            tuple(name for name in self._modules(pools) if _pools(self._module(name))),
             _shape(maps)[1],
         )
 
     def _modules(self, steps: list[Step]) -> tuple[str, ...]:
-        return tuple(str(one.target) for one in reversed(steps) if self._once(one))
+        return tuple(str(step.target) for step in reversed(steps) if self._is_called_once(step))
 
     def _pools(self, step: Step) -> bool:
-        if not self._once(step):
+        if not self._is_called_once(step):
             return False
-        module = self._at(str(step.target))
-        entry = of_layer(module)
-        between = isinstance(module, nn.Identity) or (entry is not None and entry.drops)
-        return between or _pools(module)
+        module = self._module(step.target)
+        entry = layer_operation(module)
+        if isinstance(module, nn.Identity) or (entry is not None and entry.is_dropout):
+            return True
+        return _pools(module)
 
-    def _once(self, step: Step) -> bool:
-        """Whether it calls a module that has no other part in the network."""
+    def _is_called_once(self, step: Step) -> bool:
+        """Return whether a step calls a module that is not called elsewhere."""
         return step.kind is Kind.LAYER and self.calls[step.target] == 1
 
-    def _weighs(self, step: Step) -> bool:
-        return step.kind is Kind.LAYER and weighs(self._at(str(step.target)))
+    def _is_weighted(self, step: Step) -> bool:
+        return step.kind is Kind.LAYER and is_weighted(self._module(step.target))
 
-    def _at(self, name: str) -> nn.Module:
-        return self.twin.get_submodule(name)
+    def _module(self, name: str) -> nn.Module:
+        return self.network.get_submodule(name)
 
 
 def _pools(module: nn.Module) -> bool:
-    entry = of_layer(module)
+    entry = layer_operation(module)
     return entry is not None and entry.pools
 
 
-def _behind_flattening(step: Step) -> bool:
-    """Whether a step makes a row of numbers of a row of numbers."""
-    return {_rank(step), *map(_rank, sources(step))} == {2} and step.kind is not Kind.INPUT
+def _is_flat(step: Step) -> bool:
+    """Return whether a step computes a matrix (batch, features) from such matrices."""
+    return {_rank(step), *map(_rank, input_steps(step))} == {2} and step.kind is not Kind.INPUT
 
 
 def _shape(step: Step) -> torch.Size:

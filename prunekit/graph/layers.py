@@ -1,4 +1,4 @@
-"""Layers of a network: by name, by what the table of operations says of their class."""
+"""Find layers by name, and their channels by what the table of operations says of their class."""
 
 from __future__ import annotations
 
@@ -11,34 +11,35 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import _WeightNorm
 
 from prunekit.errors import SurgeryError
-from prunekit.graph.table import of_layer
+from prunekit.graph.table import layer_operation
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-CONSUMERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
+WEIGHTED_LAYERS = (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)
 
 
 def layer_named(
-    model: nn.Module, name: str, mend: str = "trace the graph on this network"
+    model: nn.Module, name: str, remedy: str = "trace the graph on this network"
 ) -> nn.Module:
-    """The module of that name, or a layer around the parameter of that name.
+    """Return the module of that name, or a layer around the parameter of that name.
 
-    SurgeryError when `model` is not the network it was found in.
+    Raises SurgeryError, with the remedy, if `model` has neither.
     """
     try:
         return model.get_submodule(name)
     except AttributeError as error:
         owner, _, leaf = name.rpartition(".")
         with suppress(AttributeError):
-            return around(getattr(model.get_submodule(owner), leaf))
-        raise SurgeryError(f"{type(model).__name__} has no layer {name!r}; {mend}") from error
+            return layer_around(getattr(model.get_submodule(owner), leaf))
+        raise SurgeryError(f"{type(model).__name__} has no layer {name!r}; {remedy}") from error
 
 
-def around(weight: nn.Parameter) -> nn.Module:
-    """A layer that holds this very parameter as its weight, for functions that are given one."""
+def layer_around(weight: nn.Parameter) -> nn.Module:
+    """Return a layer with this parameter as its weight, for weights that functions are given."""
     outs, ins, *kernel = weight.shape
     if kernel:
-        layer = CONVOLUTIONS[len(kernel) - 1](ins, outs, kernel, bias=False, device="meta")
+        convolution: Any = CONVOLUTIONS[len(kernel) - 1]
+        layer: nn.Module = convolution(ins, outs, kernel, bias=False, device="meta")
     else:
         layer = nn.Linear(ins, outs, bias=False, device="meta")
     layer.weight = weight
@@ -46,44 +47,70 @@ def around(weight: nn.Parameter) -> nn.Module:
 
 
 def channel_dim(module: nn.Module, rank: int) -> int:
-    """The dimension of a layer's input of this rank that holds its input channels."""
-    entry = of_layer(module)
-    return 1 if entry is None else entry.dim(module, rank)
+    """Return the dimension of the input channels in a layer's input of this rank."""
+    entry = layer_operation(module)
+    return 1 if entry is None else entry.channel_dim(module, rank)
 
 
 def widths(module: nn.Module) -> tuple[int, int]:
-    """The input and output channels that a layer holds parameters for; AttributeError without."""
-    entry = of_layer(module)
-    if entry is None or not entry.counts:
+    """Return the numbers of input and output channels that a layer has parameters for.
+
+    Raises AttributeError for modules without channels.
+    """
+    entry = layer_operation(module)
+    if entry is None or not entry.width_attributes:
         raise AttributeError(f"{type(module).__name__} holds no channels that are known")
-    return _count(getattr(module, entry.counts[0])), _count(getattr(module, entry.counts[-1]))
+    ins, outs = entry.width_attributes[0], entry.width_attributes[-1]
+    return _count(getattr(module, ins)), _count(getattr(module, outs))
 
 
-def _count(found: int | Sequence[int] | Tensor) -> int:
-    """A number of channels: itself, the last of normalised sizes, or how many indices there are."""
-    if isinstance(found, Tensor):
-        return len(found)
-    return found if isinstance(found, int) else found[-1]
+def _count(attribute: int | Sequence[int] | Tensor) -> int:
+    """Return a number, the last of several normalised sizes, or the number of indices."""
+    if isinstance(attribute, Tensor):
+        return len(attribute)
+    return attribute if isinstance(attribute, int) else attribute[-1]
 
 
-def weighs(module: nn.Module | None) -> bool:
-    """Whether channels end at a layer and others begin: convolutions and linear maps."""
-    entry = None if module is None else of_layer(module)
-    return entry is not None and entry.weighs
+def is_weighted(module: nn.Module | None) -> bool:
+    """Return whether a module is a convolution or linear layer, whose outputs are new channels."""
+    entry = None if module is None else layer_operation(module)
+    return entry is not None and entry.weighted
 
 
 def is_batch_norm(module: nn.Module) -> bool:
-    """Whether a layer normalises over the batch."""
-    entry = of_layer(module)
+    """Return whether a layer normalises over the batch."""
+    entry = layer_operation(module)
     return entry is not None and entry.batch_norm
 
 
 def weight_norm(module: nn.Module) -> Any:
-    """The weight normalisation of a layer that has one, by parametrisation or by the older hook."""
+    """Return the weight normalisation of a layer, or None.
+
+    That is a parametrisation, or the layer itself if it has the older hook.
+    """
     if parametrize.is_parametrized(module, "weight"):
-        chain = module.parametrizations.weight
-        plain = len(chain) == 1 and isinstance(chain[0], _WeightNorm) and chain[0].dim == 0
-        return chain[0] if plain else None
+        chain = module.get_submodule("parametrizations").get_submodule("weight")
+        first, *others = chain.children()
+        return first if not others and isinstance(first, _WeightNorm) and first.dim == 0 else None
     if {"weight_g", "weight_v"} <= module._parameters.keys():
         return module
     return None
+
+
+def user_tensors(network: nn.Module) -> set[str]:
+    """Return the paths of parameters and buffers of modules that are no layers with channels."""
+    return {
+        f"{name}.{leaf}" if name else leaf
+        for name, module in network.named_modules()
+        if not has_channel_parameters(module)
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if tensor is not None
+    }
+
+
+def has_channel_parameters(module: nn.Module) -> bool:
+    """Return whether a layer of this class has numbers for every channel."""
+    entry = layer_operation(module)
+    if entry is None or entry.narrow is None:
+        return False
+    return entry.weighted or entry.emits_bias or entry.same_shape

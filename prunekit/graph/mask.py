@@ -1,4 +1,4 @@
-"""What a pruned network keeps, as one value that is read by group and by unit."""
+"""The units that a pruned network keeps, by group and by unit."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from prunekit.errors import SurgeryError, one_of
 
 
 class Group(Protocol):
-    """Units with a name."""
+    """A named group of units."""
 
     @property
     def name(self) -> str:
-        """The name of the first layer that makes them."""
+        """The name of the first layer that produces the units."""
 
     @property
     def units(self) -> Tensor:
-        """Their ids."""
+        """The ids of the units."""
 
 
 class Grouped(Protocol):
-    """What has groups of units: a channel graph."""
+    """A channel graph, or another object with groups of units."""
 
     @property
     def groups(self) -> Sequence[Group]:
@@ -33,16 +33,16 @@ class Grouped(Protocol):
 
     @property
     def count(self) -> int:
-        """Unit ids run from 1 to one below it."""
+        """One more than the largest unit id; ids start at 1."""
 
 
 def flags(graph: Grouped, masks: Mapping[str, Tensor | bool]) -> Tensor:
-    """A bool vector over unit ids, True where the mask of a group is; one bool means all its units.
+    """Return a bool vector over unit ids from masks by group; one bool counts for a whole group.
 
     Raises SurgeryError for an unknown group, and for a mask of another type or length.
     """
     groups = {group.name: group.units for group in graph.groups}
-    found = torch.zeros(graph.count, dtype=torch.bool)
+    vector = torch.zeros(graph.count, dtype=torch.bool)
     for name, mask in masks.items():
         if name not in groups:
             raise SurgeryError(f"no group is called {name!r}; {one_of(name, groups)}")
@@ -52,17 +52,16 @@ def flags(graph: Grouped, masks: Mapping[str, Tensor | bool]) -> Tensor:
                 f"the mask of group {name!r} is {mask.dtype} of shape {tuple(mask.shape)}; "
                 f"it must be torch.bool of shape ({len(units)},)"
             )
-        found[units] = mask if isinstance(mask, bool) else mask.cpu()
-    return found
+        vector[units] = mask if isinstance(mask, bool) else mask.cpu()
+    return vector
 
 
 @dataclass(frozen=True, eq=False)
 class ChannelMask(Mapping[str, Tensor]):
-    """Which units of a channel graph are kept.
+    """Tells which units of a channel graph are kept.
 
-    As a mapping it gives for the name of every group a bool vector over its units, True = kept.
-    `removed` says the same as one bool vector over unit ids, True = removed: the form in which cost
-    models, edits and checks take it.
+    As a mapping it has a bool vector over the units of every group, True = kept. `removed` is one
+    bool vector over unit ids, True = removed: cost models, edits and checks take it in this form.
     """
 
     units: Mapping[str, Tensor]
@@ -70,18 +69,20 @@ class ChannelMask(Mapping[str, Tensor]):
 
     @classmethod
     def of(cls, graph: Grouped, keep: Mapping[str, Tensor]) -> ChannelMask:
-        """Make it of masks by group (True = kept); a group that is not named is kept whole.
+        """Return the mask for masks by group (True = kept); groups without a mask are kept.
 
         Raises SurgeryError for an unknown group, and for a mask of another type or length.
         """
         if isinstance(keep, ChannelMask):
             return keep
-        named = flags(graph, dict.fromkeys(keep, True))
-        return cls({group.name: group.units for group in graph.groups}, named & ~flags(graph, keep))
+        masked = flags(graph, dict.fromkeys(keep, True))
+        return cls(
+            {group.name: group.units for group in graph.groups}, masked & ~flags(graph, keep)
+        )
 
     @classmethod
     def all(cls, graph: Grouped) -> ChannelMask:
-        """Make the mask that keeps every unit."""
+        """Return the mask that keeps every unit."""
         return cls.of(graph, {})
 
     def __getitem__(self, group: str) -> Tensor:
@@ -95,10 +96,10 @@ class ChannelMask(Mapping[str, Tensor]):
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many units every group keeps."""
+        """The number of units that every group keeps."""
         return {name: int(mask.sum()) for name, mask in self.items()}
 
     @property
     def indices(self) -> dict[str, Tensor]:
-        """The indices of the units that every group keeps, in the order of its units."""
+        """The indices of the units that every group keeps, in order."""
         return {name: mask.nonzero().flatten() for name, mask in self.items()}

@@ -1,4 +1,4 @@
-"""The table of operations: all that prunekit knows of an operation of torch stands in one entry.
+"""The table of operations: everything prunekit knows of an operation of torch is in one entry.
 
 The entries are in `prunekit.graph.ops`, a file for each family.
 """
@@ -14,111 +14,116 @@ from torch import Tensor, nn
 
 from prunekit.graph.recording.steps import Kind, Step, operation_name
 
-Rule = Callable[[Any, Any], Any]  # of a pass over the recording and a call, to the call's result
+Rule = Callable[[Any, Any], Any]  # of a `Replay` and a `Call`, to the result of the call
 Indices = Sequence[int] | Tensor | None
 Sizes = Sequence[int] | None
 
 
-def second(module: nn.Module, rank: int) -> int:
-    """Channels behind the batch dimension."""
+def channels_second(module: nn.Module, rank: int) -> int:
+    """Return the dimension behind the batch dimension."""
     return 1
 
 
-def last(module: nn.Module, rank: int) -> int:
-    """Channels in the last dimension."""
+def channels_last(module: nn.Module, rank: int) -> int:
+    """Return the last dimension."""
     return rank - 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Operation:
-    """One operation of torch, as a function, a method and a layer alike.
+    """One operation of torch, as a function, a method and a layer.
 
-    `rule` says how labels pass. `functions` are its names in torch, `layers` the classes in
-    torch.nn; a subclass follows its base. Layers that hold numbers for every channel have a
-    `narrow`, `counts`, which names the attributes that say how many channels go in and come out,
-    and `dim`, which says where in a tensor of some rank they are. Of functions that are given such
-    numbers, `takes` names the arguments.
+    `rule` passes labels from the arguments to the result. `functions` are its names in torch,
+    `layers` the classes in torch.nn, subclasses included. Layers that hold numbers for every
+    channel have `narrow`, `width_attributes`, which name the attributes with their input and output
+    channels, and `channel_dim`, which gives the dimension of channels in a tensor of some rank. For
+    functions that get such numbers, `argument_names` names the arguments.
     """
 
     rule: Rule
     functions: Sequence[str] = ()
     layers: Sequence[type[nn.Module]] = ()
     narrow: Callable[[Any, Indices, Indices], None] | None = None
-    counts: Sequence[str] = ()
-    dim: Callable[[Any, int], int] = second
-    takes: Sequence[str] = ()
-    weighs: bool = False  # channels end here and others begin: convolutions and linear maps
-    norm: bool = False  # it normalises
-    batch_norm: bool = False  # over the batch, so that a running mean can take up constants
-    shifts: bool = False  # a removed channel puts out its bias, or zeros without one
-    alike: bool = False  # its result has the shape and type of its first argument
-    broadcasts: bool = False  # its result has the shape that its arguments broadcast to
-    shape: Callable[..., Sizes] | None = None  # of the result of a function, by its arguments
-    layer_shape: Callable[[Any, Tensor], Sizes] | None = None  # of what a layer makes of its input
-    makes: bool = False  # it makes a tensor of sizes that are given
-    moves: bool = False  # it moves entries
-    sized: bool = False  # numbers among its arguments may have been computed from sizes
-    steady: bool = False  # what it does is the same for any number of entries
-    joins: bool = False  # it lays tensors side by side
-    pools: bool = False  # it makes maps smaller
-    drops: bool = False  # it drops at random while training, and does nothing else
-    rate: int | None = None  # position among the arguments of a rate of dropout
-    rectifies: bool = False  # a ReLU or one with an upper bound
-    stands_for: type[nn.Module] | None = None  # the layer that is the function without arguments
-    whole: bool = False  # one step even in subclasses with a forward of their own
+    width_attributes: Sequence[str] = ()
+    channel_dim: Callable[[Any, int], int] = channels_second
+    argument_names: Sequence[str] = ()
+    weighted: bool = False  # a convolution or linear map: its outputs are new channels
+    normalizes: bool = False
+    batch_norm: bool = False  # normalises over the batch: its running mean can absorb constants
+    emits_bias: bool = False  # a removed channel emits its bias, or zeros without one
+    same_shape: bool = False  # the result has the shape and type of the first argument
+    broadcasts: bool = False  # the result has the shape that the arguments broadcast to
+    result_shape: Callable[..., Sizes] | None = None  # from the arguments of a function
+    layer_shape: Callable[[Any, Tensor], Sizes] | None = None  # from a layer and its input
+    creates: bool = False  # creates a tensor of given sizes
+    moves: bool = False  # moves entries
+    size_arguments: bool = False  # numbers among the arguments may be computed from sizes
+    size_agnostic: bool = False  # moves entries in the same way for any number of them
+    concatenates: bool = False
+    pools: bool = False
+    is_dropout: bool = False
+    dropout_rate_position: int | None = None  # of an argument, for operations with dropout inside
+    is_relu: bool = False  # a ReLU or one with an upper bound
+    layer_class: type[nn.Module] | None = None  # equals the function with default arguments
+    opaque: bool = False  # one step even in subclasses with a forward of their own
     macs: Callable[[Any], int] | None = None  # multiply-adds of a call that is not followed
 
     @property
     def takes_sizes(self) -> bool:
-        """Whether its result depends on more than labels: on numbers computed from sizes."""
-        return self.sized or self.moves or self.makes
+        """Whether the result depends on numbers that are computed from sizes."""
+        return self.size_arguments or self.moves or self.creates
 
 
 _FUNCTIONS: dict[str, Operation] = {}
 _LAYERS: dict[type[nn.Module], Operation] = {}
 
 
-def operation(rule: Rule, functions: str = "", *layers: type[nn.Module], **facts: Any) -> Operation:
-    """Add an entry: its functions in one string, its layers, and what else is known of it."""
+def register_operation(
+    rule: Rule, functions: str = "", *layers: type[nn.Module], **facts: Any
+) -> Operation:
+    """Add an entry to the table: its functions, separated by spaces, its layers and its facts."""
     entry = Operation(rule=rule, functions=functions.split(), layers=layers, **facts)
     _FUNCTIONS.update(dict.fromkeys(entry.functions, entry))
     _LAYERS.update(dict.fromkeys(entry.layers, entry))
-    _of_class.cache_clear()
+    _class_operation.cache_clear()
     return entry
 
 
-def of_layer(module: nn.Module) -> Operation | None:
-    """The entry of a layer; None for modules that are unknown."""
-    return _of_class(type(module))
+def layer_operation(module: nn.Module) -> Operation | None:
+    """Return the entry of a layer, or None for other modules."""
+    return _class_operation(type(module))
 
 
 @cache
-def _of_class(kind: type[nn.Module]) -> Operation | None:
+def _class_operation(kind: Any) -> Operation | None:
     return next((_LAYERS[cls] for cls in kind.__mro__ if cls in _LAYERS), None)
 
 
-def of_name(name: str | None) -> Operation | None:
-    """The entry of a function or method, by its name in torch."""
+def named_operation(name: str | None) -> Operation | None:
+    """Return the entry of a function or method by its name in torch, or None."""
     return _FUNCTIONS.get(name or "")
 
 
-def of_function(function: Callable[..., Any]) -> Operation | None:
-    """The entry of a function or method."""
-    return of_name(operation_name(function))
+def function_operation(function: Callable[..., Any]) -> Operation | None:
+    """Return the entry of a function or method, or None."""
+    return named_operation(operation_name(function))
 
 
-def of_step(step: Step, network: nn.Module) -> Operation | None:
-    """The entry of what a step of a recorded run calls."""
+def step_operation(step: Step, network: nn.Module) -> Operation | None:
+    """Return the entry of the operation that a step calls, or None."""
     if step.kind is Kind.LAYER:
-        return of_layer(network.get_submodule(step.target))
-    return of_name(step.name)
+        return layer_operation(network.get_submodule(step.target))
+    return named_operation(step.name)
 
 
-def entries() -> list[Operation]:
-    """Every entry once."""
-    return [*{id(one): one for one in (*_FUNCTIONS.values(), *_LAYERS.values())}.values()]
+def all_operations() -> list[Operation]:
+    """Return every entry once."""
+    entries = (*_FUNCTIONS.values(), *_LAYERS.values())
+    return [*{id(entry): entry for entry in entries}.values()]
 
 
-def given(entry: Operation, args: Sequence[Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a function by the names in `takes`."""
-    return dict(zip(entry.takes, args, strict=False)) | kwargs
+def named_arguments(
+    entry: Operation, args: Sequence[Any], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the arguments of a function by the names in `argument_names`."""
+    return dict(zip(entry.argument_names, args, strict=False)) | kwargs

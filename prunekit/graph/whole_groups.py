@@ -1,48 +1,54 @@
-"""Grouped convolutions whose groups live and die whole."""
+"""Grouped convolutions that can lose whole groups only."""
 
 from __future__ import annotations
+
+from typing import Any, TypeVar
 
 from torch import nn
 
 from prunekit.errors import SurgeryError
 
+_Convolution = TypeVar("_Convolution", bound=nn.Conv2d)
+
 
 class WholeGroups(nn.Conv2d):
     """A grouped convolution that loses whole groups, with all inputs and outputs of each.
 
-    Each group is one unit of the channel graph, which its inputs, its outputs, and what else has
-    these channels share. A plain grouped convolution loses as many channels from every group.
+    Each group is one unit of the channel graph, together with its inputs, its outputs, and all
+    other layers with these channels. A plain grouped convolution loses as many channels from every
+    group.
     """
 
 
 def whole_groups(conv: nn.Module) -> WholeGroups:
-    """The same layer, with the same parameters, that loses whole groups.
+    """Return the layer, with the same parameters, as one that loses whole groups.
 
-    Hooks stay behind. SurgeryError for what is no plain nn.Conv2d.
+    Hooks are not copied. Raises SurgeryError for modules that are no plain nn.Conv2d.
     """
     return _as(WholeGroups, conv, nn.Conv2d)
 
 
 def plain_groups(conv: WholeGroups) -> nn.Conv2d:
-    """The inverse of `whole_groups`."""
+    """Return the inverse of `whole_groups`."""
     return _as(nn.Conv2d, conv, WholeGroups)
 
 
-def goes_whole(module: nn.Module) -> bool:
-    """Whether a group of this layer goes with all its inputs and outputs; so it is if depthwise."""
+def removes_whole_groups(module: nn.Module) -> bool:
+    """Return whether a layer loses whole groups, as depthwise convolutions do."""
     depthwise = 1 < getattr(module, "groups", 1) == getattr(module, "in_channels", 0)
     return depthwise or isinstance(module, WholeGroups)
 
 
-def _as(kind: type[nn.Conv2d], conv: nn.Module, old: type[nn.Conv2d]) -> nn.Conv2d:
-    if type(conv) is not old or "weight" not in conv._parameters:
+def _as(kind: type[_Convolution], conv: nn.Module, old: type[nn.Conv2d]) -> _Convolution:
+    if not isinstance(conv, nn.Conv2d) or type(conv) is not old or "weight" not in conv._parameters:
         raise SurgeryError(
             f"{type(conv).__name__}({conv.extra_repr()}) is no plain {old.__name__}; "
             "only the groups of such a layer can be set to live and die whole"
         )
     names = ("stride", "padding", "dilation", "groups", "padding_mode")
-    given = {name: getattr(conv, name) for name in names}
-    size = (conv.in_channels, conv.out_channels, conv.kernel_size)
-    made = kind(*size, bias=False, device="meta", **given)
-    made.weight, made.bias = conv.weight, conv.bias
-    return made.train(conv.training)
+    settings: dict[str, Any] = {name: getattr(conv, name) for name in names}
+    settings["kernel_size"] = conv.kernel_size
+    size = (conv.in_channels, conv.out_channels)
+    converted = kind(*size, bias=False, device="meta", **settings)
+    converted.weight, converted.bias = conv.weight, conv.bias
+    return converted.train(conv.training)

@@ -9,29 +9,29 @@ from typing import Any
 from torch import distributed, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from prunekit.graph.recording.twin import wrapped
+from prunekit.graph.recording.copies import wrapped_name
 from prunekit.modes import copy_hooks, recompiler
 
 
 def network_in(model: nn.Module) -> nn.Module:
-    """The network itself, however many wrappers it is in."""
-    while isinstance(model, nn.Module) and (inner := wrapped(model)) is not None:
+    """Return the network inside any number of wrappers."""
+    while isinstance(model, nn.Module) and (inner := wrapped_name(model)) is not None:
         model = getattr(model, inner)
     return model
 
 
 def rewrapped(model: nn.Module, network: nn.Module) -> nn.Module:
-    """Another network in wrappers like those around `model`, with the same settings.
+    """Return another network in wrappers like those around `model`, with the same settings.
 
-    What is compiled is compiled again when it is first called. Without a process group, which
-    DistributedDataParallel needs, it is left out.
+    Compiled networks are compiled again at their first call. Without a process group,
+    DistributedDataParallel is left out.
     """
-    inner = wrapped(model)
+    inner = wrapped_name(model)
     return network if inner is None else _like(model, rewrapped(getattr(model, inner), network))
 
 
 def renew(model: nn.Module) -> None:
-    """Make anew what holds on to parameters that its module may no longer have, in place."""
+    """Make wrappers anew that hold parameters which their module may no longer have, in place."""
     for parent in [*model.modules()]:
         for name, child in parent._modules.items():
             if isinstance(child, DistributedDataParallel):
@@ -39,27 +39,31 @@ def renew(model: nn.Module) -> None:
 
 
 def _like(wrapper: Any, network: nn.Module) -> nn.Module:
+    """Return a wrapper like this one around another network."""
+    new: nn.Module
     if isinstance(wrapper, DataParallel):
-        made = copy.copy(wrapper)
-        vars(made)["_modules"] = {"module": network}
+        new = copy.copy(wrapper)
+        vars(new)["_modules"] = {"module": network}
     elif isinstance(wrapper, DistributedDataParallel):
-        made = _distributed(wrapper, network)
+        new = _distributed(wrapper, network)
     else:
-        made = recompiler(wrapper)(network)
-    if made is not network and not isinstance(wrapper, DistributedDataParallel):
-        copy_hooks(wrapper, made)
-    made.training = wrapper.training if made is not network else network.training
-    return made
+        new = recompiler(wrapper)(network)
+    if new is not network and not isinstance(wrapper, DistributedDataParallel):
+        copy_hooks(wrapper, new)
+    new.training = wrapper.training if new is not network else network.training
+    return new
 
 
 def _distributed(wrapper: Any, network: nn.Module) -> nn.Module:
     if not (distributed.is_available() and distributed.is_initialized()):
         return network
-    names = ("device_ids", "output_device", "dim", "process_group", "broadcast_buffers")
-    names = (*names, "find_unused_parameters", "gradient_as_bucket_view", "static_graph")
-    given = {name: getattr(wrapper, name) for name in names}
+    names = (
+        *("device_ids", "output_device", "dim", "process_group", "broadcast_buffers"),
+        *("find_unused_parameters", "gradient_as_bucket_view", "static_graph"),
+    )
+    settings = {name: getattr(wrapper, name) for name in names}
     if not getattr(wrapper, "bucket_bytes_cap_default", True):
-        given["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 2**20
+        settings["bucket_cap_mb"] = wrapper.bucket_bytes_cap / 2**20
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # newer names, which older versions lack
-        return DistributedDataParallel(network, **given)
+        return DistributedDataParallel(network, **settings)

@@ -16,7 +16,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.layers import TRANSPOSED, layer_named, weight_norm, widths
 from prunekit.graph.recording.nests import tensors_within
-from prunekit.graph.whole_groups import goes_whole
+from prunekit.graph.whole_groups import removes_whole_groups
 from prunekit.modes import evaluating_unchanged
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class CostModel:
         lengths = torch.tensor([len(side) for side in sides], dtype=torch.long)
         self._side = torch.arange(len(sides)).repeat_interleave(lengths)
         self._groups = _column([getattr(module, "groups", 1) for module in self._modules])
-        self._whole = _column([goes_whole(module) for module in self._modules]).bool()
+        self._whole = _column([removes_whole_groups(module) for module in self._modules]).bool()
         fan = [widths(module)[0] for module in self._modules]
         self._fan = _column(fan) // self._groups
         self._set_macs(graph)
@@ -249,7 +249,7 @@ class _OnTensors(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Call the network with these tensors in place of those in its arguments."""
         rest = iter(tensors)
-        arguments = self._arguments.changed(lambda _: next(rest))
+        arguments = self._arguments.map_tensors(lambda _: next(rest))
         return tuple(tensors_within(arguments.call(self.network)))
 
 

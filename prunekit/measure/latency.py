@@ -176,14 +176,14 @@ class LatencyTest(Checked):
         arguments, generator = Arguments.of(example), torch.Generator().manual_seed(0)
 
         def batch(x: Tensor) -> Tensor:
-            if not arguments.batched(x):
+            if not arguments.is_batched(x):
                 return x
             if not x.is_floating_point():
                 return x[torch.arange(self.batch, device=x.device) % len(x)]
             return torch.rand(self.batch, *x.shape[1:], generator=generator).to(x.dtype)
 
-        inputs = arguments.changed(batch)
-        return inputs if inputs.alone is None else inputs.alone
+        inputs = arguments.map_tensors(batch)
+        return inputs if inputs.single_tensor is None else inputs.single_tensor
 
     def time_callables(
         self, runners: Mapping[Key, Runner], x: Tensor | Arguments

@@ -18,7 +18,14 @@ from torch.nn.utils import skip_init
 
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example, input_of
-from prunekit.graph.layers import CONSUMERS, TRANSPOSED, channel_dim, layer_named, weighs, widths
+from prunekit.graph.layers import (
+    TRANSPOSED,
+    WEIGHTED_LAYERS,
+    channel_dim,
+    is_weighted,
+    layer_named,
+    widths,
+)
 from prunekit.measure.cost import CostModel
 from prunekit.measure.latency import LatencyTest
 
@@ -210,7 +217,7 @@ def _input_shapes(model: nn.Module, x: Example, device: str) -> dict[str, Counte
         return hook
 
     for name, module in twin.named_modules():
-        if weighs(module):
+        if is_weighted(module):
             module.register_forward_pre_hook(counter(name), with_kwargs=True)
     with torch.inference_mode():
         Arguments.of(x).to(device).call(twin)
@@ -245,7 +252,7 @@ class _Layer:
         outs = _grid(outer, lcm(_BLOCK, groups), narrow_outs)
         if depthwise:
             outs = tuple(outer // inner * width for width in ins)
-        kind = next(cls for cls in CONSUMERS if isinstance(module, cls))
+        kind = next(cls for cls in WEIGHTED_LAYERS if isinstance(module, cls))
         return cls(kind, _settings(module, depthwise), shape, dim, depthwise, ins, outs)
 
     def cell(self, i: int, j: int) -> tuple[int, int]:

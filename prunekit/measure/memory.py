@@ -32,7 +32,7 @@ def peak_memory(model: nn.Module, example: Example) -> int:
         if arguments.device.type == "cuda":
             return _allocator_peak(network, arguments)
         with _LiveBytes() as live:
-            arguments.changed(torch.zeros_like).call(network)
+            arguments.map_tensors(torch.zeros_like).call(network)
     return live.peak
 
 
@@ -96,10 +96,10 @@ def _key(tensor: Tensor) -> int:
 
 def _allocator_peak(network: nn.Module, arguments: Arguments) -> int:
     device = arguments.device
-    arguments.changed(torch.zeros_like).call(network)  # it also allocates lasting workspaces
+    arguments.map_tensors(torch.zeros_like).call(network)  # it also allocates lasting workspaces
     torch.cuda.synchronize(device)
     before = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    arguments.changed(torch.zeros_like).call(network)
+    arguments.map_tensors(torch.zeros_like).call(network)
     torch.cuda.synchronize(device)
     return torch.cuda.max_memory_allocated(device) - before

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from prunekit.build import build
 from prunekit.errors import ArtifactError, PrunekitError
 from prunekit.graph.arguments import Arguments
-from prunekit.graph.recording.runs import record
+from prunekit.graph.recording.passes import record
 from prunekit.runs.files import sha256_of
 from prunekit.runs.report import Settings
 

@@ -176,7 +176,7 @@ def validate_scores(scores: Mapping[str, Tensor], graph: ChannelGraph) -> dict[s
         if not bool(score.isfinite().all()):
             raise ConfigError(f"scores: those of {name} are not finite; check the source model")
     if not graph.groups:
-        reason = "; ".join(graph.stays()[:_LISTED]) or "it has no layers with channels"
+        reason = "; ".join(graph.frozen_lines()[:_LISTED]) or "it has no layers with channels"
         raise ConfigError(f"no channel of this network can be removed: {reason}")
     if not scores:
         raise ConfigError("there are no scores, so nothing to select; check the criterion")

@@ -44,8 +44,8 @@ def inspect(settings: Settings, directory: str) -> None:
         table("matrices", ("layer", "block", "what may vanish", "start"), lines)
     traced = Traced.of(model, example, over_norms=parts.over_norms)
     graph = traced.graph
-    table("channel groups", ("group", "units", "made by", "read by"), graph.rows())
-    for line in graph.stays():
+    table("channel groups", ("group", "units", "made by", "read by"), graph.table())
+    for line in graph.frozen_lines():
         say(f"stays: {line}")
     reasons = {reason for text in graph.frozen.values() for reason in text.split("; ")}
     for note in graph.notes:

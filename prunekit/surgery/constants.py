@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, input_of
-from prunekit.graph.layers import channel_dim, layer_named, weighs
-from prunekit.graph.readers import followers, lent_biases
-from prunekit.graph.table import given, of_function, of_layer
+from prunekit.graph.dataflow import followers, lent_biases
+from prunekit.graph.layers import channel_dim, is_weighted, layer_named
+from prunekit.graph.table import function_operation, layer_operation, named_arguments
 from prunekit.modes import evaluating
 from prunekit.surgery.equivalence import compute_outputs, rounding, train_mode_outputs
 
@@ -129,8 +129,8 @@ def emitting_constants(model: nn.Module, graph: ChannelGraph, removed: Tensor) -
     with ExitStack() as stack:
         for name, units in graph.outs.items():
             module, mask = layer_named(model, name), removed[units]
-            entry = of_layer(module)
-            shifts = (entry is not None and entry.shifts) or name in graph.inexact
+            entry = layer_operation(module)
+            shifts = (entry is not None and entry.emits_bias) or name in graph.inexact
             if not shifts or not bool(mask.any()):
                 continue
             if name in graph.functional:
@@ -165,8 +165,12 @@ class _ConstantFunctions(TorchFunctionMode):
 
 def _layer_arguments(func: Function, args: Any, kwargs: Any) -> dict[str, Any]:
     """Return the arguments, by name, of a function that takes weights or statistics."""
-    entry = of_function(func)
-    return given(entry, args, kwargs or {}) if entry is not None and entry.takes else {}
+    entry = function_operation(func)
+    return (
+        named_arguments(entry, args, kwargs or {})
+        if entry is not None and entry.argument_names
+        else {}
+    )
 
 
 def _argument_id(module: nn.Module) -> int:
@@ -184,8 +188,8 @@ class _FunctionProbe(TorchFunctionMode):
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        entry = of_function(func)
-        if entry is not None and entry.weighs:
+        entry = function_operation(func)
+        if entry is not None and entry.weighted:
             arguments = _layer_arguments(func, args, kwargs)
             record = self.records.get(id(arguments["weight"])) if arguments else None
             if record is not None:
@@ -213,7 +217,7 @@ class _OffsetProbe:
             for name, units in self.graph.ins.items():
                 module = layer_named(model, name)
                 mask = self.removed.cpu()[units]
-                if not bool(mask.any()) or not weighs(module):
+                if not bool(mask.any()) or not is_weighted(module):
                     continue
                 self.offsets[name], record = [], self._record(name, module, mask)
                 if name in self.graph.functional:

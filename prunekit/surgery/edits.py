@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
-from prunekit.graph.layers import layer_named, weighs, widths
-from prunekit.graph.slicing import kept_indices, narrow_tensor, number_anew, put_back
-from prunekit.graph.table import Indices, of_layer
+from prunekit.graph.layers import is_weighted, layer_named, widths
+from prunekit.graph.slicing import kept_indices, narrow_tensor, put_weight_back, renumber
+from prunekit.graph.table import Indices, layer_operation
 from prunekit.registry import load_methods
 
 _FOREIGN = "the edit was made for another network"
@@ -72,7 +72,7 @@ def narrow(module: nn.Module, keep_in: Indices = None, keep_out: Indices = None)
     a function for a class of your own with `@narrow.register`. Raises SurgeryError for other
     classes.
     """
-    entry = of_layer(module)
+    entry = layer_operation(module)
     if entry is None or entry.narrow is None:
         raise SurgeryError(
             f"{type(module).__name__} cannot be narrowed; register a function for it with "
@@ -178,13 +178,13 @@ class Narrow:
                 narrow(modules[name], kept.ins, kept.outs)
             except SurgeryError as error:
                 raise SurgeryError(f"{name}: {error}") from error
-            put_back(model, name, modules[name])
+            put_weight_back(model, name, modules[name])
         for path, entries in self.tensors.items():
             owner, _, leaf = path.rpartition(".")
             module = model.get_submodule(owner)
             narrow_tensor(module, leaf, entries.dim, entries.kept)
             if entries.among is not None:
-                number_anew(getattr(module, leaf), entries.among)
+                renumber(getattr(module, leaf), entries.among)
         _tie_again(ties)
 
     def to_dict(self) -> dict[str, Any]:
@@ -268,7 +268,7 @@ class BiasMaps:
         """Insert the maps everywhere a layer is registered; raise SurgeryError for other layers."""
         for name, shape in self.shapes.items():
             module = layer_named(model, name, _FOREIGN)
-            if not weighs(module):
+            if not is_weighted(module):
                 raise SurgeryError(f"{name} is a {type(module).__name__}; it takes no bias map")
             pair = nn.Sequential(module, BiasMap(_zeros(module, shape)))
             pair.training = module.training
@@ -364,7 +364,7 @@ def _tie_again(ties: list[list[tuple[nn.Module, str]]]) -> None:
 
 def _layer_without_bias(model: nn.Module, name: str) -> nn.Module:
     module = layer_named(model, name, _FOREIGN)
-    if not weighs(module) or module.bias is not None:
+    if not is_weighted(module) or module.bias is not None:
         raise SurgeryError(
             f"{name} ({type(module).__name__}) should be a convolution or linear layer without a "
             "bias; the edit was made for another network"

@@ -18,7 +18,7 @@ from prunekit.errors import SurgeryError, listed
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.recording.nests import tensors_within
-from prunekit.graph.table import of_function
+from prunekit.graph.table import function_operation
 from prunekit.modes import duplicate, evaluating, muted, seeded, unchanged, uncompiled
 
 _DOUBLE_TOLERANCE = 1e-9
@@ -163,7 +163,7 @@ def randomise_constants(model: nn.Module, seed: int = 0) -> nn.Module:
 
 def check_inputs(batch: Example) -> Arguments:
     """Return the arguments to check a network on; a placeholder of equal entries becomes noise."""
-    return Arguments.of(batch).changed(_noise_for_placeholder)
+    return Arguments.of(batch).map_tensors(_noise_for_placeholder)
 
 
 def compute_outputs(model: nn.Module, inputs: Arguments, who: str) -> Any:
@@ -174,7 +174,7 @@ def compute_outputs(model: nn.Module, inputs: Arguments, who: str) -> Any:
     """
     with unchanged(model), seeded(), uncompiled(), torch.no_grad():
         try:
-            return inputs.changed(Tensor.clone).call(model)  # some forwards write into them
+            return inputs.map_tensors(Tensor.clone).call(model)  # some forwards write into them
         except Exception as error:
             first = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
             raise SurgeryError(f"{who} fails on the batch: {first}") from error
@@ -253,7 +253,7 @@ class _Comparison:
         """Return the same comparison in double precision; None where the networks cannot run so."""
         try:
             model, narrow = (duplicate(net).double() for net in (self.model, self.narrow))
-            inputs = self.inputs.changed(lambda x: x.double() if x.is_floating_point() else x)
+            inputs = self.inputs.map_tensors(lambda x: x.double() if x.is_floating_point() else x)
             with evaluating(model):
                 compute_outputs(model, inputs, "the dense network")
         except Exception:  # forwards that insist on a precision, devices without doubles
@@ -310,7 +310,7 @@ def _with_two_examples(inputs: Arguments) -> Arguments:
     """Append a perturbed copy where there is one example; the noise has the input's own size."""
     if inputs.tensors[0].shape[:1] != (1,):
         return inputs
-    return inputs.changed(lambda x: torch.cat([x, _perturbed(x)]) if x.shape[:1] == (1,) else x)
+    return inputs.map_tensors(lambda x: torch.cat([x, _perturbed(x)]) if x.shape[:1] == (1,) else x)
 
 
 def _perturbed(x: Tensor) -> Tensor:
@@ -333,11 +333,11 @@ class _NoDropout(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        kwargs, entry = dict(kwargs or {}), of_function(func)
-        if entry is not None and entry.drops:
+        kwargs, entry = dict(kwargs or {}), function_operation(func)
+        if entry is not None and entry.is_dropout:
             return args[0] if args else kwargs["input"]
-        if entry is not None and entry.rate is not None:
-            position = entry.rate
+        if entry is not None and entry.dropout_rate_position is not None:
+            position = entry.dropout_rate_position
             if len(args) > position:
                 args = (*args[:position], 0.0, *args[position + 1 :])
             else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from prunekit.errors import SurgeryError
-from prunekit.graph.strides import arranged
+from prunekit.graph.slicing import like_strides
 from prunekit.graph.wrappers import network_in
 from prunekit.modes import duplicate
 from prunekit.surgery.edits import Edit
@@ -131,7 +131,7 @@ def _narrow_state(
             narrow[key] = value
         elif value.shape == shape:
             kept = value.detach().flatten()[origin.indices.to(value.device)]
-            narrow[key] = arranged(kept, value)
+            narrow[key] = like_strides(kept, value)
         else:
             raise SurgeryError(
                 f"the optimizer keeps {key!r} of shape {tuple(value.shape)} for {name}, which has "

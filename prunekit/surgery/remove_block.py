@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError, one_of
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import layer_named
-from prunekit.graph.recording.steps import HELD, Kind, Recording, Step
-from prunekit.graph.table import entries, of_name
+from prunekit.graph.recording.steps import STORED, Kind, Recording, Step
+from prunekit.graph.table import all_operations, named_operation
 from prunekit.modes import copy_hooks
 from prunekit.surgery.edits import BiasMap, groups_at, register, replace_module
 
 ADDED = "+"  # the step at which the branch was added
 FUNCTIONS: Mapping[str, type[nn.Module]] = {
-    f"{name}()": entry.stands_for
-    for entry in entries()
-    if entry.stands_for is not None
+    f"{name}()": entry.layer_class
+    for entry in all_operations()
+    if entry.layer_class is not None
     for name in entry.functions
 }
 
@@ -185,7 +185,7 @@ class _ModuleCall:
         self.steps = {
             step: None
             for step in recording.steps
-            if step.kind not in HELD and name in _module_paths(step)
+            if step.kind not in STORED and name in _module_paths(step)
         }
 
     def empty_block(self, emptied: Collection[str]) -> EmptyBlock | None:
@@ -235,7 +235,7 @@ class _ModuleCall:
         dependent = {first}
         for step in self.steps:
             empty = any(layer in emptied for layer in _layers(step))
-            if not empty and not step.asks and any(n in dependent for n in step.sources):
+            if not empty and not step.is_query and any(n in dependent for n in step.sources):
                 dependent.add(step)
         return dependent
 
@@ -269,7 +269,7 @@ class _ModuleCall:
     def _sources(self, steps: Collection[Step]) -> list[Step]:
         """Return the tensors other than parameters that these steps read from outside of them."""
         read = dict.fromkeys(source for step in steps for source in step.sources)
-        return [n for n in read if n not in steps and n.kind not in HELD and not n.asks]
+        return [n for n in read if n not in steps and n.kind not in STORED and not n.is_query]
 
     def _outputs(self) -> list[Step]:
         return [n for n in self.steps if any(user not in self.steps for user in n.users)]
@@ -277,8 +277,8 @@ class _ModuleCall:
 
 def _is_dropout(step: Step) -> bool:
     """Return whether a step does nothing in evaluation mode."""
-    entry = of_name(step.name)
-    return entry is not None and entry.drops
+    entry = named_operation(step.name)
+    return entry is not None and entry.is_dropout
 
 
 def _module_paths(step: Step) -> list[str]:

@@ -15,8 +15,8 @@ from torch import nn
 
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph
+from prunekit.graph.dataflow import needed_only_by, operand_branches, steps_reaching
 from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.walks import alone, reaching, sides
 from prunekit.methods.hinge import InsertMatrices, Matrices, Placement, fold
 from prunekit.methods.hinge.blocks import Layout, blocks
 
@@ -52,7 +52,7 @@ def test_sides_are_what_one_operand_needs_and_the_other_does_not(graph):
     for node in graph.steps:
         if node.target is torch.add:
             both = [before(one) for one in node.sources]
-            left, right = sides(node, place)
+            left, right = operand_branches(node, place)
             assert (set(left), set(right)) == (both[0] - both[1], both[1] - both[0])
             for side in (left, right):
                 assert [place[one] for one in side] == sorted(map(place.get, side), reverse=True)
@@ -60,7 +60,7 @@ def test_sides_are_what_one_operand_needs_and_the_other_does_not(graph):
                 needed = {one for other in others for one in other.sources}
                 used = needed & set(side)
                 expected = {n for n in side if not any(n in before(u) for u in used)}
-                assert alone(node, side) == expected
+                assert needed_only_by(node, side) == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -75,7 +75,7 @@ def test_reaching_follows_what_passes(graph, stop):
     def walks(node):
         return any(goal(one) or (one not in blocked and walks(one)) for one in node.users)
 
-    found = reaching(graph, goal, lambda node: node not in blocked)
+    found = steps_reaching(graph, goal, lambda node: node not in blocked)
     assert found == {node for node in nodes if walks(node)}
 
 

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from prunekit.errors import SurgeryError, TraceError
 from prunekit.graph import ChannelGraph
-from prunekit.graph.partition import Partition
+from prunekit.graph.labels import Partition
 from prunekit.measure import CostModel, fvcore_macs
 from prunekit.surgery import Narrow
 
@@ -444,7 +444,7 @@ def test_layers_that_would_be_emptied_are_named():
 
 def test_zero_absorbs_and_the_smallest_id_stands_for_its_class():
     parts = Partition()
-    ids = parts.fresh(5)
+    ids = parts.new_ids(5)
     parts.unite(ids[3:], ids[1:2])
     assert parts.roots().tolist() == [0, 1, 2, 3, 2, 2]
     assert parts.freeze(ids[4:])

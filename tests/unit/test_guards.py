@@ -281,11 +281,11 @@ def test_what_only_one_side_of_was_seen_is_noted():
 
 
 def test_a_network_without_branches_is_recorded_once(monkeypatch):
-    from prunekit.graph.recording import runs as recordings
+    from prunekit.graph.recording import passes
 
     calls = []
-    kept = recordings.run_twin
-    monkeypatch.setattr(recordings, "run_twin", lambda twin, at: calls.append(at) or kept(twin, at))
+    kept = passes.record_copy
+    monkeypatch.setattr(passes, "record_copy", lambda twin, at: calls.append(at) or kept(twin, at))
     ChannelGraph.trace(ready(Net(lambda net, x, y: net.a(y))), inputs(32))
     assert len(calls) == 1
 

@@ -15,7 +15,12 @@ from torch import nn
 import prunekit
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import widths
-from prunekit.graph.table import entries, of_function, of_layer, of_name
+from prunekit.graph.table import (
+    all_operations,
+    function_operation,
+    layer_operation,
+    named_operation,
+)
 from prunekit.surgery import narrow
 
 PACKAGE = Path(prunekit.__file__).parent
@@ -26,8 +31,8 @@ CONVENTION = {"measure/cost.py"}  # counts what one paper counts, by its list of
 
 
 def test_names_and_layers_have_one_entry_each():
-    names = [name for entry in entries() for name in entry.functions]
-    layers = [layer for entry in entries() for layer in entry.layers]
+    names = [name for entry in all_operations() for name in entry.functions]
+    layers = [layer for entry in all_operations() for layer in entry.layers]
     assert len(names) == len({*names}) and len(layers) == len({*layers})
 
 
@@ -56,29 +61,29 @@ def test_functions_methods_and_operators_are_the_same_operation():
         torch.Tensor.__add__,
         torch.ops.aten.add,
     ):
-        assert of_function(one) is of_name("add"), one
-    assert of_function(torch.nn.functional.max_pool2d) is of_name("max_pool2d")
-    assert of_function(type(x).__getitem__) is of_name("getitem")
-    assert of_function(print) is None
+        assert function_operation(one) is named_operation("add"), one
+    assert function_operation(torch.nn.functional.max_pool2d) is named_operation("max_pool2d")
+    assert function_operation(type(x).__getitem__) is named_operation("getitem")
+    assert function_operation(print) is None
 
 
 def test_a_subclass_follows_its_base():
     class Mine(nn.Conv2d):
         pass
 
-    assert of_layer(Mine(1, 1, 1)) is of_layer(nn.Conv2d(1, 1, 1))
-    assert of_layer(nn.LSTM(1, 1)) is None
+    assert layer_operation(Mine(1, 1, 1)) is layer_operation(nn.Conv2d(1, 1, 1))
+    assert layer_operation(nn.LSTM(1, 1)) is None
 
 
 @pytest.mark.parametrize(
-    "entry", [e for e in entries() if e.narrow], ids=lambda e: e.layers[0].__name__
+    "entry", [e for e in all_operations() if e.narrow], ids=lambda e: e.layers[0].__name__
 )
 def test_layers_that_hold_channels_know_their_widths(entry):
     """What narrowing leaves has the widths that it was asked for."""
     for kind in entry.layers:
         layer = _made(kind)
         before = widths(layer)
-        keep = [0, 1] if entry.weighs else None
+        keep = [0, 1] if entry.weighted else None
         narrow(layer, keep, [0, 1])
         after = widths(layer)
         assert after[1] == 2 and before[1] == 4, (kind, before, after)

@@ -313,7 +313,7 @@ def test_without_empty_layers_nothing_is_traced_again_or_removed(monkeypatch):
     net = lively(resnet)
     graph = ChannelGraph.trace(net, X)
     monkeypatch.setattr(
-        "prunekit.graph.recording.runs.record", lambda *args: pytest.fail("traced for nothing")
+        "prunekit.graph.recording.passes.record", lambda *args: pytest.fail("traced for nothing")
     )
     found = cut(net, graph, keeping(graph, share=0.5), X)
     assert found.skipped == found.notes == () and "with zeros" not in str(found.agreement)

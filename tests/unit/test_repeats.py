@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from prunekit.graph import ChannelGraph
-from prunekit.graph.discovery import Discovery
+from prunekit.graph.dependencies import Dependencies
 from prunekit.graph.recording.steps import Kind
-from prunekit.graph.rehearsal import Rehearsal
-from prunekit.graph.repeats import Repeats
+from prunekit.graph.replay import Repeats
+from prunekit.graph.validation import NarrowedReplay
 
 IMAGES = torch.zeros(1, 3, 16, 16)
 
@@ -36,13 +36,13 @@ class DropPath(nn.Module):
 @pytest.fixture
 def played(monkeypatch):
     """The steps that the first pass plays, in order."""
-    steps, play = [], Discovery._play
+    steps, play = [], Dependencies._play
 
     def counting(self, step):
         steps.append(step)
         play(self, step)
 
-    monkeypatch.setattr(Discovery, "_play", counting)
+    monkeypatch.setattr(Dependencies, "_play", counting)
     return steps
 
 
@@ -59,7 +59,7 @@ def test_steps_of_train_mode_that_eval_mode_has_are_not_played_again(played, dep
 def test_what_is_found_is_the_same_where_every_step_is_played(monkeypatch):
     network = DropPath()
     once = ChannelGraph.trace(network, IMAGES)
-    monkeypatch.setattr(Repeats, "of", lambda self, step: None)
+    monkeypatch.setattr(Repeats, "repeated", lambda self, step: None)
     every = ChannelGraph.trace(network, IMAGES)
     assert str(once) == str(every) and once.notes == every.notes
     for name, units in every.ins.items():
@@ -67,13 +67,13 @@ def test_what_is_found_is_the_same_where_every_step_is_played(monkeypatch):
 
 
 def test_rehearsals_play_what_labels_leave_open(monkeypatch):
-    rehearsed, step_of = set(), Rehearsal.step
+    rehearsed, step_of = set(), NarrowedReplay.evaluate_step
 
     def counting(self, step):
         rehearsed.add(step.name or step.kind.value)
         return step_of(self, step)
 
-    monkeypatch.setattr(Rehearsal, "step", counting)
+    monkeypatch.setattr(NarrowedReplay, "evaluate_step", counting)
     ChannelGraph.trace(DropPath(), IMAGES)
     assert "view" in rehearsed and not rehearsed & {"relu", "add", "mul", "layer", "mean"}
 

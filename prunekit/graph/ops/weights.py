@@ -1,4 +1,4 @@
-"""Convolutions and linear maps: channels end here and others begin."""
+"""Convolutions and linear maps, whose outputs are new channels."""
 
 from __future__ import annotations
 
@@ -11,90 +11,109 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from prunekit.errors import SurgeryError
 from prunekit.graph.calls import Call
-from prunekit.graph.layers import CONSUMERS, CONVOLUTIONS, TRANSPOSED, layer_named, weight_norm
-from prunekit.graph.ops.passing import ELSEWHERE, elsewhere, not_followed
-from prunekit.graph.ops.results import of_convolution, of_linear, of_weighing
+from prunekit.graph.labels import LabeledTensor, resize, spread
+from prunekit.graph.layers import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    WEIGHTED_LAYERS,
+    layer_named,
+    weight_norm,
+)
+from prunekit.graph.ops.rules import ELSEWHERE, not_followed, varies_elsewhere
 from prunekit.graph.recording.steps import Kind, Step
-from prunekit.graph.run import Run
-from prunekit.graph.slicing import indices, narrow_tensor, put, select
-from prunekit.graph.table import Indices, given, last, of_name, operation
-from prunekit.graph.values import Value, resize, spread
+from prunekit.graph.replay import Replay
+from prunekit.graph.shapes import convolution_shape, functional_shape, linear_shape
+from prunekit.graph.slicing import indices, narrow_tensor, replace_parameter, select_entries
+from prunekit.graph.table import (
+    Indices,
+    channels_last,
+    named_arguments,
+    named_operation,
+    register_operation,
+)
 from prunekit.graph.whole_groups import WholeGroups
 
 
-def dense(run: Run, call: Call) -> Any:
-    """A layer: its weight is its own."""
+def dense(replay: Replay, call: Call) -> Any:
+    """Pass a convolution or linear layer with a weight of its own."""
     value, *others = call.values
-    dim = call.entry.dim(call.module, value.meta.ndim)
-    if others or elsewhere(run, call, dim):
-        return run.unknown(call, ELSEWHERE)
+    dim = call.entry.channel_dim(call.module, value.meta.ndim)
+    if others or varies_elsewhere(replay, call, dim):
+        return replay.freeze_inputs(call, ELSEWHERE)
     if _computed_weight(call.module):
-        return run.unknown(call, "its weight is computed; remove the parametrisation first")
-    return _beyond(value, dim, *run.layer(call, value.along(dim)))
+        return replay.freeze_inputs(
+            call, "its weight is computed; remove the parametrisation first"
+        )
+    return _beyond(value, dim, *replay.visit_layer(call, value.along(dim)))
 
 
-def by_function(run: Run, call: Call) -> Any:
-    """A function with weights that are parameters: a layer all the same."""
-    weighing = _weighing(run.twin, call)
+def by_function(replay: Replay, call: Call) -> Any:
+    """Pass a function whose weight is a parameter like a layer."""
+    layer_call = _weighing(replay.network, call)
     value, weight, *others = call.values
     dim = value.meta.ndim - weight.meta.ndim + 1
-    if weighing is None or elsewhere(run, call, dim):
-        return run.unknown(call, "its weight is no parameter of a plain layer")
-    meta, labels = run.layer(weighing, value.along(dim))
-    for bias in [] if weighing.module.bias is not None else others:  # else the layer's own
-        run.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
+    if layer_call is None or varies_elsewhere(replay, call, dim):
+        return replay.freeze_inputs(call, "its weight is no parameter of a plain layer")
+    meta, labels = replay.visit_layer(layer_call, value.along(dim))
+    for bias in (
+        [] if layer_call.module.bias is not None else others
+    ):  # the bias of the layer needs no tie
+        replay.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
     return _beyond(value, dim, meta, labels)
 
 
-def _beyond(value: Value, dim: int, meta: Tensor, labels: Tensor) -> Value:
-    return Value(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
+def _beyond(value: LabeledTensor, dim: int, meta: Tensor, labels: Tensor) -> LabeledTensor:
+    """Return the output of a layer: new labels along the dimension of channels."""
+    return LabeledTensor(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
 
 
-def _weighing(twin: nn.Module, call: Call) -> Call | None:
-    """The call with the layer that its weight belongs to; None where that is not clear."""
-    path = weight_path(twin, call.step)
+def _weighing(network: nn.Module, call: Call) -> Call | None:
+    """Return the call with the layer that its weight belongs to; None if that is not clear."""
+    path = weight_path(network, call.step)
     if path is None:
         return None
     owner, _, _ = path.rpartition(".")
-    layer = twin.get_submodule(owner)
-    if isinstance(layer, CONSUMERS):
+    layer = network.get_submodule(owner)
+    if isinstance(layer, WEIGHTED_LAYERS):
         return replace(call, module=layer, owner=owner)
     groups = call.argument(6, "groups", default=1)
-    found = layer_named(twin, path)
-    return replace(call, module=found, owner=path) if groups == 1 else None
+    layer = layer_named(network, path)
+    return replace(call, module=layer, owner=path) if groups == 1 else None
 
 
-def weight_path(twin: nn.Module, step: Step) -> str | None:
-    """The path of the parameter that a functional convolution or linear map takes as its weight.
+def weight_path(network: nn.Module, step: Step) -> str | None:
+    """Return the path of the parameter that a function uses as its weight, or None.
 
-    None if it is computed, or if the layer that owns it also gets a bias of somebody else.
+    The function is a convolution or linear map. None stands for a weight that is computed, and for
+    one whose layer is used with another bias than its own.
     """
-    entry = of_name(step.name)
-    if entry is None or not entry.weighs or not entry.takes:
+    entry = named_operation(step.name)
+    if entry is None or not entry.weighted or not entry.argument_names:
         return None
-    found = given(entry, step.args, step.kwargs)
-    weight, bias = found.get("weight"), found.get("bias")
+    arguments = named_arguments(entry, step.args, step.kwargs)
+    weight, bias = arguments.get("weight"), arguments.get("bias")
     if not isinstance(weight, Step) or weight.kind is not Kind.TENSOR:
         return None
     owner, _, leaf = str(weight.target).rpartition(".")
-    layer = twin.get_submodule(owner)
-    if isinstance(layer, CONSUMERS):
-        own = f"{owner}.bias" if layer.bias is not None else None
+    layer = network.get_submodule(owner)
+    if isinstance(layer, WEIGHTED_LAYERS):
+        own_bias = f"{owner}.bias" if layer.bias is not None else None
         given_bias = str(bias.target) if isinstance(bias, Step) else bias
-        fits = leaf == "weight" and given_bias == own and type(layer) not in TRANSPOSED
-        return str(weight.target) if fits and leaf in layer._parameters else None
+        own_weight = leaf == "weight" and given_bias == own_bias and type(layer) not in TRANSPOSED
+        return str(weight.target) if own_weight and leaf in layer._parameters else None
     return str(weight.target) if isinstance(getattr(layer, leaf), nn.Parameter) else None
 
 
 def _computed_weight(module: nn.Module) -> bool:
-    base = next(cls for cls in CONSUMERS if isinstance(module, cls))
-    own = getattr(type(module), "_conv_forward", None)
-    overridden = own is not getattr(base, "_conv_forward", None)
+    """Return whether the weight of a layer is computed, other than by weight normalisation."""
+    base = next(cls for cls in WEIGHTED_LAYERS if isinstance(module, cls))
+    forward = getattr(type(module), "_conv_forward", None)
+    overridden = forward is not getattr(base, "_conv_forward", None)
     return overridden or ("weight" not in module._parameters and weight_norm(module) is None)
 
 
 def _in_front(module: Any, rank: int) -> int:
-    """Channels in front of the positions."""
+    """Return the dimension of channels, which is in front of the positions."""
     return rank - len(module.kernel_size) - 1
 
 
@@ -108,8 +127,8 @@ def narrow_convolution(module: Any, keep_in: Indices, keep_out: Indices) -> None
     whole = _whole_groups(module, kept_in, kept_out)
     if whole is not None:
         module.groups = len(whole)
-        sliced = select(weight_of(module), 0, kept[0])
-    elif 1 < module.groups == module.in_channels:  # depthwise: a group vanishes with its channel
+        sliced = select_entries(weight_of(module), 0, kept[0])
+    elif 1 < module.groups == module.in_channels:  # depthwise: a group is removed with its channel
         _same_number(kept_out, widths[1] // module.groups, module.groups, among=kept_in)
         module.groups = len(kept_in)
         sliced = weight_of(module)[kept[0].to(module.weight.device)]
@@ -126,31 +145,34 @@ def narrow_linear(module: nn.Linear, keep_in: Indices, keep_out: Indices) -> Non
     """Keep rows and columns of the matrix."""
     kept_in = indices(keep_in, module.in_features)
     kept_out = indices(keep_out, module.out_features)
-    put_weight(module, select(select(weight_of(module), 0, kept_out), 1, kept_in))
+    put_weight(module, select_entries(select_entries(weight_of(module), 0, kept_out), 1, kept_in))
     narrow_tensor(module, "bias", 0, keep_out)
     module.in_features, module.out_features = len(kept_in), len(kept_out)
 
 
 def put_weight(module: nn.Module, weight: Tensor) -> None:
-    """Replace a layer's weight; a normalised one gets the length and the direction that make it.
+    """Replace a layer's weight; a normalised one gets the magnitude and direction that compute it.
 
-    So the entries that stay keep their values: g v / |v| has a shorter v, and a g to match.
+    So the kept entries have their values: g v / |v| has a shorter v, and a g to match.
     """
     norm = weight_norm(module)
     if norm is None:
-        put(module, "weight", weight)
+        replace_parameter(module, "weight", weight)
     elif norm is not module:
         originals = module.parametrizations.weight
         for name, part in zip(("original0", "original1"), norm.right_inverse(weight), strict=True):
-            put(originals, name, part)
+            replace_parameter(originals, name, part)
     else:
-        put(module, "weight_g", torch.norm_except_dim(weight, 2, _hook(module).dim))
-        put(module, "weight_v", weight)
+        replace_parameter(module, "weight_g", torch.norm_except_dim(weight, 2, _hook(module).dim))
+        replace_parameter(module, "weight_v", weight)
         module.weight = weight
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """A layer's weight, computed anew by the older hook: what that left may be outdated."""
+    """Return a layer's weight.
+
+    The older hook of weight normalisation computes it anew, since the attribute may be outdated.
+    """
     computed = weight_norm(module) is module
     return (_hook(module).compute_weight(module) if computed else module.weight).detach()
 
@@ -160,7 +182,7 @@ def _hook(module: nn.Module) -> WeightNorm:
 
 
 def _whole_groups(module: Any, kept_in: Tensor, kept_out: Tensor) -> Tensor | None:
-    """The groups that are kept, where the others lose all inputs and outputs; else None."""
+    """Return the kept groups if the others lose all inputs and outputs, and None otherwise."""
     sizes = [width // module.groups for width in (module.in_channels, module.out_channels)]
     chosen = (kept_in // sizes[0]).unique()
     sides = [*zip((kept_in, kept_out), sizes, strict=True)]
@@ -178,20 +200,20 @@ def _whole_groups(module: Any, kept_in: Tensor, kept_out: Tensor) -> Tensor | No
 
 
 def _channels(groups: Tensor, size: int) -> Tensor:
-    """All channels of these groups, in order."""
+    """Return all channels of these groups, in order."""
     return (groups[:, None] * size + torch.arange(size)).flatten()
 
 
 def _grouped(weight: Tensor, outer: Tensor, inner: Tensor, width: int, groups: int) -> Tensor:
     if groups == 1:
-        return select(select(weight, 0, outer), 1, inner)
+        return select_entries(select_entries(weight, 0, outer), 1, inner)
     rows = weight[outer.to(weight.device)].chunk(groups)
     columns = (inner % width).to(weight.device).chunk(groups)
     return torch.cat([row.index_select(1, c) for row, c in zip(rows, columns, strict=True)])
 
 
 def _same_number(kept: Tensor, width: int, groups: int, among: Tensor | None = None) -> None:
-    """Refuse when the groups (or those `among` all) keep different numbers of channels."""
+    """Raise SurgeryError if the groups (or those in `among`) keep different numbers of channels."""
     counts = torch.bincount(kept // width, minlength=groups)
     chosen = counts if among is None else counts[among]
     if len(set(chosen.tolist())) != 1 or chosen.sum() != counts.sum():
@@ -202,50 +224,55 @@ def _same_number(kept: Tensor, width: int, groups: int, among: Tensor | None = N
 
 
 def _attention(call: Call) -> int:
-    """The projections of nn.MultiheadAttention; torch's fused kernel hides them from counters."""
+    """Return the multiply-adds of the projections of nn.MultiheadAttention.
+
+    Torch's fused kernel hides them from its counter.
+    """
     module, (query, key, value, *_) = call.module, call.values
-    sides = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
+    inputs = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
     tokens = query.meta.numel() // module.embed_dim
-    projected = sum(side.meta.numel() // width * width for side, width in sides)
+    projected = sum(tensor.meta.numel() // width * width for tensor, width in inputs)
     return projected * module.embed_dim + tokens * module.embed_dim**2
 
 
-_FACTS: dict[str, Any] = {"weighs": True, "shifts": True}
-operation(
+_FACTS: dict[str, Any] = {"weighted": True, "emits_bias": True}
+register_operation(
     dense,
     "",
     *CONVOLUTIONS,
     narrow=narrow_convolution,
-    counts=("in_channels", "out_channels"),
-    dim=_in_front,
-    layer_shape=of_convolution,
+    width_attributes=("in_channels", "out_channels"),
+    channel_dim=_in_front,
+    layer_shape=convolution_shape,
     **_FACTS,
 )
-operation(
+register_operation(
     dense,
     "",
     *TRANSPOSED,
     narrow=narrow_convolution,
-    counts=("in_channels", "out_channels"),
-    dim=_in_front,
+    width_attributes=("in_channels", "out_channels"),
+    channel_dim=_in_front,
     **_FACTS,
 )
-operation(
+register_operation(
     dense,
     "",
     nn.Linear,
     narrow=narrow_linear,
-    counts=("in_features", "out_features"),
-    dim=last,
-    layer_shape=of_linear,
+    width_attributes=("in_features", "out_features"),
+    channel_dim=channels_last,
+    layer_shape=linear_shape,
     **_FACTS,
 )
-operation(
+register_operation(
     by_function,
     "conv1d conv2d conv3d linear",
-    takes=("input", "weight", "bias"),
-    shape=of_weighing,
+    argument_names=("input", "weight", "bias"),
+    result_shape=functional_shape,
     **_FACTS,
 )
-operation(not_followed, "conv_transpose1d conv_transpose2d conv_transpose3d", weighs=True)
-operation(not_followed, "", nn.MultiheadAttention, macs=_attention)
+register_operation(
+    not_followed, "conv_transpose1d conv_transpose2d conv_transpose3d", weighted=True
+)
+register_operation(not_followed, "", nn.MultiheadAttention, macs=_attention)

@@ -1,1 +1,1 @@
-"""A run of a copy of a network, written down step by step."""
+"""Recordings of forward passes of a network."""

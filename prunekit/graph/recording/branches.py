@@ -1,6 +1,7 @@
-"""Branches on sizes: which sides of them were seen, and at which input sizes the others are.
+"""Find input sizes at which branches of the forward on sizes take their other sides.
 
-What a forward compares is computed again for other sizes, so that few of them have to be tried.
+Comparisons are computed again for other sizes from the recorded steps, so few sizes have to be
+tried.
 """
 
 from __future__ import annotations
@@ -12,14 +13,19 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from prunekit.graph.recording.circumstances import Circumstances, Inputs, Taken, in_words, twice
+from prunekit.graph.recording.conditions import (
+    Conditions,
+    ForwardPass,
+    ImageInputs,
+    describe_size,
+    with_two_examples,
+)
 from prunekit.graph.recording.nests import leaves_in
-from prunekit.graph.recording.steps import Kind, Recording, Step, replayed, steps_in
+from prunekit.graph.recording.steps import Kind, Recording, Step, steps_in, with_results
 
-_MOST = 8  # runs beside those at half and at double size
-_ATTEMPTS = 3  # at the other side of one branch
-
-_DEEPEST = 9  # numbers that are computed in more steps are told apart no further
+_MOST_SIZES = 8  # besides half and double size
+_ATTEMPTS = 3  # for the other side of one branch
+_DEPTH = 9  # steps of a computation by which formulas are compared
 _NEIGHBOURS = 3  # lines
 
 Sizes = tuple[int, ...]
@@ -27,9 +33,9 @@ Sizes = tuple[int, ...]
 
 @dataclass(eq=False)
 class Branch:
-    """A comparison in the code of one module, with all that was seen of it.
+    """A comparison in the code of one module, with all outcomes so far.
 
-    `reads` are the numbers it was made of, at every size of the inputs.
+    `reads` are the sizes that are compared, for every tried size of the inputs.
     """
 
     guard: Step
@@ -37,176 +43,188 @@ class Branch:
     reads: dict[Sizes, list[int]] = field(default_factory=dict)
 
     @property
-    def sides(self) -> int:
-        """How many dimensions of an image are compared."""
+    def compared_dims(self) -> int:
+        """The number of image dimensions that are compared."""
         changing = [len(set(numbers)) > 1 for numbers in zip(*self.reads.values(), strict=False)]
         reads = zip(_reads(self.guard), changing, strict=False)
-        return len({tuple(leaves_in(read.args, int)) for read, moves in reads if moves})
+        return len({tuple(leaves_in(read.args, int)) for read, changes in reads if changes})
 
     @property
     def depends(self) -> bool:
-        """Whether what is compared changes with the size of the inputs."""
+        """Whether the comparison depends on the size of the inputs."""
         return len({tuple(numbers) for numbers in self.reads.values()}) > 1
 
     @property
-    def open(self) -> bool:
-        """Whether it depends on the size, and only one side was seen."""
+    def one_sided(self) -> bool:
+        """Whether it depends on the size, and had one outcome only."""
         return self.depends and len(self.outcomes) == 1
 
-    def turns(self, usual: Sizes, size: Sizes) -> bool:
-        """Whether the other side is likely taken at a size, judged by two that were seen."""
-        here = self.reads[usual]
-        other = next(one for one in self.reads if self.reads[one] != here)
+    def flips_at(self, usual: Sizes, size: Sizes) -> bool:
+        """Return whether the outcome is likely another at a size, interpolated from two sizes."""
+        reads = self.reads[usual]
+        other = next(size for size in self.reads if self.reads[size] != reads)
         numbers = [
-            _between(usual[0], a, other[0], b, size[0])
-            for a, b in zip(here, self.reads[other], strict=False)
+            _interpolate(usual[0], a, other[0], b, size[0])
+            for a, b in zip(reads, self.reads[other], strict=False)
         ]
-        known: dict[Step, Any] = dict(zip(_reads(self.guard), numbers, strict=False))
+        results: dict[Step, Any] = dict(zip(_reads(self.guard), numbers, strict=False))
         with suppress(ArithmeticError, TypeError, ValueError, KeyError):
             for step in self._computation:
-                args, kwargs = replayed((step.args, step.kwargs), known)
-                known[step] = step.target(*args, **kwargs)
-            return bool(known[self.guard]) not in self.outcomes
+                args, kwargs = with_results((step.args, step.kwargs), results)
+                results[step] = step.target(*args, **kwargs)
+            return bool(results[self.guard]) not in self.outcomes
         return False
 
     @cached_property
     def _computation(self) -> list[Step]:
         """The steps from the sizes that are read to the comparison, which is the last."""
-        return _computed(self.guard, {*_reads(self.guard)})
+        return _computation_of(self.guard, {*_reads(self.guard)})
 
 
-class Sides:
-    """Runs a network at other sizes of its inputs, where its forward goes by these."""
+class BranchSearch:
+    """Records a network at other sizes of its inputs, if its forward branches on them."""
 
-    def __init__(self, first: Taken, tried: Callable[[Circumstances], Taken]) -> None:
+    def __init__(
+        self, first: ForwardPass, record_pass: Callable[[Conditions], ForwardPass]
+    ) -> None:
         self.first = first
-        self.tried = tried
+        self.record_pass = record_pass
         self.branches: dict[Any, Branch] = {}
-        self._done: set[Sizes] = set()
+        self._tried_sizes: set[Sizes] = set()
         self._attempts: Counter[Any] = Counter()
-        self._refused: set[Any] = set()  # comparisons and outcomes at which runs ended
-        self._nearest: dict[Any, Sizes | None] = {}  # what turns a comparison; None: no size does
-        self._far = not first.at.numbers  # where nothing is computed large inputs cost nothing
+        self._failing: set[Any] = set()  # comparisons and outcomes at which passes ended
+        self._nearest: dict[Any, Sizes | None] = {}  # that flips a comparison, or None
+        self._allow_large = not first.conditions.numbers  # shapes alone cost nothing
 
-    def runs(self) -> Iterator[Taken]:
-        """The runs that the network takes; what stays open becomes a note of the first recording.
+    def passes(self) -> Iterator[ForwardPass]:
+        """Yield passes that work; note branches that keep one side in the first recording.
 
-        Where a run fails, as by an assertion, the network does not take that size.
+        A pass that fails, as by an assertion, means that the network does not accept that size.
         """
-        yield from self._pair()
-        inputs = Inputs.of(self.first.at.example)
-        if inputs is None or not (self._guards or not self.first.at.sizes):
+        yield from self._two_examples()
+        inputs = ImageInputs.of(self.first.conditions.example)
+        if inputs is None or not (self._spatial_guards or not self.first.conditions.sizes):
             return
-        self._see(self.first.recording, inputs.size)
+        self._register(self.first.recording, inputs.size)
         worked = False
         for size in self._sizes(inputs):
-            self._done.add(size)
-            under = in_words(size)
-            found = self.tried(replace(self.first.at, example=inputs.resized(size), under=under))
-            self._see(found.recording, size)
-            worked |= found.works
-            if found.works:
-                yield found
+            self._tried_sizes.add(size)
+            under = describe_size(size)
+            forward_pass = self.record_pass(
+                replace(self.first.conditions, example=inputs.resized(size), under=under)
+            )
+            self._register(forward_pass.recording, size)
+            worked |= forward_pass.works
+            if forward_pass.works:
+                yield forward_pass
         if worked:
-            self._note(inputs)
+            self._note_open(inputs)
 
-    def _pair(self) -> Iterator[Taken]:
-        """A run on two examples, where the forward goes by how many there are."""
-        if any(_index(one) == 0 for guard in self._deciding for one in guard[1]):
-            example = twice(self.first.at.example)
-            found = self.tried(replace(self.first.at, example=example, under="two examples"))
-            if found.works:
-                yield found
+    def _two_examples(self) -> Iterator[ForwardPass]:
+        """Yield a pass on two examples, if the forward branches on how many there are."""
+        if any(_index(read) == 0 for guard in self._size_guards for read in guard[1]):
+            example = with_two_examples(self.first.conditions.example)
+            forward_pass = self.record_pass(
+                replace(self.first.conditions, example=example, under="two examples")
+            )
+            if forward_pass.works:
+                yield forward_pass
 
     @cached_property
-    def _deciding(self) -> list[tuple[Step, list[Step]]]:
-        """What the forward decided by sizes, with those that it read off what was computed."""
+    def _size_guards(self) -> list[tuple[Step, list[Step]]]:
+        """The guards, each with the sizes of computed tensors that it depends on."""
         guards = [step for step in self.first.recording.steps if step.guard]
-        made = _from_inputs(self.first.recording) if guards else set()
-        return [(guard, [one for one in _reads(guard) if one in made]) for guard in guards]
+        computed = _from_inputs(self.first.recording) if guards else set()
+        return [(guard, [read for read in _reads(guard) if read in computed]) for guard in guards]
 
     @cached_property
-    def _guards(self) -> list[Step]:
-        """What the forward decided by sizes that may be those of the inputs."""
-        return [guard for guard, reads in self._deciding if any(map(_spatial, reads))]
+    def _spatial_guards(self) -> list[Step]:
+        """The guards that depend on sizes which may be those of the inputs."""
+        return [guard for guard, reads in self._size_guards if any(map(_spatial, reads))]
 
-    def _sizes(self, inputs: Inputs) -> Iterator[Sizes]:
+    def _sizes(self, inputs: ImageInputs) -> Iterator[Sizes]:
         yield inputs.scaled(0.5)
-        compared = all(isinstance(guard.result, bool) for guard in self._guards)
-        tried = all(len(branch.reads) > 1 for branch in self.branches.values())
-        moved = any(branch.depends for branch in self.branches.values())
-        if moved or not compared or not tried or not self.first.at.sizes:
+        compared = all(isinstance(guard.result, bool) for guard in self._spatial_guards)
+        tried_all = all(len(branch.reads) > 1 for branch in self.branches.values())
+        dependent = any(branch.depends for branch in self.branches.values())
+        if dependent or not compared or not tried_all or not self.first.conditions.sizes:
             yield inputs.scaled(2)
-        for _ in range(_MOST):
-            size = next(self._aims(inputs), None)
+        for _ in range(_MOST_SIZES):
+            size = next(self._target_sizes(inputs), None)
             if size is None:
                 return
             yield size
 
-    def _aims(self, inputs: Inputs) -> Iterator[Sizes]:
-        """Sizes at which branches that are open take their other sides."""
+    def _target_sizes(self, inputs: ImageInputs) -> Iterator[Sizes]:
+        """Yield sizes at which open branches take their other sides."""
         for branch in self.branches.values():
             line = branch.guard.line  # the same in every module of a class
-            if self._open(branch) and self._attempts[line] < _ATTEMPTS:
+            if self._is_open(branch) and self._attempts[line] < _ATTEMPTS:
                 self._attempts[line] += 1
-                yield from self._turning(inputs, branch)
+                yield from self._flipping_size(inputs, branch)
 
-    def _open(self, branch: Branch) -> bool:
-        """Whether one side was not seen, and the forward does not end there, as by an assertion.
+    def _is_open(self, branch: Branch) -> bool:
+        """Return whether one side is missing, and the forward does not fail there.
 
-        Height and width are mostly asserted in neighbouring lines, and by every module alike.
+        Height and width are often asserted in neighbouring lines, and by every module with the same
+        code.
         """
-        (file, line), words = branch.guard.line or ("", 0), _words(branch.guard)
-        ends = (
-            (other or ("", 0))
-            for other, compared, outcome in self._refused
-            if compared == words and outcome not in branch.outcomes
+        (file, line), formula = branch.guard.line or ("", 0), _formula(branch.guard)
+        failures = (
+            (place or ("", 0))
+            for place, other_formula, outcome in self._failing
+            if other_formula == formula and outcome not in branch.outcomes
         )
-        return branch.open and not any(
-            name == file and abs(number - line) <= _NEIGHBOURS for name, number in ends
+        return branch.one_sided and not any(
+            name == file and abs(other_line - line) <= _NEIGHBOURS for name, other_line in failures
         )
 
-    def _turning(self, inputs: Inputs, branch: Branch) -> Iterator[Sizes]:
-        near = (size for size in self._turns(inputs, branch) if size not in self._done)
-        size = next(near, None)
+    def _flipping_size(self, inputs: ImageInputs, branch: Branch) -> Iterator[Sizes]:
+        sizes = (
+            size for size in self._flipping_sizes(inputs, branch) if size not in self._tried_sizes
+        )
+        size = next(sizes, None)
         if size is not None:
             yield size
-        elif branch.sides > 1 and inputs.uneven() not in self._done:
+        elif branch.compared_dims > 1 and inputs.uneven() not in self._tried_sizes:
             yield inputs.uneven()
 
-    def _turns(self, inputs: Inputs, branch: Branch) -> Iterator[Sizes]:
-        """Sizes at which a branch likely takes the side that was not seen, the nearest first."""
+    def _flipping_sizes(self, inputs: ImageInputs, branch: Branch) -> Iterator[Sizes]:
+        """Yield sizes at which a branch likely takes its missing side, the nearest first."""
         if inputs.size not in branch.reads:
             return
-        alike = (_words(branch.guard), str(branch.reads), *branch.outcomes)
-        if self._nearest.get(alike, inputs.size) is None:
+        key = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
+        if self._nearest.get(key, inputs.size) is None:
             return
-        for size in inputs.nearby(self._far):
-            if branch.turns(inputs.size, size):
-                self._nearest.setdefault(alike, size)
+        for size in inputs.nearby(self._allow_large):
+            if branch.flips_at(inputs.size, size):
+                self._nearest.setdefault(key, size)
                 yield size
-        self._nearest.setdefault(alike, None)
+        self._nearest.setdefault(key, None)
 
-    def _turned(self, inputs: Inputs, branch: Branch) -> bool:
-        """Whether there is such a size."""
-        alike = (_words(branch.guard), str(branch.reads), *branch.outcomes)
-        if alike not in self._nearest:
-            return any(True for _ in self._turns(inputs, branch))
-        return self._nearest[alike] is not None
+    def _can_flip(self, inputs: ImageInputs, branch: Branch) -> bool:
+        """Return whether there is such a size."""
+        key = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
+        if key not in self._nearest:
+            return any(True for _ in self._flipping_sizes(inputs, branch))
+        return self._nearest[key] is not None
 
-    def _see(self, recording: Recording, size: Sizes) -> None:
+    def _register(self, recording: Recording, size: Sizes) -> None:
+        """Add the outcomes of a recording."""
         for step in recording.steps:
             if step.guard and isinstance(step.result, bool):
                 path = step.calls[-1][1] if step.calls else ""
-                branch = self.branches.setdefault((step.line, path, _words(step)), Branch(step))
+                branch = self.branches.setdefault((step.line, path, _formula(step)), Branch(step))
                 branch.outcomes.add(step.result)
                 branch.reads.setdefault(size, _numbers(step))
         last = recording.steps[-2:-1] if recording.failed is not None else []
-        self._refused.update((s.line, _words(s), s.result) for s in last if s.guard)
+        self._failing.update(
+            (step.line, _formula(step), step.result) for step in last if step.guard
+        )
 
-    def _note(self, inputs: Inputs) -> None:
+    def _note_open(self, inputs: ImageInputs) -> None:
         for branch in self.branches.values():
-            if self._open(branch) and self._turned(inputs, branch):
+            if self._is_open(branch) and self._can_flip(inputs, branch):
                 note = (
                     f"the forward branches on the size of its inputs at {branch.guard.where}, "
                     "of which only one side was seen"
@@ -215,46 +233,46 @@ class Sides:
 
 
 def _from_inputs(recording: Recording) -> set[Step]:
-    """The steps that compute from inputs."""
-    found: set[Step] = set()
+    """Return the steps that compute from inputs."""
+    steps: set[Step] = set()
     for step in recording.steps:
-        if step.kind is Kind.INPUT or any(source in found for source in step.sources):
-            found.add(step)
-    return found
+        if step.kind is Kind.INPUT or any(source in steps for source in step.sources):
+            steps.add(step)
+    return steps
 
 
 def _reads(step: Step) -> list[Step]:
-    """The sizes that a number was computed from, each read off a tensor; in order."""
-    found: dict[Step, None] = {}
+    """Return the sizes, each read off a tensor, that a number was computed from, in order."""
+    reads: dict[Step, None] = {}
 
-    def visit(one: Step) -> None:
-        for source in steps_in((one.args, one.kwargs)):
-            if source not in seen and source.asks:
-                seen.add(source)
-                found.update({source: None}) if _is_read(source) else visit(source)
+    def visit(current: Step) -> None:
+        for source in steps_in((current.args, current.kwargs)):
+            if source not in visited and source.is_query:
+                visited.add(source)
+                reads.update({source: None}) if _is_read(source) else visit(source)
 
-    seen: set[Step] = set()
+    visited: set[Step] = set()
     visit(step)
-    return [*found]
+    return [*reads]
 
 
 def _is_read(step: Step) -> bool:
-    """Whether a step reads a single size; one of all sizes is read by taking an item of it."""
-    inner = [source for source in step.sources if source.asks]
-    taken = step.name == "getitem" and len(inner) == 1 and not _is_read(inner[0])
-    return (not inner and isinstance(step.result, int)) or (taken and not inner[0].guard)
+    """Return whether a step reads a single size; from a whole shape, taking an item reads it."""
+    inner = [source for source in step.sources if source.is_query]
+    is_item = step.name == "getitem" and len(inner) == 1 and not _is_read(inner[0])
+    return (not inner and isinstance(step.result, int)) or (is_item and not inner[0].guard)
 
 
 def _spatial(read: Step) -> bool:
-    """Whether what a step reads may change with the size of the inputs; the batch stays."""
+    """Return whether a size may change with the size of the inputs; that of the batch does not."""
     (source,) = read.sources[:1]
-    tensor = source.sources[0] if source.asks else source
+    tensor = source.sources[0] if source.is_query else source
     index = _index(read)
     return index != 0 and not (tensor.kind is Kind.INPUT and index == 1)
 
 
 def _index(read: Step) -> int | None:
-    """The dimension whose size a step reads; None for the number of all entries."""
+    """Return the dimension whose size a step reads; None for the number of all entries."""
     return next((arg for arg in read.args[1:] if isinstance(arg, int)), None)
 
 
@@ -262,27 +280,27 @@ def _numbers(guard: Step) -> list[int]:
     return [read.result for read in _reads(guard)]
 
 
-def _words(step: Step, depth: int = 0) -> Any:
-    """How a number is computed, from whichever side of an image."""
-    if _is_read(step) or not step.asks or depth > _DEEPEST:
+def _formula(step: Step, depth: int = 0) -> Any:
+    """Return how a number is computed, without the dimension of the image that it is read off."""
+    if _is_read(step) or not step.is_query or depth > _DEPTH:
         return "read"
-    args = [_words(arg, depth + 1) if isinstance(arg, Step) else repr(arg) for arg in step.args]
+    args = [_formula(arg, depth + 1) if isinstance(arg, Step) else repr(arg) for arg in step.args]
     return (step.name, *args)
 
 
-def _computed(step: Step, before: set[Step]) -> list[Step]:
-    """A step behind those that it needs, without those that are there before."""
-    if step in before:
+def _computation_of(step: Step, done: set[Step]) -> list[Step]:
+    """Return a step and the steps that it needs, in order, without those that are done."""
+    if step in done:
         return []
-    before.add(step)
-    inner = [one for source in step.sources for one in _computed(source, before)]
+    done.add(step)
+    inner = [inner_step for source in step.sources for inner_step in _computation_of(source, done)]
     return [*inner, step]
 
 
-def _between(usual: int, here: int, other: int, there: int, size: int) -> int:
-    """A number at a size, from two sizes at which it was seen: proportional, squared or linear."""
+def _interpolate(usual: int, value: int, other: int, other_value: int, size: int) -> int:
+    """Return a number at a size: proportional, squared or linear between two known sizes."""
     for power in (1, 2):
-        if abs(there * usual**power - here * other**power) < max(usual, other) ** power:
-            return round(here * (size / usual) ** power)
-    slope = (there - here) / (other - usual) if other != usual else 0
-    return round(here + slope * (size - usual))
+        if abs(other_value * usual**power - value * other**power) < max(usual, other) ** power:
+            return round(value * (size / usual) ** power)
+    slope = (other_value - value) / (other - usual) if other != usual else 0
+    return round(value + slope * (size - usual))

@@ -1,4 +1,4 @@
-"""Arguments and results are nests: tuples, lists, dicts and slices, however deep."""
+"""Walk nests of arguments and results: tuples, lists, dicts and slices of any depth."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-_NESTS = (tuple, list, dict, slice)  # and what is derived from them, such as torch.Size
+_NESTS = (tuple, list, dict, slice)  # and their subclasses, such as torch.Size
 _leaves: set[type] = {int, float, bool, str, type(None), torch.Tensor, torch.dtype}
 
 
 def _is_leaf(item: Any) -> bool:
-    """Whether nothing can be in it; classes that were seen are remembered, which is faster."""
+    """Return whether nothing can be in an item; classes of leaves are remembered for speed."""
     kind = type(item)
     if kind in _leaves:
         return True
@@ -23,48 +23,48 @@ def _is_leaf(item: Any) -> bool:
     return True
 
 
-def mapped(nest: Any, change: Callable[[Any], Any]) -> Any:
-    """The same nest with every leaf changed."""
+def tree_map(nest: Any, change: Callable[[Any], Any]) -> Any:
+    """Return the nest with every leaf changed."""
     kind = type(nest)
     if kind in _leaves:
         return change(nest)
-    if kind is tuple or kind is list:  # spelled out, since it is what is mostly asked for
+    if kind is tuple or kind is list:  # spelled out for speed, since most nests are these
         return kind(
-            [change(item) if type(item) in _leaves else mapped(item, change) for item in nest]
+            [change(item) if type(item) in _leaves else tree_map(item, change) for item in nest]
         )
     if kind is dict:
-        return {key: mapped(item, change) for key, item in nest.items()} if nest else {}
+        return {key: tree_map(item, change) for key, item in nest.items()} if nest else {}
     return change(nest) if _is_leaf(nest) else _mapped(nest, change)
 
 
 def _mapped(nest: Any, change: Callable[[Any], Any]) -> Any:
-    """The same for slices, and for what is derived from tuples, lists and dicts."""
+    """Do the same for slices, and for subclasses of tuples, lists and dicts."""
     if isinstance(nest, tuple):
-        items = [mapped(item, change) for item in nest]
+        items = [tree_map(item, change) for item in nest]
         return tuple(items) if type(nest) is torch.Size else _like(nest, items)
     if isinstance(nest, list):
-        return [mapped(item, change) for item in nest]
+        return [tree_map(item, change) for item in nest]
     if isinstance(nest, dict):
-        return {key: mapped(item, change) for key, item in nest.items()}
-    return slice(*(mapped(item, change) for item in (nest.start, nest.stop, nest.step)))
+        return {key: tree_map(item, change) for key, item in nest.items()}
+    return slice(*(tree_map(item, change) for item in (nest.start, nest.stop, nest.step)))
 
 
 def _like(nest: tuple[Any, ...], items: list[Any]) -> tuple[Any, ...]:
-    """A named tuple of the same kind; those of torch take a list."""
+    """Return a named tuple of the same class; those of torch take a list."""
     return type(nest)(*items) if hasattr(nest, "_fields") else type(nest)(items)
 
 
 def leaves_in(nest: Any, kind: type | tuple[type, ...]) -> list[Any]:
-    """All leaves of a kind, in order."""
-    found: list[Any] = []
-    _gather(nest, kind, found)
-    return found
+    """Return all leaves of a kind, in order."""
+    leaves: list[Any] = []
+    _gather(nest, kind, leaves)
+    return leaves
 
 
-def _gather(nest: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
+def _gather(nest: Any, kind: type | tuple[type, ...], leaves: list[Any]) -> None:
     if type(nest) in _leaves or _is_leaf(nest):
         if isinstance(nest, kind):
-            found.append(nest)
+            leaves.append(nest)
         return
     if isinstance(nest, dict):
         inner: Any = nest.values()
@@ -72,25 +72,25 @@ def _gather(nest: Any, kind: type | tuple[type, ...], found: list[Any]) -> None:
         inner = (nest.start, nest.stop, nest.step) if isinstance(nest, slice) else nest
     for item in inner:
         if type(item) not in _leaves:
-            _gather(item, kind, found)
+            _gather(item, kind, leaves)
         elif isinstance(item, kind):
-            found.append(item)
+            leaves.append(item)
 
 
-def tensors_within(found: Any, depth: int = 6) -> list[torch.Tensor]:
-    """The tensors of whatever a network returns: nests, data classes, objects that hold tensors."""
-    if isinstance(found, torch.Tensor):
-        return [found]
-    if depth == 0 or isinstance(found, str | bytes | int | float | type | None):
+def tensors_within(result: Any, depth: int = 6) -> list[torch.Tensor]:
+    """Return the tensors of any result: nests, data classes, and objects that hold tensors."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if depth == 0 or isinstance(result, str | bytes | int | float | type | None):
         return []
-    if isinstance(found, Mapping):
-        inner = [*found.values()]
-    elif isinstance(found, tuple | list | set | frozenset):
-        inner = [*found]
-    elif dataclasses.is_dataclass(found):
-        inner = [getattr(found, one.name, None) for one in dataclasses.fields(found)]
-    elif isinstance(found, torch.nn.Module):
+    if isinstance(result, Mapping):
+        inner = [*result.values()]
+    elif isinstance(result, tuple | list | set | frozenset):
+        inner = [*result]
+    elif dataclasses.is_dataclass(result):
+        inner = [getattr(result, field.name, None) for field in dataclasses.fields(result)]
+    elif isinstance(result, torch.nn.Module):
         inner = []
     else:
-        inner = [*getattr(found, "__dict__", {}).values()]
-    return [tensor for one in inner for tensor in tensors_within(one, depth - 1)]
+        inner = [*getattr(result, "__dict__", {}).values()]
+    return [tensor for field in inner for tensor in tensors_within(field, depth - 1)]

@@ -1,44 +1,47 @@
-"""What a run of a network left behind: its steps, in order, and which reads what."""
+"""A recording: the steps of one forward pass in order, and which step reads which."""
 
 from __future__ import annotations
 
 import operator
+import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from prunekit.graph.recording.nests import leaves_in, mapped
+from prunekit.graph.recording.nests import leaves_in, tree_map
 
 
 class Kind(Enum):
-    """What a step is."""
+    """The kind of a step."""
 
     INPUT = "input"  # a tensor among the arguments of the network
     TENSOR = "tensor"  # a parameter or buffer, by its path
-    CONSTANT = "constant"  # any other tensor that the forward did not compute from these
-    LAYER = "layer"  # the call of a module that is not looked into, by its path
+    CONSTANT = "constant"  # any other tensor that is not computed from these
+    LAYER = "layer"  # the call of a module that is one step, by its path
     CALL = "call"  # the call of a function or method
-    OUTPUT = "output"  # what the network returned
+    OUTPUT = "output"  # the result of the network
 
 
-HELD = (Kind.TENSOR, Kind.CONSTANT)  # what was there before the run
+STORED = (Kind.TENSOR, Kind.CONSTANT)  # tensors that exist before the pass
 
 
 @dataclass(eq=False, slots=True, repr=False)
 class Step:
-    """One step of a run. In `args` and `kwargs` steps stand for the tensors and sizes they made.
+    """One step of a forward pass. In `args` and `kwargs`, steps stand for tensors and sizes.
 
-    `result` has tensors on the meta device in place of all. `calls` are the modules in whose
-    forward it happened, outermost first: the number of the call, and the path. `asks` says that it
-    asks for a size or a type, so that nothing of the channels goes on; `guard` that the forward
-    went on with the plain value of it, a branch for instance.
+    `result` has meta tensors in place of all tensors. `calls` are the modules in whose forward the
+    step happened, outermost first, as the number of the call and the path. `is_query` says that the
+    result is a size or a type, so that it holds no channels; `guard` says that the forward went on
+    with its plain value, as in a branch.
     """
 
     kind: Kind
@@ -50,14 +53,14 @@ class Step:
     calls: tuple[tuple[int, str], ...] = ()
     line: tuple[str, int] | None = None
     guard: bool = False
-    asks: bool = False
+    is_query: bool = False
     sources: tuple[Step, ...] = ()
     users: list[Step] = field(default_factory=list)
 
     @property
     def where(self) -> str:
-        """Where it stands in the user's code, for messages."""
-        return f"{Path(self.line[0]).name}:{self.line[1]}" if self.line else "forward"
+        """The place of the step in the user's code, for messages."""
+        return place_of(self.line)
 
     def __str__(self) -> str:
         if self.kind is not Kind.CALL:
@@ -67,10 +70,11 @@ class Step:
 
 @dataclass(eq=False)
 class Recording:
-    """All steps of one run; `failed` says, behind the name of the network, how it ended early.
+    """All steps of one forward pass.
 
-    `under` names what is unlike the usual run, for messages. `widths` are the layers whose channel
-    numbers the forward read off their attributes, each with the module in whose forward it did.
+    `failed` says, after the name of the network, how a pass ended early. `under` names how the pass
+    differs from the usual one, for messages. `widths` are the layers whose channel numbers the
+    forward read off attributes, each with the module whose forward did.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -80,8 +84,8 @@ class Recording:
     widths: dict[tuple[str, str], None] = field(default_factory=dict)
 
     def add(self, step: Step) -> Step:
-        """Append a step, and tell those that it reads."""
-        step.asks = step.kind is Kind.CALL and not leaves_in(step.result, Tensor)
+        """Append a step, and add it to the users of its sources."""
+        step.is_query = step.kind is Kind.CALL and not leaves_in(step.result, Tensor)
         step.sources = tuple(dict.fromkeys(steps_in((step.args, step.kwargs))))
         for source in step.sources:
             source.users.append(step)
@@ -94,7 +98,7 @@ class Recording:
         return self.steps[-1]
 
     def lines(self) -> list[str]:
-        """The steps in words, the same in every process; steps that are read go by their number."""
+        """Return the steps as text, the same in every process; sources are numbers of steps."""
         places = {step: f"%{place}" for place, step in enumerate(self.steps)}
 
         def word(leaf: Any) -> Any:
@@ -108,12 +112,12 @@ class Recording:
 
         return [
             f"{step.kind.value} {step.name or word(step.target)} "
-            f"{mapped((step.args, step.kwargs), word)}"
+            f"{tree_map((step.args, step.kwargs), word)}"
             for step in self.steps
         ]
 
-    def alike(self, other: Recording) -> bool:
-        """Whether the same was called on the same, whatever the sizes."""
+    def calls_same(self, other: Recording) -> bool:
+        """Return whether another pass made the same calls on the same values, in any sizes."""
         return len(self._called) == len(other._called) and self._outline == other._outline
 
     @cached_property
@@ -124,67 +128,71 @@ class Recording:
     def _outline(self) -> list[tuple[Any, ...]]:
         places = {step: place for place, step in enumerate(self.steps)}
         return [
-            (*called(step), literals(step, _PLACES), *(places[source] for source in step.sources))
+            (
+                *callee(step),
+                literals(step, _POSITIONAL),
+                *(places[source] for source in step.sources),
+            )
             for step in self._called
         ]
 
 
-def called(step: Step) -> tuple[Any, ...]:
-    """What a step calls, the same in every run; functions made in a forward go by their name."""
+def callee(step: Step) -> tuple[Any, ...]:
+    """Return what a step calls, equal in all passes; functions made in a forward count by name."""
     name = None if step.kind is Kind.CONSTANT else step.name or step.target
     return step.kind, getattr(name, "__qualname__", name)
 
 
 def literals(step: Step, kinds: Collection[type] = (int, float, bool, str)) -> Any:
-    """The arguments of a step with only literals of these types left in them."""
+    """Return the arguments of a step with None in place of all but literals of these types."""
     if not step.args and not step.kwargs:
         return ()
-    return mapped((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in kinds else None)
+    return tree_map((step.args, step.kwargs), lambda leaf: leaf if type(leaf) in kinds else None)
 
 
-_PLACES = frozenset({int, str})  # dimensions, channels and modes: what they touch depends on these
+_POSITIONAL = frozenset({int, str})  # dimensions, channel numbers and modes
 
 
-def novel(recordings: Sequence[Recording]) -> list[Recording]:
-    """The recordings with a line of code, or a layer, that none before them has."""
-    seen: set[Any] = set()
-    found = []
+def without_repeats(recordings: Sequence[Recording]) -> list[Recording]:
+    """Return the recordings with a line of code, or a layer, that none before them has."""
+    covered: set[Any] = set()
+    novel = []
     for recording in recordings:
-        here = {(step.line, step.name or str(step.target)) for step in recording.steps}
-        if not here <= seen:
-            found.append(recording)
-            seen |= here
-    return found
+        lines = {(step.line, step.name or str(step.target)) for step in recording.steps}
+        if not lines <= covered:
+            novel.append(recording)
+            covered |= lines
+    return novel
 
 
 def steps_in(nest: Any) -> list[Step]:
-    """All steps in nested arguments, in order."""
+    """Return all steps in nested arguments, in order."""
     return leaves_in(nest, Step)
 
 
-def replayed(nest: Any, results: dict[Step, Any]) -> Any:
-    """Nested arguments with what every step has made in its place."""
-    return mapped(nest, lambda leaf: results[leaf] if type(leaf) is Step else leaf)
+def with_results(nest: Any, results: dict[Step, Any]) -> Any:
+    """Return nested arguments with the results of steps in place of the steps."""
+    return tree_map(nest, lambda leaf: results[leaf] if type(leaf) is Step else leaf)
 
 
-_HOMES = (operator, torch.special, torch, functional)
+_MODULES = (operator, torch.special, torch, functional)
 NAMES: dict[Any, str] = {
-    found: name
-    for home in _HOMES
-    for name, found in vars(home).items()
+    function: name
+    for module in _MODULES
+    for name, function in vars(module).items()
     if not name.startswith("__")
-    and callable(found)
-    and not isinstance(found, type)
-    and found.__hash__ is not None
+    and callable(function)
+    and not isinstance(function, type)
+    and function.__hash__ is not None
 } | {getattr: "getattr"}
 _AUGMENTED = ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
 _SPELLINGS = {f"i{name}": name for name in _AUGMENTED} | {f"r{name}": name for name in _AUGMENTED}
 
 
 def operation_name(func: Callable[..., Any]) -> str | None:
-    """The name of a function in torch, the same for functions, methods and operators.
+    """Return the name of a function in torch, the same for functions, methods and operators.
 
-    None for what is not torch's.
+    Return None for functions that are not torch's.
     """
     name = NAMES.get(func)
     if name is None:
@@ -201,12 +209,36 @@ def _own_name(func: Callable[..., Any]) -> str | None:
     if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
         space, _, name = str(func).partition(".")
         return name.split(".")[0] if space == "aten" else str(func)
-    home = getattr(func, "__objclass__", None) or getattr(func, "__module__", None)
-    known = isinstance(home, type) and issubclass(home, torch._C.TensorBase)
-    known = known or str(home).startswith("torch")
-    return getattr(func, "__name__", None) if known else None
+    owner = getattr(func, "__objclass__", None) or getattr(func, "__module__", None)
+    is_torch = isinstance(owner, type) and issubclass(owner, torch._C.TensorBase)
+    is_torch = is_torch or str(owner).startswith("torch")
+    return getattr(func, "__name__", None) if is_torch else None
 
 
-def tensors_among(nests: Iterable[Any]) -> list[Tensor]:
-    """All tensors in nested arguments."""
+def tensors_in(nests: Iterable[Any]) -> list[Tensor]:
+    """Return all tensors in nested arguments."""
     return leaves_in(tuple(nests), Tensor)
+
+
+Line = tuple[str, int]
+
+_TORCH = f"{Path(torch.__file__).parent}{os.sep}"
+_HERE = f"{Path(__file__).parents[1]}{os.sep}"
+
+
+def place_of(line: Line | None) -> str:
+    """Return a line of the user's code, for messages."""
+    return f"{Path(line[0]).name}:{line[1]}" if line else "forward"
+
+
+def in_torch(file: str) -> bool:
+    """Return whether a source file is part of torch or of the recorder."""
+    return file.startswith((_TORCH, _HERE, "<"))
+
+
+def current_line() -> Line | None:
+    """Return the innermost line of the user's code, or None."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and in_torch(frame.f_code.co_filename):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None

@@ -11,13 +11,20 @@ from typing import Literal
 from torch import nn
 
 from prunekit.graph.arguments import Arguments, Example
+from prunekit.graph.dataflow import (
+    combines_two,
+    input_steps,
+    needed_only_by,
+    operand_branches,
+    producing_layers,
+    steps_reaching,
+)
 from prunekit.graph.layers import CONVOLUTIONS
-from prunekit.graph.recording.runs import record_eval
+from prunekit.graph.recording.copies import copy_network
+from prunekit.graph.recording.passes import record_eval
 from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.recording.twin import twin_of
-from prunekit.graph.table import of_step
-from prunekit.graph.walks import alone, makers, meets, reaching, sides, sources
-from prunekit.graph.whole_groups import goes_whole
+from prunekit.graph.table import step_operation
+from prunekit.graph.whole_groups import removes_whole_groups
 
 KINDS = ("basic", "preactivation", "bottleneck", "grouped", "branch", "dense", "plain")
 _KIND_OF_SHAPES = {"kk": "basic", "1k1": "bottleneck", "1g1": "grouped"}  # see Layout._shape
@@ -52,15 +59,15 @@ def blocks(model: nn.Module, example: Example) -> tuple[Block, ...]:
 class Layout:
     """The connections between the layers of a network, from one recorded run of its twin."""
 
-    def __init__(self, twin: nn.Module, recording: Recording) -> None:
-        self.twin, self.recording = twin, recording
+    def __init__(self, network: nn.Module, recording: Recording) -> None:
+        self.network, self.recording = network, recording
         self.order = {step: index for index, step in enumerate(recording.steps)}
-        self.layers = {step for step in recording.steps if self._is(step, "weighs")}
+        self.layers = {step for step in recording.steps if self._is(step, "weighted")}
 
     @classmethod
     def of(cls, model: nn.Module, example: Example) -> Layout:
         """Record a network in eval mode; raises TraceError."""
-        return cls(twin_of(model), record_eval(model, Arguments.of(example)))
+        return cls(copy_network(model), record_eval(model, Arguments.of(example)))
 
     @cached_property
     def blocks(self) -> tuple[Block, ...]:
@@ -88,7 +95,9 @@ class Layout:
         def passes(step: Step) -> bool:
             return self._is_depthwise(step) or self._passes(step)
 
-        return self._names(reaching(self.recording, lambda step: meets(step, "add"), passes))
+        return self._names(
+            steps_reaching(self.recording, lambda step: combines_two(step, "add"), passes)
+        )
 
     @cached_property
     def classified(self) -> frozenset[str]:
@@ -97,18 +106,18 @@ class Layout:
         def is_linear(step: Step) -> bool:
             return step in self._ungated and not self._convolves(step)
 
-        return self._names(reaching(self.recording, is_linear, self._passes))
+        return self._names(steps_reaching(self.recording, is_linear, self._passes))
 
     @cached_property
     def _gates(self) -> set[Step]:
         """The steps whose results only scale others, as in squeeze and excitation."""
         gates: set[Step] = set()
         for step in self.recording.steps:
-            if meets(step, "mul"):
-                both = sides(step, self.order)
+            if combines_two(step, "mul"):
+                both = operand_branches(step, self.order)
                 counts = [sum(other in self.layers for other in side) for side in both]
                 for count, side in zip(counts, both, strict=True):
-                    gates |= alone(step, side) if count == max(counts) > 0 else set()
+                    gates |= needed_only_by(step, side) if count == max(counts) > 0 else set()
         return gates
 
     @cached_property
@@ -122,7 +131,7 @@ class Layout:
         origins: dict[Step, set[str]] = {}
         for step in self.recording.steps:
             origins[step] = {"input"} if step.kind is Kind.INPUT else set()
-            for source in sources(step):
+            for source in input_steps(step):
                 origins[step] |= {"layer"} if source in self.layers else origins[source]
         return {step for step in self.layers if origins[step] == {"input"}}
 
@@ -135,8 +144,10 @@ class Layout:
         branches: list[Block] = []
         taken: set[str] = set()
         for step in self.recording.steps:
-            if meets(step, "add"):
-                both = [(self._layers_of(side), side) for side in sides(step, self.order)]
+            if combines_two(step, "add"):
+                both = [
+                    (self._layers_of(side), side) for side in operand_branches(step, self.order)
+                ]
                 most = max(len(layers) for layers, _ in both)
                 for layers, side in both:
                     if len(layers) == most:
@@ -146,7 +157,9 @@ class Layout:
 
     def _single_blocks(self) -> Iterator[Block]:
         """Yield the convolutions outside of residual branches as blocks of their own."""
-        concatenated = reaching(self.recording, lambda step: self._is(step, "joins"), self._passes)
+        concatenated = steps_reaching(
+            self.recording, lambda step: self._is(step, "concatenates"), self._passes
+        )
         dense = self._names(concatenated)
         excluded = self._names(self._stems | self._gates) | self._branches[1]
         for name in self.called:
@@ -181,7 +194,7 @@ class Layout:
 
     def _shape(self, step: Step) -> str:
         """Return a letter for the kernel: 1, k, or g for grouped ones; "?" for other layers."""
-        conv = self.twin.get_submodule(str(step.target)) if step.kind is Kind.LAYER else None
+        conv = self.network.get_submodule(str(step.target)) if step.kind is Kind.LAYER else None
         if not isinstance(conv, CONVOLUTIONS) or step in self._stems:
             return "?"
         wide = max(conv.kernel_size) > 1
@@ -193,7 +206,7 @@ class Layout:
         """Return whether each layer is called once and reads only the one before it."""
         before = [set(), *({step} for step in layers)]
         return len({step.target for step in layers}) == len(layers) and all(
-            makers(step, self._ungated, side) == expected
+            producing_layers(step, self._ungated, side) == expected
             for step, expected in zip([*layers, end], before, strict=True)
         )
 
@@ -204,13 +217,13 @@ class Layout:
         block has another one between its layers and none after them.
         """
         step = layers[0]
-        while not self._is(step, "norm"):
-            before = sources(step)
+        while not self._is(step, "normalizes"):
+            before = input_steps(step)
             if len(before) != 1 or before[0] in self.layers:
                 return False
             step = before[0]
         first, last = (self.order[layer] for layer in layers)
-        norms = [self.order[other] for other in side if self._is(other, "norm")]
+        norms = [self.order[other] for other in side if self._is(other, "normalizes")]
         between, after = any(first < n < last for n in norms), any(n > last for n in norms)
         return step in side or (between and not after)
 
@@ -218,28 +231,32 @@ class Layout:
         """Return whether channels may change their order; inside gates that does not matter."""
         return self._is(step, "moves") and step not in self._gates
 
-    def _is(self, step: Step, fact: Literal["weighs", "joins", "norm", "moves"]) -> bool:
+    def _is(
+        self, step: Step, fact: Literal["weighted", "concatenates", "normalizes", "moves"]
+    ) -> bool:
         """Return a fact that the table of operations has about the operation of a step."""
-        entry = of_step(step, self.twin) if step.kind in (Kind.LAYER, Kind.CALL) else None
+        entry = step_operation(step, self.network) if step.kind in (Kind.LAYER, Kind.CALL) else None
         return entry is not None and bool(getattr(entry, fact))
 
     def _may_have_matrix(self, name: str) -> bool:
         """Return whether a layer is a convolution without groups."""
-        conv = self.twin.get_submodule(name)
+        conv = self.network.get_submodule(name)
         return isinstance(conv, CONVOLUTIONS) and conv.groups == 1
 
     def _is_depthwise(self, step: Step) -> bool:
-        return step.kind is Kind.LAYER and goes_whole(self.twin.get_submodule(str(step.target)))
+        return step.kind is Kind.LAYER and removes_whole_groups(
+            self.network.get_submodule(str(step.target))
+        )
 
     def _passes(self, step: Step) -> bool:
-        return step not in self.layers and not step.asks
+        return step not in self.layers and not step.is_query
 
     def _names(self, steps: set[Step]) -> frozenset[str]:
         return frozenset(str(step.target) for step in self.layers & steps)
 
     def _convolves(self, step: Step) -> bool:
         if step.kind is Kind.LAYER:
-            return not isinstance(self.twin.get_submodule(str(step.target)), nn.Linear)
+            return not isinstance(self.network.get_submodule(str(step.target)), nn.Linear)
         return step.name != "linear"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.arguments import Example
 from prunekit.graph.layers import CONVOLUTIONS, layer_named
-from prunekit.graph.strides import arranged
+from prunekit.graph.slicing import like_strides
 from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
 from prunekit.methods.hinge.matrices import Conv, Hinged, Site, hinged_modules
 from prunekit.methods.hinge.placement import Placement
@@ -162,7 +162,7 @@ def fold(model: nn.Module, batch: Example) -> Folded:
     edit, narrow = Fold.of(model), duplicate(model)
     edit.apply(narrow)
     pair = [duplicate(network).double() for network in (narrow, model)]
-    inputs = check_inputs(batch).changed(lambda x: x.double() if x.is_floating_point() else x)
+    inputs = check_inputs(batch).map_tensors(lambda x: x.double() if x.is_floating_point() else x)
     with evaluating(*pair):
         gap = Gap.between(*(compute_outputs(net, inputs, "the network in doubles") for net in pair))
     if gap.relative > MAX_GAP:
@@ -230,7 +230,7 @@ def _convolution_of(weight: Tensor, like: Conv, **settings: Any) -> Conv:
     kind: Callable[..., Conv] = type(like)
     conv = kind(inputs, outputs, tuple(kernel), bias=False, device="meta", **settings)
     trained = like.weight.requires_grad
-    conv.weight = nn.Parameter(arranged(weight.to(like.weight.dtype), like.weight), trained)
+    conv.weight = nn.Parameter(like_strides(weight.to(like.weight.dtype), like.weight), trained)
     return conv.train(like.training)
 
 

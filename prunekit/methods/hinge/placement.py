@@ -18,7 +18,7 @@ from prunekit.errors import ConfigError, one_of
 from prunekit.graph.arguments import Example
 from prunekit.graph.channels import ChannelGraph
 from prunekit.graph.layers import CONVOLUTIONS, TRANSPOSED
-from prunekit.graph.whole_groups import goes_whole
+from prunekit.graph.whole_groups import removes_whole_groups
 from prunekit.methods.hinge.blocks import KINDS, Block, Layout
 from prunekit.methods.hinge.matrices import SIDES, STARTS, Site, hinged_modules
 from prunekit.schema import Checked, OneOf
@@ -258,7 +258,7 @@ class SiteFinder:
             return
         for name in accepted:
             self._add(name, sides[name], block.name, block.kind)
-        if block.kind == "grouped" and not goes_whole(self._module(block.layers[1])):
+        if block.kind == "grouped" and not removes_whole_groups(self._module(block.layers[1])):
             self.whole.append(block.layers[1])
         own = block.kind in OWN_MATRICES
         members = accepted if own else [name for name in ends if name in self.by_layer]
@@ -282,7 +282,11 @@ class SiteFinder:
         if block.kind not in OWN_MATRICES:
             return self._why_no_matrix(name) or self._why_no_columns(name, sides)
         middle = self._module(block.layers[1])
-        if block.kind == "grouped" and not goes_whole(middle) and type(middle) is not nn.Conv2d:
+        if (
+            block.kind == "grouped"
+            and not removes_whole_groups(middle)
+            and type(middle) is not nn.Conv2d
+        ):
             return f"{block.layers[1]} is a {type(middle).__name__}, no plain nn.Conv2d"
         units = self._graph.outs if name == block.layers[0] else self._graph.ins
         frozen = not bool((units[name] != 0).all())

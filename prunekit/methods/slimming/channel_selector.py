@@ -14,17 +14,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from prunekit.errors import ArtifactError, SurgeryError
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.calls import Call
+from prunekit.graph.dataflow import producing_layers, steps_after
+from prunekit.graph.labels import LabeledTensor, resize, spread
 from prunekit.graph.layers import is_batch_norm, layer_named
 from prunekit.graph.ops.norms import norm_owner
-from prunekit.graph.ops.passing import ELSEWHERE, elsewhere
-from prunekit.graph.recording.runs import record
+from prunekit.graph.ops.rules import ELSEWHERE, varies_elsewhere
+from prunekit.graph.recording.copies import copy_network
+from prunekit.graph.recording.passes import record
 from prunekit.graph.recording.steps import Kind, Recording, Step
-from prunekit.graph.recording.twin import twin_of
-from prunekit.graph.run import Run
+from prunekit.graph.replay import Replay
 from prunekit.graph.slicing import indices, narrow_tensor
-from prunekit.graph.table import Indices, of_step, operation
-from prunekit.graph.values import Value, resize, spread
-from prunekit.graph.walks import ahead, makers
+from prunekit.graph.table import Indices, register_operation, step_operation
 from prunekit.surgery.edits import register, replace_module
 
 
@@ -53,17 +53,17 @@ class ChannelSelector(nn.Module):
         return f"{len(self.kept)} of {self.width}"
 
 
-def select_channels(run: Run, call: Call) -> Any:
+def select_channels(replay: Replay, call: Call) -> Any:
     """Give the selected channels units of their own, and freeze the input channels.
 
     This is the selector's rule in the table of operations.
     """
     value = call.values[0]
-    if elsewhere(run, call, 1):
-        return run.unknown(call, ELSEWHERE)
-    run.freeze(value.labels, None, "being read through a channel selection")
-    meta, labels = run.layer(call, value.along(1))
-    return Value(resize(meta, 1, len(labels)), spread(labels, 1, meta.ndim))
+    if varies_elsewhere(replay, call, 1):
+        return replay.freeze_inputs(call, ELSEWHERE)
+    replay.freeze(value.labels, None, "being read through a channel selection")
+    meta, labels = replay.visit_layer(call, value.along(1))
+    return LabeledTensor(resize(meta, 1, len(labels)), spread(labels, 1, meta.ndim))
 
 
 def narrow_selector(module: ChannelSelector, keep_in: Indices, keep_out: Indices) -> None:
@@ -73,13 +73,13 @@ def narrow_selector(module: ChannelSelector, keep_in: Indices, keep_out: Indices
     narrow_tensor(module, "kept", 0, keep_out)
 
 
-operation(
+register_operation(
     select_channels,
     "",
     ChannelSelector,
     narrow=narrow_selector,
-    counts=("width", "kept"),
-    whole=True,
+    width_attributes=("width", "kept"),
+    opaque=True,
 )
 
 
@@ -91,26 +91,28 @@ def shared_norms(model: nn.Module, example: Example) -> tuple[str, ...]:
     recorded, not computed; raises TraceError like `ChannelGraph.trace`.
     """
     recordings = record(model, Arguments.of(example))
-    twin = twin_of(model)
-    return tuple(dict.fromkeys(name for run in recordings for name in _shared(twin, run)))
+    network = copy_network(model)
+    return tuple(
+        dict.fromkeys(name for recording in recordings for name in _shared(network, recording))
+    )
 
 
-def _shared(twin: nn.Module, recording: Recording) -> Iterator[str]:
-    layers = {step for step in recording.steps if _is_layer(twin, step)}
+def _shared(network: nn.Module, recording: Recording) -> Iterator[str]:
+    layers = {step for step in recording.steps if _is_layer(network, step)}
     for step in recording.steps:
-        name = _called_norm(twin, step)
-        if name is not None and _is_bypassed(step, makers(step, layers), layers):
+        name = _called_norm(network, step)
+        if name is not None and _is_bypassed(step, producing_layers(step, layers), layers):
             yield name
 
 
-def _called_norm(twin: nn.Module, step: Step) -> str | None:
+def _called_norm(network: nn.Module, step: Step) -> str | None:
     """Return the name of the batch norm module that a step calls, or None.
 
     Norms whose parameters are passed to a function are left out, since the function would not call
     a selector before the module.
     """
-    owner = str(step.target) if step.kind is Kind.LAYER else norm_owner(twin, step)
-    if owner is None or not is_batch_norm(twin.get_submodule(owner)):
+    owner = str(step.target) if step.kind is Kind.LAYER else norm_owner(network, step)
+    if owner is None or not is_batch_norm(network.get_submodule(owner)):
         return None
     return owner if step.calls and step.calls[-1][1] == owner else None
 
@@ -119,16 +121,16 @@ def _is_bypassed(norm: Step, producers: Collection[Step], layers: Collection[Ste
     """Return whether output of the producers reaches a layer, or the caller, but for the norm."""
     return any(
         step.kind is Kind.OUTPUT or step in layers
-        for step in ahead(producers, lambda step: step is not norm and step not in layers)
+        for step in steps_after(producers, lambda step: step is not norm and step not in layers)
     )
 
 
-def _is_layer(twin: nn.Module, step: Step) -> bool:
+def _is_layer(network: nn.Module, step: Step) -> bool:
     """Return whether a step ends channels: a convolution, linear layer or channel selector."""
-    entry = of_step(step, twin)
+    entry = step_operation(step, network)
     if entry is None or step.kind not in (Kind.LAYER, Kind.CALL):
         return False
-    return entry.weighs or (entry.whole and entry.narrow is not None and not entry.norm)
+    return entry.weighted or (entry.opaque and entry.narrow is not None and not entry.normalizes)
 
 
 @register
