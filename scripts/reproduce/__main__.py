@@ -53,7 +53,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only-collect", action="store_true", help="run nothing, write tables")
     options = parser.parse_args()
     if options.table in FORMER:
-        parser.error(f"--table {options.table} is called {FORMER[options.table]} now")
+        complain(f"--table {options.table} is called {FORMER[options.table]} now")
+        raise SystemExit(2)
     if options.table not in names:
         parser.error(f"--table {options.table}: there is none; {one_of(options.table, names)}")
     return options
