@@ -42,14 +42,14 @@ def test_no_other_file_lists_layers_of_torch(file):
     where = file.relative_to(PACKAGE).as_posix()
     if where.startswith(("models/", "graph/ops/")) or where in CONVENTION:
         return
-    known = (*NORMS, *ACTIVATIONS, *POOLS)
-    found = [
+    prefixes = (*NORMS, *ACTIVATIONS, *POOLS)
+    result = [
         node.attr
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr.startswith(known)
+        if isinstance(node, ast.Attribute) and node.attr.startswith(prefixes)
     ]
     allowed = {"AdaptiveAvgPool2d"} if where == "surgery/heads.py" else set()  # it makes one
-    assert not {*found} - allowed, found
+    assert not {*result} - allowed, result
 
 
 def test_functions_methods_and_operators_are_the_same_operation():

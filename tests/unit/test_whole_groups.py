@@ -97,8 +97,8 @@ class TestTheLayer:
     def test_what_computes_something_else_is_refused(self, layer):
         with pytest.raises(SurgeryError, match=r"is no plain Conv2d; only the groups") as caught:
             whole_groups(layer)
-        told = str(caught.value)
-        assert f"{type(layer).__name__}(4, 4, kernel_size=(1," in told and "\n" not in told
+        message = str(caught.value)
+        assert f"{type(layer).__name__}(4, 4, kernel_size=(1," in message and "\n" not in message
 
 
 @st.composite
@@ -236,9 +236,9 @@ class TestANetwork:
         momentum = optimizer.state[dense.layer2[0].conv2.weight]["momentum_buffer"].clone()
         done = cut(dense, graph, keep, images())
         narrow_optimizer(optimizer, dense, done.model, done.edits)
-        found = optimizer.state[done.model.layer2[0].conv2.weight]["momentum_buffer"]
+        result = optimizer.state[done.model.layer2[0].conv2.weight]["momentum_buffer"]
         rows = keep["layer2.0.conv1"].repeat_interleave(4)
-        assert torch.equal(found, momentum[rows]) and len(found) < len(momentum)
+        assert torch.equal(result, momentum[rows]) and len(result) < len(momentum)
         done.model(images()).square().sum().backward()
         optimizer.step()
 
@@ -272,9 +272,9 @@ class TestANetwork:
         with torch.no_grad():
             expected = model(x)
         session = ort.InferenceSession(str(written.path), providers=["CPUExecutionProvider"])
-        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        result = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
         again = torch.export.load(other.path).module()(x)
-        for logits in (torch.from_numpy(found), again):
+        for logits in (torch.from_numpy(result), again):
             assert float((logits - expected).detach().abs().max() / expected.abs().max()) < 1e-5
 
     @pytest.mark.parametrize("criterion", ["l1_norm", "l2_norm", "fpgm", "bn_scale", "lamp"])
@@ -351,8 +351,8 @@ def test_a_fifth_of_all_groups_leaves_what_hinge_reports(make, flops, params):
     cost = CostModel(net, graph)
     before, after = norms(net, graph), norms(net, graph, drop)
     assert cost.params(drop) / cost.params() == pytest.approx(params, abs=6e-4)
-    found = (cost.macs(drop) + after) / (cost.macs() + before)
-    assert found == pytest.approx(flops, abs=6e-4)
+    result = (cost.macs(drop) + after) / (cost.macs() + before)
+    assert result == pytest.approx(flops, abs=6e-4)
     assert cost.macs() == fvcore_macs(net, x)
 
 
