@@ -1,7 +1,7 @@
-"""Networks whose forward branches: exact on every side of it, or frozen with a line that says so.
+"""Networks whose forward branches: the cut is exact on every side, or frozen with a note.
 
-The reference is the dense network in which hooks silence, in front of every layer, the input
-channels that the narrow one lost.
+The reference is the dense network in which hooks set the input channels to zero that the narrow
+network lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from prunekit.graph import ChannelGraph
 class Net(nn.Module):
     """A convolution, `middle`, a convolution, pooling and a head.
 
-    `a` and `b` are for `middle`, where it names them: a layer that nobody calls has consequences.
+    `a` and `b` exist only where `middle` names them, since layers that are never called freeze
+    channels.
     """
 
     def __init__(self, middle, **own):
@@ -70,7 +71,7 @@ def inputs(side, width=None):
 
 @contextmanager
 def silenced(dense, edit):
-    """Inside it, the dense network reads zeros where the narrow one has no input channels."""
+    """Within the context, give the dense network zeros for removed input channels."""
     with ExitStack() as stack:
         for name, keep in edit.layers.items():
             layer = dense.get_submodule(name)
@@ -90,13 +91,13 @@ def silenced(dense, edit):
 
 
 def cut(net, example, share=0.5, seed=0):
-    """Cut to a share of all channels; the graph says what could go."""
+    """Cut to a share of all channels that the graph allows to remove."""
     return laws.Cut.random(net, (example,), seed, share)
 
 
 @torch.no_grad()
 def check(result, *calls, train=False):
-    """The narrow network equals the silenced one for every call."""
+    """Assert that the narrow network equals the silenced one for every call."""
     for args, kwargs in calls:
         dense, narrow = (laws.twin(one).train(train) for one in (result.dense, result.narrow))
         with silenced(dense, result.edit):
@@ -242,7 +243,7 @@ def test_what_goes_with_an_image_is_resized_with_it():
 
 
 def test_ties_of_the_other_side_hold():
-    """Beyond a size the maps of two layers are added, which ties them."""
+    """Maps of two layers are added beyond some size, which ties them."""
 
     def tied(net, x, y):
         return net.a(y) + net.b(y) if x.shape[-1] > 20 else net.a(y) * net.b(y).mean()

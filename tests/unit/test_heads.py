@@ -1,4 +1,4 @@
-"""New classifiers: what they compute, what they leave as it was, and where there can be none."""
+"""New classifiers: their outputs, the untouched parts, and networks that are refused."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HALVED = (32, 32, "M", 64, 64, "M", 128, 128, 128, "M", 256, 256, 256, "M", 512,
 
 
 def narrow_vgg() -> VGG:
-    """torchvision's VGG, narrow; its 2 x 2 last maps are spread to 7 x 7 before flattening."""
+    """Return a narrow VGG of torchvision, which spreads its last maps from 2 x 2 to 7 x 7."""
     torch.manual_seed(0)
     net = VGG(make_layers([4, "M", 6, "M", 8, "M", 8, "M", 512, "M"]), num_classes=5)
     randomise(net)
@@ -40,7 +40,7 @@ def narrow_vgg() -> VGG:
 
 
 class Net(nn.Module):
-    """A convolution and a linear layer, with one pooling and one activation for everything."""
+    """A convolution and a linear layer, with one pooling and one activation for all calls."""
 
     def __init__(self, pooled=True):
         super().__init__()
@@ -142,7 +142,7 @@ class TestLastLayer:
         assert torch.equal(net(X), before(X))
 
     def test_published_count_of_vgg16_for_200_classes(self):
-        """135.1M, as the unpruned network on CUB-200 has."""
+        """The unpruned network on CUB-200 has 135.1M parameters."""
         with torch.device("meta"):
             net = torchvision.models.vgg16(init_weights=False)
         LastLayer().edit(net, torch.zeros(1, 3, 224, 224), 200).apply(net)

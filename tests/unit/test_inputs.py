@@ -1,4 +1,4 @@
-"""Networks that are called with, and return, more than a tensor: the cut, its proof, its price."""
+"""Networks with several inputs and outputs: how they are cut, checked and measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pair = namedtuple("Pair", ["one", "two"])
 
 @dataclass
 class Output(OrderedDict):
-    """A dict and a dataclass at once, as the outputs of Hugging Face are."""
+    """A dict and a dataclass at once, like the outputs of Hugging Face."""
 
     logits: Tensor | None = None
     hidden: tuple[Tensor, ...] | None = None
@@ -34,7 +34,7 @@ class Output(OrderedDict):
 
 
 class Box:
-    """An object of nobody's library that holds a tensor."""
+    """An object of no known library that holds a tensor."""
 
     def __init__(self, value: Tensor) -> None:
         self.value, self.note = value, "plain"
@@ -51,7 +51,7 @@ OUTPUTS = {
 
 
 class Two(nn.Module):
-    """Two trunks on two images and an embedding of classes, joined."""
+    """Two trunks on two images and an embedding of classes, whose outputs are joined."""
 
     def __init__(self, out: str = "tensor") -> None:
         super().__init__()
@@ -116,7 +116,7 @@ def call(net: nn.Module, example: object) -> object:
 
 
 def floats(result: object) -> list[Tensor]:
-    """What a network of these returned, spelled out rather than searched for."""
+    """Return the tensors that one of these networks returned, without a search."""
     if isinstance(result, Tensor):
         return [result]
     if isinstance(result, Output):
@@ -130,9 +130,9 @@ def floats(result: object) -> list[Tensor]:
 
 @torch.no_grad()
 def silenced(dense: nn.Module, result: prunekit.Pruned, example: object) -> list[Tensor]:
-    """The oracle: a copy of the dense network with the weights that read removed channels zeroed.
+    """Return the outputs of a copy in which weights that read removed channels are zero.
 
-    Found by hand: `mix` reads what `left`, `right` make; `head` what `mix` and `hidden` make.
+    The layers are listed by hand: `mix` reads `left` and `right`; `head` reads `mix` and `hidden`.
     """
     net = copy.deepcopy(dense).eval()
     removed = result.masks.removed
@@ -169,7 +169,7 @@ def test_one_example_is_enough(name):
 
 @pytest.mark.parametrize("out", sorted(OUTPUTS))
 def test_outputs_of_any_structure(out):
-    """Where the features leave the network, too, the channels of `mix` stay."""
+    """If the features leave the network, the channels of `mix` are frozen too."""
     kind, example = cases()["by name"]
     net = kind(out)
     result = prunekit.prune(net, example, keep=0.5, absorb=False)
@@ -206,7 +206,7 @@ def test_the_batch_of_given_data_takes_the_place_of_the_one_input():
 
 
 class Named(Two):
-    """Calls its layers by position, or all of them by name."""
+    """A network that calls its layers by position, or all of them by name."""
 
     names = False
 
@@ -235,7 +235,7 @@ def test_layers_that_are_called_by_name():
 
 
 def test_types_of_inputs_stay():
-    """Doubles, halves, integers and masks arrive as what they are, also where noise is put in."""
+    """Doubles, halves, integers and masks keep their type, also where noise is put in."""
     types_of_calls = []
 
     class Typed(nn.Module):

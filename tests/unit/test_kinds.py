@@ -1,7 +1,7 @@
-"""The kinds of Python that a forward may contain, each with a small network around it.
+"""Kinds of Python code in a forward, each with a small network around it.
 
-Each is traced, cut and exact by an oracle that knows nothing of the graph; where it is not
-followed, it is refused or frozen with a line that says so.
+Each is traced, cut, and compared with an oracle that does not use the graph. What is not followed
+is refused or frozen with a note.
 """
 
 from __future__ import annotations
@@ -366,7 +366,7 @@ def test_a_branch_on_gradients():
 
 
 def test_networks_that_find_nothing():
-    """Tensors without entries go with no channel, and hinder none."""
+    """Tensors without entries belong to no channel and freeze none."""
 
     class Finding(Net):
         def forward(self, x):

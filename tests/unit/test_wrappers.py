@@ -1,4 +1,4 @@
-"""Networks in DataParallel, DistributedDataParallel and torch.compile, at the top and within."""
+"""Networks in DataParallel, DistributedDataParallel and torch.compile, outside and inside."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Net(nn.Module):
 
 
 class Compiler:
-    """A backend that counts what it is given and compiles nothing."""
+    """A backend that counts its calls and compiles nothing."""
 
     def __init__(self) -> None:
         self.graphs: list[int] = []
@@ -55,7 +55,7 @@ class Compiler:
 
 @pytest.fixture
 def group() -> Iterator[None]:
-    """A process group of this one process, on the loopback."""
+    """Open a process group of this one process, on the loopback."""
     before = {name: os.environ.get(name) for name in ("MASTER_ADDR", "GLOO_SOCKET_IFNAME")}
     os.environ.update(MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo")
     store = distributed.HashStore()
@@ -67,7 +67,7 @@ def group() -> Iterator[None]:
 
 
 def close(one: nn.Module, other: nn.Module) -> None:
-    """The same function of X, eagerly."""
+    """Assert that two networks compute the same of X, eagerly."""
     nets = [copy.deepcopy(network_in(net)).eval() for net in (one, other)]
     with torch.no_grad():
         torch.testing.assert_close(nets[0](X), nets[1](X))
@@ -78,7 +78,7 @@ def plain() -> prunekit.Pruned:
 
 
 class Parallel(DataParallel):
-    """A class of the user's own."""
+    """A user's own wrapper class."""
 
 
 @pytest.mark.parametrize("kind", [DataParallel, Parallel])
@@ -218,7 +218,7 @@ def test_distributed_without_a_group_is_left_out(group):
 
 
 class Parts(nn.Module):
-    """A wrapper in the middle of a network, as a child."""
+    """A network with a wrapper as a child."""
 
     def __init__(self, wrap: object) -> None:
         super().__init__()
