@@ -80,7 +80,7 @@ def test_rehearsals_play_what_labels_leave_open(monkeypatch):
 
 def test_numbers_that_are_computed_otherwise_are_no_repetition():
     class Halves(nn.Module):
-        """A network that computes the same size in two ways: half of the channels, or a constant."""
+        """A network that computes one size in two ways: half of the channels, or a constant."""
 
         def __init__(self):
             super().__init__()

@@ -168,5 +168,5 @@ def _memory(tensor: Tensor) -> Any:
         return None
     try:
         return tensor.untyped_storage()
-    except (RuntimeError, NotImplementedError):  # tensors that only stand for others
+    except (RuntimeError, NotImplementedError):  # tensor subclasses without storage
         return None
