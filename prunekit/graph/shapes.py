@@ -188,7 +188,7 @@ def _concatenable(first: Any, other: Any, dim: int) -> bool:
         return False
     dim = dim % first.ndim
     shape, other_shape = first.shape, other.shape
-    return shape[:dim] == other_shape[:dim] and shape[dim + 1 :] == other_shape[dim + 1 :]
+    return bool(shape[:dim] == other_shape[:dim] and shape[dim + 1 :] == other_shape[dim + 1 :])
 
 
 def _valid_dims(dims: Sequence[Any], rank: int) -> bool:

@@ -91,7 +91,8 @@ def register_operation(
 
 def layer_operation(module: nn.Module) -> Operation | None:
     """Return the entry of a layer, or None for other modules."""
-    return _class_operation(type(module))
+    kind: Any = type(module)
+    return _class_operation(kind)
 
 
 @cache

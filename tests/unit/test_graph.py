@@ -1,4 +1,4 @@
-"""Every pattern that ties channels together: pruned exactly, or frozen with a note, never wrong."""
+"""Every pattern that ties channels together is pruned exactly, or frozen with a note."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ FROZEN = {  # pattern -> what the note names
 
 
 def compare(net, example=EXAMPLE, seed=0):
-    """Prune half at random: the narrowed network must equal the silenced one, and its counts."""
+    """Prune half at random; compare the narrow network and its counts with the silenced one."""
     net.eval()
     graph = ChannelGraph.trace(net, example)
     generator = torch.Generator().manual_seed(seed)

@@ -1,7 +1,7 @@
-"""Networks whose forward branches: exact on every side of it, or frozen with a line that says so.
+"""Networks whose forward branches: the cut is exact on every side, or frozen with a note.
 
-The reference is the dense network in which hooks silence, in front of every layer, the input
-channels that the narrow one lost.
+The reference is the dense network in which hooks set the input channels to zero that the narrow
+network lost.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from prunekit.graph import ChannelGraph
 class Net(nn.Module):
     """A convolution, `middle`, a convolution, pooling and a head.
 
-    `a` and `b` are for `middle`, where it names them: a layer that nobody calls has consequences.
+    `a` and `b` exist only where `middle` names them, since layers that are never called freeze
+    channels.
     """
 
     def __init__(self, middle, **own):
@@ -52,8 +53,8 @@ class Flagged(Net):
 class Featured(Net):
     def forward(self, x, features=False):
         first = self.first(x)
-        found = self.head(self.last(self.a(first) + self.b(first)).mean((2, 3)))
-        return (found, first) if features else found
+        result = self.head(self.last(self.a(first) + self.b(first)).mean((2, 3)))
+        return (result, first) if features else result
 
 
 def ready(net, seed=0):
@@ -70,7 +71,7 @@ def inputs(side, width=None):
 
 @contextmanager
 def silenced(dense, edit):
-    """Inside it, the dense network reads zeros where the narrow one has no input channels."""
+    """Within the context, give the dense network zeros for removed input channels."""
     with ExitStack() as stack:
         for name, keep in edit.layers.items():
             layer = dense.get_submodule(name)
@@ -90,22 +91,22 @@ def silenced(dense, edit):
 
 
 def cut(net, example, share=0.5, seed=0):
-    """Cut to a share of all channels; the graph says what could go."""
+    """Cut to a share of all channels that the graph allows to remove."""
     return laws.Cut.random(net, (example,), seed, share)
 
 
 @torch.no_grad()
-def check(found, *calls, train=False):
-    """The narrow network equals the silenced one for every call."""
+def check(result, *calls, train=False):
+    """Assert that the narrow network equals the silenced one for every call."""
     for args, kwargs in calls:
-        dense, narrow = (laws.twin(one).train(train) for one in (found.dense, found.narrow))
-        with silenced(dense, found.edit):
+        dense, narrow = (laws.twin(one).train(train) for one in (result.dense, result.narrow))
+        with silenced(dense, result.edit):
             assert laws.gap(narrow(*args, **kwargs), dense(*args, **kwargs)) < 1e-9
 
 
-def check_with_gradients(found, x):
-    dense, narrow = laws.twin(found.dense), laws.twin(found.narrow)
-    with silenced(dense, found.edit):
+def check_with_gradients(result, x):
+    dense, narrow = laws.twin(result.dense), laws.twin(result.narrow)
+    with silenced(dense, result.edit):
         assert laws.gap(narrow(x).detach(), dense(x).detach()) < 1e-9
 
 
@@ -176,28 +177,28 @@ SIZES = {
 
 @pytest.mark.parametrize("middle", SIZES)
 def test_both_sides_of_a_branch_on_sizes_are_followed(middle):
-    found = cut(ready(Net(middle)), inputs(32))
-    assert any(found.edit.layers["first"].outs or ())
-    check(found, *sized(*SIZES[middle]))
-    assert found.graph.notes == ()
+    result = cut(ready(Net(middle)), inputs(32))
+    assert any(result.edit.layers["first"].outs or ())
+    check(result, *sized(*SIZES[middle]))
+    assert result.graph.notes == ()
 
 
 def test_a_size_that_is_looked_up_is_a_branch_too():
     def looked_up(net, x, y):
         return {32: net.a}.get(x.shape[-1], net.b)(y)
 
-    found = cut(ready(Net(looked_up)), inputs(32))
-    assert found.edit.layers["first"].outs
-    check(found, *sized(16, 32, 64))
+    result = cut(ready(Net(looked_up)), inputs(32))
+    assert result.edit.layers["first"].outs
+    check(result, *sized(16, 32, 64))
 
 
 def test_a_branch_on_the_number_of_examples():
     def alone(net, x, y):
         return net.a(y) if len(x) == 1 else net.b(y) + y
 
-    found = cut(ready(Net(alone)), inputs(16))
-    assert found.edit.layers["first"].outs
-    check(found, *sized(16), ((inputs(16)[:1],), {}))
+    result = cut(ready(Net(alone)), inputs(16))
+    assert result.edit.layers["first"].outs
+    check(result, *sized(16), ((inputs(16)[:1],), {}))
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -219,9 +220,9 @@ def test_sequences_and_volumes_have_sizes_too(rank):
     small, large = (
         torch.rand(2, 3, *[side] * rank, generator=source, dtype=torch.float64) for side in (4, 8)
     )
-    found = cut(ready(Other()), small)
-    assert found.edit.layers["first"].outs
-    check(found, ((small,), {}), ((large,), {}))
+    result = cut(ready(Other()), small)
+    assert result.edit.layers["first"].outs
+    check(result, ((small,), {}), ((large,), {}))
 
 
 def test_what_goes_with_an_image_is_resized_with_it():
@@ -237,12 +238,12 @@ def test_what_goes_with_an_image_is_resized_with_it():
     net = ready(Masked(None))
     graph = ChannelGraph.trace(net, call(32))
     assert graph.outs["a"].tolist() == graph.outs["b"].tolist() and graph.outs["a"].all()
-    found = laws.Cut.random(net, call(32), 0, 0.5)
-    check(found, *((call(side), {}) for side in (16, 32)))
+    result = laws.Cut.random(net, call(32), 0, 0.5)
+    check(result, *((call(side), {}) for side in (16, 32)))
 
 
 def test_ties_of_the_other_side_hold():
-    """Beyond a size the maps of two layers are added, which ties them."""
+    """Maps of two layers are added beyond some size, which ties them."""
 
     def tied(net, x, y):
         return net.a(y) + net.b(y) if x.shape[-1] > 20 else net.a(y) * net.b(y).mean()
@@ -261,9 +262,9 @@ def test_a_size_that_the_network_does_not_take_is_no_matter():
         assert x.shape[-1] == 32, "images of 32 x 32"
         return net.a(y)
 
-    found = cut(ready(Net(fixed)), inputs(32))
-    assert found.graph.notes == ()
-    check(found, *sized(32))
+    result = cut(ready(Net(fixed)), inputs(32))
+    assert result.graph.notes == ()
+    check(result, *sized(32))
 
 
 def test_what_only_one_side_of_was_seen_is_noted():
@@ -291,11 +292,11 @@ def test_a_network_without_branches_is_recorded_once(monkeypatch):
 
 
 def test_flags_of_the_forward_are_followed():
-    found = cut(ready(Flagged(None)), inputs(16))
-    assert found.edit.layers["first"].outs
+    result = cut(ready(Flagged(None)), inputs(16))
+    assert result.edit.layers["first"].outs
     flags = [{}, {"turned": True}, {"deep": False}]
-    check(found, *(((inputs(16),), one) for one in flags))
-    graph = found.graph
+    check(result, *(((inputs(16),), one) for one in flags))
+    graph = result.graph
     assert graph.outs["b"].tolist() == graph.outs["first"].tolist()  # only where it is not deep
 
 
@@ -304,8 +305,8 @@ def test_what_leaves_with_a_flag_stays_unless_the_example_gives_it():
     graph = ChannelGraph.trace(net, inputs(16))
     assert not graph.outs["first"].any() and graph.outs["a"].all()
     assert any("first" in note and "features=True" in note for note in graph.notes)
-    given = ChannelGraph.trace(net, {"x": inputs(16), "features": False})
-    assert given.outs["first"].all() and given.notes == ()
+    fixed = ChannelGraph.trace(net, {"x": inputs(16), "features": False})
+    assert fixed.outs["first"].all() and fixed.notes == ()
 
 
 def test_a_branch_on_gradients_or_training():
@@ -315,14 +316,14 @@ def test_a_branch_on_gradients_or_training():
     def trained(net, x, y):
         return net.a(y) + y if net.training else net.b(y)
 
-    found = cut(ready(Net(graded)), inputs(16))
-    assert found.edit.layers["first"].outs
-    check(found, *sized(16))
-    check_with_gradients(found, inputs(16))
-    found = cut(ready(Net(trained)), inputs(16))
-    assert found.edit.layers["first"].outs
-    check(found, *sized(16))
-    check(found, *sized(16), train=True)
+    result = cut(ready(Net(graded)), inputs(16))
+    assert result.edit.layers["first"].outs
+    check(result, *sized(16))
+    check_with_gradients(result, inputs(16))
+    result = cut(ready(Net(trained)), inputs(16))
+    assert result.edit.layers["first"].outs
+    check(result, *sized(16))
+    check(result, *sized(16), train=True)
 
 
 def looped(net, x, y):
@@ -386,11 +387,11 @@ WIDTHS = (
 @pytest.mark.parametrize("middle", WIDTHS)
 def test_what_python_does_with_widths_stays_exact(middle, share):
     net = ready(Net(middle))
-    found = cut(net, inputs(16), share)
-    assert found.edit.layers["last"].outs  # the rest of the network goes on
-    assert not found.graph.outs["first"].any()
-    assert any("first" in note and "test_guards.py:" in note for note in found.graph.notes)
-    check(found, *sized(16, 24))
+    result = cut(net, inputs(16), share)
+    assert result.edit.layers["last"].outs  # the rest of the network goes on
+    assert not result.graph.outs["first"].any()
+    assert any("first" in note and "test_guards.py:" in note for note in result.graph.notes)
+    check(result, *sized(16, 24))
 
 
 def test_the_same_code_in_many_blocks_is_frozen_at_once():
@@ -404,9 +405,9 @@ def test_the_same_code_in_many_blocks_is_frozen_at_once():
             return x
 
     net = ready(nn.Sequential(nn.Conv2d(3, 8, 1), *[Block() for _ in range(12)]))
-    found = cut(net, inputs(8))
-    assert not any(found.graph.outs[f"{n}.conv"].any() for n in range(1, 13))
-    check(found, *sized(8))
+    result = cut(net, inputs(8))
+    assert not any(result.graph.outs[f"{n}.conv"].any() for n in range(1, 13))
+    check(result, *sized(8))
 
 
 def test_a_forward_that_throws_dice_is_no_difference():
@@ -450,11 +451,11 @@ def test_what_a_layer_that_no_run_called_could_read_stays():
 
     net = ready(Net(kept, aux=nn.Conv2d(8, 8, 1)))
     net.special = False
-    found = cut(net, inputs(16))
-    assert not found.graph.outs["first"].any() and not found.graph.outs["a"].any()
-    assert any("first" in note and "aux" in note for note in found.graph.notes)
-    found.dense.special = found.narrow.special = True
-    check(found, *sized(16))
+    result = cut(net, inputs(16))
+    assert not result.graph.outs["first"].any() and not result.graph.outs["a"].any()
+    assert any("first" in note and "aux" in note for note in result.graph.notes)
+    result.dense.special = result.narrow.special = True
+    check(result, *sized(16))
 
 
 def test_layers_of_a_list_that_is_not_called_are_read_by_the_module_around_it():
@@ -469,11 +470,11 @@ def test_layers_of_a_list_that_is_not_called_are_read_by_the_module_around_it():
         def forward(self, x):
             return self.heads[self.which](self.body(self.stem(x)))
 
-    found = cut(ready(Around()), inputs(8))
-    assert not found.graph.outs["body.2"].any()
-    assert found.graph.outs["body.0"].all() and found.graph.outs["stem"].all()
-    found.dense.which = found.narrow.which = 1
-    check(found, *sized(8))
+    result = cut(ready(Around()), inputs(8))
+    assert not result.graph.outs["body.2"].any()
+    assert result.graph.outs["body.0"].all() and result.graph.outs["stem"].all()
+    result.dense.which = result.narrow.which = 1
+    check(result, *sized(8))
 
 
 def test_random_numbers_that_come_next_are_what_they_were():

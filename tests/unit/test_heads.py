@@ -115,13 +115,13 @@ class TestGlobalPooling:
         GlobalPooling().edit(net, X, 5).apply(net)
         graph = ChannelGraph.trace(net, X)
         keep = {group.name: torch.arange(len(group.units)) % 2 == 0 for group in graph.groups}
-        made = cut(net, graph, keep, X)
-        assert made.agreement.worst < 1e-12
-        assert made.model.classifier[6].in_features == 256
+        edited = cut(net, graph, keep, X)
+        assert edited.agreement.worst < 1e-12
+        assert edited.model.classifier[6].in_features == 256
 
     def test_maps_without_a_pooling_of_their_own_are_refused(self):
-        said = r"Net flattens 5 maps to 720 features with no pooling layer of their own"
-        with pytest.raises(SurgeryError, match=said):
+        message = r"Net flattens 5 maps to 720 features with no pooling layer of their own"
+        with pytest.raises(SurgeryError, match=message):
             GlobalPooling().edit(Net(pooled=False), X.float(), 3)
 
     def test_what_flattens_no_maps_is_refused(self):
@@ -142,7 +142,7 @@ class TestLastLayer:
         assert torch.equal(net(X), before(X))
 
     def test_published_count_of_vgg16_for_200_classes(self):
-        """135.1M, as the unpruned network on CUB-200 has."""
+        """The unpruned network on CUB-200 has 135.1M parameters."""
         with torch.device("meta"):
             net = torchvision.models.vgg16(init_weights=False)
         LastLayer().edit(net, torch.zeros(1, 3, 224, 224), 200).apply(net)
@@ -197,10 +197,10 @@ def test_files_repeat_it_and_leave_random_numbers_alone(tmp_path, head):
     arch = {"_target_": "prunekit.models.LeNet5"}
     save_model(tmp_path / "a.pt", net, arch, [edit])
     state = torch.random.get_rng_state()
-    found = load_model(tmp_path / "a.pt")
+    result = load_model(tmp_path / "a.pt")
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert found.edits == (edit,) and edit_from_dict(edit.to_dict()) == edit
-    assert torch.equal(found.model(image), net(image))
+    assert result.edits == (edit,) and edit_from_dict(edit.to_dict()) == edit
+    assert torch.equal(result.model(image), net(image))
 
 
 def test_an_example_that_does_not_fit_is_named():

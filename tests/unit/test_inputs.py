@@ -1,4 +1,4 @@
-"""Networks that are called with, and return, more than a tensor: the cut, its proof, its price."""
+"""Networks with several inputs and outputs: how they are cut, checked and measured."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Pair = namedtuple("Pair", ["one", "two"])
 
 @dataclass
 class Output(OrderedDict):
-    """A dict and a dataclass at once, as the outputs of Hugging Face are."""
+    """A dict and a dataclass at once, like the outputs of Hugging Face."""
 
     logits: Tensor | None = None
     hidden: tuple[Tensor, ...] | None = None
@@ -34,7 +34,7 @@ class Output(OrderedDict):
 
 
 class Box:
-    """An object of nobody's library that holds a tensor."""
+    """An object of no known library that holds a tensor."""
 
     def __init__(self, value: Tensor) -> None:
         self.value, self.note = value, "plain"
@@ -51,7 +51,7 @@ OUTPUTS = {
 
 
 class Two(nn.Module):
-    """Two trunks on two images and an embedding of classes, joined."""
+    """Two trunks on two images and an embedding of classes, whose outputs are joined."""
 
     def __init__(self, out: str = "tensor") -> None:
         super().__init__()
@@ -87,9 +87,9 @@ class InList(Two):
 
 class InNest(Two):
     def forward(
-        self, given: tuple[dict[str, list[Tensor]], Tensor], extra: object = None
+        self, batch: tuple[dict[str, list[Tensor]], Tensor], extra: object = None
     ) -> object:
-        return self.joined(given[0]["images"][0], given[0]["images"][1], given[1])
+        return self.joined(batch[0]["images"][0], batch[0]["images"][1], batch[1])
 
 
 def inputs(batch: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -115,37 +115,37 @@ def call(net: nn.Module, example: object) -> object:
     return net(**example) if isinstance(example, dict) else net(*example)
 
 
-def floats(found: object) -> list[Tensor]:
-    """What a network of these returned, spelled out rather than searched for."""
-    if isinstance(found, Tensor):
-        return [found]
-    if isinstance(found, Output):
-        return [found.logits, *found.hidden]
-    if isinstance(found, dict):
-        return [found["z"], found["y"]]
-    if isinstance(found, Pair):
-        return [found.one, *found.two]
-    return [found.value] if isinstance(found, Box) else [found.loc, found.scale]
+def floats(result: object) -> list[Tensor]:
+    """Return the tensors that one of these networks returned, without a search."""
+    if isinstance(result, Tensor):
+        return [result]
+    if isinstance(result, Output):
+        return [result.logits, *result.hidden]
+    if isinstance(result, dict):
+        return [result["z"], result["y"]]
+    if isinstance(result, Pair):
+        return [result.one, *result.two]
+    return [result.value] if isinstance(result, Box) else [result.loc, result.scale]
 
 
 @torch.no_grad()
-def silenced(dense: nn.Module, found: prunekit.Pruned, example: object) -> list[Tensor]:
-    """The oracle: a copy of the dense network with the weights that read removed channels zeroed.
+def silenced(dense: nn.Module, result: prunekit.Pruned, example: object) -> list[Tensor]:
+    """Return the outputs of a copy in which weights that read removed channels are zero.
 
-    Found by hand: `mix` reads what `left`, `right` make; `head` what `mix` and `hidden` make.
+    The layers are listed by hand: `mix` reads `left` and `right`; `head` reads `mix` and `hidden`.
     """
     net = copy.deepcopy(dense).eval()
-    removed = found.masks.removed
+    removed = result.masks.removed
     for name in ("mix", "head"):
-        gone = removed[found.graph.ins[name]]
-        net.get_submodule(name).weight[:, gone] = 0
+        dropped = removed[result.graph.ins[name]]
+        net.get_submodule(name).weight[:, dropped] = 0
     return floats(call(net, example))
 
 
-def kept_alike(dense: nn.Module, found: prunekit.Pruned, example: object) -> None:
+def kept_alike(dense: nn.Module, result: prunekit.Pruned, example: object) -> None:
     with torch.no_grad():
-        ours = floats(call(copy.deepcopy(found.model).eval(), example))
-    for mine, theirs in zip(ours, silenced(dense, found, example), strict=True):
+        ours = floats(call(copy.deepcopy(result.model).eval(), example))
+    for mine, theirs in zip(ours, silenced(dense, result, example), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
@@ -153,32 +153,32 @@ def kept_alike(dense: nn.Module, found: prunekit.Pruned, example: object) -> Non
 def test_a_cut_is_the_silenced_network(name):
     kind, example = cases()[name]
     net = kind()
-    found = prunekit.prune(net, example, keep=0.5, absorb=False)
-    assert found.widths["left"] == (8, 4) and found.widths["mix"] == (6, 3)
-    assert found.agreement.worst < 1e-5 and found.agreement.train is not None
-    kept_alike(net, found, example)
+    result = prunekit.prune(net, example, keep=0.5, absorb=False)
+    assert result.widths["left"] == (8, 4) and result.widths["mix"] == (6, 3)
+    assert result.agreement.worst < 1e-5 and result.agreement.train is not None
+    kept_alike(net, result, example)
 
 
 @pytest.mark.parametrize("name", sorted(cases()))
 def test_one_example_is_enough(name):
     kind, example = cases(1)[name]
-    found = prunekit.prune(kind(), example, macs=0.6, scope="global")
-    assert found.agreement.worst < 1e-5 and found.absorbed is not None
-    assert found.after.macs <= 0.6 * found.before.macs
+    result = prunekit.prune(kind(), example, macs=0.6, scope="global")
+    assert result.agreement.worst < 1e-5 and result.absorbed is not None
+    assert result.after.macs <= 0.6 * result.before.macs
 
 
 @pytest.mark.parametrize("out", sorted(OUTPUTS))
 def test_outputs_of_any_structure(out):
-    """Where the features leave the network, too, the channels of `mix` stay."""
+    """If the features leave the network, the channels of `mix` are frozen too."""
     kind, example = cases()["by name"]
     net = kind(out)
-    found = prunekit.prune(net, example, keep=0.5, absorb=False)
-    assert found.widths["left"] == (8, 4)
-    assert found.widths["mix"] == (
+    result = prunekit.prune(net, example, keep=0.5, absorb=False)
+    assert result.widths["left"] == (8, 4)
+    assert result.widths["mix"] == (
         (6, 3) if out in ("tensor", "object", "distribution") else (6, 6)
     )
-    assert found.agreement.worst < 1e-5
-    kept_alike(net, found, example)
+    assert result.agreement.worst < 1e-5
+    kept_alike(net, result, example)
 
 
 def test_wrong_outputs_in_any_structure_are_seen():
@@ -199,14 +199,14 @@ def test_the_batch_of_given_data_takes_the_place_of_the_one_input():
 
     data = [(torch.randn(6, 1, 8, 8), torch.arange(6) % 4)]
     example = {"pixel_values": torch.zeros(1, 1, 8, 8)}
-    found = prunekit.prune(Named(), example, keep=0.5, criterion="apoz", data=data)
-    assert found.widths["one"] == (8, 4) and found.agreement.worst < 1e-5
-    (given,) = found.pruning.dense.batch.tensors
-    assert torch.equal(given, data[0][0])
+    result = prunekit.prune(Named(), example, keep=0.5, criterion="apoz", data=data)
+    assert result.widths["one"] == (8, 4) and result.agreement.worst < 1e-5
+    (batch,) = result.pruning.dense.batch.tensors
+    assert torch.equal(batch, data[0][0])
 
 
 class Named(Two):
-    """Calls its layers by position, or all of them by name."""
+    """A network that calls its layers by position, or all of them by name."""
 
     names = False
 
@@ -219,22 +219,24 @@ class Named(Two):
 
 
 def test_layers_that_are_called_by_name():
-    x, told = inputs(3)[0], []
+    x, reports = inputs(3)[0], []
     for names in (False, True):
         net = Named()
         net.names = names
         nn.init.uniform_(net.norm.bias, 0.5, 1.5)
-        found = prunekit.prune(net, x, keep=0.5, absorb=True)
-        assert found.agreement.worst < 1e-5 and found.widths["left"] == (8, 4)
-        told.append([*map(str, found.absorbed.layers), slimming_flops(net, x), fvcore_macs(net, x)])
+        result = prunekit.prune(net, x, keep=0.5, absorb=True)
+        assert result.agreement.worst < 1e-5 and result.widths["left"] == (8, 4)
+        reports.append(
+            [*map(str, result.absorbed.layers), slimming_flops(net, x), fvcore_macs(net, x)]
+        )
         kept_alike(net, prunekit.prune(net, x, keep=0.5, absorb=False), (x,))
         assert prunekit.prune(net, x, latency=0.9, on_miss="nearest").budgets
-    assert told[0] == told[1] and told[0][0] == "mix -> bias: exact"
+    assert reports[0] == reports[1] and reports[0][0] == "mix -> bias: exact"
 
 
 def test_types_of_inputs_stay():
-    """Doubles, halves, integers and masks arrive as what they are, also where noise is put in."""
-    seen = []
+    """Doubles, halves, integers and masks keep their type, also where noise is put in."""
+    types_of_calls = []
 
     class Typed(nn.Module):
         def __init__(self) -> None:
@@ -244,7 +246,7 @@ def test_types_of_inputs_stay():
 
         def forward(self, x: Tensor, ids: Tensor, mask: Tensor, half: Tensor) -> Tensor:
             if not x.is_meta:
-                seen.append((x.dtype, ids.dtype, mask.dtype, half.dtype))
+                types_of_calls.append((x.dtype, ids.dtype, mask.dtype, half.dtype))
             x = self.table(ids) + x + half.to(x.dtype)
             return self.two(F.relu(self.one(x)) * mask[..., None]).mean(1)
 
@@ -253,9 +255,9 @@ def test_types_of_inputs_stay():
         torch.zeros(1, 5, 4, dtype=t) if t.is_floating_point else torch.ones(1, 5).to(t)
         for t in types
     )
-    found = prunekit.prune(Typed().double(), example, keep=0.5)
-    assert found.agreement.worst < 1e-9 and found.agreement.train is not None
-    assert seen and set(seen) == {types}
+    result = prunekit.prune(Typed().double(), example, keep=0.5)
+    assert result.agreement.worst < 1e-9 and result.agreement.train is not None
+    assert types_of_calls and set(types_of_calls) == {types}
 
 
 @pytest.mark.parametrize("name", sorted(cases()))
@@ -277,28 +279,28 @@ def test_costs(name):
 
 def test_a_timed_batch_is_like_the_example():
     a, b, kind = inputs(2)
-    found = LatencyTest(batch=5).inputs({"x": [a.double(), b], "kind": kind, "rate": 0.5})
-    assert found.args == () and found.kwargs["rate"] == 0.5
-    x, y = found.kwargs["x"]
+    result = LatencyTest(batch=5).inputs({"x": [a.double(), b], "kind": kind, "rate": 0.5})
+    assert result.args == () and result.kwargs["rate"] == 0.5
+    x, y = result.kwargs["x"]
     assert (x.shape, x.dtype, y.shape) == ((5, 3, 8, 8), torch.float64, (5, 1, 8, 8))
-    assert torch.equal(found.kwargs["kind"], kind[[0, 1, 0, 1, 0]])
+    assert torch.equal(result.kwargs["kind"], kind[[0, 1, 0, 1, 0]])
 
 
 @pytest.mark.parametrize("name", ["by name", "a dict", "a list"])
 def test_a_budget_of_latency(name):
     kind, example = cases(1)[name]
-    found = prunekit.prune(kind(), example, latency=0.9, on_miss="nearest")
-    assert found.budgets and found.agreement.worst < 1e-5
+    result = prunekit.prune(kind(), example, latency=0.9, on_miss="nearest")
+    assert result.budgets and result.agreement.worst < 1e-5
 
 
 def test_files_and_copies(tmp_path):
     kind, example = cases()["a nest"]
     net = kind()
-    found = prunekit.prune(net, example, keep=0.5)
-    found.save(tmp_path / "model.pt")
+    result = prunekit.prune(net, example, keep=0.5)
+    result.save(tmp_path / "model.pt")
     loaded = load_model(tmp_path / "model.pt", module=net).model.eval()
-    again = found.narrow_copy(net).eval()
-    narrow = found.model.eval()
+    again = result.narrow_copy(net).eval()
+    narrow = result.model.eval()
     with torch.no_grad():
         assert torch.equal(loaded(*example), narrow(*example))
         torch.testing.assert_close(again(*example), narrow(*example))

@@ -1,7 +1,7 @@
-"""The kinds of Python that a forward may contain, each with a small network around it.
+"""Kinds of Python code in a forward, each with a small network around it.
 
-Each is traced, cut and exact by an oracle that knows nothing of the graph; where it is not
-followed, it is refused or frozen with a line that says so.
+Each is traced, cut, and compared with an oracle that does not use the graph. What is not followed
+is refused or frozen with a note.
 """
 
 from __future__ import annotations
@@ -97,21 +97,21 @@ def test_drop_path():
 @pytest.mark.parametrize("kind", ["dict", "list", "nested"])
 def test_inputs_of_any_structure(kind):
     class Structured(Net):
-        def forward(self, given):
+        def forward(self, arguments):
             if kind == "dict":
-                x = given["a"] + given.get("b", 0)
+                x = arguments["a"] + arguments.get("b", 0)
             elif kind == "list":
-                x = torch.stack(list(given)).sum(0)
+                x = torch.stack(list(arguments)).sum(0)
             else:
-                x = given["all"][0] + given["all"][1]["b"]
+                x = arguments["all"][0] + arguments["all"][1]["b"]
             return self.end(self.start(x))
 
-    given = {
+    arguments = {
         "dict": {"a": IMAGES, "b": IMAGES + 1},
         "list": [IMAGES, IMAGES * 2],
         "nested": {"all": [IMAGES, {"b": IMAGES}]},
     }
-    followed(Structured(), (given[kind],))
+    followed(Structured(), (arguments[kind],))
 
 
 @dataclass
@@ -121,8 +121,8 @@ class Answer:
 
 
 class Plain:
-    def __init__(self, found: Tensor) -> None:
-        self.found = found
+    def __init__(self, result: Tensor) -> None:
+        self.result = result
 
 
 @pytest.mark.parametrize("kind", ["dict", "list", "data class", "object", "generator"])
@@ -130,14 +130,14 @@ def test_outputs_of_any_structure(kind):
     class Structured(Net):
         def forward(self, x):
             x = self.last(self.start(x))
-            found = self.head(x.mean((2, 3)))
+            result = self.head(x.mean((2, 3)))
             if kind == "dict":
-                return {"logits": found, "more": {"maps": (x,)}}
+                return {"logits": result, "more": {"maps": (x,)}}
             if kind == "list":
-                return [found, [x]]
+                return [result, [x]]
             if kind == "object":
-                return Plain(found)
-            return Answer(found, [x])
+                return Plain(result)
+            return Answer(result, [x])
 
     net = Structured()
     graph = followed(net, layers="first")
@@ -366,14 +366,14 @@ def test_a_branch_on_gradients():
 
 
 def test_networks_that_find_nothing():
-    """Tensors without entries go with no channel, and hinder none."""
+    """Tensors without entries belong to no channel and freeze none."""
 
     class Finding(Net):
         def forward(self, x):
             x = torch.relu(self.bn(self.first(x)))
-            found = (x.mean((2, 3)) > 1e9).nonzero()[:, 0]
+            result = (x.mean((2, 3)) > 1e9).nonzero()[:, 0]
             scores = self.head(self.last(x).mean((2, 3)))
-            return {"scores": scores, "found": scores[found], "boxes": x.mean((1, 2, 3))[found]}
+            return {"scores": scores, "found": scores[result], "boxes": x.mean((1, 2, 3))[result]}
 
     net = oracle.distinct(Finding()).eval()
     narrow, _ = cut(net)

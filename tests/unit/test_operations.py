@@ -1,4 +1,4 @@
-"""The table of operations: one entry for everything, and everything asked of the entry."""
+"""The table of operations has one entry for each, and all other code reads the entries."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGE = Path(prunekit.__file__).parent
 NORMS = ("BatchNorm", "GroupNorm", "LayerNorm", "RMSNorm", "InstanceNorm", "LocalResponseNorm")
 ACTIVATIONS = ("ReLU", "GELU", "SiLU", "Hardswish", "Softmax", "Dropout", "PReLU")
 POOLS = ("MaxPool", "AvgPool", "PixelShuffle", "MultiheadAttention")
-CONVENTION = {"measure/cost.py"}  # counts what one paper counts, by its list of layers
+CONVENTION = {"methods/slimming/flops.py"}  # counts the layers that one paper counts
 
 
 def test_names_and_layers_have_one_entry_each():
@@ -38,18 +38,18 @@ def test_names_and_layers_have_one_entry_each():
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda f: f.name)
 def test_no_other_file_lists_layers_of_torch(file):
-    """Models are made of layers; everything else asks the table what a layer is."""
+    """Models consist of layers; all other files read from the table what a layer is."""
     where = file.relative_to(PACKAGE).as_posix()
     if where.startswith(("models/", "graph/ops/")) or where in CONVENTION:
         return
-    known = (*NORMS, *ACTIVATIONS, *POOLS)
-    found = [
+    prefixes = (*NORMS, *ACTIVATIONS, *POOLS)
+    attributes = [
         node.attr
         for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.Attribute) and node.attr.startswith(known)
+        if isinstance(node, ast.Attribute) and node.attr.startswith(prefixes)
     ]
     allowed = {"AdaptiveAvgPool2d"} if where == "surgery/heads.py" else set()  # it makes one
-    assert not {*found} - allowed, found
+    assert not {*attributes} - allowed, attributes
 
 
 def test_functions_methods_and_operators_are_the_same_operation():
@@ -79,7 +79,7 @@ def test_a_subclass_follows_its_base():
     "entry", [e for e in all_operations() if e.narrow], ids=lambda e: e.layers[0].__name__
 )
 def test_layers_that_hold_channels_know_their_widths(entry):
-    """What narrowing leaves has the widths that it was asked for."""
+    """Narrowed layers have the requested widths."""
     for kind in entry.layers:
         layer = _made(kind)
         before = widths(layer)
@@ -102,7 +102,7 @@ def _made(kind):
 
 @pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
 def test_norms_over_channels_lose_some_on_request(norm):
-    """The narrow network is then that of the narrow norm, computed by hand."""
+    """The narrow network equals the narrow norm, computed by hand."""
     net = nn.Sequential(nn.Linear(5, 8), norm(8), nn.GELU(), nn.Linear(8, 3)).double()
     randomise(net)
     x = torch.rand(4, 5, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a run may do behind the recorder's back: followed, frozen or refused, but never wrong."""
+"""Forwards that bypass the recorder are followed, frozen or refused, and never followed wrongly."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prunekit.graph import ChannelGraph
 
 
 class Middle(Net):
-    """The network with a function between its convolutions."""
+    """A network with a function between its convolutions."""
 
     def __init__(self, between, middle, **own):
         super().__init__(between, **own)
@@ -140,7 +140,7 @@ def test_tensors_that_leave_torch_and_come_back(kind):
 
 
 class Reading(Middle):
-    """Reads numbers of its input, so that it cannot be run on shapes."""
+    """A network that reads numbers of its input, so that it cannot run on meta tensors."""
 
     def forward(self, x):
         return super().forward(x * (1 if x.sum().item() < 1e9 else 2))

@@ -1,4 +1,4 @@
-"""Steps that recordings share are played once; rehearsals play only what labels leave open."""
+"""Steps that recordings share are replayed once, and later replays leave out exact steps."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DropPath(nn.Module):
 
 @pytest.fixture
 def played(monkeypatch):
-    """The steps that the first pass plays, in order."""
+    """The steps that the first replay evaluates, in order."""
     steps, play = [], Dependencies._play
 
     def counting(self, step):
@@ -80,7 +80,7 @@ def test_rehearsals_play_what_labels_leave_open(monkeypatch):
 
 def test_numbers_that_are_computed_otherwise_are_no_repetition():
     class Halves(nn.Module):
-        """The same sizes by other code: half of the channels, or a constant."""
+        """A network that computes one size in two ways: half of the channels, or a constant."""
 
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""Convolution groups that live and die whole, against silenced networks and plain layers."""
+"""Convolutions that lose whole groups, compared with silenced networks and plain layers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def plain(dtype=torch.float64):
 
 
 def attach(model):
-    """All grouped convolutions of a ResNeXt lose whole groups from now on."""
+    """Make all grouped convolutions of a ResNeXt lose whole groups."""
     edit = InsertMatrices(
         (), tuple(name for name, _ in model.named_modules() if name.endswith("conv2"))
     )
@@ -54,12 +54,12 @@ def images(dtype=torch.float64):
 
 
 def pieces(graph):
-    """The channel groups whose units are convolution groups."""
+    """Return the channel groups whose units are convolution groups."""
     return [group for group in graph.groups if group.name.endswith("conv1") and "." in group.name]
 
 
 def some(graph, seed=0):
-    """Masks that keep some units of every group, two at least."""
+    """Return masks that keep some units of every group, at least two."""
     chosen = laws.masks(graph, seed, 0.5, 2)
     return {name: ~mask for name, mask in chosen.items()}
 
@@ -97,13 +97,13 @@ class TestTheLayer:
     def test_what_computes_something_else_is_refused(self, layer):
         with pytest.raises(SurgeryError, match=r"is no plain Conv2d; only the groups") as caught:
             whole_groups(layer)
-        told = str(caught.value)
-        assert f"{type(layer).__name__}(4, 4, kernel_size=(1," in told and "\n" not in told
+        message = str(caught.value)
+        assert f"{type(layer).__name__}(4, 4, kernel_size=(1," in message and "\n" not in message
 
 
 @st.composite
 def cuts(draw):
-    """A grouped convolution, plain or whole or transposed, and the groups that stay."""
+    """Draw a grouped convolution, plain or whole or transposed, and the groups to keep."""
     groups = draw(st.integers(1, 5))
     ins, outs = (groups * draw(st.integers(1, 3)) for _ in range(2))
     stay = sorted(draw(st.sets(st.integers(0, groups - 1), min_size=1)))
@@ -176,7 +176,7 @@ class TestTheGraph:
         assert torch.equal(units, units[:1].expand(6, 4)) and len(units[0].unique()) == 4
 
     def test_what_reads_a_unit_is_what_its_gradient_says(self):
-        """Autograd knows which inputs an output depends on; every pair lies in one unit."""
+        """Gradients show which inputs an output depends on; every pair is in one unit."""
         layer = WholeGroups(8, 12, 1, groups=4).double()
         net = nn.Sequential(nn.Conv2d(3, 8, 1), layer, nn.Conv2d(12, 2, 1)).double()
         graph = ChannelGraph.trace(net, torch.zeros(1, 3, 4, 4, dtype=torch.float64))
@@ -236,9 +236,9 @@ class TestANetwork:
         momentum = optimizer.state[dense.layer2[0].conv2.weight]["momentum_buffer"].clone()
         done = cut(dense, graph, keep, images())
         narrow_optimizer(optimizer, dense, done.model, done.edits)
-        found = optimizer.state[done.model.layer2[0].conv2.weight]["momentum_buffer"]
+        result = optimizer.state[done.model.layer2[0].conv2.weight]["momentum_buffer"]
         rows = keep["layer2.0.conv1"].repeat_interleave(4)
-        assert torch.equal(found, momentum[rows]) and len(found) < len(momentum)
+        assert torch.equal(result, momentum[rows]) and len(result) < len(momentum)
         done.model(images()).square().sum().backward()
         optimizer.step()
 
@@ -272,9 +272,9 @@ class TestANetwork:
         with torch.no_grad():
             expected = model(x)
         session = ort.InferenceSession(str(written.path), providers=["CPUExecutionProvider"])
-        found = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+        result = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
         again = torch.export.load(other.path).module()(x)
-        for logits in (torch.from_numpy(found), again):
+        for logits in (torch.from_numpy(result), again):
             assert float((logits - expected).detach().abs().max() / expected.abs().max()) < 1e-5
 
     @pytest.mark.parametrize("criterion", ["l1_norm", "l2_norm", "fpgm", "bn_scale", "lamp"])
@@ -292,7 +292,7 @@ class TestANetwork:
 
 
 class TestUnderHinge:
-    """The 1 x 1 convolutions of a block are its matrices; what vanishes are its groups."""
+    """The 1 x 1 convolutions of a block get matrices, and convolution groups are removed."""
 
     def attached(self):
         net = plain().eval()
@@ -343,7 +343,7 @@ class TestUnderHinge:
     ("make", "flops", "params"), [(resnext20, 0.300, 0.366), (resnext164, 0.215, 0.216)]
 )
 def test_a_fifth_of_all_groups_leaves_what_hinge_reports(make, flops, params):
-    """Section 2 of its specification: 6 of 32 groups stay, batch norms count in FLOPs."""
+    """Section 2 of its specification keeps 6 of 32 groups, and counts FLOPs of batch norms."""
     net, x = make(), torch.zeros(1, 3, 32, 32)
     attach(net)
     graph = ChannelGraph.trace(net, x)
@@ -351,13 +351,13 @@ def test_a_fifth_of_all_groups_leaves_what_hinge_reports(make, flops, params):
     cost = CostModel(net, graph)
     before, after = norms(net, graph), norms(net, graph, drop)
     assert cost.params(drop) / cost.params() == pytest.approx(params, abs=6e-4)
-    found = (cost.macs(drop) + after) / (cost.macs() + before)
-    assert found == pytest.approx(flops, abs=6e-4)
+    result = (cost.macs(drop) + after) / (cost.macs() + before)
+    assert result == pytest.approx(flops, abs=6e-4)
     assert cost.macs() == fvcore_macs(net, x)
 
 
 def norms(net, graph, drop=None):
-    """Two operations for each entry that a batch norm puts out."""
+    """Return two operations for each output entry of a batch norm."""
     total = 0
     for name, module in net.named_modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -87,17 +87,17 @@ def test_data_parallel(kind):
     net.device_ids, net.output_device, net.dim = [], "cpu", 0  # which torch sets on GPUs only
     calls = []
     net.register_forward_hook(lambda *_: calls.append(1))
-    found = prunekit.prune(net, X, keep=0.5)
-    assert type(found.model) is kind and found.dense is net and found.model.training
-    assert (found.model.device_ids, found.model.output_device, found.model.dim) == ([], "cpu", 0)
-    assert found.model.module is not net.module and net.module.one.out_channels == 8
-    assert set(found.graph.outs) == {"one", "norm", "two", "head"} and not calls
-    assert found.widths == plain().widths
-    close(found.model, plain().model)
-    found.model(X).sum().backward()
-    assert calls == [1] and found.model.module.one.weight.grad.shape == (4, 3, 3, 3)
+    result = prunekit.prune(net, X, keep=0.5)
+    assert type(result.model) is kind and result.dense is net and result.model.training
+    assert (result.model.device_ids, result.model.output_device, result.model.dim) == ([], "cpu", 0)
+    assert result.model.module is not net.module and net.module.one.out_channels == 8
+    assert set(result.graph.outs) == {"one", "norm", "two", "head"} and not calls
+    assert result.widths == plain().widths
+    close(result.model, plain().model)
+    result.model(X).sum().backward()
+    assert calls == [1] and result.model.module.one.weight.grad.shape == (4, 3, 3, 3)
     assert all(p.grad is None for p in net.parameters())
-    found.model.module = nn.Identity()
+    result.model.module = nn.Identity()
     assert isinstance(net.module, Net)
 
 
@@ -106,24 +106,24 @@ def test_optimizers_follow_and_files_hold_the_network_itself(tmp_path):
     optimizer = SGD(net.parameters(), lr=0.1, momentum=0.9)
     net(X).sum().backward()
     optimizer.step()
-    found = prunekit.prune(net, X, keep=0.5)
-    assert found.narrow_optimizer(optimizer) is optimizer
+    result = prunekit.prune(net, X, keep=0.5)
+    assert result.narrow_optimizer(optimizer) is optimizer
     assert {id(p) for p in optimizer.param_groups[0]["params"]} == set(
-        map(id, found.model.parameters())
+        map(id, result.model.parameters())
     )
-    found.save(tmp_path / "one.pt")
-    save_model(tmp_path / "two.pt", found.model, edits=found.edits)
+    result.save(tmp_path / "one.pt")
+    save_model(tmp_path / "two.pt", result.model, edits=result.edits)
     for name in ("one.pt", "two.pt"):
         bare = load_model(tmp_path / name, module=Net()).model
         wrapped = load_model(tmp_path / name, module=DataParallel(Net())).model
         assert type(bare) is Net and type(wrapped) is DataParallel
         for model in (bare, wrapped):
-            close(model, found.model)
+            close(model, result.model)
 
 
 def test_copies_come_back_in_their_own_wrappers():
     net = DataParallel(Net())
-    found = prunekit.prune(net, X, keep=0.5)
+    result = prunekit.prune(net, X, keep=0.5)
     copies = {
         "bare": copy.deepcopy(net.module),
         "the same": copy.deepcopy(net),
@@ -132,12 +132,12 @@ def test_copies_come_back_in_their_own_wrappers():
         "compiled": torch.compile(copy.deepcopy(net.module), backend=Compiler()),
     }
     for name, model in copies.items():
-        again = found.narrow_copy(model)
+        again = result.narrow_copy(model)
         assert type(again) is type(model), name
         inner = again
         while not isinstance(inner, Net):
             inner = inner._orig_mod if name == "compiled" else inner.module
-        close(inner, found.model)
+        close(inner, result.model)
 
 
 def test_every_door_opens_them():
@@ -160,16 +160,16 @@ def test_every_door_opens_them():
 def test_compiled(dynamic):
     compiler = Compiler()
     net = torch.compile(Net().eval(), backend=compiler, dynamic=dynamic, fullgraph=True)
-    found = prunekit.prune(net, X, keep=0.5)
-    assert type(found.model) is type(net) and found.dense is net and not compiler.graphs
-    assert type(found.model._orig_mod) is Net and found.model._orig_mod is not net._orig_mod
-    assert set(found.graph.outs) == {"one", "norm", "two", "head"}
+    result = prunekit.prune(net, X, keep=0.5)
+    assert type(result.model) is type(net) and result.dense is net and not compiler.graphs
+    assert type(result.model._orig_mod) is Net and result.model._orig_mod is not net._orig_mod
+    assert set(result.graph.outs) == {"one", "norm", "two", "head"}
     with torch.no_grad():
-        out = found.model(X)  # only now
+        out = result.model(X)  # only now
         assert len(compiler.graphs) == 1
         torch.testing.assert_close(out, plain().model.eval()(X))
         assert net(X).shape == (4, 3) and len(compiler.graphs) == 2
-    assert not found.model.training
+    assert not result.model.training
 
 
 def test_compiled_in_place():
@@ -177,11 +177,11 @@ def test_compiled_in_place():
     net = Net().eval()
     net.compile(backend=compiler)
     before = net._compiled_call_impl
-    found = prunekit.prune(net, X, keep=0.5)
+    result = prunekit.prune(net, X, keep=0.5)
     assert not compiler.graphs and net._compiled_call_impl is before
-    assert type(found.model) is Net
+    assert type(result.model) is Net
     with torch.no_grad():
-        out = found.model(X)
+        out = result.model(X)
         assert len(compiler.graphs) == 1
         torch.testing.assert_close(out, plain().model.eval()(X))
 
@@ -189,22 +189,22 @@ def test_compiled_in_place():
 def test_wrappers_in_wrappers():
     compiler = Compiler()
     net = torch.compile(DataParallel(Net()), backend=compiler)
-    found = prunekit.prune(net, X, keep=0.5)
-    assert type(found.model) is type(net) and type(found.model._orig_mod) is DataParallel
-    assert type(found.model._orig_mod.module) is Net and not compiler.graphs
-    close(found.model, plain().model)
+    result = prunekit.prune(net, X, keep=0.5)
+    assert type(result.model) is type(net) and type(result.model._orig_mod) is DataParallel
+    assert type(result.model._orig_mod.module) is Net and not compiler.graphs
+    close(result.model, plain().model)
 
 
 @pytest.mark.filterwarnings("ignore:.*broadcast_buffers:FutureWarning")
 def test_distributed(group):
     net = DistributedDataParallel(Net(), broadcast_buffers=False, bucket_cap_mb=3)
-    found = prunekit.prune(net, X, keep=0.5)
-    assert type(found.model) is DistributedDataParallel and found.model.module is not net.module
-    assert not found.model.broadcast_buffers
-    assert found.model.bucket_bytes_cap == net.bucket_bytes_cap == 3 * 2**20
-    assert found.model.process_group is net.process_group
-    close(found.model, plain().model)
-    for model in (found.model, net):  # both still train
+    result = prunekit.prune(net, X, keep=0.5)
+    assert type(result.model) is DistributedDataParallel and result.model.module is not net.module
+    assert not result.model.broadcast_buffers
+    assert result.model.bucket_bytes_cap == net.bucket_bytes_cap == 3 * 2**20
+    assert result.model.process_group is net.process_group
+    close(result.model, plain().model)
+    for model in (result.model, net):  # both still train
         model(X).sum().backward()
         assert all(p.grad is not None for p in model.parameters())
 
@@ -212,8 +212,8 @@ def test_distributed(group):
 def test_distributed_without_a_group_is_left_out(group):
     net = DistributedDataParallel(Net())
     distributed.destroy_process_group()
-    found = prunekit.prune(net, X, keep=0.5)
-    assert type(found.model) is Net
+    result = prunekit.prune(net, X, keep=0.5)
+    assert type(result.model) is Net
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
 
 
@@ -246,26 +246,26 @@ def test_parts_that_are_wrapped_stay_so():
     for inner, wrap in wraps.items():
         net = Parts(wrap).eval()
         assert not compiler.graphs
-        found = prunekit.prune(net, X, keep=0.5)
+        result = prunekit.prune(net, X, keep=0.5)
         assert not compiler.graphs, "nothing is compiled to prune"
         name = f"body.{inner}.0" if inner else "body.0"
-        assert found.widths[name] == (8, 4) and type(found.model.body) is type(net.body)
-        assert found.model.get_submodule(name).weight.shape == (4, 4, 3, 3)
-        assert found.agreement.worst < 1e-5
+        assert result.widths[name] == (8, 4) and type(result.model.body) is type(net.body)
+        assert result.model.get_submodule(name).weight.shape == (4, 4, 3, 3)
+        assert result.agreement.worst < 1e-5
         expected = prunekit.prune(Parts(nn.Sequential).eval(), X, keep=0.5).model.eval()
         with torch.no_grad():
-            torch.testing.assert_close(found.model(X), expected(X))
+            torch.testing.assert_close(result.model(X), expected(X))
         assert bool(compiler.graphs) is (inner != "module")
         compiler.graphs.clear()
 
 
 def test_a_distributed_part_trains_on_in_the_narrow_network(group):
     net = Parts(DistributedDataParallel)
-    found = prunekit.prune(net, X, keep=0.5)
-    body = found.model.body
+    result = prunekit.prune(net, X, keep=0.5)
+    body = result.model.body
     assert type(body) is DistributedDataParallel and body.module[0].weight.shape == (4, 4, 3, 3)
-    found.model(X).sum().backward()
-    assert all(p.grad is not None and p.grad.shape == p.shape for p in found.model.parameters())
+    result.model(X).sum().backward()
+    assert all(p.grad is not None and p.grad.shape == p.shape for p in result.model.parameters())
     net(X).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
 
@@ -279,7 +279,7 @@ def test_scores_that_read_data_are_those_of_the_plain_network():
         inner = Net()
         inner.compile(backend=compiler)
         for net in (DataParallel(Net()), torch.compile(Net(), backend=compiler), inner):
-            found = prunekit.prune(net, X, **options)
+            result = prunekit.prune(net, X, **options)
             assert not compiler.graphs
             for name, mask in expected.masks.items():
-                assert torch.equal(found.masks[name], mask)
+                assert torch.equal(result.masks[name], mask)

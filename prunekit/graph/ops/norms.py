@@ -43,10 +43,12 @@ def by_function(replay: Replay, call: Call) -> Any:
     value, *others = call.values
     if value.meta.ndim < 2 or varies_elsewhere(replay, call, 1):
         return replay.freeze_inputs(call, ELSEWHERE)
-    return _lent(replay, call, value.along(1), others)
+    return _with_parameters(replay, call, value.along(1), others)
 
 
-def _lent(replay: Replay, call: Call, labels: Any, others: list[LabeledTensor]) -> LabeledTensor:
+def _with_parameters(
+    replay: Replay, call: Call, labels: Any, others: list[LabeledTensor]
+) -> LabeledTensor:
     """Pass a function with the parameters of a layer, or with other tensors."""
     value, owner = call.values[0], norm_owner(replay.network, call.step)
     if owner is not None:
@@ -77,7 +79,7 @@ def in_groups(replay: Replay, call: Call) -> Any:
     if varies_elsewhere(replay, call, 1):
         return replay.freeze_inputs(call, ELSEWHERE)
     labels = call.values[0].along(1)
-    _same_fate(replay, call, labels, call.module.num_channels // call.module.num_groups)
+    _unite_groups(replay, call, labels, call.module.num_channels // call.module.num_groups)
     replay.visit_norm(call, labels)
     return LabeledTensor(call.values[0].meta, call.values[0].labels)
 
@@ -89,17 +91,17 @@ def in_groups_by_function(replay: Replay, call: Call) -> Any:
         return replay.freeze_inputs(call, ELSEWHERE)
     labels, groups = value.along(1), call.argument(1, "num_groups")
     owner = norm_owner(replay.network, call.step)
-    layer = None if owner is None else replay.network.get_submodule(owner)
+    layer: Any = None if owner is None else replay.network.get_submodule(owner)
     if getattr(layer, "num_groups", None) != groups and not isinstance(
         call.recorded_argument(1), Step
     ):
         return replay.freeze_inputs(call, "its number of groups is a constant")
     size = len(labels) // groups if layer is None else layer.num_channels // layer.num_groups
-    _same_fate(replay, call, labels, size)
-    return _lent(replay, call, labels, others)
+    _unite_groups(replay, call, labels, size)
+    return _with_parameters(replay, call, labels, others)
 
 
-def _same_fate(replay: Replay, call: Call, labels: Any, size: int) -> None:
+def _unite_groups(replay: Replay, call: Call, labels: Any, size: int) -> None:
     groups = labels.reshape(-1, size)
     replay.unite(groups, groups[:, :1], call)
 

@@ -16,6 +16,7 @@ from prunekit.graph.layers import (
     CONVOLUTIONS,
     TRANSPOSED,
     WEIGHTED_LAYERS,
+    channel_dim,
     layer_named,
     weight_norm,
 )
@@ -37,19 +38,19 @@ from prunekit.graph.whole_groups import WholeGroups
 def dense(replay: Replay, call: Call) -> Any:
     """Pass a convolution or linear layer with a weight of its own."""
     value, *others = call.values
-    dim = call.entry.channel_dim(call.module, value.meta.ndim)
+    dim = channel_dim(call.module, value.meta.ndim)
     if others or varies_elsewhere(replay, call, dim):
         return replay.freeze_inputs(call, ELSEWHERE)
     if _computed_weight(call.module):
         return replay.freeze_inputs(
             call, "its weight is computed; remove the parametrisation first"
         )
-    return _beyond(value, dim, *replay.visit_layer(call, value.along(dim)))
+    return _layer_output(value, dim, *replay.visit_layer(call, value.along(dim)))
 
 
 def by_function(replay: Replay, call: Call) -> Any:
     """Pass a function whose weight is a parameter like a layer."""
-    layer_call = _weighing(replay.network, call)
+    layer_call = _layer_call(replay.network, call)
     value, weight, *others = call.values
     dim = value.meta.ndim - weight.meta.ndim + 1
     if layer_call is None or varies_elsewhere(replay, call, dim):
@@ -59,15 +60,15 @@ def by_function(replay: Replay, call: Call) -> Any:
         [] if layer_call.module.bias is not None else others
     ):  # the bias of the layer needs no tie
         replay.unite(bias.along(0), labels if bias.source else torch.zeros_like(labels), call)
-    return _beyond(value, dim, meta, labels)
+    return _layer_output(value, dim, meta, labels)
 
 
-def _beyond(value: LabeledTensor, dim: int, meta: Tensor, labels: Tensor) -> LabeledTensor:
+def _layer_output(value: LabeledTensor, dim: int, meta: Tensor, labels: Tensor) -> LabeledTensor:
     """Return the output of a layer: new labels along the dimension of channels."""
     return LabeledTensor(resize(meta, dim, len(labels)), spread(labels, dim, meta.ndim))
 
 
-def _weighing(network: nn.Module, call: Call) -> Call | None:
+def _layer_call(network: nn.Module, call: Call) -> Call | None:
     """Return the call with the layer that its weight belongs to; None if that is not clear."""
     path = weight_path(network, call.step)
     if path is None:
@@ -159,7 +160,7 @@ def put_weight(module: nn.Module, weight: Tensor) -> None:
     if norm is None:
         replace_parameter(module, "weight", weight)
     elif norm is not module:
-        originals = module.parametrizations.weight
+        originals = module.get_submodule("parametrizations.weight")
         for name, part in zip(("original0", "original1"), norm.right_inverse(weight), strict=True):
             replace_parameter(originals, name, part)
     else:
@@ -168,13 +169,14 @@ def put_weight(module: nn.Module, weight: Tensor) -> None:
         module.weight = weight
 
 
-def weight_of(module: nn.Module) -> Tensor:
+def weight_of(module: Any) -> Tensor:
     """Return a layer's weight.
 
     The older hook of weight normalisation computes it anew, since the attribute may be outdated.
     """
     computed = weight_norm(module) is module
-    return (_hook(module).compute_weight(module) if computed else module.weight).detach()
+    weight: Tensor = _hook(module).compute_weight(module) if computed else module.weight
+    return weight.detach()
 
 
 def _hook(module: nn.Module) -> WeightNorm:
@@ -184,7 +186,7 @@ def _hook(module: nn.Module) -> WeightNorm:
 def _whole_groups(module: Any, kept_in: Tensor, kept_out: Tensor) -> Tensor | None:
     """Return the kept groups if the others lose all inputs and outputs, and None otherwise."""
     sizes = [width // module.groups for width in (module.in_channels, module.out_channels)]
-    chosen = (kept_in // sizes[0]).unique()
+    chosen: Tensor = (kept_in // sizes[0]).unique()
     sides = [*zip((kept_in, kept_out), sizes, strict=True)]
     if all(torch.equal(kept, _channels(chosen, size)) for kept, size in sides):
         return chosen
@@ -207,9 +209,9 @@ def _channels(groups: Tensor, size: int) -> Tensor:
 def _grouped(weight: Tensor, outer: Tensor, inner: Tensor, width: int, groups: int) -> Tensor:
     if groups == 1:
         return select_entries(select_entries(weight, 0, outer), 1, inner)
-    rows = weight[outer.to(weight.device)].chunk(groups)
+    chunks = weight[outer.to(weight.device)].chunk(groups)
     columns = (inner % width).to(weight.device).chunk(groups)
-    return torch.cat([row.index_select(1, c) for row, c in zip(rows, columns, strict=True)])
+    return torch.cat([chunk.index_select(1, c) for chunk, c in zip(chunks, columns, strict=True)])
 
 
 def _same_number(kept: Tensor, width: int, groups: int, among: Tensor | None = None) -> None:
@@ -230,9 +232,10 @@ def _attention(call: Call) -> int:
     """
     module, (query, key, value, *_) = call.module, call.values
     inputs = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
-    tokens = query.meta.numel() // module.embed_dim
-    projected = sum(tensor.meta.numel() // width * width for tensor, width in inputs)
-    return projected * module.embed_dim + tokens * module.embed_dim**2
+    embed_dim: int = module.embed_dim
+    tokens = query.meta.numel() // embed_dim
+    projected: int = sum(tensor.meta.numel() // width * width for tensor, width in inputs)
+    return projected * embed_dim + tokens * embed_dim * embed_dim
 
 
 _FACTS: dict[str, Any] = {"weighted": True, "emits_bias": True}

@@ -24,7 +24,7 @@ class Execution:
 
     def __init__(self, shapes_only: bool) -> None:
         self.shapes_only = shapes_only
-        self._shadows: dict[int, tuple[Tensor, Tensor]] = {}
+        self._meta_copies: dict[int, tuple[Tensor, Tensor]] = {}
 
     def function(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any) -> Any:
         """Return the result of a function; if one tensor is on the meta device, all are."""
@@ -65,9 +65,9 @@ class Execution:
         """Return a meta tensor for a tensor with numbers."""
         if not isinstance(leaf, Tensor) or leaf.is_meta:
             return leaf
-        pair = self._shadows.get(id(leaf))
+        pair = self._meta_copies.get(id(leaf))
         if pair is None:
-            pair = self._shadows[id(leaf)] = (leaf, leaf.detach().to("meta"))
+            pair = self._meta_copies[id(leaf)] = (leaf, leaf.detach().to("meta"))
         return pair[1]
 
 

@@ -54,8 +54,8 @@ def record_passes(model: nn.Module, example: Arguments) -> list[ForwardPass]:
     example = example.single_example()
     first = _record_eval_pass(model, example)
     passes = [first]
-    for other in _other_modes(first):
-        _add_if_new(passes, record_pass(model, other))
+    for conditions in _other_modes(first):
+        _add_if_new(passes, record_pass(model, conditions))
     for description, flipped in flipped_flags(model, example):
         other = _record_fallback(
             model, replace(first.conditions, example=flipped, under=description)

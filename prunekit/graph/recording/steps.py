@@ -99,20 +99,16 @@ class Recording:
 
     def lines(self) -> list[str]:
         """Return the steps as text, the same in every process; sources are numbers of steps."""
-        places = {step: f"%{place}" for place, step in enumerate(self.steps)}
+        numbers = {step: f"%{number}" for number, step in enumerate(self.steps)}
 
-        def word(leaf: Any) -> Any:
-            return (
-                tuple(leaf.shape)
-                if isinstance(leaf, Tensor)
-                else places[leaf]
-                if isinstance(leaf, Step)
-                else leaf
-            )
+        def plain(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return tuple(leaf.shape)
+            return numbers[leaf] if isinstance(leaf, Step) else leaf
 
         return [
-            f"{step.kind.value} {step.name or word(step.target)} "
-            f"{tree_map((step.args, step.kwargs), word)}"
+            f"{step.kind.value} {step.name or plain(step.target)} "
+            f"{tree_map((step.args, step.kwargs), plain)}"
             for step in self.steps
         ]
 
@@ -126,12 +122,12 @@ class Recording:
 
     @cached_property
     def _outline(self) -> list[tuple[Any, ...]]:
-        places = {step: place for place, step in enumerate(self.steps)}
+        positions = {step: position for position, step in enumerate(self.steps)}
         return [
             (
                 *callee(step),
                 literals(step, _POSITIONAL),
-                *(places[source] for source in step.sources),
+                *(positions[source] for source in step.sources),
             )
             for step in self._called
         ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prunekit.graph.recording.nests import leaves_in
 
 Number = int | float
+_T = TypeVar("_T")
 
 
 class Tracker(Protocol):
@@ -79,7 +80,7 @@ def plain(value: Any) -> Any:
     return float.__float__(value) if isinstance(value, TrackedFloat) else value
 
 
-def _decide(number: _Tracked, value: Any, op: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def _decide(number: _Tracked, value: _T, op: Callable[..., Any], args: tuple[Any, ...]) -> _T:
     number.tracker.on_decided(value, op, args)
     return value
 
@@ -167,5 +168,5 @@ def _memory(tensor: Tensor) -> Any:
         return None
     try:
         return tensor.untyped_storage()
-    except (RuntimeError, NotImplementedError):  # tensors that only stand for others
+    except (RuntimeError, NotImplementedError):  # tensor subclasses without storage
         return None

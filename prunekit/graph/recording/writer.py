@@ -57,8 +57,8 @@ class StepWriter:
                 self._add(Kind.CALL, op, args, {}, value, operation_name(op)).guard = True
 
     def _track_size(self, value: int, step: Step) -> Any:
-        size = track(value, self, operator.getitem, ())
-        size.step = step
+        size = TrackedInt(value)
+        size.tracker, size.origin, size.step = self, (operator.getitem, ()), step
         return size
 
     def _add(
