@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from prunekit.errors import SurgeryError
 from prunekit.graph.calls import Call
@@ -47,7 +47,7 @@ def by_function(replay: Replay, call: Call) -> Any:
 
 
 def _with_parameters(
-    replay: Replay, call: Call, labels: Any, others: list[LabeledTensor]
+    replay: Replay, call: Call, labels: Tensor, others: list[LabeledTensor]
 ) -> LabeledTensor:
     """Pass a function with the parameters of a layer, or with other tensors."""
     value, owner = call.values[0], norm_owner(replay.network, call.step)
@@ -101,7 +101,7 @@ def in_groups_by_function(replay: Replay, call: Call) -> Any:
     return _with_parameters(replay, call, labels, others)
 
 
-def _unite_groups(replay: Replay, call: Call, labels: Any, size: int) -> None:
+def _unite_groups(replay: Replay, call: Call, labels: Tensor, size: int) -> None:
     groups = labels.reshape(-1, size)
     replay.unite(groups, groups[:, :1], call)
 
