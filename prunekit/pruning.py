@@ -249,9 +249,9 @@ def prune(
     if selection is None:
         rule = _selection(shares, scope, layers, common, on_miss)
     else:
-        selection = SELECTIONS.resolve(selection, Selection)
-        rules = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
-        _check_alone(selection, shares | rules)
+        rule = SELECTIONS.resolve(selection, Selection)
+        others = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
+        _check_alone(rule, shares | others)
     choice("over_norms", over_norms, (True, False))
     options = CutOptions(absorb, check)
     with random_states_kept():  # a loader that shuffles draws from the global generator, too
