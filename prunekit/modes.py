@@ -121,12 +121,12 @@ def duplicate(model: nn.Module) -> nn.Module:
     """
     values = [value for module in model.modules() for value in vars(module).values()]
     computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
-    twin = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
-    for module, other in zip(model.modules(), twin.modules(), strict=True):
+    duplicate_model = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    for module, other in zip(model.modules(), duplicate_model.modules(), strict=True):
         compiled = vars(module).get("_compiled_call_impl")
         if compiled is not None:
             other._compiled_call_impl = recompiler(compiled)(other._call_impl)
-    return twin
+    return duplicate_model
 
 
 def copy_hooks(old: nn.Module, new: nn.Module) -> None:

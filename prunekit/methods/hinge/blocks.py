@@ -57,7 +57,7 @@ def blocks(model: nn.Module, example: Example) -> tuple[Block, ...]:
 
 
 class Layout:
-    """The connections between the layers of a network, from one recorded run of its twin."""
+    """The connections between the layers of a network, from one recording in eval mode."""
 
     def __init__(self, network: nn.Module, recording: Recording) -> None:
         self.network, self.recording = network, recording
