@@ -46,5 +46,5 @@ def identity_of(settings, start):
     """What a stage is that reads just these settings."""
     parts = {key: build(settings[key], key) for key in ("dataset", "selection") if key in settings}
     if "selection" in parts:
-        parts["selection"] = parts["selection"].within(start.run)
+        parts["selection"] = parts["selection"].resolve_in(start.run)
     return identify(SimpleNamespace(**parts), settings, start)
