@@ -121,7 +121,9 @@ def duplicate(model: nn.Module) -> nn.Module:
     """
     values = [value for module in model.modules() for value in vars(module).values()]
     computed = [value for value in values if isinstance(value, Tensor) and not value.is_leaf]
-    duplicate_model = copy.deepcopy(model, {id(value): value.detach().clone() for value in computed})
+    duplicate_model = copy.deepcopy(
+        model, {id(value): value.detach().clone() for value in computed}
+    )
     for module, other in zip(model.modules(), duplicate_model.modules(), strict=True):
         compiled = vars(module).get("_compiled_call_impl")
         if compiled is not None:
