@@ -85,8 +85,9 @@ def build_tracker(settings: Settings) -> Tracker | None:
 def find_stage_class(name: str) -> type[Stage]:
     """Return the class of a stage; its module is imported here, so that commands start fast."""
     module = importlib.import_module(f"prunekit.stages.{name}")
-    classes = [value for value in vars(module).values() if isinstance(value, type)]
-    (stage,) = [c for c in classes if issubclass(c, Stage) and vars(c).get("name") == name]
+    # on Python 3.10 aliases such as Mapping[str, int] count as types, which issubclass refuses
+    classes = [c for c in vars(module).values() if Stage in getattr(c, "__mro__", ())]
+    (stage,) = [c for c in classes if vars(c).get("name") == name]
     return stage
 
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_origin
 
 from prunekit.build import Settings, build
 from prunekit.errors import ConfigError
@@ -154,7 +154,8 @@ def _build(settings: Settings, key: str, hint: Any) -> Any:
     """Build the part at a key; an optional part whose choice has no `_target_` becomes None."""
     node = _value_at(settings, key)
     kind = getattr(hint, "__origin__", hint) if hasattr(hint, "__metadata__") else hint
-    classes = [c for c in (get_args(kind) or (kind,)) if isinstance(c, type) and c is not Any]
+    kinds = [c for c in (get_args(kind) or (kind,)) if get_origin(c) is None]
+    classes = [c for c in kinds if isinstance(c, type) and c is not Any]
     if type(None) in classes and isinstance(node, Mapping) and "_target_" not in node:
         return None
     if type(None) in classes and node is None:
