@@ -141,7 +141,9 @@ def settings_of(target: Callable[..., Any]) -> tuple[Setting, ...]:
 @functools.cache
 def _settings_of(target: Callable[..., Any]) -> tuple[Setting, ...]:
     if dataclasses.is_dataclass(target):
-        hints = typing.get_type_hints(target, include_extras=True)
+        # Python 3.10 refuses the mark KW_ONLY, which is no type
+        marks = {"KW_ONLY": object}
+        hints = typing.get_type_hints(target, localns=marks, include_extras=True)
         fields = [field for field in dataclasses.fields(target) if field.init]
         return tuple(Setting(f.name, hints[f.name], _default(f)) for f in fields)
     owner: Any = target
