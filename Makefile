@@ -9,8 +9,8 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 # the tests of arithmetic; their results differ in the last bits from processor to processor
 AGAIN := -m 'not slow' --hypothesis-profile=few
 NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
-	absorb channel_selection check criteria distillation graph_lasso hinge hinge_solver hrank \
-	low_rank patterns penalties pruning recalibrate regression similarity skip_block slimming \
+	bias_compensation channel_selection criteria equivalence distillation graph_lasso hinge hinge_solver hrank \
+	low_rank patterns penalties pruning recalibrate regression remove_block similarity slimming \
 	solvers surgery targets threshold training tree_lasso whole_groups inputs preserved)
 
 .DEFAULT_GOAL := help

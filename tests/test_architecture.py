@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Collection
@@ -185,3 +186,12 @@ def test_the_library_works_without_the_command_line_and_the_configs() -> None:
     for file in FILES:
         if top(dotted(file)) not in {"cli", "__main__", "config"}:
             assert not {"cli", "config"} & {top(name) for name in inner(file)}, dotted(file)
+
+
+def test_the_tests_of_numbers_exist() -> None:
+    """Make passes a pattern that matches no file on to pytest, which then runs nothing."""
+    listed = re.search(r"test_%\.py, \\\n(.*?)\)\n", (ROOT / "Makefile").read_text(), re.DOTALL)
+    assert listed is not None
+    names = listed[1].replace("\\", " ").split()
+    missing = [n for n in names if not (ROOT / "tests" / "unit" / f"test_{n}.py").is_file()]
+    assert len(names) > 20 and not missing
