@@ -189,7 +189,7 @@ def test_the_library_works_without_the_command_line_and_the_configs() -> None:
 
 
 def test_the_tests_of_numbers_exist() -> None:
-    """Make passes a pattern that matches no file on to pytest, which then runs nothing."""
+    """Otherwise pytest stops before the first test of `make numbers`."""
     listed = re.search(r"test_%\.py, \\\n(.*?)\)\n", (ROOT / "Makefile").read_text(), re.DOTALL)
     assert listed is not None
     names = listed[1].replace("\\", " ").split()
