@@ -5,6 +5,9 @@ Groups without scores are kept whole. Settings give what is kept, except for the
 `Slimming`, which is the published share that is removed.
 """
 
+import importlib
+import pkgutil
+
 from prunekit.selection.base import (
     SELECTIONS,
     BudgetResult,
@@ -44,6 +47,9 @@ from prunekit.selection.sensitivity import (
     read_curves,
 )
 from prunekit.selection.widths import LikeRun, PerLayer, Widths, Zeros, read_plan
+
+for _module in pkgutil.iter_modules(__path__):  # each registers its classes
+    importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "SELECTIONS",
