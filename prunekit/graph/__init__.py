@@ -1,4 +1,4 @@
-"""Which channels of a network live and die together."""
+"""Channel graphs say which channels of a network have to be removed together."""
 
 from prunekit.graph.channels import ChannelGraph, Group
 from prunekit.graph.mask import ChannelMask

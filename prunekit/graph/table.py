@@ -70,7 +70,7 @@ class Operation:
 
     @property
     def takes_sizes(self) -> bool:
-        """Whether the result depends on numbers that are computed from sizes."""
+        """True if the result depends on numbers that are computed from sizes."""
         return self.size_arguments or self.moves or self.creates
 
 

@@ -1,4 +1,4 @@
-"""How far dropping the constants of removed channels moves a network, and absorbing them.
+"""Measure how far outputs move if the constants of removed channels are dropped or absorbed.
 
     python -m scripts.bench.constants [--only NAME ...] [--csv FILE]
 

@@ -1,4 +1,4 @@
-"""How tracing and cutting grow with the network: seconds per layer, and memory of a large one.
+"""Measure seconds per layer of tracing and cutting, and the memory of a large network.
 
     python -m scripts.bench.scaling [--blocks 10 100 300 1000] [--network regnet_y_128gf]
 

@@ -18,7 +18,7 @@ from prunekit.cli import main
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command ended: its exit code and everything it printed."""
+    """The exit code of a command, and everything it printed."""
 
     code: int
     out: str

@@ -1,4 +1,4 @@
-"""What finished runs measured: figures of stages, and columns of tables."""
+"""Read the figures of finished runs, and compute the columns of tables from them."""
 
 from __future__ import annotations
 

@@ -239,25 +239,13 @@ def _attention(call: Call) -> int:
 
 
 _FACTS: dict[str, Any] = {"weighted": True, "emits_bias": True}
-register_operation(
-    dense,
-    "",
-    *CONVOLUTIONS,
-    narrow=narrow_convolution,
-    width_attributes=("in_channels", "out_channels"),
-    channel_dim=_in_front,
-    layer_shape=convolution_shape,
-    **_FACTS,
-)
-register_operation(
-    dense,
-    "",
-    *TRANSPOSED,
-    narrow=narrow_convolution,
-    width_attributes=("in_channels", "out_channels"),
-    channel_dim=_in_front,
-    **_FACTS,
-)
+_LAYER: dict[str, Any] = {
+    "narrow": narrow_convolution,
+    "width_attributes": ("in_channels", "out_channels"),
+    "channel_dim": _in_front,
+}
+register_operation(dense, "", *CONVOLUTIONS, layer_shape=convolution_shape, **_LAYER, **_FACTS)
+register_operation(dense, "", *TRANSPOSED, **_LAYER, **_FACTS)
 register_operation(
     dense,
     "",

@@ -51,12 +51,12 @@ class Branch:
 
     @property
     def depends(self) -> bool:
-        """Whether the comparison depends on the size of the inputs."""
+        """True if the comparison depends on the size of the inputs."""
         return len({tuple(numbers) for numbers in self.reads.values()}) > 1
 
     @property
     def one_sided(self) -> bool:
-        """Whether it depends on the size, and had one outcome only."""
+        """True if it depends on the size and has had one outcome only."""
         return self.depends and len(self.outcomes) == 1
 
     def flips_at(self, usual: Sizes, size: Sizes) -> bool:

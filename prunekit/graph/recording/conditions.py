@@ -52,7 +52,7 @@ class ForwardPass:
 
     @property
     def works(self) -> bool:
-        """Whether the pass ended without an error."""
+        """True if the pass ended without an error."""
         return self.recording.failed is None
 
 

@@ -97,7 +97,7 @@ class Recorder(StepWriter, TorchFunctionMode):
 
     @property
     def parameters_unchanged(self) -> bool:
-        """Whether the copy still has its parameters; with hooks of the user it counts as no."""
+        """True if the copy still has its parameters; False if hooks of the user ran on it."""
         hooked = any(
             module._forward_hooks or module._forward_pre_hooks for module in self.network.modules()
         )
