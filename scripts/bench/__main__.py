@@ -26,7 +26,9 @@ SUITES = {
 
 def main() -> int:
     """Print every row of the suites with its bound; exit code 1 when one is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.bench", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("suites", nargs="*", metavar="SUITE", help=f"of {', '.join(SUITES)}")
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--csv", type=Path, help="write the rows to this file")

@@ -52,7 +52,9 @@ def main() -> int:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.golden", description=__doc__.splitlines()[0]
+    )
     actions = parser.add_subparsers(dest="action", required=True)
     make = actions.add_parser("files", help="write model files and run directories anew")
     make.add_argument("--out", type=Path, default=files.FILES)

@@ -43,7 +43,9 @@ def main() -> int:
 def parse() -> argparse.Namespace:
     """Read the command line."""
     names = [ALL, every.NAME, *tables.names()]
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m scripts.reproduce", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--table", default="ssr_t1", help=", ".join(names))
     parser.add_argument("--scale", default="short", help="smoke, short, or paper")
     parser.add_argument("--data", default="data", help="dataset.root of every job")
