@@ -279,6 +279,8 @@ def release_tensors(tensors: Sequence[Tensor], network: nn.Module) -> None:
 
     A meta tensor that stays in a cache would meet the numbers of the next pass.
     """
+    if not tensors:
+        return
     kept = {id(leaf) for module in network.modules() for leaf in leaves_in(vars(module), Tensor)}
     leaked = [tensor for tensor in tensors if id(tensor) not in kept]
     ids = {id(tensor) for tensor in leaked}

@@ -66,8 +66,8 @@ class Recorder(StepWriter, TorchFunctionMode):
         self._current: tuple[Any, str] | None = None  # a callee, and its name or path
         self._current_inputs: list[Step] = []
         self._calls = 0
-        devices = (tensor.device for _, tensor in named_tensors(network) if not tensor.is_meta)
-        self._device = next(devices, torch.device("cpu"))
+        devices = [tensor.device for _, tensor in self._named_tensors]
+        self._device = next((d for d in devices if d.type != "meta"), torch.device("cpu"))
         self._execution = Execution(any(tensor.is_meta for tensor in network.parameters()))
         self._module_paths: dict[int, str] = {}
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -227,6 +227,7 @@ def place_of(line: Line | None) -> str:
     return f"{Path(line[0]).name}:{line[1]}" if line else "forward"
 
 
+@cache
 def in_torch(file: str) -> bool:
     """Return whether a source file is part of torch or of the recorder."""
     return file.startswith((_TORCH, _HERE, "<"))
