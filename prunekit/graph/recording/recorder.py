@@ -25,6 +25,7 @@ from prunekit.graph.recording.execution import (
 )
 from prunekit.graph.recording.hooks import ObservedModule, calls_observed
 from prunekit.graph.recording.nests import tensors_within, tree_map
+from prunekit.graph.recording.shape_reads import item_taken
 from prunekit.graph.recording.steps import (
     Kind,
     Recording,
@@ -194,6 +195,7 @@ class Recorder(StepWriter, TorchFunctionMode):
             return size
         if name == "shape":
             step = self._record(getattr, "getattr", (args[0], "shape"), {}, size)
+            step.item = item_taken()
         else:
             step = self._record(func, name, args, kwargs, size)
         if isinstance(size, int):

@@ -41,7 +41,8 @@ class Step:
     `result` has meta tensors in place of all tensors. `calls` are the modules in whose forward the
     step happened, outermost first, as the number of the call and the path. `is_query` says that the
     result is a size or a type, so that it holds no channels; `guard` says that the forward went on
-    with its plain value, as in a branch.
+    with its plain value, as in a branch. `item` is the only size that the forward takes off a
+    shape, where that is known.
     """
 
     kind: Kind
@@ -54,6 +55,7 @@ class Step:
     line: tuple[str, int] | None = None
     guard: bool = False
     is_query: bool = False
+    item: int | None = None
     sources: tuple[Step, ...] = ()
     users: list[Step] = field(default_factory=list)
 
