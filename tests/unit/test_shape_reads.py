@@ -59,7 +59,7 @@ AT_ONCE = {
     "first": (lambda x: x.shape[0], 0),
     "second": (lambda x: x.shape[1], 1),
     "last": (lambda x: x.shape[-1], -1),
-    "in an expression": (lambda x: (x if x.shape[3] else x).shape[2] * 2, 2),
+    "in an expression": (lambda x: (x + 1 if x.shape[3] else x).shape[2] * 2, 2),
 }
 OTHERWISE = {
     "through a variable": through_a_variable,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cache, cached_property
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -183,6 +183,11 @@ NAMES: dict[Any, str] = {
     and not isinstance(function, type)
     and function.__hash__ is not None
 } | {getattr: "getattr"}
+NAMES |= {
+    method: method.__name__
+    for method in vars(torch._C.TensorBase).values()
+    if isinstance(method, MethodDescriptorType | WrapperDescriptorType)
+}
 _AUGMENTED = ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
 _SPELLINGS = {f"i{name}": name for name in _AUGMENTED} | {f"r{name}": name for name in _AUGMENTED}
 
