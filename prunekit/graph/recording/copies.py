@@ -153,6 +153,8 @@ def _copy_module(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.M
     copied = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
     state = dict(vars(module))
     for key, value in state.items():
+        if type(value) in _PLAIN:  # most of them
+            continue
         if key == "_modules":
             state[key] = {
                 n: child and _copy_module(child, memo, numbers) for n, child in value.items()
