@@ -21,6 +21,7 @@ from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import LatencyTest
 from prunekit.methods.hinge import layers_with_matrix
 from prunekit.modes import evaluating
+from prunekit.outputs import logits_of
 from prunekit.reporting.sensitivity import draw
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
@@ -298,7 +299,7 @@ def _top1(model: nn.Module, images: Images, runtime: Runtime) -> float:
     correct = 0
     with evaluating(model), torch.inference_mode():
         for x, y in images.epoch(_BATCH, None):
-            logits = model(to_device(x, runtime.device))
+            logits = logits_of(model(to_device(x, runtime.device)))
             correct += int((logits.argmax(dim=1) == y.to(runtime.device)).sum())
     return 100 * correct / images.size
 
