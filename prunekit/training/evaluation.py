@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.console import track
 from prunekit.data import Batches
+from prunekit.data.folder_batches import explain_lost_workers
 from prunekit.errors import DataError
 from prunekit.modes import evaluating
 from prunekit.outputs import logits_of
@@ -48,7 +49,7 @@ def predictions(
     if not batches.size:
         raise DataError("there are no examples to evaluate on; set dataset.val above 0")
     parts = []
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), explain_lost_workers():
         total = -(-batches.size // batch)
         for inputs, labels in track(batches.epoch(batch, None), "evaluate", total):
             inputs, labels = to_device(inputs, device), labels.to(device)
@@ -84,7 +85,7 @@ def recompute_statistics(
     if not batches.size:
         raise DataError("there are no examples to take batch-norm statistics from; set dataset=...")
     total = -(-min(count, batches.size) // _STATISTICS_BATCH)
-    with evaluating(model), _averaging(norms):
+    with evaluating(model), _averaging(norms), explain_lost_workers():
         for inputs, _ in track(batches.sample(count, _STATISTICS_BATCH), "statistics", total):
             if len(inputs) > 1 or total == 1:  # a single example may be too few for batch norm
                 model(to_device(inputs, device))

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from prunekit.console import track
 from prunekit.data import Batches, Data
+from prunekit.data.folder_batches import explain_lost_workers
 from prunekit.errors import TrainingError
 from prunekit.outputs import auxiliary_logits
 from prunekit.solvers.base import Solver
@@ -79,7 +80,8 @@ def fit(
     while not done and len(history) < schedule.epochs:
         epoch = len(history)
         seed_everything(mix_seeds(seed, 1, epoch))
-        metrics = trainer.train(data.train, epoch, mix_seeds(seed, 0, epoch))
+        with explain_lost_workers():
+            metrics = trainer.train(data.train, epoch, mix_seeds(seed, 0, epoch))
         metrics |= trainer.validate(data.val, epoch)
         watched, stop = watch() if watch else ({}, False)
         history.append(metrics | (solver.metrics() if solver else {}) | watched)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from torch.optim import SGD
 from toys import made, toy_data
 
 from prunekit.criteria import HessianDiagonal, Taylor
+from prunekit.data import Data, FixedBatches
 from prunekit.errors import ConfigError, DataError, TrainingError
 from prunekit.outputs import auxiliary_logits, logits_of
 from prunekit.training import CrossEntropy, Distillation, Schedule, evaluate, fit
@@ -147,6 +149,22 @@ def test_a_batch_of_one_in_front_of_a_batch_norm_is_one_line():
     with pytest.raises(TrainingError, match=r"^train: .*batch of one example.* above 1") as caught:
         fit(network, toy_data(), schedule(1, batch=1))
     assert "\n" not in str(caught.value)
+
+
+def with_nan(place):
+    """Batches of the caller's own, one of whose inputs is not finite."""
+    x, y = next(toy_data().train.epoch(24, None))
+    x[place, 0, 3, 3] = math.nan
+    fixed = FixedBatches([*zip(x.split(8), y.split(8), strict=True)])
+    return Data(fixed, fixed, fixed, 5, (1, 8, 8))
+
+
+def test_inputs_that_are_not_finite_are_named_instead_of_the_learning_rate():
+    data = with_nan(18)
+    with pytest.raises(DataError, match=r"^training input 18 holds nan or infinite values"):
+        fit(Trunk(), data, schedule(1))
+    with pytest.raises(DataError, match=r"^evaluated input 18 holds nan"):
+        evaluate(Trunk(), data.test, "cpu")
 
 
 def test_labels_that_the_network_has_no_output_for_are_named():
