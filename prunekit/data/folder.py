@@ -43,7 +43,8 @@ class ImageFolder(Dataset):
     Training images are a random part of 8 to 100 % of the area, resized to `image_size` and
     mirrored half the time. Other images are resized to 8/7 of `image_size`, and the centre is
     cropped. `val` training images are held out. `workers` processes decode; batches do not depend
-    on their number. `prunekit.data.decoding` says how files are read; hidden folders are no classes.
+    on their number. `prunekit.data.decoding` says how files are read.
+    Hidden folders are no classes.
     """
 
     root: Annotated[str, "folder of the images"]
