@@ -34,6 +34,7 @@ from prunekit.stages.network import FromNetwork, measure_size, weights_notes
 from prunekit.stages.prune import STATISTICS_IMAGES
 from prunekit.stages.settings import Absorb, NormStatistics, OverNorms, Runtime
 from prunekit.stages.stage import Stage
+from prunekit.text import unguarded
 from prunekit.training import recompute_statistics
 from prunekit.training.evaluation import to_device
 
@@ -263,7 +264,7 @@ def _read_accuracies(file: Path) -> dict[Key, float]:
     try:
         with open(file, encoding="utf-8", newline="") as lines:
             records = [
-                (line["group"], int(line["removed"]), line["val_top1"])
+                (unguarded(line["group"]), int(line["removed"]), line["val_top1"])
                 for line in csv.DictReader(lines)
             ]
         return {

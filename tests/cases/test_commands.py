@@ -49,7 +49,6 @@ class Named(Trunk):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="[...] is taken for markup in printed tables")
 def test_a_table_shows_the_lists_of_a_sweep(tmp_path, monkeypatch):
     """Two jobs that differ in a list of words alone."""
     monkeypatch.setenv("COLUMNS", "200")
