@@ -209,7 +209,8 @@ def latex(table: DataFrame | TextTable, title: str = "") -> str:
 
 def escape_latex(text: str) -> str:
     """Return text with every character that LaTeX would interpret escaped."""
-    return "".join(_LATEX.get(sign, sign) for sign in visible(text)).replace("--", "-{}-")
+    escaped = "".join(_LATEX.get(sign, sign) for sign in visible(text))
+    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens would become a dash
 
 
 def escape_markdown(text: str) -> str:

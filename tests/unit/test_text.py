@@ -104,7 +104,7 @@ def test_markdown_shows_cells_as_they_are():
 
 
 def test_latex_shows_cells_as_they_are():
-    assert escape_latex("[1] *a --b") == "{[}1] {*}a -{}-b"
+    assert escape_latex("[1] *a ---b") == "{[}1] {*}a -{}-{}-b"
     lines = latex(pd.DataFrame({"run": ["[pretrain]", "*", ESCAPE]})).splitlines()
     start = lines.index(r"\midrule") + 1  # a line must not begin with [ or *, behind \\
     assert lines[start : start + 2] == [r"{[}pretrain] \\", r"{*} \\"]
