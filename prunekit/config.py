@@ -96,6 +96,25 @@ def concavity(flat: float, lam: float) -> float:
         ) from error
 
 
+def filled(key: str, value: object) -> str:
+    """Return the value of a setting as text; ConfigError where a path would begin with nothing.
+
+    Otherwise `root=` would write below the root of the file system. Configs call this function as
+    `${filled:root,${root}}`.
+    """
+    if value is None or not str(value).strip():
+        raise ConfigError(f"{key}={value!r} is empty; give the name of a folder")
+    return str(value)
+
+
+def sweep_dir(config: Any) -> Path | None:
+    """Return the directory of a sweep; None where it has none, which Hydra refuses later."""
+    try:
+        return Path(config.hydra.sweep.dir).resolve()
+    except OmegaConfBaseException:
+        return None
+
+
 def safe_dirname(name: str) -> str:
     """Return the name of a folder; a name too long for file systems ends in a digest instead.
 
@@ -117,6 +136,7 @@ def commented_settings(*, _root_: DictConfig) -> str:
 
 
 OmegaConf.register_new_resolver("concavity", concavity, replace=True)
+OmegaConf.register_new_resolver("filled", filled, replace=True)
 OmegaConf.register_new_resolver("safe_dirname", safe_dirname, replace=True)
 OmegaConf.register_new_resolver("commented_settings", commented_settings, replace=True)
 
@@ -198,7 +218,8 @@ def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
 
 def _unwrap(text: str) -> str:
     """Return the message of a function that an interpolation called, without OmegaConf's prefix."""
-    return re.sub(r"^ConfigError raised while resolving interpolation: ", "", text)
+    prefix = "ConfigError raised while resolving interpolation: "
+    return text.removeprefix(prefix).split(" full_key: ")[0] if text.startswith(prefix) else text
 
 
 def _missing(text: str) -> str | None:

@@ -1,4 +1,7 @@
-"""Output for people: progress bars and tables on a terminal, plain lines elsewhere."""
+"""Output for people: progress bars and tables on a terminal, plain lines elsewhere.
+
+Text is printed as it is: neither the markup of rich nor control characters in it are interpreted.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from prunekit.text import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,12 +28,12 @@ _on_progress: ContextVar[OnProgress | None] = ContextVar("on_progress", default=
 
 def say(line: str) -> None:
     """Print one line to standard output."""
-    print(line, file=_log.get(), flush=True)
+    print(visible(line), file=_log.get(), flush=True)
 
 
 def complain(line: str) -> None:
     """Print one line to standard error."""
-    print(line, file=_log.get() or sys.stderr, flush=True)
+    print(visible(line), file=_log.get() or sys.stderr, flush=True)
 
 
 @contextmanager
@@ -92,12 +97,17 @@ def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
     """Return a table of rich; the first line holds the names of the columns."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    def cell(text: str) -> Text:
+        return Text(visible(text))
+
+    heading = Text(visible(title), style="bold")
+    grid = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(lines[0]):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(cell(column), justify="left" if index == 0 else "right", no_wrap=True)
     for line in lines[1:]:
-        grid.add_row(*line)
+        grid.add_row(*map(cell, line))
     return grid
 
 
@@ -125,11 +135,11 @@ def _rich_bar(items: Iterable[T], label: str, total: int, done: int) -> Iterator
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bar:
-        yield from bar.track(items, total=total, completed=done, description=label)
+        yield from bar.track(items, total=total, completed=done, description=visible(label))
 
 
 def _reported(items: Iterable[T], label: str, total: int, on_progress: OnProgress) -> Iterator[T]:

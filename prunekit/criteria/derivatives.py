@@ -27,6 +27,7 @@ from prunekit.criteria.base import (
 from prunekit.criteria.weights import filter_rows
 from prunekit.graph.layers import is_weighted, layer_named
 from prunekit.modes import evaluating_unchanged
+from prunekit.outputs import logits_of
 from prunekit.schema import Count, Whole
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Taylor(OnExamples):
             stack.enter_context(evaluating_unchanged(model))
             stack.enter_context(gates.inserted(model, graph))
             for x, y in examples(require_data(data, "Taylor").train, self.samples, device):
-                loss = functional.cross_entropy(model(x), y, reduction="sum")
+                loss = functional.cross_entropy(logits_of(model(x)), y, reduction="sum")
                 total += gates.effects(loss, graph, len(x)).abs().sum(0)
                 count += len(x)
         mean = total / max(count, 1)
@@ -161,7 +162,8 @@ class HessianDiagonal(OnExamples):
         weights = [*leaves.values()]
         totals, count = [torch.zeros_like(w, dtype=torch.float64) for w in weights], 0
         for x, y in batches:
-            loss = functional.cross_entropy(functional_call(model, leaves, x), y, reduction="sum")
+            logits = logits_of(functional_call(model, leaves, x))
+            loss = functional.cross_entropy(logits, y, reduction="sum")
             probes = (_signs(weights, generator) for _ in range(self.probes))
             for total, part in zip(totals, hessian_diagonal(loss, weights, probes), strict=True):
                 total += part / self.probes

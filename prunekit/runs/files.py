@@ -13,6 +13,7 @@ from typing import IO, Any
 from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError, DamageError
 from prunekit.runs.report import Report
+from prunekit.text import guard_formula
 
 _CHUNK = 1 << 20  # bytes
 _TEXT = (".csv", ".json")
@@ -45,15 +46,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write records as csv; the columns are all keys, in order of first appearance."""
+    """Write records as csv; the columns are all keys, in order of first appearance.
+
+    Text that begins like a formula is guarded against spreadsheets (`prunekit.text`).
+    """
     columns = list(dict.fromkeys(key for record in records for key in record))
 
     def write(file: IO[str]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows({key: _cell(value) for key, value in r.items()} for r in records)
 
     write_text(path, write)
+
+
+def _cell(value: Any) -> Any:
+    return guard_formula(value) if isinstance(value, str) else value
 
 
 def sha256_of(file: Path) -> str:

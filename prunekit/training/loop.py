@@ -16,11 +16,14 @@ from torch.optim import Optimizer
 
 from prunekit.console import track
 from prunekit.data import Batches, Data
+from prunekit.data.folder_batches import explain_lost_workers
 from prunekit.errors import TrainingError
+from prunekit.outputs import auxiliary_logits
 from prunekit.solvers.base import Solver
 from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.evaluation import evaluate, to_device
-from prunekit.training.losses import CrossEntropy
+from prunekit.training.failures import explain_single_examples, refuse_bad_inputs
+from prunekit.training.losses import AUXILIARY_WEIGHT, CrossEntropy, Distillation
 from prunekit.training.schedule import (
     HALF_PRECISIONS,
     MEMORY_FORMAT,
@@ -64,7 +67,8 @@ def fit(
     With a `checkpoint`, which is written after every epoch, a repeated call continues where the
     last call of the same identity stopped, and ends with the same weights; a finished one returns
     at once. Phases with the same `seed` train on the same batches. Raises TrainingError when the
-    loss is not finite, ArtifactError when the checkpoint cannot be used.
+    loss is not finite, DataError when inputs are the reason, ArtifactError when the checkpoint
+    cannot be used.
     """
     model.to(device).to(memory_format=MEMORY_FORMAT)
     optimizer = schedule.optimizer(list(model.parameters() if params is None else params))
@@ -76,7 +80,8 @@ def fit(
     while not done and len(history) < schedule.epochs:
         epoch = len(history)
         seed_everything(mix_seeds(seed, 1, epoch))
-        metrics = trainer.train(data.train, epoch, mix_seeds(seed, 0, epoch))
+        with explain_lost_workers():
+            metrics = trainer.train(data.train, epoch, mix_seeds(seed, 0, epoch))
         metrics |= trainer.validate(data.val, epoch)
         watched, stop = watch() if watch else ({}, False)
         history.append(metrics | (solver.metrics() if solver else {}) | watched)
@@ -85,6 +90,20 @@ def fit(
         if on_epoch:
             on_epoch(history)
     return history
+
+
+def _report_auxiliary_heads(model: nn.Module) -> None:
+    """Log at the next call of the network which of its outputs are trained as auxiliary heads."""
+
+    def report(module: nn.Module, inputs: object, output: object) -> None:
+        hook.remove()
+        if names := [*auxiliary_logits(output)]:
+            log.warning(
+                f"{AUXILIARY_WEIGHT} times the loss of each auxiliary head is added to the loss: "
+                f"{', '.join(names)}"
+            )
+
+    hook = model.register_forward_hook(report)
 
 
 def _chunks(stream: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
@@ -122,6 +141,8 @@ class _Trainer:
         self.model.train()
         for module in self.frozen:
             module.eval()
+        if epoch == 0 and isinstance(self.loss, CrossEntropy | Distillation):
+            _report_auxiliary_heads(self.model)
         count = batches.steps(self.schedule.batch)
         steps = -(-count // self.schedule.accumulate)
         losses, examples = torch.zeros(steps, device=self.device), 0
@@ -135,9 +156,11 @@ class _Trainer:
             examples += sum(len(y) for _, y in chunk)
             # reading the loss would synchronise a GPU, so there it is checked after the epoch
             if self.device_type == "cpu" and not math.isfinite(losses[step]):
+                refuse_bad_inputs(batches, "training")
                 self._diverged(epoch, f"step {step + 1}", float(losses[step]))
         for step, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
+                refuse_bad_inputs(batches, "training")
                 self._diverged(epoch, f"step {step + 1}", loss)
         lr = self.optimizer.param_groups[0]["lr"]
         return {
@@ -168,7 +191,8 @@ class _Trainer:
     def _backward(self, x: Tensor, y: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Add `share` times the gradient of a batch; return that part of the loss, and the hits."""
         x, y = to_device(x, self.device), y.to(self.device, non_blocking=True)
-        with torch.autocast(self.device_type, self.half, enabled=self.half is not None):
+        half = torch.autocast(self.device_type, self.half, enabled=self.half is not None)
+        with half, explain_single_examples(self.label):
             loss, logits = self.loss(self.model, x, y)
         loss = loss * share
         self.scaler.scale(loss).backward()
