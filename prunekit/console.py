@@ -5,10 +5,11 @@ Text is printed as it is: neither the markup of rich nor control characters in i
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
@@ -45,6 +46,17 @@ def redirect_output(log: TextIO, on_progress: OnProgress) -> Iterator[None]:
     finally:
         _log.reset(tokens[0])
         _on_progress.reset(tokens[1])
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Print neither lines nor progress; warnings and errors go on to standard error."""
+    token = _on_progress.set(lambda label, done, total: None)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        _on_progress.reset(token)
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:

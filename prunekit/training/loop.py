@@ -74,6 +74,8 @@ def fit(
     optimizer = schedule.optimizer(list(model.parameters() if params is None else params))
     loss = loss or CrossEntropy(schedule.label_smoothing)
     trainer = _Trainer(model, schedule, optimizer, solver, tuple(frozen), loss, device, label)
+    if solver:
+        solver.expect(schedule.epochs * trainer.steps(data.train), optimizer)
     history, done = trainer.resume(checkpoint)
     if history and on_epoch:
         on_epoch(history)
@@ -126,7 +128,9 @@ class _Trainer:
 
     def __post_init__(self) -> None:
         groups = self.optimizer.param_groups
-        self.rates = [group["lr"] * group.get("lr_scale", 1.0) for group in groups]
+        for group in groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+        self.rates = [group["lr"] for group in groups]
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.half = HALF_PRECISIONS.get(self.schedule.precision)
         self.device_type = torch.device(self.device).type
@@ -143,8 +147,7 @@ class _Trainer:
             module.eval()
         if epoch == 0 and isinstance(self.loss, CrossEntropy | Distillation):
             _report_auxiliary_heads(self.model)
-        count = batches.steps(self.schedule.batch)
-        steps = -(-count // self.schedule.accumulate)
+        count, steps = batches.steps(self.schedule.batch), self.steps(batches)
         losses, examples = torch.zeros(steps, device=self.device), 0
         hits = torch.zeros((), dtype=torch.long, device=self.device)
         label = f"{self.label} {epoch + 1}/{self.schedule.epochs}"
@@ -169,6 +172,10 @@ class _Trainer:
             "train_loss": float(losses.mean()),
             "train_top1": 100 * int(hits) / examples,
         }
+
+    def steps(self, batches: Batches) -> int:
+        """Return the number of optimizer steps in an epoch."""
+        return -(-batches.steps(self.schedule.batch) // self.schedule.accumulate)
 
     def step(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return the loss before it and the number of correct examples.
