@@ -163,10 +163,10 @@ class _FunctionInputs(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         entry, kwargs = function_operation(func), kwargs or {}
-        if entry is not None and entry.weighted and entry.argument_names:
-            if id(named_arguments(entry, args, kwargs).get("weight")) in self.weights:
-                new = self.read(input_of(tuple(args), kwargs))
-                args, kwargs = with_input(tuple(args), kwargs, new)
+        named = {} if entry is None else named_arguments(entry, args, kwargs)
+        if id(named.get("weight")) in self.weights:
+            new = self.read(input_of(tuple(args), kwargs))
+            args, kwargs = with_input(tuple(args), kwargs, new)
         return func(*args, **kwargs)
 
 
