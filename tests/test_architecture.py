@@ -28,7 +28,7 @@ LAYERS = (
             "console",
             "atomic_write",
         ),
-        *("torch_io", "config", "modes", "renamed"),
+        *("torch_io", "config", "modes", "renamed", "termination"),
     },
     {"rows", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure"},

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from prunekit.errors import PrunekitError, one_of
 from prunekit.runs.layout import PIPELINE
+from prunekit.termination import Terminated, terminable
 
 if TYPE_CHECKING:
     from prunekit.runs.job_status import JobStatus
@@ -28,7 +29,10 @@ _MODULES = {"report": "prunekit.reporting.command", "clean": "prunekit.runs.clea
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exit with 1 on errors that the user can mend, with 2 on wrong usage."""
+    """Run one command; exit with 1 on errors that the user can mend, with 2 on wrong usage.
+
+    A command that is interrupted exits with 130, one that receives SIGTERM with 143.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     if not arguments:
@@ -37,14 +41,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parsed = parser.parse_args(arguments[:1])
     _refuse_unknown(parser, parsed.command)
     try:
-        if parsed.command in STAGES:
-            _launch(parsed.command, arguments[1:])
-        else:
-            importlib.import_module(_MODULES[parsed.command]).main(arguments[1:])
+        with terminable():
+            if parsed.command in STAGES:
+                _launch(parsed.command, arguments[1:])
+            else:
+                importlib.import_module(_MODULES[parsed.command]).main(arguments[1:])
     except PrunekitError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues", code=130)
+    except Terminated:
+        _fail("terminated; the same command continues", code=143)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import random
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from prunekit.training.loop import _Trainer
 
 TINY = (
     "dataset=synthetic",
@@ -184,6 +189,43 @@ def test_killed_at_twenty_random_points(driver, kind):
 def test_killed_after_every_file(driver, kind):
     """The last files of a stage are written again by the next process, which so needs four."""
     kill_after_files(driver, kind, (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("way", [(), ("-m",)], ids=["one", "sweep"])
+def test_sigterm_ends_a_command_after_its_step_and_it_goes_on_there(cli, monkeypatch, way):
+    """The step is the second of three in the third epoch."""
+    settings = ("pipeline=[pretrain,sparsify]", "schedule.sparsify.epochs=3", *way)
+    line = ("run", "dataset.train=280", "dataset.val=120", "name=a", *settings)
+
+    def numbers() -> dict[str, object]:
+        found = result(Path("outputs")).items()
+        return {key: value for key, value in found if key.endswith((".pt", ".csv"))}
+
+    assert cli(*line).code == 0
+    expected = numbers()
+    assert any("sparsify/metrics.csv" in key for key in expected)
+    shutil.rmtree("outputs")
+    steps, step = [], _Trainer.step
+
+    def counted(trainer, chunk):
+        steps.append(trainer.label)
+        if steps.count("sparsify") == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "step", counted)
+        found = cli(*line)
+        assert found.code == 143
+        told = found.err.splitlines()
+        assert told[-1] == "prunekit: terminated; the same command continues"
+        (last,) = Path("outputs").rglob("sparsify/last.pt")
+        assert torch.load(last, weights_only=True)["progress"]["steps"] == 2
+        steps.clear()
+        steps.extend(["sparsify"] * 8)  # so that it is not stopped again
+        assert cli(*line).code == 0
+    assert len(steps) == 9
+    same(numbers(), expected)
 
 
 def stamps(place: Path) -> dict[str, int]:
