@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 120.0  # seconds after which a command counts as one that hangs
+LIMIT = 60.0  # seconds after which a command counts as one that hangs
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,17 @@ class Ended:
     seconds: float
     out: str
     err: str
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the lines that it printed anywhere."""
+        return [line for line in (*self.err.splitlines(), *self.out.splitlines()) if line.strip()]
+
+    @property
+    def last_line(self) -> str:
+        """Return the last line of its complaints that is not empty."""
+        complaints = [line for line in self.err.splitlines() if line.strip()]
+        return complaints[-1].strip() if complaints else ""
 
 
 class Children:

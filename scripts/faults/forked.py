@@ -10,6 +10,8 @@ once, before any fork.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import select
@@ -22,13 +24,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock  # noqa: F401
 import fvcore.nn  # noqa: F401
-import hydra.core.global_hydra  # noqa: F401
-import torch
+import torch._dynamo  # noqa: F401
+from hydra.core.global_hydra import GlobalHydra
 
 import prunekit.reporting.command
 import prunekit.reporting.tables
-import prunekit.stages.pipeline  # noqa: F401
+import prunekit.stages.finetune
+import prunekit.stages.pipeline
+import prunekit.stages.pretrain
+import prunekit.stages.prune
+import prunekit.stages.sparsify  # noqa: F401
 from prunekit.cli import main
 from scripts.faults.troubles import bring_about
 
@@ -106,6 +113,17 @@ def serve() -> None:
         sys.stdout.flush()
 
 
+def warm_up() -> None:
+    """Let a command that trains nothing import the rest; autograd must not run before a fork."""
+    before, argv = os.getcwd(), sys.argv
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        os.chdir(folder)
+        main(["inspect", "runtime.threads=1"])
+        os.chdir(before)
+    sys.argv = argv
+    GlobalHydra.instance().clear()
+
+
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    warm_up()
     serve()
