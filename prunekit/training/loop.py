@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from prunekit.console import track
 from prunekit.data import Batches, Data
-from prunekit.errors import TrainingError
+from prunekit.errors import ArtifactError, TrainingError
 from prunekit.solvers.base import Solver
 from prunekit.termination import Terminated, postponed
 from prunekit.training.checkpoint import Checkpoint
@@ -33,6 +33,8 @@ from prunekit.training.schedule import (
 )
 
 log = logging.getLogger(__name__)
+# what torch and solvers raise for the state of another network or optimizer
+_UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 EpochMetrics = dict[str, float]  # one line of metrics.csv
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -118,6 +120,7 @@ class _Trainer:
     def __post_init__(self) -> None:
         self.progress: EpochProgress | None = None  # of the epoch that was begun, None between two
         self.random_states: dict[str, Tensor] = {}  # of an epoch that is resumed
+        self.is_resumed = False  # until the first step that works
         self.saved_at = time.monotonic()
         groups = self.optimizer.param_groups
         self.rates = [group["lr"] * group.get("lr_scale", 1.0) for group in groups]
@@ -210,7 +213,13 @@ class _Trainer:
     def _optimizer_step(self) -> bool:
         """Take the optimizer's step; return False if it was skipped for an overflow in float16."""
         before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        try:
+            self.scaler.step(self.optimizer)
+        except _UNFIT as error:  # optimizers look at the shapes of a loaded state only now
+            if self.checkpoint and self.is_resumed:
+                raise self.checkpoint.mismatched(error) from error
+            raise
+        self.is_resumed = False
         self.scaler.update()
         return self.scaler.get_scale() >= before
 
@@ -252,9 +261,10 @@ class _Trainer:
                 self.progress.load_state_dict(state["progress"])
                 self.random_states = state["progress"]["random"]
                 restore_random_states(self.random_states)  # to find damage before training
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (*_UNFIT, ArtifactError) as error:
             raise checkpoint.mismatched(error) from error
-        return state["history"], state["done"]
+        self.is_resumed = True
+        return state["history"], bool(state["done"])
 
     def end_epoch(self, history: list[EpochMetrics], done: bool) -> None:
         """Save the state after an epoch, with the metrics of all epochs so far."""

@@ -83,6 +83,7 @@ def _work(command: dict[str, Any], place: str, prints: Path) -> None:
         os.dup2(os.open(prints / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(place)
     sys.path.insert(0, place)  # classes of a user's own are found from the folder of the command
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
     time.sleep(command.get("delay", 0.0))
     bring_about(command.get("trouble", {}))
     code = 0

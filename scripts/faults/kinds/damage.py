@@ -14,7 +14,6 @@ from scripts.faults.trial import Finding, Trial
 
 Harm = Callable[[Path], None]
 _ANY: dict[str, Harm] = {
-    "emptied": partial(truncate, share=0.0),
     "cut in half": partial(truncate, share=0.5),
     "without its last byte": partial(truncate, share=1.0),
     "a bit anywhere": flip,

@@ -38,7 +38,7 @@ def faults() -> list[Fault]:
     models = {
         **{
             f"{key} is {name}": _put(key, value)
-            for key in ("arch", "edits", "weights", "facts", "format")
+            for key in ("arch", "edits", "weights")
             for name, value in _ODD.items()
         },
         **{f"no {key}": _drop(key) for key in ("arch", "edits", "weights", "facts", "format")},
