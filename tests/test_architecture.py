@@ -28,7 +28,7 @@ LAYERS = (
             "console",
             "atomic_write",
         ),
-        *("torch_io", "config", "modes", "outputs", "renamed", "text"),
+        *("torch_io", "config", "modes", "outputs", "renamed", "termination", "text"),
     },
     {"rows", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure"},

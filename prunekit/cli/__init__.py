@@ -14,6 +14,7 @@ from prunekit import console
 from prunekit.cli.arguments import COMPLETION, QUIET, VERSION, hydra_arguments, is_override
 from prunekit.errors import PrunekitError, one_of
 from prunekit.runs.layout import PIPELINE
+from prunekit.termination import Terminated, terminable
 
 if TYPE_CHECKING:
     from prunekit.runs.job_status import JobStatus
@@ -31,7 +32,10 @@ _MODULES = {"report": "prunekit.reporting.command", "clean": "prunekit.runs.clea
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exit with 1 on errors that the user can mend, with 2 on wrong usage."""
+    """Run one command; exit with 1 on errors that the user can mend, with 2 on wrong usage.
+
+    A command that is interrupted exits with 130, one that receives SIGTERM with 143.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     if not arguments:
@@ -46,12 +50,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         _refuse_unknown(parser, command)
     rest = [argument for argument in arguments[1:] if argument != QUIET]
     try:
-        with console.silence() if QUIET in arguments else contextlib.nullcontext():
+        quiet = console.silence() if QUIET in arguments else contextlib.nullcontext()
+        with terminable(), quiet:
             _run(command, rest)
     except PrunekitError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues", code=130)
+    except Terminated:
+        _fail("terminated; the same command continues", code=143)
 
 
 def _run(command: str, argv: Sequence[str]) -> None:

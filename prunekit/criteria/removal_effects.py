@@ -24,6 +24,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import input_of, with_input
 from prunekit.graph.layers import channel_dim, is_weighted, layer_named
 from prunekit.graph.table import function_operation, layer_operation, named_arguments
+from prunekit.outputs import logits_of
 
 
 @dataclass(frozen=True, eq=False)
