@@ -92,7 +92,6 @@ def switched_off():
     return model.eval()
 
 
-@pytest.mark.xfail(strict=True, reason="the shifts of removed channels are dropped")
 def test_shrinking_at_zero_scales_leaves_the_function(switched_off):
     images = torch.randn(8, 1, 9, 9)
     sparse = prunekit.attach(
@@ -107,7 +106,6 @@ def test_shrinking_at_zero_scales_leaves_the_function(switched_off):
     assert gap(small, switched_off, images) < 1e-5
 
 
-@pytest.mark.xfail(strict=True, reason="absorb='auto' drops the shifts, and no note says so")
 def test_pruning_at_zero_scales_leaves_the_function_or_says_that_it_does_not(switched_off):
     images = torch.randn(8, 1, 9, 9)
     pruned = prunekit.prune(switched_off, images, criterion="bn_scale", selection=Zeros())
