@@ -117,9 +117,10 @@ def _cut(
         absorbed = absorb_constants(
             model, narrow, graph, removed, batch, per_position, shifts, known, only_known
         )
+    edits = (*edits, *(absorbed.edits if absorbed else ()))
     return Cut(
         model=narrow,
-        edits=(*edits, *(absorbed.edits if absorbed else ())),
+        edits=edits,
         agreement=agreement,
         absorbed=absorbed,
         keep=_without_layers(graph, mask, in_blocks),

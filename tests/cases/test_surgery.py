@@ -67,7 +67,6 @@ def test_a_budget_of_multiply_adds_counts_them_all_or_says_what_it_leaves_out():
     assert told == pytest.approx(true, abs=0.03) or any("not counted" in n for n in pruned.notes)
 
 
-@pytest.mark.xfail(strict=True, reason="only the last cut is written, so the file fits no network")
 def test_a_network_that_was_pruned_twice_is_saved_with_both_cuts_or_refused(tmp_path):
     dense, images = chain().eval(), torch.randn(2, 1, 9, 9)
     once = prunekit.prune(dense, images, keep=0.8)
