@@ -93,6 +93,8 @@ def copy_network(model: nn.Module, numbers: bool = False) -> nn.Module:
     are copied. Tensors that the network computed and kept are detached. Raises TraceError.
     """
     _check(model)
+    if numbers:  # earlier copies hang in cycles, and each takes as much memory as the network
+        gc.collect()
     leaves = [(module, leaf) for module in model.modules() for leaf in _tensors(module)]
     if any(
         isinstance(leaf, (nn.UninitializedParameter, nn.UninitializedBuffer)) for _, leaf in leaves
