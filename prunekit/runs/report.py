@@ -91,7 +91,7 @@ _KINDS: Mapping[str, type | tuple[type, ...]] = {
     **{"environment": Mapping, "seconds": (int, float), "source": _OPTIONAL},
     **{"origin": _OPTIONAL, "command": _OPTIONAL, "digest": _OPTIONAL},
 }
-_PLAIN = {  # the values inside
+_PLAIN: Mapping[str, type | tuple[type, ...]] = {  # the values inside
     **{"notes": str, "metrics": (int, float, *_OPTIONAL), "environment": str, "files": str},
 }
 
