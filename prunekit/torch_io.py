@@ -97,7 +97,9 @@ def _intact(path: Path) -> bool:
                 entry.external_attr & _DIRECTORY and not entry.is_dir()
                 for entry in archive.infolist()
             )
-            return not odd and archive.testzip() is None
+            # torch compresses nothing, so that no file unpacks to more than its own size
+            packed = sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size
+            return not odd and not packed and archive.testzip() is None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception:  # zipfile raises many types for damaged archives
