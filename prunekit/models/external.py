@@ -17,7 +17,10 @@ from prunekit.validate import integer
 
 Weights = Callable[[], Mapping[str, Tensor]]
 # settings of constructors that would download or read weights
-_FETCHING = ("pretrained", "weights", "weights_backbone", "checkpoint_path", "pretrained_cfg")
+_FETCHING = (
+    *("pretrained", "pretrained_backbone", "weights", "weights_backbone"),
+    *("checkpoint_path", "pretrained_cfg"),
+)
 
 Arch = Annotated[Text, "name of the network in that library"]
 Logits = Annotated[Whole, "number of classes; 0: no classifier, the network returns features"]
@@ -33,11 +36,12 @@ def torchvision_model(arch: Arch, classes: Classes = 1000, **settings: Any) -> n
     _check_arch("torchvision", arch, torchvision.models.list_models())
     integer("classes", classes, at_least=1)
     builder = torchvision.models.get_model_builder(arch)
+    given = {"num_classes": classes, **_offline(settings)}
     if "weights_backbone" in inspect.signature(builder).parameters:
-        settings["weights_backbone"] = None
+        given["weights_backbone"] = None  # weights of the backbone are fetched by default
     if arch in ("googlenet", "inception_v3"):  # their initialisation takes seconds, and warns
-        settings.setdefault("init_weights", False)
-    return _build(builder, arch, {"num_classes": classes, **_offline(settings)})
+        given.setdefault("init_weights", False)
+    return _build(builder, arch, given)
 
 
 def timm_model(arch: Arch, classes: Logits = 1000, **settings: Any) -> nn.Module:

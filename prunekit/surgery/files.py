@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prunekit.build import Settings, build, locate
-from prunekit.errors import ArtifactError, ConfigError, PrunekitError, listed
+from prunekit.build import Settings, locate
+from prunekit.errors import ArtifactError, PrunekitError, listed
 from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
 from prunekit.renamed import current
 from prunekit.surgery.edits import Edit, edit_from_dict
-from prunekit.surgery.history import ATTRIBUTE, all_edits, not_applied
+from prunekit.surgery.history import ATTRIBUTE, all_edits
+from prunekit.surgery.rebuild import check_weights, in_proportion, rebuild, repeat
 from prunekit.torch_io import read_safetensors, read_torch, write_torch
 
 FORMAT = "prunekit-model-1"
-_OURS = ("prunekit.", "torchvision.models.")
-_FETCHED = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 
 
@@ -86,48 +85,32 @@ def load_model(
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ArtifactError(f"{path} is not a prunekit model file: {_describe(content)}")
     try:
-        arch, weights, facts = current(content["arch"]), content["weights"], content["facts"]
-        edits = tuple(edit_from_dict(plain) for plain in content["edits"])
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"{path} is a damaged model file: {error!r}") from error
-    if module is None:
-        model = _rebuild(path, arch, trust, str(content.get("class") or "network"))
-    else:
-        model = duplicate(network_in(module))
-    _repeat(path, edits, model)
+        return _loaded(path, content, trust, module)
+    except PrunekitError as error:
+        if isinstance(error, ArtifactError) and str(error).startswith(str(path)):
+            raise
+        raise ArtifactError(f"{path} is a damaged model file: {error}") from error
+    except Exception as error:  # values of other kinds than `save_model` wrote raise anything
+        reason = " ".join(repr(error).split())
+        raise ArtifactError(f"{path} is a damaged model file: {reason}") from error
+
+
+def _loaded(
+    path: Path, content: Mapping[str, Any], trust: Collection[str], module: nn.Module | None
+) -> SavedModel:
+    arch, weights, facts = current(content["arch"]), content["weights"], content["facts"]
+    edits = tuple(edit_from_dict(plain) for plain in content["edits"])
+    check_weights(path, weights)
+    with in_proportion(weights):
+        if module is None:
+            model = rebuild(path, arch, trust, str(content.get("class") or "network"))
+        else:
+            model = duplicate(network_in(module))
+        repeat(path, edits, model)
     renew(model)
     _cast(model, weights)
     load_matching(model, weights, str(path))
     return SavedModel(model if module is None else rewrapped(module, model), arch, edits, facts)
-
-
-def _rebuild(path: Path, arch: Settings | None, trust: Collection[str], kind: str) -> nn.Module:
-    if arch is None:
-        raise ArtifactError(
-            f"{path} does not say how its {kind} is built; pass the dense network, "
-            f"load_model(path, module={kind.rpartition('.')[2]}(...))"
-        )
-    for target in _targets(arch):
-        _check_target(path, target, trust)
-    try:
-        with torch.random.fork_rng(devices=[]):  # the numbers drawn here are overwritten
-            model = build(_offline(arch), "arch")
-        if not isinstance(model, nn.Module):
-            raise ConfigError(f"arch describes a {type(model).__name__}, not a network")
-    except PrunekitError as error:
-        raise ArtifactError(f"{path} cannot be rebuilt: {error}") from error
-    return model
-
-
-def _repeat(path: Path, edits: Sequence[Edit], model: nn.Module) -> None:
-    try:
-        with torch.random.fork_rng(devices=[]):  # new layers draw numbers that are overwritten
-            for edit in not_applied(model, edits):
-                edit.apply(model)
-    except PrunekitError as error:
-        raise ArtifactError(
-            f"{path} was cut from another network than this {type(model).__name__}: {error}"
-        ) from error
 
 
 def _cast(model: nn.Module, weights: Mapping[str, Any]) -> None:
@@ -186,51 +169,6 @@ def _settings(module: nn.Module) -> dict[str, Any]:
 
 def _size(value: Any) -> Any:
     return tuple(value.shape) if isinstance(value, Tensor) else type(value)
-
-
-def _targets(node: Any) -> Iterator[str]:
-    children: Sequence[Any] = ()
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            yield str(node["_target_"])
-        children = list(node.values())
-    elif isinstance(node, list | tuple):
-        children = node
-    for child in children:
-        yield from _targets(child)
-
-
-def _check_target(file: Path, target: str, trust: Collection[str]) -> None:
-    """Raise ArtifactError for anything but networks: a foreign file must not call other code."""
-    if any(target == path or target.startswith(f"{path}.") for path in trust):
-        return
-    if target.startswith(_OURS) and _makes_networks(locate(target, str(file))):
-        return
-    raise ArtifactError(
-        f"{file} wants to call {target!r}, which is no network of prunekit or torchvision.models; "
-        f"if you trust the file, load it with trust=[{target!r}] (in settings "
-        f"runtime.trust=[{target}])"
-    )
-
-
-def _makes_networks(target: Callable[..., Any]) -> bool:
-    module = f"{getattr(target, '__module__', '')}."
-    if isinstance(target, type):
-        return issubclass(target, nn.Module) and module.startswith(_OURS)
-    return module.startswith(("prunekit.models.", "torchvision.models."))
-
-
-def _offline(arch: Any) -> Any:
-    """Return the settings without pretrained weights, which torchvision would download."""
-    if not isinstance(arch, Mapping):
-        return arch
-    target = str(arch.get("_target_", ""))
-    if not target.startswith("torchvision.models."):
-        return {key: _offline(value) for key, value in arch.items()}
-    settings = {key: _offline(value) for key, value in arch.items() if key not in _FETCHED}
-    # the backbone's weights are downloaded by default
-    backbone = "weights_backbone" in inspect.signature(locate(target)).parameters
-    return settings | ({"weights_backbone": None} if backbone else {})
 
 
 def _plain(value: Any, where: str) -> Any:
