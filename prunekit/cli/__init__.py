@@ -115,6 +115,8 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
     sys.argv = [program, *sorted(argv, key=is_override)]
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)
     try:
+        if {"-m", "--multirun"} & {*argv}:
+            sweep.check_before_jobs(stage, argv)
         start(jobs.task(stage, message_of, failures))()
     except Exception as error:
         message = message_of(error)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from prunekit.cli.arguments import plain_arguments
-from prunekit.config import config_dir, describe_missing, groups, unwrap, user_folders
+from prunekit.config import config_dir, describe_missing, groups, resolve, unwrap, user_folders
 from prunekit.errors import PrunekitError, one_of
 
 _UNREADABLE = "missing EQUAL at|no viable alternative|mismatched input|Lexer|token recognition"
@@ -120,17 +120,25 @@ def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
 
 def _keys(command: str, argv: Sequence[str]) -> list[str]:
     """Return the groups and dotted keys of the config that the choices in `argv` compose."""
+    available = _available(argv)
+    choices = [argument for argument in argv if _is_choice(argument, available)]
+    return [*available, *_dotted(_compose(command, argv, choices))]
+
+
+def compose_settings(command: str, argv: Sequence[str], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the settings that these overrides compose, with the folders that `argv` names."""
+    return resolve(_compose(command, argv, overrides))
+
+
+def _compose(command: str, argv: Sequence[str], overrides: Sequence[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    available = _available(argv)
     folders = [folder.resolve() for folder in user_folders(argv) if folder.is_dir()]
-    choices = [argument for argument in argv if _is_choice(argument, available)]
     places = ",".join(f"'file://{folder}'" for folder in folders)
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
-        config = compose(command, overrides=[*choices, f"hydra.searchpath=[{places}]"])
-    return [*available, *_dotted(config)]
+        return compose(command, overrides=[*overrides, f"hydra.searchpath=[{places}]"])
 
 
 def _available(argv: Sequence[str]) -> dict[str, list[str]]:

@@ -18,8 +18,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from prunekit import console
+from prunekit.cli.arguments import plain_arguments
 from prunekit.config import sweep_dir
-from prunekit.errors import SweepError
+from prunekit.errors import ConfigError, SweepError, listed
 from prunekit.runs.job_status import (
     DONE,
     FAILED,
@@ -34,6 +35,7 @@ from prunekit.runs.job_status import (
 COLUMNS = ("job", "settings", "state", "stage", "step", "top-1 %", "by validation")
 _BOARD = "PRUNEKIT_BOARD"  # the variable that tells processes of a launcher the board's folder
 _ROOT = "dataset.root"
+_OF_HYDRA = ("hydra", "launch")  # overrides that are no part of the settings of a job
 _INTERVAL = 0.5  # seconds between two reads of the board
 _LOST = "ended without a word (killed, or out of memory)"
 _AGAIN = "the same command does what is missing; what each printed is in its log.txt"
@@ -78,6 +80,33 @@ class Sweep(Callback):
         swept = Swept.of(config)
         _put_roots_into_names(config, swept.keys)
         _open(StatusDir(folder), swept)
+
+
+def check_before_jobs(command: str, argv: Sequence[str]) -> None:
+    """Raise the error that every job would raise: that of a part which no job changes.
+
+    Nothing is checked for a search, nor where whole choices of groups are swept, since a choice may
+    set other groups too.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    from prunekit.cli.explain import compose_settings
+    from prunekit.config import groups
+
+    try:
+        overrides = OverridesParser.create().parse_overrides(plain_arguments(argv))
+        keys = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+        own = [o for o in overrides if not o.get_key_element().startswith(_OF_HYDRA)]
+        if not keys or keys & groups().keys() or "search" in {o.get_key_element() for o in own}:
+            return
+        constant = [str(o.input_line) for o in own if not o.is_sweep_override()]
+        settings = compose_settings(command, argv, constant)
+    except (HydraException, ConfigError):
+        return  # the jobs name what is missing or unknown
+    from prunekit.stages.pipeline import check_constant_parts
+
+    check_constant_parts(settings, command, keys)
 
 
 def _put_roots_into_names(config: Any, keys: frozenset[str]) -> None:
@@ -151,14 +180,18 @@ def close() -> dict[int, JobStatus]:
 def conclude(statuses: Mapping[int, JobStatus]) -> None:
     """Print the results of all jobs and write their page; SweepError names those that failed."""
     from prunekit.reporting.command import main as report
+    from prunekit.runs.identical import identical_models
 
     done = [status.place for status in statuses.values() if status.state == DONE]
     done = [folder for folder in done if any(Path(folder).glob("*/report.json"))]
     if done:
         report([*done, "--html", str(Path(os.path.commonpath(done)) / "report.html")])
+        for line in identical_models([Path(folder) for folder in done]):
+            console.say(f"note: {line}")
     failed = [status for status in statuses.values() if status.state != DONE]
-    for status in failed:
-        console.complain(f"prunekit: {status.place}: {status.error or _LOST}")
+    for error in dict.fromkeys(status.error or _LOST for status in failed):
+        places = [status.place for status in failed if (status.error or _LOST) == error]
+        console.complain(f"prunekit: {listed(places)}: {error}")
     if failed:
         names = ", ".join(status.place for status in failed)
         raise SweepError(f"{len(failed)} of {len(statuses)} jobs failed: {names}; {_AGAIN}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -101,6 +101,25 @@ class FromNetwork(Parts):
         edits = (*edits, *insert_matrices(saved.model, data.example, self.placement))
         return replace(saved, edits=(*saved.edits, *edits))
 
+    def sketch(self) -> tuple[nn.Module, ChannelGraph] | None:
+        """Return the network as it starts, without memory for its weights, and its graph.
+
+        None where it cannot be built in this way. ConfigError where it lacks what the settings of
+        selectors and matrices need.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]), torch.device("meta"):
+                model = build(self.dense.arch, "model", nn.Module)
+                example = torch.empty(1, *self.dataset.shape)
+            if self.channel_selection:
+                insert_selectors(model, example)
+            _place_matrices(model, example, self.placement)
+            return model, ChannelGraph.trace(model, example)
+        except ConfigError:
+            raise
+        except Exception:  # classes of users raise anything; the stage itself says what is wrong
+            return None
+
 
 def build_network(dense: Dense, runtime: Runtime) -> SavedModel:
     """Return the dense network on the device of the runtime, as if it were read from a file.
@@ -139,12 +158,20 @@ def insert_matrices(model: nn.Module, example: Tensor, placement: Placement) -> 
     """
     if layers_with_matrix(model):
         return ()
-    placed = placement.sites(model, example.to(_device(model)))
-    if placed.notes:
-        log.warning(f"placement: {listed(placed.notes, _NOTES, '; ')}")
+    edit, notes = _place_matrices(model, example.to(_device(model)), placement)
+    if notes:
+        log.warning(f"placement: {listed(notes, _NOTES, '; ')}")
+    return (edit,) if edit.sites else ()
+
+
+def _place_matrices(
+    model: nn.Module, example: Tensor, placement: Placement
+) -> tuple[InsertMatrices, Sequence[str]]:
+    """Insert matrices in place; return the edit, and which layers got fewer than requested."""
+    placed = placement.sites(model, example)
     edit = InsertMatrices(placed.sites, placed.whole)
     edit.apply(model)
-    return (edit,) if edit.sites else ()
+    return edit, placed.notes
 
 
 def insert_selectors(model: nn.Module, example: Tensor) -> tuple[Edit, ...]:

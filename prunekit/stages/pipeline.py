@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -96,6 +96,17 @@ def build_stages(settings: Settings, names: Sequence[str]) -> list[Stage]:
     return [find_stage_class(name).of(settings) for name in names]
 
 
+def check_constant_parts(settings: Settings, command: str, swept: Collection[str]) -> None:
+    """Build the parts of a command's stages that the `swept` settings do not change.
+
+    A mistake in them, which all jobs of a sweep share, thus shows once and before any job.
+    """
+    if "pipeline" in swept or command not in (*STAGES, "run"):
+        return
+    for name in stage_names(settings) if command == "run" else (command,):
+        find_stage_class(name).check_constant(settings, swept)
+
+
 def stage_names(settings: Settings) -> tuple[str, ...]:
     """Return the stages that `run` goes through; sparsify is left out without a penalty."""
     names = settings["pipeline"]
@@ -149,6 +160,9 @@ def _run_stages(
     request, stages = Request.of(settings), build_stages(settings, names)
     for stage in stages:
         stage.check(run_dir.path)
+    if "pretrain" in names and not run_dir.stage("pretrain").finished:
+        for stage in stages:
+            stage.check_network()
     source = request.root.source
     with run_dir.lock(wait=cache is not None):
         for stage in stages:

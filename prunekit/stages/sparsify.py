@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from prunekit.build import Settings, build
@@ -44,6 +44,14 @@ class Sparsify(FromNetwork, Stage):
     ]
     order: Annotated[Order, "in which order layers are trained under the penalty"]
     schedule: Annotated[Schedule, FromSettings("schedule.sparsify")]
+
+    def check_network(self) -> None:
+        """Raise ConfigError where the network has no rows that the target could penalise."""
+        if (sketch := self.sketch()) is None:
+            return
+        # balancing reads the weights, which a sketch does not have
+        if not replace(self.regularizer.target, balance=False).rows(*sketch):
+            raise ConfigError("the target has no rows to penalise; choose another target or layers")
 
     def work(self, stage_dir: StageDir, runtime: Runtime) -> Outcome:
         """Minimise loss + penalty; write the model file and the scores."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_origin
@@ -52,12 +52,14 @@ class Parts(Checked):
     @classmethod
     def of(cls, settings: Settings) -> Self:
         """Build every part, so that a mistake shows before any work; raises ConfigError."""
-        return cls(
-            **{
-                name: part.make(settings) if part.make else _build(settings, part.keys[0], hint)
-                for name, (part, hint) in _parts(cls).items()
-            }
-        )
+        return cls(**{name: _make(settings, *part) for name, part in _parts(cls).items()})
+
+    @classmethod
+    def check_constant(cls, settings: Settings, swept: Collection[str]) -> None:
+        """Build every part that reads none of the dotted keys in `swept`; raises ConfigError."""
+        for part, hint in _parts(cls).values():
+            if not any(_overlap(key, other) for key in part.keys for other in swept):
+                _make(settings, part, hint)
 
     @classmethod
     def reads(cls, sourced: bool) -> tuple[str, ...]:
@@ -90,6 +92,9 @@ class Stage(Parts, ABC):
 
     def check(self, run: Path) -> None:
         """Raise where something is missing that no earlier stage of the run can leave."""
+
+    def check_network(self) -> None:
+        """Raise where the network that the settings describe lacks what the stage acts on."""
 
     def with_files(self, run: Path, source: Path | None) -> Self:
         """Return the stage with the paths of the files that its parts read, for a run directory."""
@@ -139,6 +144,15 @@ def _parts(cls: type[Parts]) -> dict[str, tuple[FromSettings, Any]]:
         own = part if part is not None and part.keys else FromSettings(field.name)
         parts[field.name] = (own, hints[field.name])
     return parts
+
+
+def _make(settings: Settings, part: FromSettings, hint: Any) -> Any:
+    return part.make(settings) if part.make else _build(settings, part.keys[0], hint)
+
+
+def _overlap(key: str, other: str) -> bool:
+    """Return whether one of two dotted keys is the other, or is inside of it."""
+    return f"{key}.".startswith(f"{other}.") or f"{other}.".startswith(f"{key}.")
 
 
 def _value_at(settings: Settings, key: str) -> Any:

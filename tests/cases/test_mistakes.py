@@ -142,3 +142,51 @@ def test_the_shell_gets_candidates(place, monkeypatch, line, candidates):
 def test_the_script_for_the_shell_completes_prunekit(place):
     ended = call(place, "run", "-sc", "install=bash")
     assert ended.out.rstrip().endswith("-F hydra_bash_completion prunekit")
+
+
+def test_two_strengths_with_the_same_result_are_told(place):
+    """Fifty steps between two updates, and two steps of training: the strength does nothing."""
+    swept = ("solver.inner=50", "regularizer.lam=0.1,0.2", "pipeline=[pretrain,sparsify]")
+    ended = call(place, "run", "-m", *TINY, *swept, "name=s")
+    assert ended.code == 0, ended.err
+    (note,) = [line for line in ended.out.splitlines() if "made no difference" in line]
+    assert "lam (0.1, 0.2) made no difference to sparsify" in note
+    assert "pretrain" not in note.partition(" in ")[0]  # it is shared, not computed twice
+    (log, _) = sorted(place.glob("outputs/s/*/log.txt"))
+    assert (
+        "0 updates of the sparse copy: solver.inner=50, but training has 2 steps" in log.read_text()
+    )
+
+
+def test_by_default_two_strengths_differ(place):
+    swept = ("regularizer.lam=0.1,0.9", "pipeline=[pretrain,sparsify]")
+    ended = call(place, "run", "-m", *TINY, *swept, "name=s")
+    assert ended.code == 0 and "made no difference" not in ended.out, ended.err
+
+
+@pytest.mark.parametrize("swept", ["seed=0,1", "regularizer.lam=0.1,0.2"])
+def test_what_all_jobs_share_is_refused_once_and_before_them(place, swept):
+    typed = ("run", "-m", *TINY, "latency.runs=3", swept)
+    refused(place, *typed, says=("latency.runs=3 must be at least 5",))
+    assert not [file for file in place.rglob("*.json")]
+
+
+def test_a_cause_that_jobs_share_is_one_line_at_the_end(place):
+    typed = ("run", "-m", *TINY, "latency.runs=3", "selection=zeros,per_layer", "name=s")
+    ended = call(place, *typed)
+    assert ended.code == 1
+    lines = [line for line in ended.err.splitlines() if line.endswith("runs=3 must be at least 5")]
+    assert len(lines) == 1 and "selection=zeros" in lines[0] and "per_layer" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("typed", "says"),
+    [
+        (("regularizer=slim_l1",), "LeNet5 has no batch norm with scales"),
+        (("regularizer.target.layers={convX:1}",), "did you mean conv"),
+        (("regularizer=hinge_l1", "solver=hinge"), "placement=auto"),
+    ],
+)
+def test_a_target_that_the_network_lacks_is_refused_at_once(place, typed, says):
+    refused(place, "run", *TINY, *typed, says=(says,))
+    assert not (place / "outputs").exists()
