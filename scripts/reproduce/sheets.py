@@ -25,6 +25,7 @@ from prunekit.console import table as show
 from prunekit.errors import ArtifactError
 from prunekit.runs.files import write_csv, write_text
 from scripts.reproduce.figures import FIGURES
+from scripts.reproduce.hits import KeptHits
 from scripts.reproduce.measured import NOT_RUN, Column, Measured, overlaps
 from scripts.reproduce.ranking import ranked
 from scripts.reproduce.rows import Row, fits, head_of, listed, text_of
@@ -45,11 +46,14 @@ def write(table: Table, out: Path) -> None:
     is_measured = any(table.measured(row, table.content.get("done", ())) for row in rows)
     if not is_measured and table.content.get("head") != "paper":
         raise ArtifactError("nothing was measured for this table; run without --only-collect")
+    hits = KeptHits.beside(out, table.name, table.root)
     words = {"scale": table.scale.get("text", ""), "reading": table.content.get("reading", "")}
     parts = [
-        publish(out, sheet, text_of(sheet.get("text", ""), words), cells_of(table, sheet))
+        publish(out, sheet, text_of(sheet.get("text", ""), words), cells_of(table, sheet, hits))
         for sheet in table.sheets()
     ]
+    if any("pairs" in sheet or "rank" in sheet for sheet in table.sheets()):
+        hits.keep(one for row in rows if table.is_run(row) for one in table.runs(row))
     if file := table.content.get("file", table.name):
         write_markdown(out / f"{file}.md", *parts)
     for name, settings in table.content.get("figures", {}).items():
@@ -60,14 +64,14 @@ def write(table: Table, out: Path) -> None:
         raise ArtifactError(f"nothing was measured for {table.name}: {reason}")
 
 
-def cells_of(table: Table, sheet: Sheet) -> list[Cells]:
+def cells_of(table: Table, sheet: Sheet, hits: KeptHits) -> list[Cells]:
     """Return the rows of a sheet as cells by column."""
     every = table.trials if sheet.get("of") == "trials" else table.rows
     rows = [row for part in listed(sheet.get("select", {})) for row in every if fits(row, part)]
     if "pairs" in sheet:
-        return [*verdicts(table, sheet, [row for row in rows if table.is_run(row)])]
+        return [*verdicts(table, sheet, [row for row in rows if table.is_run(row)], hits)]
     rows = [row for row in rows if "fact" in row or "needs" in row or table.is_part(row)]
-    ordered = ranked(table, sheet["rank"], rows) if "rank" in sheet else rows
+    ordered = ranked(table, sheet["rank"], rows, hits) if "rank" in sheet else rows
     return [*_lines(table, sheet, ordered)]
 
 

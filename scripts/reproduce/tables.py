@@ -130,8 +130,8 @@ class Table:
         return fits(row, self.scale.get("where", {}))
 
     def seeds(self, row: Row) -> list[int]:
-        """Return the seeds that a row runs with."""
-        return row.get("seeds", self.scale["seeds"])
+        """Return the seeds that a row runs with, each once."""
+        return [*dict.fromkeys(row.get("seeds", self.scale["seeds"]))]
 
     def jobs(self, row: Row, seed: int) -> list[Job]:
         """Return the jobs of a row with a seed, the one that it is about last."""
@@ -141,8 +141,16 @@ class Table:
 
     def runs(self, row: Row) -> list[Measured]:
         """Return what there is of a row's runs, for every seed, finished or not."""
-        every = (Measured(self.root, tuple(self.jobs(row, seed))) for seed in self.seeds(row))
-        return [one for one in every if one.jobs]
+        return [*self.runs_by_seed(row).values()]
+
+    def runs_by_seed(self, row: Row) -> dict[int, Measured]:
+        """Return what there is of a row's runs; seeds that share a run count once."""
+        runs: dict[str, tuple[int, Measured]] = {}
+        for seed in self.seeds(row):
+            one = Measured(self.root, tuple(self.jobs(row, seed)))
+            if one.jobs:
+                runs.setdefault(one.jobs[-1].name, (seed, one))
+        return dict(runs.values())
 
     def measured(self, row: Row, stages: Sequence[str] = ()) -> list[Measured]:
         """Return the runs of a row that have finished these stages, by default their last one."""
