@@ -19,6 +19,7 @@ from prunekit.methods.hinge import Fold
 from prunekit.penalties import PENALTIES, Penalty
 from prunekit.rows import Rows
 from prunekit.selection import SELECTIONS, Scored, Selection
+from prunekit.selection.nothing_removed import check_removal
 from prunekit.solvers import SOLVERS, Solver, check_fit
 from prunekit.surgery.distance import measure_distance
 from prunekit.targets import TARGETS, Target, unit_scores
@@ -115,7 +116,10 @@ def shrink(
     inputs = _noise_like(graph.example) if example is None else Arguments.of(example)
     dense = Traced(network, graph, graph.example, batch=inputs.to(device_of(network)))
     scored = Scored(scores, graph, dense.cost())
-    keep = SELECTIONS.resolve(selection, Selection).select(scored).keep
+    rule = SELECTIONS.resolve(selection, Selection)
+    keep = check_removal(rule, rule.select(scored), graph).keep
+    if not bool(keep.removed.any()):
+        log.warning("shrink: nothing was removed: %s", rule.all_kept)
     narrow = dense.cut(keep, absorb=True, only_known=True, check=False).model
     Fold.of(narrow).apply(narrow)
     distance = measure_distance(network, narrow, dense.batch)

@@ -20,6 +20,7 @@ from prunekit.measure.cost import make_cost_model
 from prunekit.measure.latency_table import Track
 from prunekit.modes import random_states_kept, unchanged, uncompiled
 from prunekit.selection import Scored, Selected, Selection
+from prunekit.selection.nothing_removed import check_removal
 from prunekit.surgery import Edit
 from prunekit.surgery.cut import Cut, cut
 from prunekit.validate import choice
@@ -278,12 +279,16 @@ def prune(
     """
     cost, current, keep = dense.cost(track), dense, ChannelMask.all(dense.graph)
     cuts: list[Cut] = []
+    notes: list[str] = []
     for rounds_left in range(selection.rounds, 0, -1):
         units = UnitMap(dense.graph, current.graph, keep)
         scores = units.dense_scores(current.scores(criterion, data))
-        selected = selection.select(Scored(scores, dense.graph, cost, criterion.comparable))
+        chosen = selection.select(Scored(scores, dense.graph, cost, criterion.comparable))
+        selected = check_removal(selection, chosen, dense.graph)
         goal = {n: _round_mask(selected.keep[n], keep[n], scores.get(n), rounds_left) for n in keep}
         last, last_keep = current, units.to_current(goal)
+        if selection.rounds > 1 and not bool(last_keep.removed.any()):
+            notes.append(f"round {len(cuts) + 1} removed nothing")
         only_known = options.only_known(scores, goal)
         cuts.append(_cut(current, last_keep, options, only_known, final=rounds_left == 1))
         keep = units.to_dense(cuts[-1].keep)
@@ -291,7 +296,9 @@ def prune(
             assert tune is not None, "several rounds train in between"
             tune(cuts[-1].model, selection.rounds - rounds_left + 1)
             current = dense.retraced(cuts[-1].model)
-    return Pruning(dense, scores, selected.after(keep), cost, tuple(cuts), last, last_keep)
+    final = selected.after(keep)
+    final = replace(final, notes=(*final.notes, *notes))
+    return Pruning(dense, scores, final, cost, tuple(cuts), last, last_keep)
 
 
 def cut_once(

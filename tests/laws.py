@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph import ChannelGraph
@@ -25,7 +26,6 @@ LAYERS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear),
     *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
 )
-COUNTED = ("convolution", "addmm", "mm")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -165,12 +165,11 @@ def check_costs(cut: Cut, counters: str = "fvcore torch") -> None:
 
 
 def counted_by_torch(model: nn.Module, example: tuple[Tensor, ...]) -> int:
-    """Multiply-adds of convolutions and linear layers by torch's own counter."""
+    """Multiply-adds of layers and products by torch's own counter."""
     net = twin(model).eval()  # with gradients: attention has a path without, which is not counted
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         net(*(x.clone() for x in example))
-    counts = counter.get_flop_counts()["Global"]
-    return sum(n for op, n in counts.items() if str(op).split(".")[-1] in COUNTED) // 2
+    return int(counter.get_total_flops() // 2)
 
 
 COUNTERS = {"fvcore": fvcore_macs, "torch": counted_by_torch}

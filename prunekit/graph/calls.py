@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from prunekit.graph.labels import LabeledTensor, map_only, values_in
@@ -15,8 +17,6 @@ from prunekit.graph.layers import TRANSPOSED, is_weighted
 from prunekit.graph.recording.nests import tree_map
 from prunekit.graph.recording.steps import Kind, Step
 from prunekit.graph.table import Operation
-
-_LINEAR_OPS = frozenset({"aten.mm", "aten.addmm", "aten.convolution"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,29 +108,59 @@ def _comparable(leaf: Any) -> Any:
     return id(leaf) if isinstance(leaf, Tensor) else leaf
 
 
-def count_macs(call: Call) -> tuple[Any, int]:
-    """Return the result of a call that is not followed, on shapes, and its multiply-adds.
+@dataclass(frozen=True)
+class Macs:
+    """The multiply-adds of a call that is not followed: with weights, and of activations alone.
 
-    Only convolutions and linear maps count; recurrent layers count as none.
+    Recurrent layers and bilinear maps are among the latter.
     """
-    if call.entry is not None and call.entry.macs is not None:
-        return call.meta_result(), call.entry.macs(call)
+
+    weights: int = 0
+    products: int = 0
+
+
+def count_macs(call: Call) -> Macs:
+    """Return the multiply-adds of a call that is not followed, as torch's counter finds them.
+
+    Those of convolutions, linear maps, recurrent layers and products of matrices count.
+    """
+    entry = call.entry
+    if entry is not None and (entry.macs or entry.product_macs):
+        return Macs(*(count(call) if count else 0 for count in (entry.macs, entry.product_macs)))
     if is_weighted(call.module):
-        result = call.meta_result()
-        return result, _layer_macs(call, result)
-    if not _has_weights(call):
-        return call.meta_result(), 0
-    counter = FlopCounterMode(display=False)
-    with counter:
-        result = call.execute_on_meta()
-    counts = counter.get_flop_counts().get("Global", {})
-    return result, sum(n for op, n in counts.items() if str(op) in _LINEAR_OPS) // 2
+        return Macs(weights=_layer_macs(call, call.meta_result()))
+    if _has_weights(call):
+        return Macs(weights=_counted(call))
+    return Macs(products=_counted(call)) if _multiplies(call) else Macs()
 
 
 def _has_weights(call: Call) -> bool:
     weighted = call.name.startswith(("conv", "linear"))
     reads_parameter = any(source.kind is Kind.TENSOR for source in call.step.sources)
     return call.module is None and (weighted or reads_parameter)
+
+
+def _multiplies(call: Call) -> bool:
+    """Return whether an operation without weights, or a layer without an entry, may multiply."""
+    if call.module is None:
+        return call.entry is not None and call.entry.product
+    return call.entry is None and any(True for _ in call.module.parameters())
+
+
+def _counted(call: Call) -> int:
+    """Return what torch's counter finds on the meta device; nothing where numbers are needed."""
+    counter = FlopCounterMode(display=False)
+    with counter, suppress(Exception):
+        call.execute(lambda value: value.meta, _on_meta(call))
+    return counter.get_total_flops() // 2
+
+
+def _on_meta(call: Call) -> Callable[..., Any]:
+    """Return the operation, or a copy of the layer with parameters on the meta device."""
+    if call.module is None or all(p.is_meta for p in call.module.parameters()):
+        return call.op
+    layer: nn.Module = copy.deepcopy(call.module).to("meta")
+    return layer
 
 
 def _layer_macs(call: Call, result: Tensor) -> int:

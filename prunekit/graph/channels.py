@@ -55,7 +55,8 @@ class ChannelGraph:
     `outs` give the unit of every input and output channel of a layer; norm layers and activations
     have the same on both sides. `shapes` are output shapes for one example. `uses` is the number of
     positions at which the weights of a convolution or linear layer are applied to one example, over
-    all its calls; `fixed_macs` are the multiply-adds of all other weights.
+    all its calls; `fixed_macs` are the multiply-adds of all other weights, and `product_macs` those
+    of products of activations and of recurrent layers, which no cut changes.
     `tensors` are parameters and buffers that a forward uses itself, with a vector of units or None
     for each dimension; `picks` are buffers of indices, with the units that they pick from.
     `functional` are layers whose weights are passed to a function, so that hooks are not called;
@@ -83,6 +84,7 @@ class ChannelGraph:
     count: int
     recordings: tuple[Recording, ...] = ()
     rectified: tuple[Tensor | None, ...] = ()
+    product_macs: int = 0
     example: Arguments = field(default_factory=lambda: Arguments((), {}))
 
     @classmethod
@@ -199,6 +201,7 @@ def _finish(deps: Dependencies) -> ChannelGraph:
         picks={path: final[labels] for path, labels in deps.picks.items()},
         functional=frozenset(deps.functional),
         fixed_macs=deps.fixed_macs,
+        product_macs=deps.product_macs,
         frozen=_frozen(deps, final),
         inexact=inexact,
         notes=(*deps.log.notes, *dict.fromkeys(n for r in deps.recordings for n in r.notes)),

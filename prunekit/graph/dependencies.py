@@ -65,7 +65,7 @@ class Dependencies(Replay):
         self.labeled_late = False  # a parameter got labels after it may have been used
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.uses: dict[str, int] = {}
-        self.fixed_macs = 0
+        self.fixed_macs = self.product_macs = 0
         self.inexact: dict[str, None] = {}
         self.calls: dict[Step, Call] = {}
         self.functional: dict[str, None] = {}
@@ -132,10 +132,12 @@ class Dependencies(Replay):
 
     def unfollowed_result(self, call: Call) -> Any:
         """Return the result on shapes, and count the costs."""
-        result, macs = count_macs(call)
-        self.fixed_macs += macs if self._is_costed(call) else 0
+        if self._is_costed(call):
+            macs = count_macs(call)
+            self.fixed_macs += macs.weights
+            self.product_macs += macs.products
         self._report_unfollowed(call)
-        return result
+        return call.meta_result()
 
     def unite(self, a: Tensor, b: Tensor, call: Call) -> None:
         """Unite labels; what meets a frozen channel is frozen from then on."""
@@ -376,7 +378,9 @@ class Dependencies(Replay):
                 if value.source and sum(size > 1 for size in value.meta.shape) > 1:
                     reason = f"goes into {call.title}, which is not followed"
                     self.log.keep_full_size(value.source, reason)
-        elif call.entry is None and any(True for _ in call.module.parameters()):
+        elif (call.entry is None or not (call.entry.macs or call.entry.narrow)) and any(
+            True for _ in call.module.parameters()
+        ):
             kind = type(call.module).__name__
             self.log.keep_full_size(call.layer, f"{kind} is not a layer that is followed")
 

@@ -66,7 +66,9 @@ class Operation:
     is_relu: bool = False  # a ReLU or one with an upper bound
     layer_class: type[nn.Module] | None = None  # equals the function with default arguments
     opaque: bool = False  # one step even in subclasses with a forward of their own
-    macs: Callable[[Any], int] | None = None  # multiply-adds of a call that is not followed
+    product: bool = False  # multiplies matrices, and is not followed
+    macs: Callable[[Any], int] | None = None  # of the weights in a call that is not followed
+    product_macs: Callable[[Any], int] | None = None  # of all else in such a call
 
     @property
     def takes_sizes(self) -> bool:

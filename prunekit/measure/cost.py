@@ -28,9 +28,9 @@ class CostModel:
     """Count multiply-adds and parameters of the network that any choice of units would leave.
 
     `removed` is a bool mask over unit ids, as `ChannelGraph.drop` returns it; None is the full
-    network. Multiply-adds are those of convolutions and linear layers, for one example and over all
-    calls, each counted as one. Parameters are those of the whole network. With a `latency` setup it
-    can also predict milliseconds, see `timed`.
+    network. Multiply-adds are those of layers with weights and of products of matrices such as
+    attention, for one example and over all calls, each counted as one. Parameters are those of the
+    whole network. With a `latency` setup it can also predict milliseconds, see `timed`.
     """
 
     def __init__(
@@ -54,7 +54,14 @@ class CostModel:
         self._set_params(model, graph)
 
     def macs(self, removed: Tensor | None = None) -> int:
-        """Return the multiply-adds of convolutions and linear layers."""
+        """Return the multiply-adds of layers and products."""
+        return self.layer_macs(removed) + self.product_macs
+
+    def layer_macs(self, removed: Tensor | None = None) -> int:
+        """Return the multiply-adds without those of products and recurrent layers.
+
+        No cut changes these (`product_macs`).
+        """
         pairs = self._pairs(*self._kept(removed))
         return int((self._area * self._uses * pairs).sum()) + self._fixed
 
@@ -124,7 +131,7 @@ class CostModel:
         return weights + self._per_output * outs + self._per_input * ins
 
     def _set_macs(self, graph: ChannelGraph) -> None:
-        self._fixed = graph.fixed_macs
+        self._fixed, self.product_macs = graph.fixed_macs, graph.product_macs
         uses = [graph.uses.get(name, 0) for name in self._names]
         shapes = [graph.shapes[name] for name in self._names]
         self._uses = _column(uses)
@@ -227,13 +234,14 @@ def _column(numbers: list[int] | list[bool]) -> Tensor:
     return torch.tensor(numbers, dtype=torch.long)
 
 
-_COUNTED = ("conv", "linear", "addmm")
+_COUNTED = ("conv", "linear", "addmm", "mm", "matmul", "bmm", "baddbmm", "einsum")
 
 
 def fvcore_macs(model: nn.Module, example: Example) -> int:
-    """Count the multiply-adds of convolutions and linear layers in a forward pass with fvcore.
+    """Count the multiply-adds of layers and products in a forward pass with fvcore.
 
-    fvcore's counts of normalisation and pooling are left out; it never counts biases.
+    fvcore's counts of normalisation and pooling are left out; it never counts biases, nor fused
+    attention and recurrent layers.
     """
     operations = _count_operations(model, example)
     return int(sum(operations[name] for name in _COUNTED if name in operations))

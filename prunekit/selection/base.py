@@ -90,6 +90,16 @@ class Selection(Checked, ABC):
     min_keep: Annotated[Whole, "units that every group keeps"] = 1
     rounds: Annotated[Count, "rounds of scoring, cutting, brief training (schedule.between)"] = 1
 
+    @property
+    def reduction(self) -> str:
+        """The setting that asks for fewer units whatever the scores are; empty if none does."""
+        return ""
+
+    @property
+    def all_kept(self) -> str:
+        """The reason why everything is kept, where that is what the settings ask for."""
+        return "the selection keeps every unit"
+
     @abstractmethod
     def select(self, scored: Scored) -> Selected:
         """Choose the units to keep.

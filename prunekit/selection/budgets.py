@@ -22,6 +22,7 @@ from prunekit.selection.ranking import (
     RankedSelection,
     Ranking,
     budget_limit,
+    macs_limit,
     relative_ranks,
 )
 from prunekit.surgery import Narrow
@@ -43,6 +44,11 @@ class Global(RankedSelection):
     keep: Annotated[SomeShare, "share of all scored units that is kept"] = 0.5
     _: KW_ONLY
     normalise: Annotated[Normalise | None, "scales scores by group; null: as they are"] = None
+
+    @property
+    def reduction(self) -> str:
+        """The share that is below 1, unless the nearest number will do."""
+        return f"selection.keep={self.keep}" if self.keep < 1 and self.on_miss == "refuse" else ""
 
     def _scale(self, scored: Scored) -> Normalise | None:
         return self.normalise
@@ -109,13 +115,14 @@ class Budget(RankedSelection):
 class MacsTarget(Budget):
     """The largest network within a budget of multiply-adds.
 
-    `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many.
+    `keep` is a share of the full network's in (0, 1], or a whole number above 1: at most so many. A
+    share is of the layers: products of activations, which no cut changes, are told of.
     """
 
     keep: Annotated[Amount, "multiply-adds that are kept"] = 0.5
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
-        return (budget_limit("MACs", "keep", self.keep, cost.macs),)
+        return (macs_limit("keep", self.keep, cost),)
 
 
 @SELECTIONS.register("params")
@@ -139,7 +146,7 @@ class Budgets(Budget):
 
     def _limits(self, ranking: Ranking, cost: CostModel) -> tuple[Limit, ...]:
         return (
-            budget_limit("MACs", "macs", self.macs, cost.macs),
+            macs_limit("macs", self.macs, cost),
             budget_limit("parameters", "params", self.params, cost.params),
         )
 

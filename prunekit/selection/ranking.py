@@ -15,11 +15,14 @@ from prunekit.errors import ConfigError
 from prunekit.selection.base import BudgetResult, Masks, Scored, Selected
 from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ResultFactory
 from prunekit.selection.emptied_layers import describe_emptied_layers, find_emptied_layers
+from prunekit.selection.nothing_removed import why_nothing
 from prunekit.validate import number
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelMask
     from prunekit.measure import CostModel
+
+_SMALL = 0.001  # share of the costs from which on it is told that no cut changes them
 
 
 class Normalise(ABC):
@@ -112,7 +115,8 @@ class Limit:
     `cost_fn` returns the cost for a mask over unit ids (True = removed); removing more units must
     not raise it. `maximum` is the bound in its units. `requested` is the bound in multiples of
     `reference`, which is the cost of the full network where the setting is a share. `setting` is
-    the key that the user set.
+    the key that the user set. `aside` is a cost that no cut changes, beside that of `cost_fn` where
+    the setting is a share, and a part of it otherwise.
     """
 
     name: str
@@ -121,6 +125,28 @@ class Limit:
     cost_fn: Callable[[Tensor], float]
     maximum: float
     reference: float = 1
+    aside: float = 0
+
+    def untouched(self, full: float) -> str:
+        """Say which share of the full network's cost no cut changes; empty if there is none."""
+        share = self.aside / (full + self.aside if self.requested <= 1 else full) if full else 0.0
+        return (
+            f"{share:.1%} of the {self.name} are in products of activations and recurrent layers, "
+            "which no cut changes"
+            if share >= _SMALL
+            else ""
+        )
+
+    def notes(self, removed: Tensor) -> tuple[str, ...]:
+        """Return a sentence on the cost that no cut changes, if there is some."""
+        full = self.cost_fn(torch.zeros_like(removed))
+        told = self.untouched(full)
+        if not told or self.requested > 1:
+            return (told,) if told else ()
+        kept = (self.cost_fn(removed) + self.aside) / (full + self.aside)
+        return (
+            f"{told}; {self.requested:.6g} is a share of the others, and {kept:.1%} of all stay",
+        )
 
     def evaluate(self, removed: Tensor) -> BudgetResult:
         """Compare a network with the limit."""
@@ -130,15 +156,25 @@ class Limit:
 
 
 def budget_limit(
-    name: str, setting: str, keep: float, cost_fn: Callable[[Tensor | None], float]
+    name: str,
+    setting: str,
+    keep: float,
+    cost_fn: Callable[[Tensor | None], float],
+    aside: float = 0,
 ) -> Limit:
     """Return the limit for `keep`, a share of the full network up to 1 and an amount above.
 
-    `cost_fn(None)` is the cost of the full network.
+    `cost_fn(None)` is the cost of the full network; `aside` is that of `Limit`.
     """
     reference = cost_fn(None) if keep <= 1 else 1
     slack = 1 + 1e-12  # a share may be given as a ratio of counts
-    return Limit(name, setting, keep, cost_fn, keep * reference * slack, reference)
+    return Limit(name, setting, keep, cost_fn, keep * reference * slack, reference, aside)
+
+
+def macs_limit(setting: str, keep: float, cost: CostModel) -> Limit:
+    """Return the limit on multiply-adds: a share of those of layers, or an amount of all."""
+    counted = cost.layer_macs if keep <= 1 else cost.macs
+    return budget_limit("MACs", setting, keep, counted, aside=cost.product_macs)
 
 
 def min_units_to_remove(ranking: Ranking, limits: Sequence[Limit]) -> int | None:
@@ -187,7 +223,10 @@ class RankedSelection(AdaptiveSelection):
             keep=keep,
             budgets=tuple(limit.evaluate(keep.removed) for limit in limits),
             emptied=emptied,
-            notes=tuple(describe_emptied_layers(scored.graph, keep, emptied, nearly=scored.scores)),
+            notes=(
+                *describe_emptied_layers(scored.graph, keep, emptied, nearly=scored.scores),
+                *(note for limit in limits for note in limit.notes(keep.removed)),
+            ),
         )
 
     def _emptied(self, scored: Scored, ranking: Ranking, keep: ChannelMask) -> tuple[str, ...]:
@@ -238,13 +277,21 @@ Amount = Annotated[float, ShareOrCount()]
 def _out_of_reach(ranking: Ranking, limits: Sequence[Limit]) -> ConfigError:
     """Return the error for the first limit that the smallest network exceeds, with the range."""
     removed = ranking.removed(ranking.steps)
+    if not bool(removed.any()):
+        widths = dict(zip(ranking.pool.names, ranking.pool.widths.tolist(), strict=True))
+        first = limits[0]
+        return ConfigError(
+            f"selection.{first.setting}={first.requested} cannot be reached: {why_nothing(widths)}"
+        )
     limit = next(limit for limit in limits if limit.cost_fn(removed) > limit.maximum)
     least = limit.cost_fn(removed) / limit.reference
-    full = limit.cost_fn(ranking.removed(0)) / limit.reference
+    whole = limit.cost_fn(ranking.removed(0))
+    full, untouched = whole / limit.reference, limit.untouched(whole)
     if limit.reference != 1:
         least = ceil(least * 1e4) / 1e4  # round up, so that the printed value can be requested
     return ConfigError(
         f"selection.{limit.setting}={limit.requested} cannot be reached: these scores, min_keep "
         f"and round_to leave {least:.10g} to {full:.10g}; ask for that, lower selection.min_keep, "
         "or take the smallest network with selection.on_miss=nearest"
+        + (f"; {untouched}" if untouched else "")
     )

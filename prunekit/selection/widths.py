@@ -43,6 +43,11 @@ class Zeros(AdaptiveSelection):
     that is not zero is removed.
     """
 
+    @property
+    def all_kept(self) -> str:
+        """The reason why everything is kept."""
+        return "no unit that may go scores exactly zero"
+
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         sizes = {name: score.abs() for name, score in scored.scores.items()}
         pool = self._pool(replace(scored, scores=sizes))
@@ -63,6 +68,22 @@ class PerLayer(AdaptiveSelection):
     layers: Annotated[
         Mapping[str, SomeShare], "other shares by pattern of layers, e.g. {layer1.*: 0.8}"
     ] = field(default_factory=dict)
+
+    @property
+    def reduction(self) -> str:
+        """The share that is below 1, or the shares of layers."""
+        if self.keep < 1:
+            return f"selection.keep={self.keep}"
+        return (
+            f"selection.layers={dict(self.layers)}"
+            if min(self.layers.values(), default=1) < 1
+            else ""
+        )
+
+    @property
+    def all_kept(self) -> str:
+        """The reason why everything is kept."""
+        return f"selection.keep={self.keep} keeps every unit"
 
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         pool = self._pool(scored)

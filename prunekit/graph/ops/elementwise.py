@@ -67,7 +67,6 @@ register_operation(
     is_dropout=True,
 )
 register_operation(along_dim(-1), "glu")
-register_operation(not_followed, "scaled_dot_product_attention", dropout_rate_position=4)
 register_operation(not_followed, "multi_head_attention_forward", dropout_rate_position=10)
 
 

@@ -238,19 +238,6 @@ def _same_number(kept: Tensor, width: int, groups: int, among: Tensor | None = N
         )
 
 
-def _attention(call: Call) -> int:
-    """Return the multiply-adds of the projections of nn.MultiheadAttention.
-
-    Torch's fused kernel hides them from its counter.
-    """
-    module, (query, key, value, *_) = call.module, call.values
-    inputs = (query, module.embed_dim), (key, module.kdim), (value, module.vdim)
-    embed_dim: int = module.embed_dim
-    tokens = query.meta.numel() // embed_dim
-    projected: int = sum(tensor.meta.numel() // width * width for tensor, width in inputs)
-    return projected * embed_dim + tokens * embed_dim * embed_dim
-
-
 _FACTS: dict[str, Any] = {"weighted": True, "emits_bias": True}
 _LAYER: dict[str, Any] = {
     "narrow": narrow_convolution,
@@ -279,4 +266,3 @@ register_operation(
 register_operation(
     not_followed, "conv_transpose1d conv_transpose2d conv_transpose3d", weighted=True
 )
-register_operation(not_followed, "", nn.MultiheadAttention, macs=_attention)

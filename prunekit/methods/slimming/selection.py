@@ -68,6 +68,11 @@ class Slimming(AdaptiveSelection):
                 "there are no blocks to remove; give rounds=1, or on_empty=keep_best"
             )
 
+    @property
+    def reduction(self) -> str:
+        """The share to remove, if it is not zero."""
+        return f"selection.ratio={self.ratio}" if self.ratio > 0 else ""
+
     def _decide(self, scored: Scored) -> tuple[Masks, ResultFactory]:
         pool = self._pool(scored)
         above = self._above_threshold(pool)
