@@ -169,11 +169,11 @@ def _builder(target: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
     """Return the function that builds the network; `get_model` calls another one by its name."""
     from torchvision import models
 
-    builder = locate(target, "arch")
+    builder: Callable[..., Any] = locate(target, "arch")
     if builder is not models.get_model:
         return builder
     try:
-        builder = models.get_model_builder(str(settings.get("name")))
+        found: Callable[..., Any] = models.get_model_builder(str(settings.get("name")))
     except ValueError as error:
         raise ConfigError(f"arch.name={settings.get('name')!r}: {error}") from error
-    return builder
+    return found
