@@ -1,0 +1,1 @@
+"""Reconstruction: layers behind a cut are refitted to what the dense network puts out."""
