@@ -62,10 +62,14 @@ class RefittedLayer:
 
 @dataclass(frozen=True)
 class Refitted:
-    """The result of refitting: edits that made room for biases, the layers, and what was left."""
+    """The result of refitting: edits that made room for biases, layers and norms, and notes.
+
+    `norms` got the statistics of what they read now; they put out in evaluation what they did.
+    """
 
     edits: tuple[Edit, ...]
     layers: tuple[RefittedLayer, ...]
+    norms: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
 
@@ -99,7 +103,7 @@ def refit(
         for name, calls in track(changed.items(), "refit", len(changed)):
             work.visit(name, calls)
     edits = (NewBiases(tuple(work.new_biases)),) if work.new_biases else ()
-    return Refitted(edits, tuple(work.layers), tuple(work.notes))
+    return Refitted(edits, tuple(work.layers), tuple(work.norms), tuple(work.notes))
 
 
 @dataclass(eq=False)
@@ -111,6 +115,7 @@ class _Refit:
     removed: Tensor
     settings: LeastSquares
     layers: list[RefittedLayer] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
     new_biases: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -162,8 +167,9 @@ class _Refit:
         for number, state in self._states(stops):
             output = state.dense[self.pairs[calls[number]]]
             kept = kept.to(output.device)
-            target = output.index_select(channel_dim(layer.layer, output.ndim), kept)
-            error = _correction(additions, state, kept)
+            dim = channel_dim(layer.layer, output.ndim)
+            target = output.index_select(dim, kept)
+            error = _correction(additions, state, kept, dim)
             sample.add(_input(calls[number], state), target, error)
         self._store(name, layer, sample.solve(self.settings.ridge))
 
@@ -211,6 +217,7 @@ class _Refit:
         for number, state in self._states([(dense, self._position(step)) for step in calls]):
             statistics.add(_input(calls[number], state))
         renormalise(norm, statistics)
+        self.norms.append(name)
 
 
 def _input(step: Step, state: State) -> Tensor:
@@ -221,12 +228,12 @@ def _input(step: Step, state: State) -> Tensor:
 
 
 def _correction(
-    additions: tuple[Addition, Addition] | None, state: State, kept: Tensor
+    additions: tuple[Addition, Addition] | None, state: State, kept: Tensor, dim: int
 ) -> Tensor | None:
     """Return what a layer must add to make up for the shortcut, where that is known by now."""
     if additions is None:
         return None
     dense, narrow = (state.dense.get(additions[0].other), state.narrow.get(additions[1].other))
     if isinstance(dense, Tensor) and isinstance(narrow, Tensor):
-        return additions[1].correction(dense, narrow, kept)
+        return additions[1].correction(dense, narrow, kept, dim)
     return None

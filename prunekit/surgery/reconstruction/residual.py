@@ -44,19 +44,19 @@ class Addition:
             step = user
         return None
 
-    def correction(self, dense: Tensor, narrow: Tensor, kept: Tensor) -> Tensor:
+    def correction(self, dense: Tensor, narrow: Tensor, kept: Tensor, dim: int) -> Tensor:
         """Return what the layer must add so that both sums are equal, in front of the norm.
 
-        `dense` and `narrow` are the other operand in both networks, with channels in dimension 1;
-        `kept` are the dense channels that the narrow network has.
+        `dense` and `narrow` are the other operand in both networks, with channels in dimension
+        `dim`; `kept` are the dense channels that the narrow network has.
         """
-        error = dense.index_select(1, kept.to(dense.device)) - narrow
+        error = dense.index_select(dim, kept.to(dense.device)) - narrow
         scale = _scale(self.norm)
         if scale is None:
             return error
         usable = scale.abs() > _SMALLEST_SCALE
         factor = torch.where(usable, 1 / scale.where(usable, 1), 0).to(error)
-        return error * factor.reshape(-1, *[1] * (error.ndim - 2))
+        return error * factor.reshape(-1, *[1] * (error.ndim - 1 - dim))
 
 
 def _scale(norm: Any) -> Tensor | None:
