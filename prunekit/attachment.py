@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from prunekit.engine import Traced
+from prunekit.engine import Traced, device_of
 from prunekit.errors import ConfigError
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.channels import ChannelGraph
@@ -18,7 +20,10 @@ from prunekit.penalties import PENALTIES, Penalty
 from prunekit.rows import Rows
 from prunekit.selection import SELECTIONS, Scored, Selection
 from prunekit.solvers import SOLVERS, Solver, check_fit
+from prunekit.surgery.distance import measure_distance
 from prunekit.targets import TARGETS, Target, unit_scores
+
+log = logging.getLogger(__name__)
 
 
 class Attached:
@@ -95,16 +100,37 @@ def shrink(
     graph: ChannelGraph,
     scores: Mapping[str, Tensor],
     selection: Selection | str = "zeros",
+    example: Example | None = None,
 ) -> nn.Module:
     """Return a physically smaller copy of a network; by default units that score zero are removed.
 
     The model itself is not changed. The copy has the model's wrappers and needs a new optimizer.
-    Sparsity-inducing matrices are folded. Nothing is checked or absorbed, so that exactly the rows
-    that the solver set to zero are removed; `prunekit.prune` does both.
+    Sparsity-inducing matrices are folded. What removed channels put out whatever the input is, such
+    as the shift behind a scale of zero, is added to the next layer, so that the outputs stay as
+    they are. Where they do not, as at padded borders, a warning gives the distance that is measured
+    on `example`, by default noise of the shapes that the graph was traced on. `prunekit.prune` also
+    checks the cut and absorbs what is not known exactly. Raises ConfigError and SurgeryError.
     """
-    dense = Traced(network_in(model), graph, example=Arguments((), {}), batch=None)
+    network = network_in(model)
+    inputs = _noise_like(graph.example) if example is None else Arguments.of(example)
+    dense = Traced(network, graph, graph.example, batch=inputs.to(device_of(network)))
     scored = Scored(scores, graph, dense.cost())
     keep = SELECTIONS.resolve(selection, Selection).select(scored).keep
-    narrow = dense.cut(keep, absorb=False, check=False).model
+    narrow = dense.cut(keep, absorb=True, only_known=True, check=False).model
     Fold.of(narrow).apply(narrow)
+    distance = measure_distance(network, narrow, dense.batch)
+    if not distance.exact:
+        log.warning("shrink: %s", distance)
     return rewrapped(model, narrow)
+
+
+def _noise_like(example: Arguments) -> Arguments:
+    """Return one example of these shapes and types; whole numbers are zeros."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(like: Tensor) -> Tensor:
+        if not like.is_floating_point():
+            return torch.zeros_like(like, device="cpu")
+        return torch.randn(like.shape, generator=generator).to(like.dtype)
+
+    return example.single_example().map_tensors(noise)

@@ -32,8 +32,9 @@ CHECKED = 64  # number of inputs on which every cut is checked
 class CutOptions:
     """Options of a cut: whether it is checked, and how constants of removed channels are treated.
 
-    `absorb` moves constants into the next layer: True always, False never, "auto" unless all
-    removed units score exactly zero, and "maps" exactly at padded borders too, for one input size.
+    `absorb` moves constants into the next layer: True always, False never, and "maps" exactly at
+    padded borders too, for one input size. "auto" moves those that are known exactly, and the
+    others too unless all removed units score exactly zero.
     """
 
     absorb: bool | str = "auto"
@@ -43,11 +44,14 @@ class CutOptions:
         choice("absorb", self.absorb, ABSORB)
         choice("check", self.check, (True, False))
 
-    def absorbs(self, scores: Scores, keep: Mapping[str, Tensor]) -> bool:
-        """Return whether a cut of units with these scores to `keep` absorbs constants."""
-        if self.absorb != "auto":
-            return bool(self.absorb)
-        return any(
+    @property
+    def absorbs(self) -> bool:
+        """True if constants of removed channels are absorbed, all of them or the known ones."""
+        return bool(self.absorb)
+
+    def only_known(self, scores: Scores, keep: Mapping[str, Tensor]) -> bool:
+        """Return whether a cut to `keep` absorbs only constants that are known exactly."""
+        return self.absorb == "auto" and not any(
             bool(score[~keep[name].to(score.device)].any()) for name, score in scores.items()
         )
 
@@ -123,6 +127,7 @@ class Traced:
         absorb: bool,
         check: bool = True,
         per_position: bool = False,
+        only_known: bool = False,
     ) -> Cut:
         """Cut a narrow copy that keeps these units; see `surgery.cut.cut`."""
         return cut(
@@ -133,6 +138,7 @@ class Traced:
             absorb=absorb,
             check=check,
             per_position=per_position,
+            only_known=only_known,
         )
 
 
@@ -278,8 +284,8 @@ def prune(
         selected = selection.select(Scored(scores, dense.graph, cost, criterion.comparable))
         goal = {n: _round_mask(selected.keep[n], keep[n], scores.get(n), rounds_left) for n in keep}
         last, last_keep = current, units.to_current(goal)
-        absorb = options.absorbs(scores, goal)
-        cuts.append(_cut(current, last_keep, options, absorb, final=rounds_left == 1))
+        only_known = options.only_known(scores, goal)
+        cuts.append(_cut(current, last_keep, options, only_known, final=rounds_left == 1))
         keep = units.to_dense(cuts[-1].keep)
         if rounds_left > 1:
             assert tune is not None, "several rounds train in between"
@@ -293,13 +299,20 @@ def cut_once(
 ) -> Cut:
     """Cut a network to the units in `keep`, as `prune` does in its last round."""
     mask = ChannelMask.of(traced.graph, keep)
-    return _cut(traced, mask, options, options.absorbs(scores, mask), final=True)
+    return _cut(traced, mask, options, options.only_known(scores, mask), final=True)
 
 
-def _cut(traced: Traced, keep: ChannelMask, options: CutOptions, absorb: bool, final: bool) -> Cut:
+def _cut(
+    traced: Traced, keep: ChannelMask, options: CutOptions, only_known: bool, final: bool
+) -> Cut:
     """Cut a network; biases per position rename layers, so that only the final round adds them."""
-    per_position = options.per_position and final
-    return traced.cut(keep, absorb=absorb, check=options.check, per_position=per_position)
+    return traced.cut(
+        keep,
+        absorb=options.absorbs,
+        check=options.check,
+        per_position=options.per_position and final,
+        only_known=only_known,
+    )
 
 
 def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, rounds_left: int) -> Tensor:

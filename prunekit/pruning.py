@@ -37,6 +37,7 @@ from prunekit.selection import (
 from prunekit.surgery import Edit, narrow_optimizer, save_model
 from prunekit.surgery.bias_compensation import Absorbed
 from prunekit.surgery.cut import Cut
+from prunekit.surgery.distance import Distance
 from prunekit.surgery.equivalence import Agreement
 from prunekit.validate import choice, number
 
@@ -56,8 +57,8 @@ class Size:
 class Pruned:
     """A narrow copy of a network and the record of how it was made.
 
-    `dense` is the original network and `model` the narrow one, in the same wrappers. `agreement`
-    and `absorbed` are None where the check or the absorption was off.
+    `dense` is the original network and `model` the narrow one, in the same wrappers. `agreement`,
+    `distance` and `absorbed` are None where the check or the absorption was off.
     """
 
     pruning: Pruning
@@ -88,6 +89,11 @@ class Pruned:
     def agreement(self) -> Agreement | None:
         """The distance between the narrow network and the silenced one."""
         return self._cut.agreement
+
+    @property
+    def distance(self) -> Distance | None:
+        """The distance between the narrow network, constants absorbed, and the dense one."""
+        return self._cut.distance
 
     @property
     def absorbed(self) -> Absorbed | None:
@@ -186,7 +192,11 @@ class Pruned:
         sizes = _change("parameters", old.params, new.params), _change("MACs", old.macs, new.macs)
         lines = [
             f"{type(self.pruning.model).__name__}: {', '.join(sizes)}",
-            *(str(part) for part in (self.agreement, self.absorbed) if part is not None),
+            *(
+                str(part)
+                for part in (self.agreement, self.absorbed, self.distance)
+                if part is not None
+            ),
             *(f"note: {note}" for note in self.notes),
         ]
         groups = [(g.name, len(g.units), len(self.kept[g.name])) for g in self.graph.groups]
@@ -235,11 +245,12 @@ def prune(
     in lists, tuples and dicts. A network in wrappers (DataParallel, DistributedDataParallel,
     torch.compile) is unwrapped, and the copy is wrapped alike.
 
-    The cut is checked against the silenced network unless `check` is off. Constants of removed
-    channels are absorbed by the next layer; "auto" skips that if all removed units score exactly
-    zero, and "maps" is exact at padded borders too, by a bias for every position, for inputs of
-    this size only. With `over_norms` channels under a layer norm can be removed too; that is not
-    exact, and the difference is reported.
+    The cut is checked against the silenced network, and its distance to the dense one measured,
+    unless `check` is off. Constants of removed channels are absorbed by the next layer; with "auto"
+    only those that are known exactly if all removed units score zero. "maps" is exact at padded
+    borders too, by a bias for every position, for inputs of this size only. With `over_norms`
+    channels under a layer norm can be removed too; that is not exact, and the difference is
+    reported.
 
     Raises ConfigError for settings, TraceError and SurgeryError.
     """

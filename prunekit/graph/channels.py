@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -64,7 +64,8 @@ class ChannelGraph:
     sentences about the reasons, without outputs of the network. `inexact` are norm layers over
     channels that were followed because of `over_norms`. `recordings` are the recorded passes, eval
     mode first; `rectified` are the units of the channels (dimension 1) at every ReLU in eval mode,
-    in order, and None for a ReLU without channels.
+    in order, and None for a ReLU without channels. `example` holds the shapes and types of what the
+    network was traced on, as tensors on the meta device.
     """
 
     groups: tuple[Group, ...]
@@ -82,6 +83,7 @@ class ChannelGraph:
     count: int
     recordings: tuple[Recording, ...] = ()
     rectified: tuple[Tensor | None, ...] = ()
+    example: Arguments = field(default_factory=lambda: Arguments((), {}))
 
     @classmethod
     def trace(cls, model: nn.Module, example: Example, over_norms: bool = False) -> ChannelGraph:
@@ -96,13 +98,14 @@ class ChannelGraph:
         """
         model = network_in(model)
         with random_states_kept(), torch.no_grad():
-            passes = record_passes(model, Arguments.of(example))
+            arguments = Arguments.of(example)
+            passes = record_passes(model, arguments)
             recordings = [forward_pass.recording for forward_pass in passes]
             deps = Dependencies(passes[0].network or copy_network(model), recordings, over_norms)
             deps.play()
             validate(deps)
             validate_copies(model, passes, deps)
-        return _finish(deps)
+        return replace(_finish(deps), example=arguments.on_meta())
 
     def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:
         """Return one mask over unit ids for masks over the units of groups (True: remove)."""

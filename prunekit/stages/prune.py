@@ -247,7 +247,7 @@ def _start_notes(dense: Dense) -> list[str]:
 
 
 def _cut_metrics(cuts: Sequence[Cut]) -> Metrics:
-    """Return the largest differences from silencing over all rounds, and what was absorbed."""
+    """Return the largest differences from the silenced and the dense network over all rounds."""
     agreements = [cut.agreement for cut in cuts if cut.agreement is not None]
     trained = [agreement.train.relative for agreement in agreements if agreement.train is not None]
     absorbed = [cut.absorbed for cut in cuts if cut.absorbed is not None]
@@ -257,6 +257,9 @@ def _cut_metrics(cuts: Sequence[Cut]) -> Metrics:
         "agreement_train": max(trained) if trained else None,
         "absorbed": sum(len(each.layers) for each in absorbed) if absorbed else None,
     }
+    distances = [cut.distance.gap for cut in cuts if cut.distance is not None]
+    gaps = [gap.relative for gap in distances if gap is not None]
+    metrics["dense_distance"] = max(gaps) if gaps else None
     if absorbed:
         metrics["absorbed_change"] = max(each.change.moved for each in absorbed)
     return metrics
@@ -281,6 +284,7 @@ def _cut_notes(cuts: Sequence[Cut]) -> list[str]:
             *cut.notes,
             *([str(cut.agreement)] if cut.agreement else []),
             *((str(cut.absorbed), *cut.absorbed.notes) if cut.absorbed else ()),
+            *([str(cut.distance)] if cut.distance else []),
         ]
         prefix = f"round {number}: " if len(cuts) > 1 else ""
         notes += [f"{prefix}{line}" for line in lines]

@@ -19,7 +19,7 @@ Source = Annotated[
 ]
 Absorb = Annotated[
     Literal["auto", "maps", True, False],
-    "prune: add constants of removed channels to the next bias; auto: unless all score zero",
+    "prune: add constants of removed channels to the next bias; auto: known ones if all score zero",
 ]
 ChannelSelections = Annotated[
     bool, "sparsify, prune: every norm layer gets its own selection of shared channels"

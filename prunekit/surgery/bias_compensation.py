@@ -21,6 +21,7 @@ from prunekit.surgery.constants import (
 )
 from prunekit.surgery.edits import BiasMaps, Edit, NewBiases
 from prunekit.surgery.equivalence import Gap, check_inputs, compute_outputs, rounding
+from prunekit.surgery.known_constants import KnownConstants, find_known_constants
 from prunekit.surgery.remove_block import ChannelBias, EmptyBlock
 
 
@@ -144,6 +145,8 @@ def absorb(
     batch: Example,
     per_position: bool = False,
     shifts: Mapping[str, ConstantOffset] | None = None,
+    known: KnownConstants | None = None,
+    only_known: bool = False,
 ) -> Absorbed:
     """Add to `narrow`, in place, the constants that `removed` channels still put out in `model`.
 
@@ -152,10 +155,14 @@ def absorb(
     same at all positions and for all examples of the batch. It is not at zero padding: there the
     mean over positions is taken, or with `per_position` one bias for every position, which fixes
     the input size. `shifts` holds the constants of blocks that were removed whole
-    (`branch_constants`), for which `narrow` already has room. Raises SurgeryError.
+    (`branch_constants`), for which `narrow` already has room. `known` are the channels whose
+    constants are known (found if None); with `only_known` all others are taken to put out nothing.
+    Raises SurgeryError.
     """
     inputs = check_inputs(batch)
-    emitted = record_offsets(model, graph, removed, inputs)
+    if known is None:
+        known = find_known_constants(model, graph, removed, inputs)
+    emitted = record_offsets(model, graph, removed, inputs, known, only_known)
     before = _outputs(narrow, inputs)
     candidates = [
         _plan(name, calls, emitted, narrow, per_position and name not in graph.functional)
@@ -170,7 +177,8 @@ def absorb(
     _add_constants(narrow, plans)
     after = _outputs(narrow, inputs)
     moved = Gap.between(after, before).relative
-    distances = [Gap.between(outputs, emitted.outputs).relative for outputs in (before, after)]
+    reference = _outputs(model, inputs, "the dense network") if only_known else emitted.outputs
+    distances = [Gap.between(outputs, reference).relative for outputs in (before, after)]
     layers = tuple(plan.outcome for plan in plans)
     return Absorbed(edits, layers, OutputChange(moved, *distances), per_position)
 
@@ -182,16 +190,21 @@ def branch_constants(
     blocks: Sequence[EmptyBlock],
     batch: Example,
     per_position: bool = False,
+    known: KnownConstants | None = None,
+    only_known: bool = False,
 ) -> dict[str, ConstantOffset]:
     """Return what the branches of blocks that are removed whole still put out, by block.
 
     Values cover the kept channels and broadcast over the block's output. Blocks whose branches put
-    out zeros are left out.
+    out zeros are left out, and with `only_known` those whose constants are not `known`.
     """
+    known = known or KnownConstants()
+    if only_known:
+        blocks = [block for block in blocks if block.end in known.ends]
     if not blocks:
         return {}
     end_layers = {block.end: block.end_layer for block in blocks}
-    ends = record_block_ends(model, graph, removed, end_layers, check_inputs(batch))
+    ends = record_block_ends(model, graph, removed, end_layers, check_inputs(batch), known)
     constants = {block.block: _broadcast(ends[block.end], per_position) for block in blocks}
     return {name: constant for name, constant in constants.items() if constant is not None}
 
@@ -296,9 +309,9 @@ def _count_owners(model: nn.Module, parameter: nn.Parameter) -> int:
     return sum(p is parameter for m in model.modules() for p in m._parameters.values())
 
 
-def _outputs(narrow: nn.Module, inputs: Arguments) -> object:
-    with evaluating(narrow):
-        return compute_outputs(narrow, inputs, "the narrow network")
+def _outputs(model: nn.Module, inputs: Arguments, who: str = "the narrow network") -> object:
+    with evaluating(model):
+        return compute_outputs(model, inputs, who)
 
 
 def _edits(plans: list[_Plan]) -> tuple[Edit, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import singledispatch
+from functools import singledispatch, wraps
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -16,6 +16,7 @@ from prunekit.graph.layers import is_weighted, layer_named, widths
 from prunekit.graph.slicing import kept_indices, narrow_tensor, put_weight_back, renumber
 from prunekit.graph.table import Indices, layer_operation
 from prunekit.registry import load_methods
+from prunekit.surgery.history import remember
 
 _FOREIGN = "the edit was made for another network"
 
@@ -40,8 +41,18 @@ KINDS: dict[str, type[Edit]] = {}
 
 
 def register(edit: type[Edit]) -> type[Edit]:
-    """Register a class of edits under its `kind`, so that model files can hold them."""
-    KINDS[edit.kind] = edit
+    """Register a class of edits under its `kind`, so that model files can hold them.
+
+    Networks that it is applied to remember the edit.
+    """
+    KINDS[edit.kind], apply = edit, edit.apply
+
+    @wraps(apply)
+    def apply_and_remember(self: Edit, model: nn.Module) -> None:
+        apply(self, model)
+        remember(model, self)
+
+    edit.apply = apply_and_remember  # type: ignore[method-assign]
     return edit
 
 

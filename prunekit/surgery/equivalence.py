@@ -196,7 +196,7 @@ def train_mode_outputs(model: nn.Module, inputs: Arguments) -> tuple[Arguments |
     If it fails on all of them, return None twice and the reason. Dropout is off, and the network is
     left as it was.
     """
-    reason, doubled = "", _with_two_examples(inputs)
+    reason, doubled = "", with_two_examples(inputs)
     for attempt in (inputs,) if doubled is inputs else (doubled, inputs):
         try:
             with train_mode_without_dropout(model):
@@ -219,6 +219,13 @@ def train_mode_without_dropout(model: nn.Module) -> Iterator[None]:
             if _is_dropout(module):
                 module.eval()
         yield
+
+
+def with_two_examples(inputs: Arguments) -> Arguments:
+    """Append a perturbed copy where there is one example; the noise has the input's own size."""
+    if inputs.tensors[0].shape[:1] != (1,):
+        return inputs
+    return inputs.map_tensors(lambda x: torch.cat([x, _perturbed(x)]) if x.shape[:1] == (1,) else x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -304,13 +311,6 @@ def _noise_for_placeholder(x: Tensor) -> Tensor:
     if x.is_floating_point() and x.ndim > 2 and x.numel() > 1 and bool((x == x.flatten()[0]).all()):
         return _noise(x)
     return x
-
-
-def _with_two_examples(inputs: Arguments) -> Arguments:
-    """Append a perturbed copy where there is one example; the noise has the input's own size."""
-    if inputs.tensors[0].shape[:1] != (1,):
-        return inputs
-    return inputs.map_tensors(lambda x: torch.cat([x, _perturbed(x)]) if x.shape[:1] == (1,) else x)
 
 
 def _perturbed(x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
 from prunekit.renamed import current
 from prunekit.surgery.edits import Edit, edit_from_dict
+from prunekit.surgery.history import ATTRIBUTE, all_edits, not_applied
 from prunekit.torch_io import read_safetensors, read_torch, write_torch
 
 FORMAT = "prunekit-model-1"
@@ -53,15 +54,17 @@ def save_model(
     `arch` are the settings from which `prunekit.build` makes the dense network: `_target_`, the
     dotted path of a class or function, and its arguments. Without them, the class is stored if it
     can be imported and makes the same network without arguments; files of other networks have to be
-    loaded with `module=`. `edits` are all structural changes since then, in order. `facts` are
-    plain values or tensors to store with them. A network in wrappers is unwrapped first.
+    loaded with `module=`. `edits` are all structural changes since then, in order; earlier ones
+    that the network remembers, as after a second cut, are written too. `facts` are plain values or
+    tensors to store with them. A network in wrappers is unwrapped first.
     """
     model = network_in(model)
+    applied = all_edits(model, edits) if edits or arch is None else []
     content = {
         "format": FORMAT,
-        "arch": _plain(_arch_of(model, edits) if arch is None else arch, "arch"),
+        "arch": _plain(_arch_of(model, applied) if arch is None else arch, "arch"),
         "class": _path_of(type(model)),
-        "edits": [edit.to_dict() for edit in edits],
+        "edits": applied,
         "weights": {name: _stored(name, value) for name, value in model.state_dict().items()},
         "facts": _plain(facts, "facts"),
     }
@@ -74,9 +77,9 @@ def load_model(
     """Read a model file: build the network, repeat the edits, load the weights (on the CPU).
 
     A file can name only classes of prunekit and torchvision.models, and those in `trust` (dotted
-    paths of classes or packages). With `module`, the dense network as it was before the cut,
-    nothing is built: the edits are repeated on a copy of it, on its device, and its weights are
-    overwritten. Nothing is traced. Raises ArtifactError.
+    paths of classes or packages). With `module`, the dense network as it was before any cut, or
+    before the last ones, nothing is built: the edits that it lacks are repeated on a copy of it, on
+    its device, and its weights are overwritten. Nothing is traced. Raises ArtifactError.
     """
     path = Path(path)
     content = read_torch(path)
@@ -119,7 +122,7 @@ def _rebuild(path: Path, arch: Settings | None, trust: Collection[str], kind: st
 def _repeat(path: Path, edits: Sequence[Edit], model: nn.Module) -> None:
     try:
         with torch.random.fork_rng(devices=[]):  # new layers draw numbers that are overwritten
-            for edit in edits:
+            for edit in not_applied(model, edits):
                 edit.apply(model)
     except PrunekitError as error:
         raise ArtifactError(
@@ -135,7 +138,7 @@ def _cast(model: nn.Module, weights: Mapping[str, Any]) -> None:
             tensor.data = tensor.data.to(stored.dtype)
 
 
-def _arch_of(model: nn.Module, edits: Sequence[Edit]) -> dict[str, Any] | None:
+def _arch_of(model: nn.Module, edits: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """Return the class as settings if it makes the same network without arguments, else None."""
     path = _path_of(type(model))
     if path is None:
@@ -146,7 +149,7 @@ def _arch_of(model: nn.Module, edits: Sequence[Edit]) -> dict[str, Any] | None:
             warnings.simplefilter("ignore")
             twin = type(model)()
         for edit in edits:
-            edit.apply(twin)
+            edit_from_dict(edit).apply(twin)
     except Exception:  # a class of the user's may raise anything; it then has to be passed in
         return None
     return {"_target_": path} if _same_structure(model, twin) else None
@@ -177,7 +180,7 @@ def _settings(module: nn.Module) -> dict[str, Any]:
     return {
         key: value if isinstance(value, _PLAIN) else type(value)
         for key, value in vars(module).items()
-        if key not in ("training", "_parameters", "_buffers", "_modules")
+        if key not in ("training", "_parameters", "_buffers", "_modules", ATTRIBUTE)
     }
 
 

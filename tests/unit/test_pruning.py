@@ -385,8 +385,9 @@ class TestSettings:
             net.conv1.bias[:4].fill_(1.0)
         example = torch.zeros(1, 1, 28, 28)
         options = {"keep": 0.5, "ignore": ["conv2", "fc1"]}
-        assert prunekit.prune(net, example, **options).absorbed is None
-        assert prunekit.prune(net, example, absorb=True, **options).absorbed.layers
+        for absorb in ("auto", True):
+            exact = prunekit.prune(net, example, absorb=absorb, **options)
+            assert exact.absorbed.layers and exact.absorbed.exact and exact.distance.exact
         assert self.prune(keep=0.5).absorbed is not None
         assert self.prune(keep=0.5, absorb=False).absorbed is None
 

@@ -179,6 +179,19 @@ def weight_of(module: Any) -> Tensor:
     return weight.detach()
 
 
+def zero_filters(module: Any) -> Tensor:
+    """Return a mask of the output channels of a layer for which all weights are zero."""
+    zero = weight_of(module) == 0
+    if isinstance(module, TRANSPOSED):  # inputs come first, and those of a group together
+        return (
+            zero.reshape(module.groups, -1, zero.shape[1], zero[0, 0].numel())
+            .all(3)
+            .all(1)
+            .flatten()
+        )
+    return zero.flatten(1).all(1)
+
+
 def _hook(module: nn.Module) -> WeightNorm:
     return next(h for h in module._forward_pre_hooks.values() if isinstance(h, WeightNorm))
 

@@ -1,0 +1,162 @@
+"""Hooks at the layers that lose channels: replace what they put out, observe what they read.
+
+Layers whose weights are passed to a function run no hooks; function modes take their place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import input_of
+from prunekit.graph.layers import channel_dim, is_weighted, layer_named
+from prunekit.graph.table import function_operation, layer_operation, named_arguments
+
+Function = Callable[..., Any]
+Forward = Callable[[Tensor], Tensor]
+# of a layer's name, its channels that are removed (a mask), its output, their dimension, its bias
+Replace = Callable[[str, Tensor, Tensor, int, Tensor | None], Tensor]
+# of a layer's name, the layer, its inputs that are removed (a mask), its forward and its input
+Observe = Callable[[str, nn.Module, Tensor, Forward, Tensor], None]
+
+
+@contextmanager
+def replacing_outputs(
+    model: nn.Module, graph: ChannelGraph, removed: Tensor, replace: Replace
+) -> Iterator[None]:
+    """Let `replace` change what convolutions, linear layers and norms with removed outputs emit."""
+    removed, functions = removed.cpu(), _OutputFunctions()
+    with ExitStack() as stack:
+        for name, units in graph.outs.items():
+            module, mask = layer_named(model, name), removed[units]
+            entry = layer_operation(module)
+            emits = (entry is not None and entry.emits_bias) or name in graph.inexact
+            if not emits or not bool(mask.any()):
+                continue
+            if name in graph.functional:
+                functions.layers[_argument_id(module)] = (module, _replacer(replace, name, mask))
+            else:
+                hook = _output_hook(_replacer(replace, name, mask))
+                handle = module.register_forward_hook(hook, prepend=True)
+                stack.callback(handle.remove)
+        if functions.layers:
+            stack.enter_context(functions)
+        yield
+
+
+def reading_layers(
+    model: nn.Module, graph: ChannelGraph, removed: Tensor
+) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    """Yield the convolutions and linear layers that lose inputs, with a mask of these inputs."""
+    for name, units in graph.ins.items():
+        module, mask = layer_named(model, name), removed.cpu()[units]
+        if bool(mask.any()) and is_weighted(module):
+            yield name, module, mask
+
+
+@contextmanager
+def observing_inputs(
+    model: nn.Module, graph: ChannelGraph, removed: Tensor, observe: Observe
+) -> Iterator[None]:
+    """Let `observe` see the inputs of all convolutions and linear layers that lose inputs."""
+    functions = _InputFunctions()
+    with ExitStack() as stack:
+        for name, module, mask in reading_layers(model, graph, removed):
+            observer = _observer(observe, name, module, mask)
+            if name in graph.functional:
+                functions.observers[id(module.weight)] = observer
+            else:
+                handle = module.register_forward_pre_hook(_input_hook(observer), with_kwargs=True)
+                stack.callback(handle.remove)
+        if functions.observers:
+            stack.enter_context(functions)
+        yield
+
+
+class _OutputFunctions(TorchFunctionMode):
+    """Replace what functions put out that take weights; `layers` is keyed by tensor ids."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers: dict[int, tuple[nn.Module, Callable[..., Tensor]]] = {}
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        arguments = _layer_arguments(func, args, kwargs)
+        tensors = [arguments.get(name) for name in ("weight", "running_mean")]
+        keys = [id(tensor) for tensor in tensors if id(tensor) in self.layers]
+        if not keys:
+            return out
+        layer, replaced = self.layers[keys[0]]
+        return replaced(out, channel_dim(layer, out.ndim), arguments.get("bias"))
+
+
+class _InputFunctions(TorchFunctionMode):
+    """Observe functions that take the weights of layers; the keys are ids of weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observers: dict[int, Callable[[Forward, Tensor], None]] = {}
+
+    def __torch_function__(
+        self, func: Function, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        entry = function_operation(func)
+        if entry is not None and entry.weighted:
+            arguments = _layer_arguments(func, args, kwargs)
+            observer = self.observers.get(id(arguments["weight"])) if arguments else None
+            if observer is not None:
+                observer(lambda x: func(x, *args[1:], **(kwargs or {})), arguments["input"])
+        return func(*args, **(kwargs or {}))
+
+
+def _layer_arguments(func: Function, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Return the arguments, by name, of a function that takes weights or statistics."""
+    entry = function_operation(func)
+    return (
+        named_arguments(entry, args, kwargs or {})
+        if entry is not None and entry.argument_names
+        else {}
+    )
+
+
+def _argument_id(module: nn.Module) -> int:
+    """Return the id of the tensor by which a function's call is recognised as this layer's."""
+    return id(module.running_mean if module.weight is None else module.weight)
+
+
+def _replacer(replace: Replace, name: str, mask: Tensor) -> Callable[..., Tensor]:
+    def replaced(out: Tensor, dim: int, bias: Tensor | None) -> Tensor:
+        return replace(name, mask, out, dim, bias)
+
+    return replaced
+
+
+def _observer(
+    observe: Observe, name: str, module: nn.Module, mask: Tensor
+) -> Callable[[Forward, Tensor], None]:
+    def observer(forward: Forward, x: Tensor) -> None:
+        observe(name, module, mask, forward, x)
+
+    return observer
+
+
+def _output_hook(replaced: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return replaced(out, channel_dim(module, out.ndim), getattr(module, "bias", None))
+
+    return hook
+
+
+def _input_hook(observer: Callable[[Forward, Tensor], None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+        observer(module.forward, input_of(args, kwargs))
+
+    return hook
