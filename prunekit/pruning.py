@@ -39,6 +39,7 @@ from prunekit.surgery.bias_compensation import Absorbed
 from prunekit.surgery.cut import Cut
 from prunekit.surgery.distance import Distance
 from prunekit.surgery.equivalence import Agreement
+from prunekit.surgery.reconstruction import RECONSTRUCTIONS, Reconstruction, Refitted
 from prunekit.validate import choice, number
 
 _LISTED = 20  # groups that are printed
@@ -99,6 +100,11 @@ class Pruned:
     def absorbed(self) -> Absorbed | None:
         """The constants that were moved into biases, and the resulting change of the outputs."""
         return self._cut.absorbed
+
+    @property
+    def refitted(self) -> Refitted | None:
+        """The layers that were refitted behind the last cut; None where none was asked for."""
+        return self._cut.refitted
 
     @property
     def budgets(self) -> tuple[BudgetResult, ...]:
@@ -224,6 +230,7 @@ def prune(
     layers: Mapping[str, float] | None = None,
     data: Data | Iterable[tuple[Tensor, Tensor]] | None = None,
     absorb: bool | str = "auto",
+    reconstruct: Reconstruction | str | None = None,
     check: bool = True,
     over_norms: bool = False,
     on_miss: str = "refuse",
@@ -252,6 +259,9 @@ def prune(
     channels under a layer norm can be removed too; that is not exact, and the difference is
     reported.
 
+    With `reconstruct="least_squares"` the layers behind the cut are then refitted on `data`,
+    without labels, so that they put out again what those of the dense network do.
+
     Raises ConfigError for settings, TraceError and SurgeryError.
     """
     criterion = CRITERIA.resolve(criterion, Criterion)
@@ -264,9 +274,11 @@ def prune(
         others = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(rule, shares | others)
     choice("over_norms", over_norms, (True, False))
-    options = CutOptions(absorb, check)
+    if reconstruct is not None:
+        reconstruct = RECONSTRUCTIONS.resolve(reconstruct, Reconstruction)
+    options = CutOptions(absorb, check, reconstruct)
     with random_states_kept():  # a loader that shuffles draws from the global generator, too
-        dataset = _as_data(data, criterion)
+        dataset = _as_data(data, criterion, reconstruct)
         inputs = None if dataset is None else dataset.inputs(CHECKED)
         dense = Traced.of(model, example, inputs, over_norms)
         with unchanged(dense.model), _renamed_settings(shares):
@@ -340,11 +352,14 @@ def _renamed_settings(shares: Mapping[str, float | None]) -> Iterator[None]:
 
 
 def _as_data(
-    data: Data | Iterable[tuple[Tensor, Tensor]] | None, criterion: Criterion
+    data: Data | Iterable[tuple[Tensor, Tensor]] | None,
+    criterion: Criterion,
+    reconstruct: Reconstruction | None,
 ) -> Data | None:
     if data is None or isinstance(data, Data):
         return data
-    return data_from_batches(data, int(getattr(criterion, "samples", _SAMPLES)))
+    needed = (getattr(criterion, "samples", _SAMPLES), getattr(reconstruct, "images", 0))
+    return data_from_batches(data, int(max(needed)))
 
 
 def _change(name: str, before: int, after: int) -> str:

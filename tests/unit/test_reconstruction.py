@@ -14,7 +14,8 @@ from prunekit.graph.arguments import Arguments
 from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
-from prunekit.surgery.reconstruction.least_squares import LeastSquares, Refitted, refit
+from prunekit.surgery.reconstruction.base import Refitted
+from prunekit.surgery.reconstruction.least_squares import LeastSquares, refit
 from prunekit.surgery.reconstruction.residual import Addition
 from prunekit.surgery.reconstruction.ridge import GramRegression, RowRegression
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from prunekit.console import track
 from prunekit.errors import DataError
 from prunekit.graph import ChannelGraph
-from prunekit.graph.arguments import input_of
+from prunekit.graph.arguments import Arguments, input_of
 from prunekit.graph.dataflow import batch_norm, followers, weighted_layer
 from prunekit.graph.layers import channel_dim
 from prunekit.graph.linear_maps import LinearMap
@@ -25,8 +25,15 @@ from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
 from prunekit.graph.recording.steps import Kind, Step, with_results
 from prunekit.modes import evaluating, random_states_kept
-from prunekit.schema import Checked, Count, Positive, Range
-from prunekit.surgery.edits import Edit, NewBiases
+from prunekit.schema import Count, Positive, Range
+from prunekit.surgery.edits import NewBiases
+from prunekit.surgery.reconstruction.base import (
+    RECONSTRUCTIONS,
+    Reconstruction,
+    Refitted,
+    RefittedLayer,
+    Sample,
+)
 from prunekit.surgery.reconstruction.norms import InputStatistics, can_renormalise, renormalise
 from prunekit.surgery.reconstruction.paired_run import Batches, PairedRun, State
 from prunekit.surgery.reconstruction.residual import Addition
@@ -34,10 +41,12 @@ from prunekit.surgery.reconstruction.ridge import Fit
 from prunekit.surgery.reconstruction.sampling import RowSample
 
 _GIB = 2**30
+_LARGEST_BATCH = 250
 
 
+@RECONSTRUCTIONS.register("least_squares")
 @dataclass(frozen=True)
-class LeastSquares(Checked):
+class LeastSquares(Reconstruction):
     """Refits every layer whose input changed to the dense network's output, by least squares."""
 
     images: Annotated[Count, "training images, without labels, that layers are refitted on"] = 1000
@@ -45,32 +54,30 @@ class LeastSquares(Checked):
     rows: Annotated[float, Range(at_least=5), "positions sampled per unknown weight"] = 100
     memory: Annotated[Positive, "GiB that activations and sums may take"] = 2.0
 
+    def apply(
+        self,
+        dense: nn.Module,
+        narrow: nn.Module,
+        graph: ChannelGraph,
+        removed: Tensor,
+        sample: Sample,
+    ) -> Refitted:
+        """Refit all layers that read other values than before, in order of execution."""
+        size = self._batch_size(Program(dense, graph.recordings[0]))
 
-@dataclass(frozen=True)
-class RefittedLayer:
-    """A refitted layer: its mean squared error before and after, relative to its target's variance.
+        def batches() -> Iterator[Arguments]:
+            full = 0
+            for batch in sample(self.images, size):
+                full = full or len(batch.tensors[0])
+                if len(batch.tensors[0]) == full:  # a recording takes one size
+                    yield batch
 
-    The error is that of its output on `rows` sampled positions, with `unknowns` weights per output.
-    """
+        return refit(dense, narrow, graph, removed, batches, self)
 
-    layer: str
-    before: float
-    after: float
-    rows: int
-    unknowns: int
-
-
-@dataclass(frozen=True)
-class Refitted:
-    """The result of refitting: edits that made room for biases, layers and norms, and notes.
-
-    `norms` got the statistics of what they read now; they put out in evaluation what they did.
-    """
-
-    edits: tuple[Edit, ...]
-    layers: tuple[RefittedLayer, ...]
-    norms: tuple[str, ...]
-    notes: tuple[str, ...] = ()
+    def _batch_size(self, dense: Program) -> int:
+        """Return how many examples are run at once; `dense` is recorded with one."""
+        most = max(dense.live_bytes(index) for index in range(len(dense.steps)))
+        return max(1, min(_LARGEST_BATCH, int(self.memory * _GIB / 8 / max(most, 1))))
 
 
 def refit(
@@ -81,21 +88,22 @@ def refit(
     batches: Batches,
     settings: LeastSquares,
 ) -> Refitted:
-    """Refit the layers of `narrow`, in place, on batches of inputs; `dense` stays as it is.
+    """Refit the layers of `narrow`, in place, on batches of inputs; see `Reconstruction.apply`.
 
-    `graph` is that of the dense network, `removed` the units that `narrow` lacks. `batches` returns
-    the same inputs in every call, all in batches of one size. Raises DataError without inputs, and
-    where a layer reads or puts out a number that is not finite.
+    `batches` returns the same inputs in every call, all in batches of one size.
     """
-    first = next(iter(batches()), None)
-    if first is None:
-        raise DataError("there are no images to refit layers on; set dataset=...")
+    sizes = [len(batch.tensors[0]) for batch in batches()]
+    if not sizes:
+        raise DataError(
+            "there are no images to refit layers on; set dataset=..., or reconstruct=none"
+        )
+    first = next(iter(batches()))
     with random_states_kept(), evaluating(dense, narrow), torch.no_grad():
         run = PairedRun(
             Program(dense, record_batch(dense, first)),
             Program(narrow, record_batch(narrow, first)),
             batches,
-            sum(1 for _ in batches()),
+            len(sizes),
             settings.memory * _GIB / 2,
         )
         work = _Refit(run, graph, removed.cpu(), settings)
@@ -103,7 +111,8 @@ def refit(
         for name, calls in track(changed.items(), "refit", len(changed)):
             work.visit(name, calls)
     edits = (NewBiases(tuple(work.new_biases)),) if work.new_biases else ()
-    return Refitted(edits, tuple(work.layers), tuple(work.norms), tuple(work.notes))
+    results = (tuple(work.layers), tuple(work.norms), tuple(work.notes))
+    return Refitted(edits, *results, examples=sum(sizes))
 
 
 @dataclass(eq=False)
