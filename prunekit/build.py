@@ -59,9 +59,14 @@ def locate(path: str, where: str = "settings") -> Callable[..., Any]:
     try:
         target = getattr(_import(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(
-            f"{where}._target_={path!r} cannot be imported: {error}; give a dotted path to a class"
-        ) from error
+        reason = f"cannot be imported: {error}; give a dotted path to a class"
+        top = module.split(".")[0]
+        if isinstance(error, ModuleNotFoundError) and error.name == top:
+            reason = (
+                f"cannot be imported: there is no {top}.py or {top}/ in {os.getcwd()}, and no "
+                "such package is installed; start in its folder, or name that in PYTHONPATH"
+            )
+        raise ConfigError(f"{where}._target_={path!r} {reason}") from error
     if not callable(target):
         raise ConfigError(f"{where}._target_={path!r} is not a class or a function")
     return target

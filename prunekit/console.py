@@ -1,13 +1,19 @@
-"""Output for people: progress bars and tables on a terminal, plain lines elsewhere."""
+"""Output for people: progress bars and tables on a terminal, plain lines elsewhere.
+
+Text is printed as it is: neither the markup of rich nor control characters in it are interpreted.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, TextIO, TypeVar
+
+from prunekit.text import visible
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,12 +29,12 @@ _on_progress: ContextVar[OnProgress | None] = ContextVar("on_progress", default=
 
 def say(line: str) -> None:
     """Print one line to standard output."""
-    print(line, file=_log.get(), flush=True)
+    print(visible(line), file=_log.get(), flush=True)
 
 
 def complain(line: str) -> None:
     """Print one line to standard error."""
-    print(line, file=_log.get() or sys.stderr, flush=True)
+    print(visible(line), file=_log.get() or sys.stderr, flush=True)
 
 
 @contextmanager
@@ -40,6 +46,17 @@ def redirect_output(log: TextIO, on_progress: OnProgress) -> Iterator[None]:
     finally:
         _log.reset(tokens[0])
         _on_progress.reset(tokens[1])
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Print neither lines nor progress; warnings and errors go on to standard error."""
+    token = _on_progress.set(lambda label, done, total: None)
+    try:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        _on_progress.reset(token)
 
 
 def track(items: Iterable[T], label: str, total: int) -> Iterator[T]:
@@ -92,12 +109,17 @@ def _grid(title: str, lines: Sequence[Sequence[str]]) -> Table:
     """Return a table of rich; the first line holds the names of the columns."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
-    grid = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    def cell(text: str) -> Text:
+        return Text(visible(text))
+
+    heading = Text(visible(title), style="bold")
+    grid = Table(title=heading, box=box.SIMPLE_HEAD, title_justify="left")
     for index, column in enumerate(lines[0]):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(cell(column), justify="left" if index == 0 else "right", no_wrap=True)
     for line in lines[1:]:
-        grid.add_row(*line)
+        grid.add_row(*map(cell, line))
     return grid
 
 
@@ -125,11 +147,11 @@ def _rich_bar(items: Iterable[T], label: str, total: int, done: int) -> Iterator
         TimeRemainingColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True
     ) as bar:
-        yield from bar.track(items, total=total, completed=done, description=label)
+        yield from bar.track(items, total=total, completed=done, description=visible(label))
 
 
 def _reported(items: Iterable[T], label: str, total: int, on_progress: OnProgress) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -50,11 +51,22 @@ def one_of(value: object, accepted: Iterable[str]) -> str:
     """Return a hint that names the accepted values nearest to `value`, or all of them."""
     names = sorted(set(accepted))
     near = get_close_matches(str(value), names, n=3, cutoff=0.5)
+    near = _same_but_for_the_number(str(value), names)[:3] or near
     if near:
         return f"did you mean {' or '.join(near)}?"
     if not names:
         return "nothing is accepted here"
     return f"accepted: {listed(names, 16)}"
+
+
+def _same_but_for_the_number(value: str, names: Sequence[str]) -> list[str]:
+    """Return the names that differ from `value` in a number at the end only, the nearest first."""
+    pattern = re.compile(r"(.*?)(\d+)")
+    if (typed := pattern.fullmatch(value)) is None:
+        return []
+    numbered = [match for name in names if (match := pattern.fullmatch(name))]
+    same = [match for match in numbered if match[1] == typed[1]]
+    return [m[0] for m in sorted(same, key=lambda match: abs(int(match[2]) - int(typed[2])))]
 
 
 def listed(names: Sequence[str], limit: int = 3, separator: str = ", ") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import random
 import sys
 from collections import OrderedDict, deque
@@ -78,6 +79,22 @@ def random_states_kept() -> Iterator[None]:
         if numpy is not None:
             stack.callback(numpy.random.set_state, numpy.random.get_state())
         yield
+
+
+@contextmanager
+def garbage_collection_paused() -> Iterator[None]:
+    """Let Python search for no unreachable cycles inside the context.
+
+    Code that makes many objects which all stay in use triggers searches that find nothing, and each
+    goes through every object of the process.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import argparse
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,16 +92,19 @@ def _intact(path: Path) -> bool:
         if not zipfile.is_zipfile(path):
             return True
         with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
             # torch reads nothing from entries marked as directories, whose mark has no checksum
-            odd = any(
-                entry.external_attr & _DIRECTORY and not entry.is_dir()
-                for entry in archive.infolist()
-            )
-            return not odd and archive.testzip() is None
+            odd = any(e.external_attr & _DIRECTORY and not e.is_dir() for e in entries)
+            return not odd and _is_plain(entries, path) and archive.testzip() is None
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception:  # zipfile raises many types for damaged archives
         return False
+
+
+def _is_plain(entries: Sequence[zipfile.ZipInfo], path: Path) -> bool:
+    """Return False for entries that unpack to more bytes than the file has; torch packs none."""
+    return sum(entry.file_size for entry in entries) <= path.stat().st_size
 
 
 def _asks_for_code(text: str) -> bool:

@@ -28,7 +28,7 @@ LAYERS = (
             "console",
             "atomic_write",
         ),
-        *("torch_io", "config", "modes", "renamed"),
+        *("torch_io", "config", "modes", "outputs", "renamed", "termination", "text"),
     },
     {"rows", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure"},
@@ -48,8 +48,8 @@ ONLY = {  # narrower than the layer: the whole list of what these may import
     "models": {"errors", "validate", "schema"},
 }
 THIRD_PARTY = {
-    "hydra": {"cli", "cli.jobs", "cli.sweep", "config"},
-    "omegaconf": {"config"},
+    "hydra": {"cli", "cli.explain", "cli.jobs", "cli.sweep"},
+    "omegaconf": {"config", "cli.explain"},
     "rich": {"console"},
     "fvcore": {"measure.cost"},
     "jinja2": {"reporting.page.document"},

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from prunekit import console
+from prunekit.cli.arguments import COMPLETION, QUIET, VERSION, hydra_arguments, is_override
 from prunekit.errors import PrunekitError, one_of
 from prunekit.runs.layout import PIPELINE
+from prunekit.termination import Terminated, terminable
 
 if TYPE_CHECKING:
     from prunekit.runs.job_status import JobStatus
@@ -28,23 +32,41 @@ _MODULES = {"report": "prunekit.reporting.command", "clean": "prunekit.runs.clea
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command; exit with 1 on errors that the user can mend, with 2 on wrong usage."""
+    """Run one command; exit with 1 on errors that the user can mend, with 2 on wrong usage.
+
+    A command that is interrupted exits with 130, one that receives SIGTERM with 143.
+    """
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = _parser()
     if not arguments:
         parser.print_help()
         sys.exit(2)
-    parsed = parser.parse_args(arguments[:1])
-    _refuse_unknown(parser, parsed.command)
+    if arguments[0] in COMPLETION:
+        command, arguments = _completed_command(arguments)
+    elif VERSION in arguments:
+        command = parser.parse_args([VERSION]).command
+    else:
+        command = parser.parse_args(arguments[:1]).command
+        _refuse_unknown(parser, command)
+    rest = [argument for argument in arguments[1:] if argument != QUIET]
     try:
-        if parsed.command in STAGES:
-            _launch(parsed.command, arguments[1:])
-        else:
-            importlib.import_module(_MODULES[parsed.command]).main(arguments[1:])
+        quiet = console.silence() if QUIET in arguments else contextlib.nullcontext()
+        with terminable(), quiet:
+            _run(command, rest)
     except PrunekitError as error:
         _fail(str(error))
     except KeyboardInterrupt:
         _fail("interrupted; the same command continues", code=130)
+    except Terminated:
+        _fail("terminated; the same command continues", code=143)
+
+
+def _run(command: str, argv: Sequence[str]) -> None:
+    """Run a command with its arguments."""
+    if command in STAGES:
+        _launch(command, argv)
+    else:
+        importlib.import_module(_MODULES[command]).main(argv)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -53,12 +75,13 @@ def _parser() -> argparse.ArgumentParser:
     lines = "\n".join(f"  {name:<11} {text}" for name, text in (STAGES | TOOLS).items())
     parser = argparse.ArgumentParser(
         prog="prunekit",
-        usage="prunekit COMMAND [GROUP=CHOICE] [KEY=VALUE] [-m] [--help]",
+        usage="prunekit COMMAND [GROUP=CHOICE] [KEY=VALUE] [-m] [--quiet] [--help]",
         description="Make convolutional networks smaller and faster.",
         epilog=f"commands:\n{lines}\n\nprunekit COMMAND --help lists every setting.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"prunekit {__version__}")
+    parser.add_argument(QUIET, action="store_true", help="print only warnings and errors")
     parser.add_argument("command", metavar="COMMAND", help="one of those below")
     return parser
 
@@ -75,10 +98,10 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
     import hydra
 
     from prunekit.cli import jobs, sweep
-    from prunekit.config import config_dir, explain, warn_about_shadowed
+    from prunekit.cli.explain import admit_own_arguments, explain
+    from prunekit.config import config_dir, top_names, warn_about_shadowed
 
-    separators = "," if {"-m", "--multirun"} & {*argv} else ""
-    argv = [_quote(argument, separators) for argument in argv]
+    argv = admit_own_arguments(stage, hydra_arguments(argv, top_names()))
     warn_about_shadowed(argv)
     with_trace = "HYDRA_FULL_ERROR" in os.environ
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra re-raises instead of printing and exiting
@@ -88,7 +111,8 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
 
     failures: dict[str, str] = {}
     statuses: dict[int, JobStatus] = {}
-    sys.argv = [f"prunekit {stage}", *sorted(argv, key=_is_override)]
+    program = "prunekit" if {*COMPLETION} & {*argv} else f"prunekit {stage}"
+    sys.argv = [program, *sorted(argv, key=is_override)]
     start = hydra.main(version_base="1.3", config_path=str(config_dir()), config_name=stage)
     try:
         start(jobs.task(stage, message_of, failures))()
@@ -107,26 +131,22 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
         sweep.conclude(statuses)
 
 
-def _quote(argument: str, separators: str) -> str:
-    """Quote a value that contains =, as the paths of sweeps do, because Hydra requires it.
+def _completed_command(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the command whose arguments a shell completes, and the arguments for Hydra.
 
-    Values with characters of Hydra's grammar, or with separators of a sweep, stay as they are
-    unless they are existing paths.
+    The shell asks without the command, which stands in the line that is typed so far. Without a
+    command in it, the candidates are the commands themselves.
     """
-    key, _, value = argument.partition("=")
-    if not _is_override(argument) or "=" not in value or {*value} & {*"'\"\\"}:
-        return argument
-    plain = not {*value} & {*"()[]{}", *separators}
-    return f'{key}="{value}"' if plain or os.path.exists(value) else argument
-
-
-def _is_override(argument: str) -> bool:
-    """Return True for an override; Hydra 1.3 does not accept flags between overrides."""
-    return not argument.startswith("-") and ("=" in argument or argument.startswith("~"))
+    program, *words = os.environ.get("COMP_LINE", "prunekit run ").split(" ")
+    if len(words) < 2:
+        console.say(" ".join(STAGES | TOOLS))
+        sys.exit()
+    if words[0] not in STAGES:  # the tools take paths, which the shell knows
+        sys.exit()
+    os.environ["COMP_LINE"] = " ".join([program, *words[1:]])
+    return words[0], [words[0], *arguments]
 
 
 def _fail(message: str, code: int = 1) -> None:
-    from prunekit.console import complain
-
-    complain(f"prunekit: {message}")
+    console.complain(f"prunekit: {message}")
     sys.exit(code)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from prunekit.errors import ConfigError
+
 if TYPE_CHECKING:
     from prunekit.runs.job_status import StatusWriter
 
@@ -29,6 +31,7 @@ def task(command: str, message_of: MessageOf, failures: dict[str, str]) -> Calla
         directory = HydraConfig.get().runtime.output_dir
         job = _run_job if HydraConfig.get().mode is RunMode.MULTIRUN else _run_command
         try:
+            _refuse_other_directory(directory, config.stage)
             return job(command, config, directory, message_of)
         except Exception as error:
             if (message := message_of(error)) is None:
@@ -39,6 +42,19 @@ def task(command: str, message_of: MessageOf, failures: dict[str, str]) -> Calla
             _remove_empty(os.path.relpath(directory))
 
     return run
+
+
+def _refuse_other_directory(directory: str, stage: str) -> None:
+    """Raise ConfigError where Hydra's settings name a directory that is not that of a stage.
+
+    A run is the parent of that directory, which no setting of Hydra may move unseen: the parent of
+    / is / itself.
+    """
+    if Path(directory).name != stage:
+        raise ConfigError(
+            f"hydra.run.dir or hydra.sweep.subdir is set, so that {stage} would write to "
+            f"{Path(directory).parent}; leave them as they are, and set root=... and name=..."
+        )
 
 
 def _remove_empty(directory: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from prunekit import console
+from prunekit.config import sweep_dir
 from prunekit.errors import SweepError
 from prunekit.runs.job_status import (
     DONE,
@@ -68,7 +69,9 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: Any, **kwargs: Any) -> None:
         """Create the status board before any job starts, and show its table."""
-        root = Path(config.hydra.sweep.dir).resolve()
+        root = sweep_dir(config)
+        if root is None:
+            return
         _remove_old_boards(root)
         folder = root / f"{FOLDER_PREFIX}{os.getpid()}"
         folder.mkdir(parents=True, exist_ok=True)

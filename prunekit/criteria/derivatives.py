@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -24,9 +23,11 @@ from prunekit.criteria.base import (
     split_by_group,
     sum_by_unit,
 )
+from prunekit.criteria.removal_effects import RemovalEffects
 from prunekit.criteria.weights import filter_rows
 from prunekit.graph.layers import is_weighted, layer_named
 from prunekit.modes import evaluating_unchanged
+from prunekit.outputs import logits_of
 from prunekit.schema import Count, Whole
 
 if TYPE_CHECKING:
@@ -39,92 +40,39 @@ _NO_CALL = "comes from layers that the forward calls; use for instance criterion
 @CRITERIA.register("taylor")
 @dataclass(frozen=True)
 class Taylor(OnExamples):
-    """The first-order change of the loss when a unit is removed (Molchanov et al. 2017, eq. 8).
+    """The first-order change of the loss when a unit is removed, as prunekit removes it.
 
-    For each example it is abs(mean over positions of dC/dz * z), where z is the output of the
-    producing layer and C the cross-entropy; this is averaged over `samples` training examples and
-    scaled to Euclidean norm one within each group, so that groups compare. For a unit that several
-    layers produce, the terms are added before the absolute value, since it vanishes in all of them
-    at once.
+    For each example it is the slope of the cross-entropy along the way from the network as it is to
+    the one in which the unit puts out a constant, see `removal_effects`. Behind a batch norm this
+    is the sum over positions of dC/dz * (z - shift), where z is the norm's output; without
+    `absorb`, and without a norm or a bias, it is that of dC/dz * z as in Molchanov et al. 2017,
+    eq. 8. Absolute values are averaged over `samples` training examples and scaled to Euclidean
+    norm one within each group, so that groups compare. For a unit that several layers put out, the
+    terms are added before the absolute value, since it vanishes in all of them at once.
     """
 
     comparable: ClassVar[bool] = True
+    absorb: Annotated[
+        bool, "constants of removed units stay in the next layer; false where `absorb` is false"
+    ] = True
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
     ) -> Scores:
-        """Run forward and backward once over the examples; gradients of weights are not changed.
+        """Run over the examples twice, forward, and once backward; gradients are not changed.
 
         Groups with a unit whose layers the forward pass never calls (it may read their weights
         directly) have no score; raises ConfigError if no group has one.
         """
-        gates, total, count = _Gates(), torch.zeros(graph.count, dtype=torch.float64), 0
-        with ExitStack() as stack, torch.enable_grad():
-            stack.enter_context(evaluating_unchanged(model))
-            stack.enter_context(gates.inserted(model, graph))
+        effects = RemovalEffects(model, graph, self.absorb)
+        total, count = torch.zeros(graph.count, dtype=torch.float64), 0
+        with evaluating_unchanged(model):
             for x, y in examples(require_data(data, "Taylor").train, self.samples, device):
-                loss = functional.cross_entropy(model(x), y, reduction="sum")
-                total += gates.effects(loss, graph, len(x)).abs().sum(0)
+                total += effects.of_batch(x, y).abs().sum(0)
                 count += len(x)
         mean = total / max(count, 1)
-        scores = scores_of_complete_groups(graph, mean, gates.call_counts(graph), _NO_CALL)
+        scores = scores_of_complete_groups(graph, mean, effects.gate_counts(), _NO_CALL)
         return {name: score / score.norm().clamp_min(1e-300) for name, score in scores.items()}
-
-
-@dataclass(frozen=True, eq=False)
-class _Gates:
-    """Factors of one on layer outputs, whose gradients are sums of dC/dz * z over positions.
-
-    Gates do not change the forward pass, and unlike z they are not overwritten by an in-place ReLU.
-    """
-
-    calls: list[tuple[str, Tensor, int]] = field(default_factory=list)  # layer, gate, positions
-    layers: set[str] = field(default_factory=set)
-
-    @contextmanager
-    def inserted(self, model: nn.Module, graph: ChannelGraph) -> Iterator[None]:
-        """Put a new gate behind every call of every layer that computes units."""
-        with ExitStack() as stack:
-            for name in _computing_layers(model, graph):
-                handle = model.get_submodule(name).register_forward_hook(self._hook(name))
-                stack.callback(handle.remove)
-            yield
-
-    def effects(self, loss: Tensor, graph: ChannelGraph, batch: int) -> Tensor:
-        """Return dC/dz * z per example and unit, (batch, graph.count), and clear the calls."""
-        grads = torch.autograd.grad(loss, [gate for _, gate, _ in self.calls], allow_unused=True)
-        total = torch.zeros(graph.count, batch, dtype=torch.float64)
-        for (name, _, positions), grad in zip(self.calls, grads, strict=True):
-            if grad is not None:
-                mean = grad.double().reshape(batch, -1).cpu() / positions
-                total.index_add_(0, graph.outs[name].cpu(), mean.T)
-        self.calls.clear()
-        return total.T
-
-    def call_counts(self, graph: ChannelGraph) -> Tensor:
-        """Return how many layers with a gate were called, per unit id."""
-        return sum_by_unit(graph, {name: torch.ones(len(graph.outs[name])) for name in self.layers})
-
-    def _hook(self, name: str) -> Callable[..., Tensor]:
-        def hook(module: nn.Module, inputs: object, out: Tensor) -> Tensor:
-            channel = out.dim() - 1 if isinstance(module, nn.Linear) else 1
-            shape = [n if axis in (0, channel) else 1 for axis, n in enumerate(out.shape)]
-            gate = out.new_ones(shape, requires_grad=True)
-            self.layers.add(name)
-            self.calls.append((name, gate, out.numel() // gate.numel()))
-            return out * gate
-
-        return hook
-
-
-def _computing_layers(model: nn.Module, graph: ChannelGraph) -> list[str]:
-    """Return the producers that compute their units from others.
-
-    A depthwise convolution is left out: it passes its units on, so it would count them twice.
-    """
-    names = dict.fromkeys(name for group in graph.groups for name in group.producers)
-    modules = {name: model.get_submodule(name) for name in names}
-    return [n for n, m in modules.items() if not 1 < getattr(m, "groups", 1) == m.in_channels]
 
 
 @CRITERIA.register("hessian")
@@ -161,7 +109,8 @@ class HessianDiagonal(OnExamples):
         weights = [*leaves.values()]
         totals, count = [torch.zeros_like(w, dtype=torch.float64) for w in weights], 0
         for x, y in batches:
-            loss = functional.cross_entropy(functional_call(model, leaves, x), y, reduction="sum")
+            logits = logits_of(functional_call(model, leaves, x))
+            loss = functional.cross_entropy(logits, y, reduction="sum")
             probes = (_signs(weights, generator) for _ in range(self.probes))
             for total, part in zip(totals, hessian_diagonal(loss, weights, probes), strict=True):
                 total += part / self.probes

@@ -1,7 +1,7 @@
 """Data sets: settings from which training, validation and test batches are loaded."""
 
 from prunekit.data.base import Batches, Data, Dataset, images_id
-from prunekit.data.folder import CUB200, ImageFolder, TinyImageNet
+from prunekit.data.folder import ImageFolder
 from prunekit.data.in_memory import (
     Digits,
     HorizontalFlip,
@@ -10,6 +10,7 @@ from prunekit.data.in_memory import (
     Synthetic,
     TensorBatches,
 )
+from prunekit.data.photographs import CUB200, TinyImageNet
 from prunekit.data.vision import CIFAR10, CIFAR100, MNIST, SVHN, FashionMNIST
 from prunekit.data.without_files import FixedBatches, NoImages, ShapeOnly, data_from_batches
 

@@ -56,7 +56,8 @@ class Batches(Protocol):
 class Data:
     """A loaded data set; `shape` is that of one example, `notes` are sentences for reports.
 
-    `classes` is 0 where the number is unknown, for instance without images.
+    `classes` is 0 where the number is unknown, for instance without images. Otherwise labels are
+    whole numbers from 0 to `classes` - 1; raises DataError for others.
     """
 
     train: Batches
@@ -65,6 +66,12 @@ class Data:
     classes: int
     shape: tuple[int, ...]
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("train", "val", "test") if self.classes else ():
+            part = getattr(self, name)
+            if part.size:
+                check_labels(part.labels, self.classes, name)
 
     @property
     def example(self) -> Tensor:
@@ -77,6 +84,23 @@ class Data:
             return next(iter(self.test.epoch(count, None)))[0][:count]
         source = torch.Generator().manual_seed(0)
         return torch.randn(min(count, _NOISE), *self.shape, generator=source)
+
+
+def check_labels(labels: Tensor, classes: int, part: str) -> None:
+    """Raise DataError that names the first label which is no whole number below `classes`."""
+    whole = not (labels.is_floating_point() or labels.is_complex()) and labels.dim() == 1
+    if not whole:
+        raise DataError(
+            f"the labels of {part} are {labels.dtype} of the shape {tuple(labels.shape)}; give one "
+            f"whole number per example, from 0 to {classes - 1}"
+        )
+    wrong = ((labels < 0) | (labels >= classes)).nonzero().flatten()
+    if len(wrong):
+        index = int(wrong[0])
+        raise DataError(
+            f"label {int(labels[index])} of {part} example {index} is not in 0 to {classes - 1}; "
+            "number the classes from 0, or give the right number of classes"
+        )
 
 
 def images_id(batches: Batches) -> str:
@@ -119,13 +143,17 @@ class Dataset(Checked, ABC):
         """
         return {}
 
+    def decoding(self, files: Files) -> Mapping[str, Any]:
+        """Return what else tells runs apart: that some files are now read differently."""
+        return {}
+
     def identity(self) -> Mapping[str, Any] | None:
         """Identify the images without loading them, independently of where the files are.
 
         Returns None if they cannot be identified, and an empty mapping if the settings suffice.
         """
         files = self.files()
-        facts = identity_of_files(files) if files else {}
+        facts = {**identity_of_files(files), **self.decoding(files)} if files else {}
         facts |= {} if self.version is None else {"version": self.version}
         return facts or None
 

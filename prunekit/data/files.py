@@ -9,8 +9,8 @@ import os
 import pickle
 import time
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
@@ -91,17 +91,26 @@ _SAMPLED = 256  # number of files of larger sets that are hashed
 _SAMPLED_BYTES = 64 << 20  # bytes that are hashed of all of these together
 _BLOCK = 64 << 10
 _FRESH = 2_000_000_000  # nanoseconds; a younger file may change without another time stamp
-_CACHED = 64  # data sets whose digests are cached
+_CACHED = 128  # digests and other texts that are cached
 _digests: dict[str, str] = {}
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder is hidden, as caches and copies of some systems are."""
+    return name.startswith(".")
+
+
 def images_under(root: str | Path, folder: str) -> dict[str, str]:
-    """Return the image files below `root`/`folder` by their names below `root`, through links."""
+    """Return the image files below `root`/`folder` by their names below `root`, through links.
+
+    Hidden files and folders are left out.
+    """
     files = {}
-    for directory, _, names in os.walk(os.path.join(root, folder), followlinks=True):
+    for directory, folders, names in os.walk(os.path.join(root, folder), followlinks=True):
+        folders[:] = [name for name in folders if not is_hidden(name)]
         inside = os.path.relpath(directory, root).replace(os.sep, "/")
         for name in names:
-            if name.lower().endswith(IMAGES):
+            if name.lower().endswith(IMAGES) and not is_hidden(name):
                 files[f"{inside}/{name}"] = os.path.join(directory, name)
     return files
 
@@ -113,25 +122,52 @@ def identity_of_files(files: Files) -> dict[str, Any]:
     Digests are cached, in this process and in the user's cache folder, until a file changes its
     size or its times. Raises DataError where a file cannot be read.
     """
-    try:
+    with _readable():
         facts = {name: os.stat(files[name]) for name in sorted(files)}
         sizes = {name: fact.st_size for name, fact in facts.items()}
-        stamp = _digest(
-            f"{name}\0{f.st_size} {f.st_mtime_ns} {f.st_ctime_ns} {f.st_dev} {f.st_ino}"
-            for name, f in facts.items()
-        )
-        content = _cached_digest(stamp)
-        if content is None:
-            content = _content(files, sizes)
-            newest = max(max(f.st_mtime_ns, f.st_ctime_ns) for f in facts.values())
-            if time.time_ns() - newest > _FRESH:
-                _store_digest(stamp, content)
+        content = _cached(_stamp(facts), facts, lambda: _content(files, sizes))
+    return {"files": len(sizes), "bytes": sum(sizes.values()), "content": f"sha256:{content}"}
+
+
+def cached_text(kind: str, files: Files, compute: Callable[[], str]) -> str:
+    """Return the text that `compute` derives from these files, cached as digests are.
+
+    `kind` says which text of these files it is. Raises DataError where a file cannot be read.
+    """
+    with _readable():
+        facts = {name: os.stat(files[name]) for name in sorted(files)}
+        return _cached(f"{kind} {_stamp(facts)}", facts, compute)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Raise DataError for a file that cannot be read."""
+    try:
+        yield
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
             f"{error.filename} cannot be read: {reason}; mend it, or fetch it again"
         ) from error
-    return {"files": len(sizes), "bytes": sum(sizes.values()), "content": f"sha256:{content}"}
+
+
+def _stamp(facts: Mapping[str, os.stat_result]) -> str:
+    """Return a digest that changes with the name, the size and the times of a file."""
+    return _digest(
+        f"{name}\0{f.st_size} {f.st_mtime_ns} {f.st_ctime_ns} {f.st_dev} {f.st_ino}"
+        for name, f in facts.items()
+    )
+
+
+def _cached(stamp: str, facts: Mapping[str, os.stat_result], compute: Callable[[], str]) -> str:
+    """Return the cached text of a stamp, or compute it; that of fresh files is not cached."""
+    text = _cached_digest(stamp)
+    if text is None:
+        text = compute()
+        newest = max(max(f.st_mtime_ns, f.st_ctime_ns) for f in facts.values())
+        if time.time_ns() - newest > _FRESH:
+            _store_digest(stamp, text)
+    return text
 
 
 def _content(files: Files, sizes: Mapping[str, int]) -> str:

@@ -109,7 +109,8 @@ class TensorBatches:
     """Batches of images (examples, channels, height, width) and labels, on the tensors' device.
 
     Random numbers are drawn on the CPU for a whole epoch, so that batches do not depend on the
-    device. Images are changed as bytes, before normalisation.
+    device. Images are changed as bytes, before normalisation. Raises DataError for images with
+    values that are not finite.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class TensorBatches:
         normalize: Normalize,
         augment: Sequence[Augmentation] = (),
     ) -> None:
+        _refuse_not_finite(images)
         self.images, self.labels, self.augment = images, labels, tuple(augment)
         self._scale, self._shift = normalize.factors(images)
 
@@ -164,6 +166,16 @@ class TensorBatches:
 
     def _normalized(self, images: Tensor) -> Tensor:
         return torch.add(images * self._scale, self._shift)
+
+
+def _refuse_not_finite(images: Tensor) -> None:
+    if not images.is_floating_point() or bool(images.isfinite().all()):
+        return
+    finite = images.isfinite().flatten(1).all(dim=1)
+    raise DataError(
+        f"image {int((~finite).nonzero()[0])} of {len(images)} holds nan or infinite values; mend "
+        "or remove it"
+    )
 
 
 @dataclass(frozen=True, eq=False)

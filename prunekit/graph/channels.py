@@ -24,7 +24,7 @@ from prunekit.graph.recording.passes import record_passes
 from prunekit.graph.recording.steps import Recording
 from prunekit.graph.validation import validate
 from prunekit.graph.wrappers import network_in
-from prunekit.modes import random_states_kept
+from prunekit.modes import garbage_collection_paused, random_states_kept
 
 _INEXACT = (
     "normed over channels that can go on request (over_norms): where some go the statistics of the "
@@ -97,7 +97,7 @@ class ChannelGraph:
         be followed or the example does not fit.
         """
         model = network_in(model)
-        with random_states_kept(), torch.no_grad():
+        with garbage_collection_paused(), random_states_kept(), torch.no_grad():
             arguments = Arguments.of(example)
             passes = record_passes(model, arguments)
             recordings = [forward_pass.recording for forward_pass in passes]
@@ -105,7 +105,7 @@ class ChannelGraph:
             deps.play()
             validate(deps)
             validate_copies(model, passes, deps)
-        return replace(_finish(deps), example=arguments.on_meta())
+            return replace(_finish(deps), example=arguments.on_meta())
 
     def drop(self, chosen: Mapping[str, Tensor]) -> Tensor:
         """Return one mask over unit ids for masks over the units of groups (True: remove)."""

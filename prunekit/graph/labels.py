@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -56,13 +57,15 @@ def compress(labels: Tensor) -> Tensor:
     """Shrink every dimension along which the labels do not change to size one."""
     if not labels.numel():  # a detector may have found nothing
         return labels.new_zeros([1] * labels.ndim)
+    if labels.numel() == 1:
+        return labels
     for dim, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
         if size > 1 and stride == 0:
             labels = labels.narrow(dim, 0, 1)
     for dim, size in enumerate(labels.shape):
-        first = labels.narrow(dim, 0, min(size, 1))
-        if size > 1 and bool((labels == first).all()):
-            labels = first
+        if size > 1:
+            first = labels.narrow(dim, 0, 1)
+            labels = first if bool((labels == first).all()) else labels
     return labels
 
 
@@ -103,9 +106,19 @@ def align(values: Sequence[LabeledTensor], rank: int) -> list[tuple[list[int], T
 
 
 def broadcast_shape(*shapes: Sequence[int]) -> torch.Size:
-    """Return the shape that these shapes broadcast to."""
-    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-    return shape
+    """Return the shape that these shapes broadcast to; raise RuntimeError if there is none.
+
+    torch.broadcast_shapes takes ten times as long, since it may get symbols.
+    """
+    rank = max(map(len, shapes))
+    result = [1] * rank
+    for shape in shapes:
+        for dim, size in enumerate(shape, rank - len(shape)):
+            if size != 1:
+                if result[dim] not in (1, size):
+                    raise RuntimeError(f"shapes {', '.join(map(str, shapes))} do not broadcast")
+                result[dim] = size
+    return torch.Size(result)
 
 
 class Partition:
@@ -131,8 +144,10 @@ class Partition:
         shape = broadcast_shape(a.shape, b.shape)
         a, b = a.expand(shape), b.expand(shape)
         differ = a != b
-        frozen = []
+        parent, frozen = self._parent, []
         for left, right in zip(a[differ].tolist(), b[differ].tolist(), strict=True):
+            if parent[left] == parent[right]:
+                continue
             root, other = self._root(left), self._root(right)
             if root != other:
                 frozen += self._merge(root, other)
@@ -142,12 +157,13 @@ class Partition:
         """Merge the classes of `ids` into the class of 0; return the newly frozen ids."""
         frozen = []
         for label in set(ids.flatten().tolist()):
-            frozen += self._merge(FROZEN, self._root(label))
+            if self._parent[label] != FROZEN:
+                frozen += self._merge(FROZEN, self._root(label))
         return frozen
 
     def roots(self) -> Tensor:
         """Return the smallest id of its class for every id."""
-        roots = torch.tensor(self._parent)
+        roots = torch.frombuffer(array("q", self._parent), dtype=torch.long)  # fast for long lists
         while not torch.equal(above := roots[roots], roots):
             roots = above
         return roots
@@ -185,12 +201,14 @@ class FreezeLog:
         self.reasons: dict[int, str] = {}
         self._layers: dict[str, dict[str, None]] = {}  # by sentence
         self._starts: list[int] = []
+        self._ends: list[int] = []
         self._names: list[str] = []
 
     def add_producer(self, name: str, labels: Tensor) -> None:
         """Register a layer with the new labels that it created."""
         self.producers[name] = labels
         self._starts.append(int(labels[0]))
+        self._ends.append(self._starts[-1] + len(labels))
         self._names.append(name)
 
     def explain(self, ids: Iterable[int], reason: str) -> None:
@@ -225,7 +243,7 @@ class FreezeLog:
             if label >= end:
                 position = bisect_right(self._starts, label) - 1
                 name = self._names[position] if position >= 0 else ""
-                end = self._starts[position] + len(self.producers[name]) if name else 0
+                end = self._ends[position] if name else 0
             if label < end:
                 names[name] = None
         return [*names]

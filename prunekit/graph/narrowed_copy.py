@@ -260,7 +260,7 @@ def _size_queries(deps: Dependencies, forward_pass: ForwardPass) -> Iterator[Ste
 
 
 def _can_change(deps: Dependencies, step: Step, source: Step, removable: Tensor) -> bool:
-    dim = next((arg for arg in step.args[1:] if isinstance(arg, int)), None)
+    dim = next((arg for arg in step.args[1:] if isinstance(arg, int)), step.item)
     for value in values_in(deps.results[source]):
         constant = dim is not None and dim % value.meta.ndim not in value.varying
         if value.varying and not constant and bool(removable[value.labels].any()):

@@ -23,7 +23,7 @@ from prunekit.graph.labels import (
     values_in,
 )
 from prunekit.graph.recording.steps import Kind, Step, without_repeats
-from prunekit.graph.replay import Replay
+from prunekit.graph.replay import Replay, labels_key
 
 
 def validate(deps: Dependencies) -> None:
@@ -288,7 +288,8 @@ class NarrowedReplay(Replay):
 
     def narrow_value(self, value: LabeledTensor) -> LabeledTensor:
         """Return the value that the narrowed network should compute."""
-        key = id(value.labels), value.meta.shape, value.meta.dtype, value.meta.stride()
+        meta = value.meta
+        key = labels_key(value.labels), meta.shape, meta.dtype, meta.stride()
         if key not in self._narrowed:
             self._narrowed[key] = self._narrow(value)
         labels, meta = self._narrowed[key]

@@ -58,11 +58,16 @@ def _unique_names(stages: Mapping[Path, tuple[Path, str]]) -> dict[Path, str]:
 def _find_stages(root: Path) -> list[tuple[str, Path]]:
     """Return names of runs and their stage directories, sorted by run, then as in the pipeline.
 
-    Links to runs are resolved, so that no run occurs twice. Links to stages are not: a stage that
-    runs share belongs to each of them.
+    Links to runs are resolved, so that no run occurs twice; a run has the name of its link where
+    only the link is below the root. Links to stages are not resolved: a stage that runs share
+    belongs to each of them.
     """
     top = Path(os.path.abspath(root))
-    stages = [path for path in _walk(str(top)) if path.name in STAGES]
+    found: dict[Path, Path] = {}  # the first path of every stage
+    for path in _walk(str(top)):
+        if path.name in STAGES:
+            found.setdefault(Path(os.path.realpath(path.parent)) / path.name, path)
+    stages = [*found.values()]
     stages.sort(key=lambda path: (str(path.parent), STAGES.index(path.name)))
     runs = {path.parent: Path(os.path.realpath(path.parent)) for path in stages}
     return [
@@ -71,15 +76,21 @@ def _find_stages(root: Path) -> list[tuple[str, Path]]:
 
 
 def _walk(root: str) -> Iterator[Path]:
-    """Yield directories that hold a report or settings."""
-    for folder, subfolders, files in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        if not _STAGE_FILES.isdisjoint(files):
-            yield Path(folder)
-        for name in subfolders:
-            path = os.path.join(folder, name)
-            if name in STAGES and os.path.islink(path) and not _STAGE_FILES.isdisjoint(_list(path)):
-                yield Path(path)
+    """Yield directories that hold a report or settings; links are followed last, and only once."""
+    pending, seen = [root], set()
+    while pending:
+        for folder, subfolders, files in os.walk(pending.pop(0)):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            if (place := os.path.realpath(folder)) in seen:
+                subfolders.clear()
+                continue
+            seen.add(place)
+            if not _STAGE_FILES.isdisjoint(files):
+                yield Path(folder)
+            links = [path for n in subfolders if os.path.islink(path := os.path.join(folder, n))]
+            stages = [path for path in links if os.path.basename(path) in STAGES]
+            yield from (Path(path) for path in stages if not _STAGE_FILES.isdisjoint(_list(path)))
+            pending += [path for path in links if path not in stages]
 
 
 def _list(path: str) -> list[str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from prunekit.errors import ArtifactError
-from prunekit.reporting.figures import MARKERS, figure
+from prunekit.reporting.figures import MARKERS, as_label, figure
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -104,7 +104,7 @@ def draw(panels: Mapping[str, Embedding], path: str | Path) -> None:
 def _frame(axis: Any, title: str) -> None:
     """Draw a frame without ticks, since distances in t-SNE have no unit."""
     axis.set(xticks=[], yticks=[])
-    axis.set_title(title, fontsize=9, wrap=True)
+    axis.set_title(as_label(title), fontsize=9, wrap=True)
     axis.grid(visible=False)
     axis.set_aspect("equal", adjustable="datalim")
     for spine in axis.spines.values():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError
+from prunekit.text import visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -63,6 +64,15 @@ def figure(
         yield fig, fig.subplots(*shape, squeeze=False, **options)
         with replacing(file) as draft:
             fig.savefig(draft, format=file.suffix.lstrip(".") or "png", bbox_inches="tight")
+
+
+def as_label(name: str) -> str:
+    """Return a name as the text of a label, which matplotlib neither interprets nor leaves out.
+
+    Dollar signs would enclose formulas, and a legend leaves out what begins with an underscore.
+    """
+    text = visible(name).replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
 
 
 def legend_above(fig: Figure, axes: Sequence[Any], columns: int = 3) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
 from prunekit.runs.files import write_text
+from prunekit.text import guard_formula, visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -75,9 +77,11 @@ _SETTINGS = frozenset({"model", "lam", "ratio", "keep", "seed"})
 # fingerprints and texts that are too long for a column
 _CSV_ONLY = frozenset({"setting", "data", "timing", "continued", "command"})
 ENDINGS = (".csv", ".md", ".tex")
+_MARKDOWN = frozenset("\\`*[]<>&|~$")
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
+    **{sign: f"{{{sign}}}" for sign in "[*"},  # behind the end of a line they would be arguments
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",
@@ -157,10 +161,13 @@ def write_table(
     """Write a data frame as csv (full precision), markdown or LaTeX, by the ending of `path`.
 
     Markdown and LaTeX hold one table for each of the titled `parts`, csv always the whole table.
+    Text that a reader of the file would interpret is escaped; in csv, text that begins like a
+    formula gets an apostrophe in front.
     """
     file, parts = Path(path), parts or [("", table)]
     if file.suffix == ".csv":
-        write_text(file, lambda out: table.to_csv(out, index=False, lineterminator="\n"))
+        plain = table.map(lambda value: _csv_cell(value) if isinstance(value, str) else value)
+        write_text(file, lambda out: plain.to_csv(out, index=False, lineterminator="\n"))
     elif file.suffix == ".md":
         texts = [_markdown_part(part, title if len(parts) > 1 else "") for title, part in parts]
         write_text(file, lambda out: out.write("\n".join(texts)))
@@ -202,7 +209,14 @@ def latex(table: DataFrame | TextTable, title: str = "") -> str:
 
 def escape_latex(text: str) -> str:
     """Return text with every character that LaTeX would interpret escaped."""
-    return "".join(_LATEX.get(sign, sign) for sign in text)
+    escaped = "".join(_LATEX.get(sign, sign) for sign in visible(text))
+    return re.sub("-(?=-)", "-{}", escaped)  # two hyphens would become a dash
+
+
+def escape_markdown(text: str) -> str:
+    """Return text with every character that markdown, or html in it, would interpret escaped."""
+    escaped = "".join(f"\\{sign}" if sign in _MARKDOWN else sign for sign in visible(text))
+    return re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", escaped)  # inside of a word it is plain
 
 
 def to_number(value: Any) -> float | None:
@@ -244,11 +258,15 @@ def _plain_text(value: object) -> str:
 
 
 def _markdown_part(table: DataFrame, title: str) -> str:
-    return f"**{title}**\n\n{markdown(table)}" if title else markdown(table)
+    return f"**{escape_markdown(title)}**\n\n{markdown(table)}" if title else markdown(table)
 
 
 def _markdown_line(cells: tuple[str, ...]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(map(escape_markdown, cells))} |"
+
+
+def _csv_cell(text: str) -> str:
+    return guard_formula(visible(text, keep="\n"))
 
 
 def _latex_line(cells: tuple[str, ...]) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
-from prunekit.reporting.figures import COLOURS, MARKERS, figure
+from prunekit.reporting.figures import COLOURS, MARKERS, as_label, figure
 from prunekit.reporting.seed_stats import shared_name
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def _legend(fig: Any, looks: dict[str, tuple[str, str]], has_dense: bool) -> Non
         return Line2D([], [], color=colour, marker=marker, **style)
 
     first = [*looks.items()][:_MAX_NAMED]
-    entries = {name or "other runs": entry(*look, "white") for name, look in first}
+    entries = {as_label(name) or "other runs": entry(*look, "white") for name, look in first}
     if len(looks) > _MAX_NAMED:
         entries[f"and {len(looks) - _MAX_NAMED} more methods"] = entry("white", "", "white")
     entries["black edge, line: front"] = Line2D(

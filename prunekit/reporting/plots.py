@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from prunekit.errors import ArtifactError
-from prunekit.reporting.figures import COLOURS, LINES, MARKERS, figure, legend_above
+from prunekit.reporting.figures import COLOURS, LINES, MARKERS, as_label, figure, legend_above
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -49,7 +49,8 @@ def convergence(frames: Mapping[str, DataFrame], path: str | Path) -> None:
                 if key in frame:
                     values = convert(frame[key].astype(float))
                     epochs = np.arange(1, len(values) + 1)
-                    axis.plot(epochs, values, line, color=colour, label=label, linewidth=1.8)
+                    style = {"color": colour, "label": as_label(label), "linewidth": 1.8}
+                    axis.plot(epochs, values, line, **style)
             axis.set(xlabel="Epoch", ylabel=title)
             axis.xaxis.get_major_locator().set_params(integer=True)
         if "rows" in present:
@@ -85,7 +86,7 @@ def tradeoff(frame: DataFrame, path: str | Path, x: str = "macs") -> None:
                 *(group[column].astype(float), errors),
                 *(f"{marker}-",),
                 color=colour,
-                label=str(label) or "runs",
+                label=as_label(str(label)) or "runs",
                 markersize=6,
                 linewidth=1.2,
             )
@@ -119,7 +120,8 @@ def widths(before: Mapping[str, int], after: Mapping[str, int], path: str | Path
                 ha="center",
                 fontsize=size,
             )
-        axis.set_xticks(places, names, rotation=90 if rotate else 0, fontsize=size + 1)
+        labels = [*map(as_label, names)]
+        axis.set_xticks(places, labels, rotation=90 if rotate else 0, fontsize=size + 1)
         axis.set(ylabel="Channels", xlim=(-0.6, len(names) - 0.4))
         axis.margins(y=0.12)
         axis.grid(visible=False, axis="x")
@@ -208,7 +210,7 @@ def layer_costs(layers: DataFrame, path: str | Path) -> None:
                 axis.barh(places, values, height=0.38, label=label, **style)
             axis.set(xlabel=title)
             axis.grid(visible=False, axis="y")
-        axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
+        axes[0, 0].set_yticks(range(len(names)), [*map(as_label, names)], fontsize=8)
         axes[0, 0].set_ylim(len(names) - 0.4, -0.6)
         legend_above(fig, axes[0])
 

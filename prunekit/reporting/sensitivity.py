@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prunekit.reporting.figures import COLOURS, MARKERS, figure, legend_above
+from prunekit.reporting.figures import COLOURS, MARKERS, as_label, figure, legend_above
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,7 +68,7 @@ def _draw_lines(
                 axis.plot(
                     *(removed, panel.values(records), f"{marker}-"),
                     color=colour,
-                    label=f"{group} ({records[0]['units']})",
+                    label=as_label(f"{group} ({records[0]['units']})"),
                     markersize=5,
                     linewidth=1.4,
                 )
@@ -76,7 +76,7 @@ def _draw_lines(
             if panel.relative:
                 axis.set_ylim(bottom=0)
         legend_above(fig, axes[0], columns=4)
-        fig.legends[0].set_title(title)
+        fig.legends[0].set_title(as_label(title))
 
 
 def _draw_heat_maps(
@@ -90,9 +90,9 @@ def _draw_heat_maps(
             _draw_cells(fig, axis, panel, cells)
             axis.set_xticks(range(len(shares)), [f"{100 * share:.3g}" for share in shares])
             axis.set(xlabel="Removed of the group (%)")
-        labels = [f"{group} ({records[0]['units']})" for group, records in groups.items()]
+        labels = [as_label(f"{group} ({records[0]['units']})") for group, records in groups.items()]
         axes[0][0].set_yticks(range(len(groups)), labels, fontsize=8)
-        fig.suptitle(title, fontsize=10)
+        fig.suptitle(as_label(title), fontsize=10)
 
 
 def _draw_cells(fig: Figure, axis: Axes, panel: _Panel, cells: np.ndarray) -> None:

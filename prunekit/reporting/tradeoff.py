@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
-from prunekit.reporting.figures import COLOURS, MARKERS, check_writable, figure
+from prunekit.reporting.figures import COLOURS, MARKERS, as_label, check_writable, figure
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -241,7 +241,8 @@ def _legend(fig: Any, looks: _Looks, points: DataFrame, dense: bool) -> None:
     from matplotlib.lines import Line2D
 
     entries = {
-        name or "runs": Line2D([], [], **looks.style(name), linestyle="-") for name in looks.methods
+        as_label(name) or "runs": Line2D([], [], **looks.style(name), linestyle="-")
+        for name in looks.methods
     }
     for key, title in {"pruned_top1": "right after pruning", "tuned_top1": "fine-tuned"}.items():
         if points[key].notna().any():

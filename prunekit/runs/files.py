@@ -13,8 +13,10 @@ from typing import IO, Any
 from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError, DamageError
 from prunekit.runs.report import Report
+from prunekit.text import guard_formula
 
 _CHUNK = 1 << 20  # bytes
+_DEEPEST = 50  # levels of lists and dicts in a json file
 _TEXT = (".csv", ".json")
 _VIEW_ONLY = (".png", "metrics.csv")  # prunekit never reads these back: a person looks at them
 
@@ -32,28 +34,48 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a json object; raises ArtifactError if the file is missing or damaged."""
+    """Read a json object; raises ArtifactError if the file is missing or damaged.
+
+    Values that are nested deeper than `_DEEPEST` count as damage: none of prunekit are.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} is damaged ({error}); delete it and run again") from error
     if not isinstance(values, dict):
         raise ArtifactError(f"{path} is not a json object; delete it and run again")
+    if _is_deeper(values, _DEEPEST):
+        raise ArtifactError(
+            f"{path} is damaged (nested deeper than {_DEEPEST}); delete it and run again"
+        )
     return values
 
 
+def _is_deeper(node: object, depth: int) -> bool:
+    """Return whether lists and dicts are nested deeper than `depth`."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return depth == 0 or any(_is_deeper(child, depth - 1) for child in children)
+
+
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
-    """Write records as csv; the columns are all keys, in order of first appearance."""
+    """Write records as csv; the columns are all keys, in order of first appearance.
+
+    Text that begins like a formula is guarded against spreadsheets (`prunekit.text`).
+    """
     columns = list(dict.fromkeys(key for record in records for key in record))
 
     def write(file: IO[str]) -> None:
         writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(records)
+        writer.writerows({key: _cell(value) for key, value in r.items()} for r in records)
 
     write_text(path, write)
+
+
+def _cell(value: Any) -> Any:
+    return guard_formula(value) if isinstance(value, str) else value
 
 
 def sha256_of(file: Path) -> str:
@@ -157,5 +179,5 @@ def _parses(file: Path) -> bool:
             if file.suffix == ".json":
                 return isinstance(json.load(lines), dict)
             return len({len(cells) for cells in csv.reader(lines, strict=True)}) == 1
-    except (OSError, ValueError, csv.Error):
+    except (OSError, ValueError, RecursionError, csv.Error):
         return False

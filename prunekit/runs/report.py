@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 Metrics = dict[str, float | int | str | None]
@@ -72,11 +72,28 @@ class Report:
     def from_dict(cls, values: Mapping[str, Any]) -> Report:
         """Invert `to_dict`; raises TypeError or ValueError if the values are no report."""
         report = cls(**{**values, "notes": tuple(values.get("notes", ()))})
-        kinds = {"stage": str, "settings": Mapping, "metrics": Mapping, "files": Mapping}
-        for key, kind in kinds.items():
-            if not isinstance(getattr(report, key), kind):
-                raise ValueError(f"{key} is a {type(getattr(report, key)).__name__}")
+        for key, kinds in _KINDS.items():
+            if not isinstance(value := getattr(report, key), kinds):
+                raise ValueError(f"{key} is a {type(value).__name__}")
+        for key, plain in _PLAIN.items():
+            node = getattr(report, key)
+            for value in node.values() if isinstance(node, Mapping) else node:
+                if not isinstance(value, plain):
+                    raise ValueError(f"{key} holds a {type(value).__name__}")
+        if outside := [name for name in report.files if name != PurePath(name).name]:
+            raise ValueError(f"files names {outside[0]!r}, which lies elsewhere")
         return report
+
+
+_OPTIONAL = (str, type(None))
+_KINDS: Mapping[str, type | tuple[type, ...]] = {
+    **{"stage": str, "settings": Mapping, "metrics": Mapping, "files": Mapping},
+    **{"environment": Mapping, "seconds": (int, float), "source": _OPTIONAL},
+    **{"origin": _OPTIONAL, "command": _OPTIONAL, "digest": _OPTIONAL},
+}
+_PLAIN: Mapping[str, type | tuple[type, ...]] = {  # the values inside
+    **{"notes": str, "metrics": (int, float, *_OPTIONAL), "environment": str, "files": str},
+}
 
 
 def flatten(settings: Settings, prefix: str = "") -> dict[str, Any]:

@@ -211,21 +211,28 @@ class StageDir:
 
     def _check_progress(self) -> None:
         """Set aside files that a resumed stage cannot use; training checks its checkpoint later."""
-        try:
-            recorded = self._recorded_time()
-        except ArtifactError:
-            target = set_aside(self.path / "seconds")
-            self._complain("seconds", f"is damaged and was set aside as {target.name}")
-            return
-        for name in compare_digests(self.path, recorded.get("files", {})).all:
+        for name, read in (("seconds", self._recorded_time), (_WARNINGS, self._recorded_warnings)):
+            try:
+                read()
+            except ArtifactError:
+                target = set_aside(self.path / name)
+                self._complain(name, f"is damaged and was set aside as {target.name}")
+        for name in compare_digests(self.path, self._recorded_time()["files"]).all:
             if (file := self.path / name).exists():
                 target = set_aside(file)
                 line = f"has changed and was set aside as {target.name}; it starts anew"
                 self._complain(name, line)
 
     def _recorded_time(self) -> Settings:
+        """Return the seconds and the digests of `note_time`; ArtifactError if they are damaged."""
         file = self.path / "seconds"
-        return read_json(file) if file.is_file() else {}
+        recorded = {"seconds": 0.0, "files": {}, **(read_json(file) if file.is_file() else {})}
+        kinds = {"seconds": int | float, "files": Mapping}
+        if any(not isinstance(recorded[key], kind) for key, kind in kinds.items()):
+            raise ArtifactError(f"{file} is damaged; delete it and run again")
+        if not {*recorded["files"]} <= {*CONTINUED}:
+            raise ArtifactError(f"{file} names files that no stage adds to; delete it")
+        return recorded
 
     def record_warning(self, line: str) -> None:
         """Record a warning for the report, also for that of a resumed stage."""
@@ -235,7 +242,10 @@ class StageDir:
 
     def _recorded_warnings(self) -> list[str]:
         file = self.path / _WARNINGS
-        return list(read_json(file).get("lines", ())) if file.is_file() else []
+        lines = read_json(file).get("lines") if file.is_file() else []
+        if not isinstance(lines, list):
+            raise ArtifactError(f"{file} is damaged; delete it and run again")
+        return [str(line) for line in lines]
 
     def _elapsed(self) -> float:
         """Return the seconds since the last call."""
@@ -244,7 +254,7 @@ class StageDir:
         return elapsed
 
     def _earlier_seconds(self) -> float:
-        return float(self._recorded_time().get("seconds", 0))
+        return float(self._recorded_time()["seconds"])
 
     def _delete_progress(self) -> None:
         """Delete the files that only an unfinished stage needs."""

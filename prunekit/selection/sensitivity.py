@@ -23,6 +23,7 @@ from prunekit.selection.base import (
 )
 from prunekit.selection.budgets import Budget, MacsTarget
 from prunekit.selection.candidates import ignored_groups
+from prunekit.text import unguarded
 
 if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
@@ -78,7 +79,7 @@ def parse_curves(records: Iterable[Mapping[str, Any]]) -> dict[str, Curve]:
     points: dict[str, dict[int, float]] = {}
     units: dict[str, int] = {}
     for record in records:
-        name = str(record["group"])
+        name = unguarded(str(record["group"]))
         points.setdefault(name, {})[int(record["removed"])] = float(record["val_top1"])
         units[name] = int(record["units"])
     if not points:

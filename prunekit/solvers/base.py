@@ -21,14 +21,15 @@ log = logging.getLogger(__name__)
 
 SMALL_NORMS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)  # row norms below each of these are counted
 _FLAT_SHARE = 0.5  # share of rows beyond the penalty's slope that is worth a warning
+_VISIBLE = 0.01  # relative fall of the penalty that counts as an effect
 
 
 class Solver(Checked, ABC):
     """An algorithm that makes network training minimise loss + penalty.
 
-    A training loop calls `backward`, unscales and clips, then `before_step`, `optimizer.step`,
-    `after_step`; once at the end it calls `finish`. A solver is made from settings alone and then
-    bound to a penalty and to rows.
+    A training loop that knows its length calls `expect` once. Then it calls `backward`, unscales
+    and clips, `before_step`, `optimizer.step`, `after_step`; once at the end it calls `finish`. A
+    solver is made from settings alone and then bound to a penalty and to rows.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()  # empty: the penalty is only reported
@@ -47,6 +48,7 @@ class Solver(Checked, ABC):
         if self.needs and penalty.lam > 0:
             self.warn("flat", _flatness_warning(penalty, blocks))
             self.warn("remark", penalty.remark)
+        self.at_start: tuple[float, int] | None = None
         self.start()
 
     def start(self) -> None:
@@ -57,6 +59,14 @@ class Solver(Checked, ABC):
         if line is not None and subject not in self.warned:
             self.warned.add(subject)
             log.warning(line)
+
+    def expect(self, steps: int, optimizer: Optimizer) -> None:
+        """Adapt to a run of `steps` optimizer steps, at the rates that `optimizer` has now.
+
+        Logs a warning where the penalty cannot act in so few steps.
+        """
+        if self.needs:
+            self.at_start = self._extent([block.read() for block in self.blocks])
 
     def prox(self, block: Rows, rows: Tensor, step: float) -> Tensor:
         """Apply the penalty's prox to the rows of a block; the block's weight scales the step."""
@@ -90,12 +100,37 @@ class Solver(Checked, ABC):
             f"rows/{block.name}": int((matrix != 0).any(dim=1).sum())
             for block, matrix in zip(self.blocks, matrices, strict=True)
         }
-        penalty = sum(
+        penalty, total = self._extent(matrices)
+        return {"penalty": penalty, "rows": total, **counts, **small_norm_shares(self.blocks)}
+
+    def notes(self) -> tuple[str, ...]:
+        """Return what a report must say at the end, such as that the penalty had no effect."""
+        if not self.needs or self.penalty.lam == 0 or "unused" in self.warned:
+            return ()
+        if (reason := self.unused()) is not None:
+            return (reason,)
+        if self.at_start is None:
+            return ()
+        (before, alive_before), (after, alive) = self.at_start, self._extent(self.solution())
+        if alive < alive_before or after < (1 - _VISIBLE) * before:
+            return ()
+        return (
+            f"the penalty had no visible effect: no row of {alive} became zero, and its value went "
+            f"from {before:.4g} to {after:.4g}; raise its strength lam={self.penalty.lam:g}, or "
+            "train for more steps",
+        )
+
+    def unused(self) -> str | None:
+        """Return why the penalty has not acted in any step, None where it has."""
+        return None
+
+    def _extent(self, matrices: Sequence[Tensor]) -> tuple[float, int]:
+        """Return the value of the penalty on all matrices, and the number of rows not zero."""
+        value = sum(
             block.weight * float(self.penalty.value(matrix))
             for block, matrix in zip(self.blocks, matrices, strict=True)
         )
-        total = sum(counts.values())
-        return {"penalty": penalty, "rows": total, **counts, **small_norm_shares(self.blocks)}
+        return value, sum(int((matrix != 0).any(dim=1).sum()) for matrix in matrices)
 
     def solution(self) -> list[Tensor]:
         """Return the sparse matrix of every block, whose row norms are the scores for pruning."""

@@ -70,6 +70,12 @@ class Proximal(Solver):
         """Count optimizer steps from zero."""
         self.steps = 0
 
+    def expect(self, steps: int, optimizer: Optimizer) -> None:
+        """Log a warning where the run ends before the first proximal step."""
+        super().expect(steps, optimizer)
+        if steps < self.every:
+            self.warn("unused", _no_prox(self.every, steps))
+
     def after_step(self, optimizer: Optimizer) -> None:
         """Apply the prox after every `every`-th step."""
         self.steps += 1
@@ -87,6 +93,10 @@ class Proximal(Solver):
     def finish(self) -> None:
         """Do nothing: the parameters are the solution."""
 
+    def unused(self) -> str | None:
+        """Return that no proximal step was taken, if so."""
+        return _no_prox(self.every, self.steps) if self.steps < self.every else None
+
     def state_dict(self) -> dict[str, Any]:
         """Return the number of optimizer steps."""
         return {"steps": self.steps}
@@ -94,6 +104,13 @@ class Proximal(Solver):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue counting from the state."""
         self.steps = int(state["steps"])
+
+
+def _no_prox(every: int, steps: int) -> str:
+    return (
+        f"0 proximal steps: solver.every={every}, but training has {steps} steps, so the penalty "
+        "does nothing; lower solver.every"
+    )
 
 
 @dataclass

@@ -17,6 +17,8 @@ from prunekit.solvers.base import SOLVERS, Solver, check_state, learning_rate
 
 CONVERGED_STEPS = 3  # outer steps in a row within the tolerance that count as convergence
 MIN_STEP_PRODUCT = 5.0  # lr rho inner / (1 - momentum) below which K cannot follow its target
+ADAPTIVE_STEPS = 50  # for K to follow, with optimizers that choose their own step length
+UPDATES = 16  # of F that a run should have room for, however short it is
 
 
 class Splitting(Solver):
@@ -90,6 +92,9 @@ class AULM(Splitting):
     L(K) + penalty(F) + <Y, K - F> + (rho / 2) |K - F|^2. `inner` optimizer steps move K, then one
     outer step updates F and Y and over-relaxes them by k / (k + r), r >= 3 (infinite: not at all).
 
+    With `inner` None, K gets the steps that it needs to follow its target by a factor of e^-5 at
+    the rate of the schedule, 5 (1 - momentum) / (rate rho), but at most a 16th of all steps.
+
     A run lasts as long as its schedule, unless a stop rule is set: `max_outer` outer steps; a
     relative |K - F| or change of F within `tol` three times in a row; or the same zero rows of F,
     at least one, for `patience` outer steps. 0 disables a rule. `tol` times the row norms should be
@@ -97,7 +102,9 @@ class AULM(Splitting):
     """
 
     rho: Annotated[Positive, "how strongly the parameters are tied to their sparse copy"] = 1.0
-    inner: Annotated[Count, "optimizer steps between two updates of the sparse copy"] = 50
+    inner: Annotated[
+        Count | None, "steps between two updates of the sparse copy; null: fits the schedule"
+    ] = None
     r: Annotated[float, Range(at_least=3, infinite=True), "over-relaxes by k / (k + r)"] = 3.0
     max_outer: Annotated[Whole, "stops after so many updates; 0: off"] = 0
     tol: Annotated[NotNegative, "stops below this relative change; 0: off"] = 0.0
@@ -116,6 +123,7 @@ class AULM(Splitting):
     def start(self) -> None:
         """Set F = K and Y = 0, so that the first inner steps pull K to its start."""
         self.steps = self.outer = self.converged_steps = self.stable_steps = 0
+        self.interval = self.inner or 0  # 0: not chosen yet
         self.F = self.parameters()
         self.Y = [torch.zeros_like(rows) for rows in self.F]
         self.Fhat, self.Yhat = list(self.F), list(self.Y)
@@ -124,7 +132,7 @@ class AULM(Splitting):
     @torch.no_grad()
     def before_step(self, optimizer: Optimizer) -> None:
         """Add the gradient of (rho / 2) |K - T1|^2 with T1 = Fhat - Yhat / rho (eq. 10-11)."""
-        if self.steps == 0:
+        if self.steps == 0 and self.at_start is None:
             self._warn_if_slow(optimizer)
         for param, target in self.targets:
             grad_of(param).add_(param - target, alpha=self.rho)
@@ -132,8 +140,18 @@ class AULM(Splitting):
     def after_step(self, optimizer: Optimizer) -> None:
         """Update F and Y after every `inner` steps of K."""
         self.steps += 1
-        if self.steps % self.inner == 0:
+        self.interval = self.interval or self._steps_to_follow(optimizer)
+        if self.steps % self.interval == 0:
             self.update()
+
+    def expect(self, steps: int, optimizer: Optimizer) -> None:
+        """Choose `inner` where it is not set; warn where it leaves no step or is too short."""
+        super().expect(steps, optimizer)
+        if self.inner is None:
+            self.interval = max(1, min(self._steps_to_follow(optimizer), steps // UPDATES))
+        elif steps < self.inner:
+            self.warn("unused", _no_update(self.inner, steps))
+        self._warn_if_slow(optimizer)
 
     def update(self) -> None:
         """Take one outer step: F (eq. 12-16), Y (eq. 7), over-relaxation (eq. 8-9)."""
@@ -165,9 +183,29 @@ class AULM(Splitting):
         """Return the usual columns, the relative distance of K and F, and the outer steps."""
         return {**super().metrics(), "outer": self.outer}
 
+    def notes(self) -> tuple[str, ...]:
+        """Add the number of steps that was chosen for `inner`."""
+        if self.inner is not None or self.outer == 0:
+            return super().notes()
+        chosen = (
+            f"solver.inner={self.interval} was chosen to fit: {self.outer} updates of the sparse "
+            f"copy in {self.steps} steps"
+        )
+        return (chosen, *super().notes())
+
+    def unused(self) -> str | None:
+        """Return that the sparse copy was never updated, if so."""
+        return _no_update(self.interval or self.inner or 1, self.steps) if not self.outer else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies and counters, and the number of inner steps where it was chosen."""
+        chosen = {} if self.inner is not None else {"interval": self.interval}
+        return super().state_dict() | chosen
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`; raises ArtifactError when it belongs to other rows."""
         super().load_state_dict(state)
+        self.interval = int(state.get("interval", self.interval))
         self._set_targets()
 
     def _set_targets(self) -> None:
@@ -189,19 +227,46 @@ class AULM(Splitting):
             stable = bool((now == before).all()) and not bool(now.all())
             self.stable_steps = self.stable_steps + 1 if stable else 0
 
-    def _warn_if_slow(self, optimizer: Optimizer) -> None:
+    def _pull(self, optimizer: Optimizer) -> float | None:
+        """Return lr rho / (1 - momentum), by which K moves to its target in one step of SGD.
+
+        None stands for adaptive optimizers, which choose their own step length.
+        """
         momentum = optimizer.param_groups[0].get("momentum")
-        if momentum is None:  # the rule is for SGD: adaptive methods choose their own step length
-            return
+        if momentum is None:
+            return None
         rate = min(learning_rate(optimizer, block) for block in self.blocks)
-        product = rate * self.rho * self.inner / (1 - momentum)
-        if product < MIN_STEP_PRODUCT:
+        return float(rate * self.rho / (1 - momentum))
+
+    def _steps_to_follow(self, optimizer: Optimizer) -> int:
+        """Return how many steps K needs to follow its target."""
+        pull = self._pull(optimizer)
+        if not pull:  # at a rate of zero no number of steps is enough
+            return ADAPTIVE_STEPS
+        return math.ceil(round(MIN_STEP_PRODUCT / pull, 6))
+
+    def _warn_if_slow(self, optimizer: Optimizer) -> None:
+        pull = self._pull(optimizer)
+        if pull is None or not self.interval:
+            return
+        product = pull * self.interval
+        if product < MIN_STEP_PRODUCT * (1 - 1e-6):
+            mend = (
+                f"raise inner={self.inner} or" if self.inner else "train for more steps, or raise"
+            )
             self.warn(
                 "slow",
-                f"lr * rho * inner / (1 - momentum) = {product:.2g} is below {MIN_STEP_PRODUCT:g}, "
-                "so the weights cannot follow their sparse copy; "
-                f"raise inner={self.inner} or rho={self.rho:g}",
+                f"lr * rho * inner / (1 - momentum) = {product:.2g} is below {MIN_STEP_PRODUCT:g} "
+                f"with inner={self.interval}, so the weights cannot follow their sparse copy; "
+                f"{mend} rho={self.rho:g}",
             )
+
+
+def _no_update(inner: int, steps: int) -> str:
+    return (
+        f"0 updates of the sparse copy: solver.inner={inner}, but training has {steps} steps, so "
+        "the penalty does nothing; lower solver.inner, or null chooses it"
+    )
 
 
 @SOLVERS.register("admm")

@@ -22,6 +22,7 @@ from prunekit.methods.hinge.placement import Placement
 from prunekit.methods.slimming import ChannelSelector, InsertChannelSelectors
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.modes import evaluating
+from prunekit.outputs import describe_output, logits_of
 from prunekit.runs.report import Metrics
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.settings import ChannelSelections, Runtime
@@ -174,7 +175,10 @@ def weights_notes(weights: str | None) -> list[str]:
 
 @torch.inference_mode()
 def count_outputs(model: nn.Module, data: Data) -> int:
-    """Return the number of outputs per image; ConfigError when the network cannot take one."""
+    """Return the number of logits per image; ConfigError when the network cannot take one.
+
+    Without classes in the data set, outputs of which none are the logits count as 0.
+    """
     try:
         with evaluating(model):
             output = model(data.example.to(_device(model)))
@@ -186,7 +190,22 @@ def count_outputs(model: nn.Module, data: Data) -> int:
             f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; choose "
             f"{mend}"
         ) from error
-    return output.shape[-1] if isinstance(output, Tensor) else 0
+    return _logits_width(model, output, data.classes)
+
+
+def _logits_width(model: nn.Module, output: object, classes: int) -> int:
+    try:
+        logits = logits_of(output)
+    except ConfigError as error:
+        if not classes:
+            return 0
+        raise ConfigError(f"model={type(model).__name__}: {error}") from error
+    if classes and logits.dim() != 2:
+        raise ConfigError(
+            f"model={type(model).__name__} returns {describe_output(logits)} as its logits, but "
+            f"training on classes needs (examples, classes); choose a network that classifies"
+        )
+    return logits.shape[-1]
 
 
 def check_fits(model: nn.Module, data: Data, mend: str = "set model.classes={}") -> None:

@@ -21,6 +21,7 @@ from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.measure import LatencyTest
 from prunekit.methods.hinge import layers_with_matrix
 from prunekit.modes import evaluating
+from prunekit.outputs import logits_of
 from prunekit.reporting.sensitivity import draw
 from prunekit.runs.files import write_csv
 from prunekit.runs.report import Metrics, Outcome
@@ -33,6 +34,7 @@ from prunekit.stages.network import FromNetwork, measure_size, weights_notes
 from prunekit.stages.prune import STATISTICS_IMAGES
 from prunekit.stages.settings import Absorb, NormStatistics, OverNorms, Runtime
 from prunekit.stages.stage import Stage
+from prunekit.text import unguarded
 from prunekit.training import recompute_statistics
 from prunekit.training.evaluation import to_device
 
@@ -262,7 +264,7 @@ def _read_accuracies(file: Path) -> dict[Key, float]:
     try:
         with open(file, encoding="utf-8", newline="") as lines:
             records = [
-                (line["group"], int(line["removed"]), line["val_top1"])
+                (unguarded(line["group"]), int(line["removed"]), line["val_top1"])
                 for line in csv.DictReader(lines)
             ]
         return {
@@ -298,7 +300,7 @@ def _top1(model: nn.Module, images: Images, runtime: Runtime) -> float:
     correct = 0
     with evaluating(model), torch.inference_mode():
         for x, y in images.epoch(_BATCH, None):
-            logits = model(to_device(x, runtime.device))
+            logits = logits_of(model(to_device(x, runtime.device)))
             correct += int((logits.argmax(dim=1) == y.to(runtime.device)).sum())
     return 100 * correct / images.size
 

@@ -52,6 +52,7 @@ class Sparsify(FromNetwork, Stage):
         model = saved.model
         graph = ChannelGraph.trace(model, data.example.to(runtime.device))
         write, last_epoch = history_writer(stage_dir), {}
+        notes: list[str] = []
 
         def on_epoch(history: list[dict[str, Any]]) -> None:
             last_epoch.update(history[-1])
@@ -66,13 +67,14 @@ class Sparsify(FromNetwork, Stage):
             device=runtime.device,
             checkpoint=stage_dir.checkpoint,
             on_epoch=on_epoch,
+            on_note=notes.append,
         )
         scores = self.order.solve(self.regularizer, training)
         save_scores(stage_dir.path / "scores.pt", scores)
         save_model(stage_dir.path / "model.pt", model, saved.arch, saved.edits)
         small = {key: value for key, value in last_epoch.items() if key.startswith("below/")}
         alive = {f"alive/{name}": int((score > 0).sum()) for name, score in scores.items()}
-        zero = [name for name, score in scores.items() if not score.any()]
+        notes += [f"every unit of {name} is zero" for name, s in scores.items() if not s.any()]
         return Outcome(
             {
                 **measure_accuracy(model, data, runtime),
@@ -80,5 +82,5 @@ class Sparsify(FromNetwork, Stage):
                 **small,
                 **alive,
             },
-            (*data.notes, *graph.notes, *(f"every unit of {name} is zero" for name in zero)),
+            (*data.notes, *graph.notes, *notes),
         )

@@ -208,7 +208,8 @@ def _check_target(file: Path, target: str, trust: Collection[str]) -> None:
         return
     raise ArtifactError(
         f"{file} wants to call {target!r}, which is no network of prunekit or torchvision.models; "
-        f"if you trust the file, load it with trust=[{target!r}]"
+        f"if you trust the file, load it with trust=[{target!r}] (in settings "
+        f"runtime.trust=[{target}])"
     )
 
 

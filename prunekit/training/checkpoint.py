@@ -1,10 +1,10 @@
-"""Checkpoints: the complete state of a training run after an epoch, written atomically."""
+"""Checkpoints: the complete state of a training run after a step, written atomically."""
 
 from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from prunekit.torch_io import read_torch, write_torch
 
 log = logging.getLogger(__name__)
 _OLD_KEYS = {"done", "history", "model", "optimizer", "solver"}  # earlier versions wrote only these
-_KEYS = _OLD_KEYS | {"scaler", "identity"}
+_KEYS = _OLD_KEYS | {"scaler", "identity"}  # those within an epoch have their progress, too
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,17 @@ class Checkpoint:
     """The file with the progress of a training run, and the `identity` of that run.
 
     The identity is any text that is equal for equal runs; training only continues from a file that
-    was saved under the same identity.
+    was saved under the same identity. Within an epoch the state is saved every `interval` seconds.
     """
 
     path: Path
     identity: str
+    interval: float = 300.0
 
     def phase(self, name: str) -> Checkpoint:
         """Return the checkpoint of one phase of the run: `last-<name>.pt` beside `last.pt`."""
         path = self.path.with_name(f"{self.path.stem}-{name}{self.path.suffix}")
-        return Checkpoint(path, f"{self.identity} {name}")
+        return replace(self, path=path, identity=f"{self.identity} {name}")
 
     def save(self, state: dict[str, Any]) -> None:
         """Replace the file atomically; raises ArtifactError, and keeps it, when the disk is full.
@@ -63,13 +64,13 @@ class Checkpoint:
                 f"{self.path} was written by an earlier version of prunekit, which did not note "
                 "what it belongs to; delete it to start over"
             )
-        if keys != _KEYS:
+        if keys - {"progress"} != _KEYS or not _is_history(state["history"]):
             self._set_aside("is no checkpoint of training", "foreign")
             return None
         if state.pop("identity") != self.identity:
             self._set_aside("belongs to another run", "foreign")
             return None
-        return state
+        return {"progress": None, **state}
 
     def mismatched(self, error: object) -> ArtifactError:
         """Return the error for a state that does not fit the network, optimizer or solver."""
@@ -85,3 +86,10 @@ class Checkpoint:
             "%s %s and was set aside as %s; training starts anew",
             *(os.path.relpath(self.path), fault, path.name),
         )
+
+
+def _is_history(node: object) -> bool:
+    """Return whether a value of a file is a list of lines with names and numbers."""
+    return isinstance(node, list) and all(
+        isinstance(line, dict) and all(isinstance(key, str) for key in line) for line in node
+    )

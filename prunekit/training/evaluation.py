@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.console import track
 from prunekit.data import Batches
+from prunekit.data.folder_batches import explain_lost_workers
 from prunekit.errors import DataError
 from prunekit.modes import evaluating
+from prunekit.outputs import logits_of
+from prunekit.training.failures import cross_entropy, refuse_bad_inputs
 from prunekit.training.schedule import MEMORY_FORMAT
 
 _STATISTICS_BATCH = 128
@@ -24,13 +27,16 @@ def evaluate(
 ) -> dict[str, float]:
     """Return the mean cross entropy as loss, and top1 and top5 accuracy in percent.
 
-    Raises DataError where there are no examples.
+    Raises DataError where there are no examples, or inputs that are not finite.
     """
     logits, labels = predictions(model, batches, device, batch)
+    loss = float(cross_entropy(logits, labels))
+    if not math.isfinite(loss):
+        refuse_bad_inputs(batches, "evaluated")
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
     hits = ranked == labels[:, None]
     return {
-        "loss": float(F.cross_entropy(logits, labels)),
+        "loss": loss,
         "top1": 100 * float(hits[:, 0].double().mean()),
         "top5": 100 * float(hits.any(dim=1).double().mean()),
     }
@@ -43,11 +49,11 @@ def predictions(
     if not batches.size:
         raise DataError("there are no examples to evaluate on; set dataset.val above 0")
     parts = []
-    with evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode(), explain_lost_workers():
         total = -(-batches.size // batch)
         for inputs, labels in track(batches.epoch(batch, None), "evaluate", total):
             inputs, labels = to_device(inputs, device), labels.to(device)
-            parts.append((model(inputs).float(), labels))
+            parts.append((logits_of(model(inputs)).float(), labels))
     logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return logits, labels
 
@@ -79,7 +85,7 @@ def recompute_statistics(
     if not batches.size:
         raise DataError("there are no examples to take batch-norm statistics from; set dataset=...")
     total = -(-min(count, batches.size) // _STATISTICS_BATCH)
-    with evaluating(model), _averaging(norms):
+    with evaluating(model), _averaging(norms), explain_lost_workers():
         for inputs, _ in track(batches.sample(count, _STATISTICS_BATCH), "statistics", total):
             if len(inputs) > 1 or total == 1:  # a single example may be too few for batch norm
                 model(to_device(inputs, device))

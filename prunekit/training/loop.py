@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,11 +18,16 @@ from torch.optim import Optimizer
 
 from prunekit.console import track
 from prunekit.data import Batches, Data
-from prunekit.errors import TrainingError
+from prunekit.data.folder_batches import explain_lost_workers
+from prunekit.errors import ArtifactError, TrainingError
+from prunekit.outputs import auxiliary_logits
 from prunekit.solvers.base import Solver
+from prunekit.termination import Terminated, postponed
 from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.evaluation import evaluate, to_device
-from prunekit.training.losses import CrossEntropy
+from prunekit.training.failures import explain_single_examples, refuse_bad_inputs
+from prunekit.training.losses import AUXILIARY_WEIGHT, CrossEntropy, Distillation
+from prunekit.training.progress import EpochProgress, restore_random_states
 from prunekit.training.schedule import (
     HALF_PRECISIONS,
     MEMORY_FORMAT,
@@ -29,6 +36,8 @@ from prunekit.training.schedule import (
 )
 
 log = logging.getLogger(__name__)
+# what torch and solvers raise for the state of another network or optimizer
+_UNFIT = (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError)
 
 EpochMetrics = dict[str, float]  # one line of metrics.csv
 Loss = Callable[[nn.Module, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -61,30 +70,52 @@ def fit(
     `device`; the caller calls its `finish`. After every epoch `watch` returns further metrics and
     whether to stop, and `on_epoch` gets the metrics of all epochs.
 
-    With a `checkpoint`, which is written after every epoch, a repeated call continues where the
-    last call of the same identity stopped, and ends with the same weights; a finished one returns
-    at once. Phases with the same `seed` train on the same batches. Raises TrainingError when the
-    loss is not finite, ArtifactError when the checkpoint cannot be used.
+    With a `checkpoint`, which is written after every epoch, at times within it, and on SIGTERM
+    after the present step, a repeated call continues where the last call of the same identity
+    stopped, and ends with the same weights; a finished one returns at once. Phases with the same
+    `seed` train on the same batches. Raises TrainingError when the loss is not finite, DataError
+    when inputs are the reason, ArtifactError when the checkpoint cannot be used.
     """
     model.to(device).to(memory_format=MEMORY_FORMAT)
     optimizer = schedule.optimizer(list(model.parameters() if params is None else params))
     loss = loss or CrossEntropy(schedule.label_smoothing)
-    trainer = _Trainer(model, schedule, optimizer, solver, tuple(frozen), loss, device, label)
-    history, done = trainer.resume(checkpoint)
+    trainer = _Trainer(
+        model, schedule, optimizer, solver, tuple(frozen), loss, device, label, checkpoint
+    )
+    if solver:
+        solver.expect(schedule.epochs * trainer.steps(data.train), optimizer)
+    history, done = trainer.resume(data.train)
     if history and on_epoch:
         on_epoch(history)
     while not done and len(history) < schedule.epochs:
         epoch = len(history)
         seed_everything(mix_seeds(seed, 1, epoch))
-        metrics = trainer.train(data.train, epoch, mix_seeds(seed, 0, epoch))
-        metrics |= trainer.validate(data.val, epoch)
-        watched, stop = watch() if watch else ({}, False)
-        history.append(metrics | (solver.metrics() if solver else {}) | watched)
-        done = stop or (solver is not None and solver.done)
-        trainer.save(checkpoint, history, done)
-        if on_epoch:
-            on_epoch(history)
+        with trainer.saved_on_termination(history):
+            with explain_lost_workers():
+                metrics = trainer.train(data.train, history, mix_seeds(seed, 0, epoch))
+            metrics |= trainer.validate(data.val, epoch)
+            watched, stop = watch() if watch else ({}, False)
+            with postponed():
+                history.append(metrics | (solver.metrics() if solver else {}) | watched)
+                done = stop or (solver is not None and solver.done)
+                trainer.end_epoch(history, done)
+                if on_epoch:
+                    on_epoch(history)
     return history
+
+
+def _report_auxiliary_heads(model: nn.Module) -> None:
+    """Log at the next call of the network which of its outputs are trained as auxiliary heads."""
+
+    def report(module: nn.Module, inputs: object, output: object) -> None:
+        hook.remove()
+        if names := [*auxiliary_logits(output)]:
+            log.warning(
+                f"{AUXILIARY_WEIGHT} times the loss of each auxiliary head is added to the loss: "
+                f"{', '.join(names)}"
+            )
+
+    hook = model.register_forward_hook(report)
 
 
 def _chunks(stream: Iterable[Batch], count: int) -> Iterator[list[Batch]]:
@@ -104,10 +135,17 @@ class _Trainer:
     loss: Loss
     device: torch.device | str
     label: str
+    checkpoint: Checkpoint | None
 
     def __post_init__(self) -> None:
+        self.progress: EpochProgress | None = None  # of the epoch that was begun, None between two
+        self.random_states: dict[str, Tensor] = {}  # of an epoch that is resumed
+        self.is_resumed = False  # until the first step that works
+        self.saved_at = time.monotonic()
         groups = self.optimizer.param_groups
-        self.rates = [group["lr"] * group.get("lr_scale", 1.0) for group in groups]
+        for group in groups:
+            group["lr"] *= group.get("lr_scale", 1.0)
+        self.rates = [group["lr"] for group in groups]
         self.trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.half = HALF_PRECISIONS.get(self.schedule.precision)
         self.device_type = torch.device(self.device).type
@@ -117,35 +155,59 @@ class _Trainer:
         scales = self.half is torch.float16
         self.scaler = torch.amp.GradScaler(self.device_type, enabled=scales)
 
-    def train(self, batches: Batches, epoch: int, seed: int) -> EpochMetrics:
-        """Train for one epoch."""
+    def train(self, batches: Batches, history: list[EpochMetrics], seed: int) -> EpochMetrics:
+        """Train for one epoch, or for the rest of a resumed one."""
         self.model.train()
         for module in self.frozen:
             module.eval()
-        count = batches.steps(self.schedule.batch)
-        steps = -(-count // self.schedule.accumulate)
-        losses, examples = torch.zeros(steps, device=self.device), 0
-        hits = torch.zeros((), dtype=torch.long, device=self.device)
-        label = f"{self.label} {epoch + 1}/{self.schedule.epochs}"
-        stream = track(batches.epoch(self.schedule.batch, seed), label, count)
-        for step, chunk in enumerate(_chunks(stream, self.schedule.accumulate)):
-            self.set_rates(epoch + step / steps)
-            losses[step], correct = self.step(chunk)
-            hits += correct
-            examples += sum(len(y) for _, y in chunk)
+        epoch, steps = len(history), self.steps(batches)
+        if epoch == 0 and isinstance(self.loss, CrossEntropy | Distillation):
+            _report_auxiliary_heads(self.model)
+        progress = self.progress = self.progress or EpochProgress.start(steps, self.device)
+        for chunk in self._remaining_chunks(batches, epoch, seed):
+            self.set_rates(epoch + progress.steps / steps)
+            with postponed():
+                loss, correct = self.step(chunk)
+                progress.add(loss, correct, sum(len(y) for _, y in chunk))
             # reading the loss would synchronise a GPU, so there it is checked after the epoch
-            if self.device_type == "cpu" and not math.isfinite(losses[step]):
-                self._diverged(epoch, f"step {step + 1}", float(losses[step]))
-        for step, loss in enumerate(losses.tolist()):
-            if not math.isfinite(loss):
-                self._diverged(epoch, f"step {step + 1}", loss)
+            if self.device_type == "cpu" and not math.isfinite(loss):
+                refuse_bad_inputs(batches, "training")
+                self._diverged(epoch, f"step {progress.steps}", float(loss))
+            self._save_at_times(history)
+        for step, value in enumerate(progress.losses.tolist()):
+            if not math.isfinite(value):
+                refuse_bad_inputs(batches, "training")
+                self._diverged(epoch, f"step {step + 1}", value)
         lr = self.optimizer.param_groups[0]["lr"]
         return {
             "epoch": epoch + 1,
             "lr": lr,
-            "train_loss": float(losses.mean()),
-            "train_top1": 100 * int(hits) / examples,
+            "train_loss": float(progress.losses.mean()),
+            "train_top1": 100 * int(progress.hits) / progress.examples,
         }
+
+    def steps(self, batches: Batches) -> int:
+        """Return the number of optimizer steps in an epoch."""
+        return -(-batches.steps(self.schedule.batch) // self.schedule.accumulate)
+
+    def _remaining_chunks(self, batches: Batches, epoch: int, seed: int) -> Iterator[list[Batch]]:
+        """Yield the batches of every step that the epoch still lacks.
+
+        Those of earlier steps are read, too, so that all random numbers are those of an epoch that
+        was never interrupted.
+        """
+        assert self.progress is not None
+        states, self.random_states = self.random_states, {}
+        if self.progress.complete:
+            return
+        label = f"{self.label} {epoch + 1}/{self.schedule.epochs}"
+        count = batches.steps(self.schedule.batch)
+        stream = track(batches.epoch(self.schedule.batch, seed), label, count)
+        chunks = _chunks(stream, self.schedule.accumulate)
+        for _ in islice(chunks, self.progress.steps):
+            pass
+        restore_random_states(states)
+        yield from chunks
 
     def step(self, batches: Sequence[Batch]) -> tuple[Tensor, Tensor]:
         """Take one optimizer step; return the loss before it and the number of correct examples.
@@ -168,7 +230,8 @@ class _Trainer:
     def _backward(self, x: Tensor, y: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Add `share` times the gradient of a batch; return that part of the loss, and the hits."""
         x, y = to_device(x, self.device), y.to(self.device, non_blocking=True)
-        with torch.autocast(self.device_type, self.half, enabled=self.half is not None):
+        half = torch.autocast(self.device_type, self.half, enabled=self.half is not None)
+        with half, explain_single_examples(self.label):
             loss, logits = self.loss(self.model, x, y)
         loss = loss * share
         self.scaler.scale(loss).backward()
@@ -177,7 +240,13 @@ class _Trainer:
     def _optimizer_step(self) -> bool:
         """Take the optimizer's step; return False if it was skipped for an overflow in float16."""
         before = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        try:
+            self.scaler.step(self.optimizer)
+        except _UNFIT as error:  # optimizers look at the shapes of a loaded state only now
+            if self.checkpoint and self.is_resumed:
+                raise self.checkpoint.mismatched(error) from error
+            raise
+        self.is_resumed = False
         self.scaler.update()
         return self.scaler.get_scale() >= before
 
@@ -198,8 +267,9 @@ class _Trainer:
             self._diverged(epoch, "validation", metrics["loss"])
         return {"val_loss": metrics["loss"], "val_top1": metrics["top1"]}
 
-    def resume(self, checkpoint: Checkpoint | None) -> tuple[list[EpochMetrics], bool]:
+    def resume(self, batches: Batches) -> tuple[list[EpochMetrics], bool]:
         """Load the checkpoint; return the metrics of its epochs, and whether training is done."""
+        checkpoint = self.checkpoint
         state = checkpoint.load(self.device) if checkpoint else None
         if checkpoint is None or state is None:
             return [], False
@@ -213,19 +283,47 @@ class _Trainer:
             if self.solver:
                 self.solver.load_state_dict(state["solver"])
             self.scaler.load_state_dict(state["scaler"])
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            if state["progress"] is not None:
+                self.progress = EpochProgress.start(self.steps(batches), self.device)
+                self.progress.load_state_dict(state["progress"])
+                self.random_states = state["progress"]["random"]
+                restore_random_states(self.random_states)  # to find damage before training
+        except (*_UNFIT, ArtifactError) as error:
             raise checkpoint.mismatched(error) from error
-        return state["history"], state["done"]
+        self.is_resumed = True
+        return state["history"], bool(state["done"])
 
-    def save(self, checkpoint: Checkpoint | None, history: list[EpochMetrics], done: bool) -> None:
-        """Save the state after an epoch."""
-        if checkpoint is None:
+    def end_epoch(self, history: list[EpochMetrics], done: bool) -> None:
+        """Save the state after an epoch, with the metrics of all epochs so far."""
+        self.progress = None
+        self._save(history, done)
+
+    @contextmanager
+    def saved_on_termination(self, history: list[EpochMetrics]) -> Iterator[None]:
+        """Save the steps of an unfinished epoch when SIGTERM ends the block."""
+        try:
+            yield
+        except Terminated:
+            if self.progress is not None and self.progress.steps:
+                self._save(history, done=False)
+            raise
+
+    def _save_at_times(self, history: list[EpochMetrics]) -> None:
+        """Save the state within an epoch if the last time was long ago."""
+        if self.checkpoint and time.monotonic() - self.saved_at >= self.checkpoint.interval:
+            self._save(history, done=False)
+
+    def _save(self, history: list[EpochMetrics], done: bool) -> None:
+        if self.checkpoint is None:
             return
         state = {"history": history, "done": done, "model": self.model.state_dict()}
         state["optimizer"] = self.optimizer.state_dict()
         state["solver"] = self.solver.state_dict() if self.solver else {}
         state["scaler"] = self.scaler.state_dict()
-        checkpoint.save(state)
+        state["progress"] = self.progress.state_dict() if self.progress else None
+        with postponed():
+            self.checkpoint.save(state)
+        self.saved_at = time.monotonic()
 
     def _diverged(self, epoch: int, moment: str, loss: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]

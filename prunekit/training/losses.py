@@ -1,4 +1,9 @@
-"""Training losses: cross entropy, and knowledge distillation from another network."""
+"""Training losses: cross entropy, and knowledge distillation from another network.
+
+Networks with auxiliary heads, such as GoogLeNet and Inception v3 of torchvision, return the outputs
+of these in training mode as well (`prunekit.outputs`). As in the paper on GoogLeNet (Szegedy et al.
+2015), 0.3 times the cross entropy of every auxiliary head is added to the loss.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +15,27 @@ from torch.nn import functional as F
 
 from prunekit.errors import ConfigError
 from prunekit.modes import duplicate
+from prunekit.outputs import auxiliary_logits, logits_of
 from prunekit.schema import Checked, PartShare, Positive, Share
+from prunekit.training.failures import cross_entropy
+
+AUXILIARY_WEIGHT = 0.3  # of the cross entropy of an auxiliary head
 
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The mean cross entropy of a batch, with label smoothing."""
+    """The mean cross entropy of a batch, with label smoothing, and that of auxiliary heads."""
 
     smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and the logits."""
-        logits = model(x)
-        return F.cross_entropy(logits, y, label_smoothing=self.smoothing), logits
+        output = model(x)
+        logits = logits_of(output)
+        loss = cross_entropy(logits, y, self.smoothing)
+        for auxiliary in auxiliary_logits(output).values():
+            loss = loss + AUXILIARY_WEIGHT * cross_entropy(auxiliary, y, self.smoothing)
+        return loss, logits
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +75,7 @@ class Distillation(Checked):
         first = next(self.teacher.parameters(), x)
         if first.device != x.device:
             self.teacher.to(x.device)
-        logits: Tensor = self.teacher(x)
-        return logits
+        return logits_of(self.teacher(x))
 
     def _divergence(self, logits: Tensor, targets: Tensor) -> Tensor:
         if targets.shape != logits.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from prunekit.targets import Target, unit_scores
 from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.loop import EpochMetrics, Trainable, fit
 from prunekit.training.schedule import Schedule
+
+log = logging.getLogger(__name__)
 
 History = list[dict[str, Any]]
 
@@ -47,7 +50,10 @@ class Regularizer(Checked):
 
 @dataclass(frozen=True, eq=False)
 class Training:
-    """A network, its data, and how to train it; `checkpoint` is the file of its progress."""
+    """A network, its data, and how to train it; `checkpoint` is the file of its progress.
+
+    `on_note` gets what a report must say about the penalty at the end.
+    """
 
     model: nn.Module
     graph: ChannelGraph
@@ -57,6 +63,14 @@ class Training:
     device: str = "cpu"
     checkpoint: Checkpoint | None = None
     on_epoch: Callable[[History], None] | None = None
+    on_note: Callable[[str], None] = log.warning
+
+    def finish(self, solver: Solver, prefix: str = "") -> list[Tensor]:
+        """End a phase: write the solution into the network, pass the notes on, and return it."""
+        solver.finish()
+        for note in solver.notes():
+            self.on_note(f"{prefix}{note}")
+        return solver.solution()
 
 
 class Order(Checked, ABC):
@@ -115,8 +129,7 @@ class Joint(Order):
             watch=self.until.watch(training, blocks, solver) if self.until else None,
             on_epoch=training.on_epoch,
         )
-        solver.finish()
-        return unit_scores(training.graph, blocks, solver.solution())
+        return unit_scores(training.graph, blocks, training.finish(solver))
 
     def _parameter_groups(self, model: nn.Module, blocks: Sequence[Rows]) -> list[Trainable]:
         """Return all parameters, or groups of the unpenalised ones and of each role."""
@@ -150,8 +163,7 @@ class Layerwise(Order):
         for index, block in enumerate(blocks):
             solver = regularizer.bind([block])
             past = self._phase(training, past, f"{index}-{block.name}", training.schedule, solver)
-            solver.finish()
-            solutions.extend(solver.solution())
+            solutions.extend(training.finish(solver, f"{block.name}: "))
             if self.between is not None:
                 past = self._tune(training, past, blocks[: index + 1], self.between)
         return unit_scores(training.graph, blocks, solutions)

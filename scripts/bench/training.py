@@ -38,8 +38,8 @@ PENALTIES = {
 SOLVERS = {
     "Subgradient": solvers.Subgradient,
     "Proximal": solvers.Proximal,
-    "ADMM": solvers.ADMM,
-    "AULM": solvers.AULM,
+    "ADMM": partial(solvers.ADMM, inner=CYCLE),
+    "AULM": partial(solvers.AULM, inner=CYCLE),
     "PALM": solvers.PALM,
 }
 ROLES = ("first", "second")

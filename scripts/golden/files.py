@@ -33,6 +33,7 @@ TINY = """\
 # LeNet with next to no channels on drawn images, every stage in a moment
 defaults:
   - override /dataset: synthetic
+  - override /solver: aulm_50
   - override /schedule: smoke
   - override /criterion: l1_norm
   - override /selection: per_layer

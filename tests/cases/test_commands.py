@@ -49,7 +49,6 @@ class Named(Trunk):
 """
 
 
-@pytest.mark.xfail(strict=True, reason="[...] is taken for markup in printed tables")
 def test_a_table_shows_the_lists_of_a_sweep(tmp_path, monkeypatch):
     """Two jobs that differ in a list of words alone."""
     monkeypatch.setenv("COLUMNS", "200")
@@ -62,7 +61,6 @@ def test_a_table_shows_the_lists_of_a_sweep(tmp_path, monkeypatch):
     assert sorted(rows) == sorted(names)
 
 
-@pytest.mark.xfail(strict=True, reason="a traceback, and the advice to set model.classes=0")
 @pytest.mark.parametrize("kind", ["Auxiliary", "Named"])
 def test_a_network_that_returns_more_than_logits_trains_or_is_refused(tmp_path, monkeypatch, kind):
     (tmp_path / "case_networks.py").write_text(NETWORKS)

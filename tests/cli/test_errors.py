@@ -88,6 +88,25 @@ def test_a_wrong_setting_is_named_before_any_work(cli, tmp_path, override, parts
     assert not [file for file in tmp_path.rglob("*") if file.is_file()]
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["root="], ["root=''", "is empty"]),
+        (["root=''"], ["root=''", "is empty"]),
+        (["root=null"], ["root=None", "is empty"]),
+        (["name=''"], ["name=''", "is empty"]),
+        (["-m", "root=''", "seed=1,2"], ["root=''", "is empty"]),
+        (["hydra.run.dir=/"], ["would write to /;", "root=..."]),
+        (["hydra.run.dir=."], ["hydra.run.dir", "root=... and name=..."]),
+    ],
+)
+def test_nothing_is_written_where_no_name_says_so(cli, tmp_path, overrides, parts):
+    """An empty root would be that of the file system, and so is the parent of /."""
+    before = {*os.listdir("/")}
+    assert "full_key" not in refused(cli("pretrain", *overrides), *parts)
+    assert {*os.listdir("/")} == before and not [*tmp_path.iterdir()]
+
+
 def test_an_unknown_command_names_the_known_ones(cli):
     found = cli("prun", smoke=False)
     assert "prune" in refused(found, "'prun'")

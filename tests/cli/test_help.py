@@ -73,7 +73,7 @@ def test_the_help_of_a_command_lists_groups_and_settings(cli, command):
     told = {line.rstrip(): meaning for line, _, meaning in shown}
     for line in ("solver:", "  rho: 1.0", "keep_zeros: false", "seed: 0", f"stage: {command}"):
         assert line in told
-    assert told["  inner: 50"] == settings_of(AULM)[1].comment
+    assert told["  inner: null"] == settings_of(AULM)[1].comment
     assert told["absorb: auto"].endswith("(auto | maps | true | false)")
     assert "name: ${model.name}-${dataset.name}-${regularizer.name}" in told
     assert f"prunekit {command} -m regularizer.lam" in found.out and "--cfg job" in found.out

@@ -10,22 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from cli.conftest import SMOKE, call
-from faults.damage import (
-    SMALL,
-    files,
-    flip,
-    flip_digit,
-    flip_letter,
-    flip_weights,
-    networks,
-    plain,
-    refused,
-    told,
-)
+from faults.small import SMALL, refused, told
 
 from prunekit.errors import DamageError
 from prunekit.torch_io import read_torch, write_torch
 from prunekit.training import Checkpoint
+from scripts.faults.damage import files, flip, flip_digit, flip_letter, flip_weights, networks
+from scripts.faults.results import plain
 
 
 @pytest.fixture(scope="module")

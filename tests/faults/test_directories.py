@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from cli.conftest import SMOKE, call
-from faults.damage import SMALL, STAGES, files, flip_weights, networks, refused, told
+from faults.small import SMALL, STAGES, refused, told
 
 from prunekit.errors import ArtifactError
 from prunekit.runs import lock
 from prunekit.runs.layout import foreign_paths
 from prunekit.runs.rundir import RunDir
 from prunekit.training import Checkpoint
+from scripts.faults.children import Children
+from scripts.faults.damage import files, flip_weights, networks
 
-KILLING = Path(__file__).with_name("killing.py")
 RUN = ("run", *SMALL, STAGES, "name=whole")
 
 
@@ -243,26 +244,13 @@ class TestOverwrite:
 
     def test_killed_after_every_few_files_it_ends_the_same(self, cli, whole, tmp_path):
         other = [*SMOKE, *RUN[1:-1], "seed=1", "overwrite=true"]
-        driver = subprocess.Popen(
-            [sys.executable, str(KILLING)],
-            cwd=tmp_path,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-        def attempt(name: str, **limit: int) -> int:
-            job = {"argv": ["run", *other, f"name={name}"], **limit}
-            driver.stdin.write(json.dumps(job) + "\n")
-            driver.stdin.flush()
-            return json.loads(driver.stdout.readline())[0]
-
-        try:
-            assert attempt("b") == 0
-            codes = [attempt("whole", writes=writes) for writes in (1, 2, 6, 5, 100)]
-        finally:
-            driver.stdin.close()
-            driver.wait(timeout=60)
+        with Children() as children:
+            line = ("run", *other)
+            assert children.run(tmp_path, *line, "name=b").code == 0
+            codes = [
+                children.run(tmp_path, *line, "name=whole", kill_after_files=count).code
+                for count in (1, 2, 6, 5, 100)
+            ]
         assert codes == [-9] * 4 + [0]
         assert networks(whole) == networks(Path("outputs/b"))
         assert not list(whole.rglob(".former"))

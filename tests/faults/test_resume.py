@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import os
 import random
-import subprocess
-import sys
+import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+
+from prunekit.training.loop import _Trainer
+from scripts.faults.children import Children, Command
+from scripts.faults.results import result
 
 TINY = (
     "dataset=synthetic",
@@ -43,29 +47,25 @@ RUNS = {
     ),
     "distilled": ("distill=standard", "regularizer.lam=0.02"),
 }
-TIMES = ("_ms", "seconds", "speedup", "memory")
 
 
 class Driver:
-    """The process that forks, kills and reports."""
+    """The process that forks and kills runs in one folder."""
 
-    def __init__(self, place: Path) -> None:
-        script = Path(__file__).with_name("killing.py")
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.process = subprocess.Popen([sys.executable, str(script)], cwd=place, **pipes)
-        self.place = place
+    def __init__(self, place: Path, children: Children) -> None:
+        self.place, self.children, self.seconds = place, children, {}
 
-    def attempt(self, name: str, kind: str, **limit: float) -> tuple[int, float]:
-        """Start the run `name` and let it live as long as `limit` says."""
+    def attempt(
+        self, name: str, kind: str, seconds: float | None = None, **trouble: int
+    ) -> tuple[int, float]:
+        """Start the run `name`; it is killed after so many seconds, or by the trouble."""
         overrides = [*TINY, *RUNS[kind]]
         gone = [key[1:] for key in overrides if key.startswith("~")]
         kept = [key for key in overrides if key.split("=")[0] not in gone and key[0] != "~"]
-        job = {"argv": ["run", *kept, f"name={name}"], **limit}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        code, seconds = json.loads(self.process.stdout.readline())
-        assert code in (0, -9)
-        return code, seconds
+        command = Command(["run", *kept, f"name={name}"], trouble, seconds=seconds)
+        (ended,) = self.children.run_all(self.place, [command])
+        assert ended.code in (0, -9), ended.err
+        return ended.code, ended.seconds
 
     def result(self, name: str) -> dict[str, object]:
         return result(self.place / "outputs" / name)
@@ -74,11 +74,8 @@ class Driver:
 @pytest.fixture(scope="module")
 def driver(tmp_path_factory):
     """One process for all tests here; each kind of run is done once without interruption."""
-    found = Driver(tmp_path_factory.mktemp("killed"))
-    found.seconds = {}
-    yield found
-    found.process.stdin.close()
-    found.process.wait(timeout=60)
+    with Children() as children:
+        yield Driver(tmp_path_factory.mktemp("killed"), children)
 
 
 def reference(driver: Driver, kind: str) -> tuple[dict[str, object], float]:
@@ -87,40 +84,6 @@ def reference(driver: Driver, kind: str) -> tuple[dict[str, object], float]:
         code, driver.seconds[kind] = driver.attempt(f"whole-{kind}", kind)
         assert code == 0
     return driver.result(f"whole-{kind}"), driver.seconds[kind]
-
-
-def result(run: Path) -> dict[str, object]:
-    """All that a run left except what a clock gave; notes may name its directory."""
-    found: dict[str, object] = {}
-    for file in sorted(path for path in run.rglob("*") if path.is_file()):
-        key = str(file.relative_to(run))
-        if file.suffix == ".pt":
-            found[key] = plain(torch.load(file, weights_only=True))
-        elif file.suffix == ".csv":
-            with open(file, newline="") as lines:
-                found[key] = [timeless(row) for row in csv.DictReader(lines)]
-        elif file.name == "report.json":
-            report = json.loads(file.read_text().replace(str(Path("outputs", run.name)), "RUN"))
-            found[key] = {
-                part: timeless(report[part]) if part == "metrics" else report[part]
-                for part in ("metrics", "notes", "settings", "source")
-            }
-        else:
-            found[key] = file.read_bytes()
-    return found
-
-
-def timeless(row: dict[str, object]) -> dict[str, object]:
-    return {key: value for key, value in row.items() if not any(mark in key for mark in TIMES)}
-
-
-def plain(node: object) -> object:
-    """Tensors as their type, shape and bytes."""
-    if isinstance(node, torch.Tensor):
-        return str(node.dtype), tuple(node.shape), node.contiguous().numpy().tobytes()
-    if isinstance(node, dict):
-        return {key: plain(value) for key, value in node.items()}
-    return [plain(value) for value in node] if isinstance(node, (list, tuple)) else node
 
 
 def same(found: dict[str, object], expected: dict[str, object]) -> None:
@@ -143,7 +106,7 @@ def kill_after_files(driver: Driver, kind: str, limits: tuple[int, ...]) -> None
     expected, _ = reference(driver, kind)
     name = f"files-{kind}-{len(limits)}"
     for tries in range(200):
-        if driver.attempt(name, kind, writes=limits[tries % len(limits)])[0] == 0:
+        if driver.attempt(name, kind, kill_after_files=limits[tries % len(limits)])[0] == 0:
             break
     assert 2 <= tries < 199
     same(driver.result(name), expected)
@@ -184,6 +147,43 @@ def test_killed_at_twenty_random_points(driver, kind):
 def test_killed_after_every_file(driver, kind):
     """The last files of a stage are written again by the next process, which so needs four."""
     kill_after_files(driver, kind, (1, 2, 3, 4))
+
+
+@pytest.mark.parametrize("way", [(), ("-m",)], ids=["one", "sweep"])
+def test_sigterm_ends_a_command_after_its_step_and_it_goes_on_there(cli, monkeypatch, way):
+    """The step is the second of three in the third epoch."""
+    settings = ("pipeline=[pretrain,sparsify]", "schedule.sparsify.epochs=3", *way)
+    line = ("run", "dataset.train=280", "dataset.val=120", "name=a", *settings)
+
+    def numbers() -> dict[str, object]:
+        found = result(Path("outputs")).items()
+        return {key: value for key, value in found if key.endswith((".pt", ".csv"))}
+
+    assert cli(*line).code == 0
+    expected = numbers()
+    assert any("sparsify/metrics.csv" in key for key in expected)
+    shutil.rmtree("outputs")
+    steps, step = [], _Trainer.step
+
+    def counted(trainer, chunk):
+        steps.append(trainer.label)
+        if steps.count("sparsify") == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(trainer, chunk)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Trainer, "step", counted)
+        found = cli(*line)
+        assert found.code == 143
+        told = found.err.splitlines()
+        assert told[-1] == "prunekit: terminated; the same command continues"
+        (last,) = Path("outputs").rglob("sparsify/last.pt")
+        assert torch.load(last, weights_only=True)["progress"]["steps"] == 2
+        steps.clear()
+        steps.extend(["sparsify"] * 8)  # so that it is not stopped again
+        assert cli(*line).code == 0
+    assert len(steps) == 9
+    same(numbers(), expected)
 
 
 def stamps(place: Path) -> dict[str, int]:

@@ -11,7 +11,7 @@ from prunekit.training import Checkpoint
 
 STATE = {
     **{"done": False, "history": [{"epoch": 1}], "model": {}, "optimizer": {}, "solver": {}},
-    "scaler": {},
+    **{"scaler": {}, "progress": None},
 }
 
 
@@ -62,7 +62,18 @@ def test_truncated_file_is_set_aside(kept, caplog, keep):
     assert not kept.path.exists()
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {}}, [1, 2], torch.zeros(2)])
+def test_that_of_a_version_without_progress_within_epochs_is_continued(kept):
+    kept.save({key: STATE[key] for key in STATE.keys() - {"progress"}})
+    assert kept.load("cpu") == STATE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *({"state_dict": {}}, [1, 2], torch.zeros(2)),
+        *(STATE | {"identity": "this run", "history": odd} for odd in (3, [3], [{4: 5}])),
+    ],
+)
 def test_foreign_file_is_set_aside(kept, caplog, content):
     torch.save(content, kept.path)
     assert kept.load("cpu") is None
@@ -86,7 +97,7 @@ def test_that_of_another_run_or_phase_is_set_aside(kept, caplog):
 
 def test_that_of_an_earlier_version_is_refused_and_stays(kept):
     """It does not say what it belongs to."""
-    torch.save({key: value for key, value in STATE.items() if key != "scaler"}, kept.path)
+    torch.save({key: STATE[key] for key in STATE.keys() - {"scaler", "progress"}}, kept.path)
     before = kept.path.read_bytes()
     with pytest.raises(ArtifactError, match=r"last.pt was written by an earlier .*; delete it to"):
         kept.load("cpu")

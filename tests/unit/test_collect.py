@@ -38,6 +38,25 @@ def test_hidden_folders_are_left_out_but_links_into_them_count(tmp_path):
     assert collect([tmp_path / ".shared"])["run"].tolist() == ["x"]
 
 
+def test_runs_that_are_links_are_listed_once(tmp_path):
+    """Whole runs, folders of runs, links to what is there anyway, and circles."""
+    far = tmp_path / "far"
+    for run in ("one", "two/deep"):
+        stage(far / run / "prune")
+    root = tmp_path / "root"
+    stage(root / "own" / "prune")
+    os.symlink(far / "one", root / "best")
+    os.symlink(far / "two", root / "more")
+    os.symlink(root / "own", root / "again")
+    os.symlink(root, root / "circle")
+    os.symlink(tmp_path / "nothing", root / "broken")
+    frame = collect([root])
+    assert frame["run"].tolist() == ["best", "more/deep", "own"]
+    assert frame["path"].tolist()[0] == str(far / "one" / "prune")
+    os.symlink(root, tmp_path / "entry")
+    assert collect([tmp_path / "entry"])["run"].tolist() == ["best", "more/deep", "own"]
+
+
 def test_runs_of_one_name_below_two_paths_are_two(tmp_path):
     for root in ("one", "two"):
         stage(tmp_path / root / "demo" / "prune", seed=len(root))

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 from toys import made, toy_data
 
@@ -28,11 +29,13 @@ from prunekit.criteria import (
 )
 from prunekit.criteria.derivatives import _signs, hessian_diagonal
 from prunekit.errors import ArtifactError, ConfigError
-from prunekit.graph import ChannelGraph
+from prunekit.graph import ChannelGraph, ChannelMask
+from prunekit.graph.arguments import Arguments
 from prunekit.measure import CostModel
 from prunekit.methods.slimming import InsertChannelSelectors
 from prunekit.models import densenet40, preresnet164, vgg19
 from prunekit.selection import PerLayer, Scored
+from prunekit.surgery.cut import cut
 from prunekit.targets import Scales, unit_scores
 
 
@@ -213,75 +216,129 @@ def test_apoz_leaves_groups_without_relu_to_others():
     assert APoZ(5).scores(model, graph, toy_data()).keys() == {"0"}
 
 
+def slopes(model, graph, emitters, absorb):
+    """Mean absolute slope of an example's loss where the weights of units at layers go to zero.
+
+    `emitters` are the layers that put out the units of each group; their biases go too unless they
+    are absorbed.
+    """
+    parameters = dict(model.double().eval().named_parameters())
+    x, y = next(toy_data().train.sample(9, 9))
+    expected = {}
+    for group, layers in emitters.items():
+        total = torch.zeros(len(graph.outs[layers[0]]), dtype=torch.float64)
+        for image, label in zip(x.double().split(1), y.split(1), strict=True):
+            left = torch.ones_like(total, requires_grad=True)
+            names = [f"{n}.{leaf}" for n in layers for leaf in ("weight", "bias")[: 2 - absorb]]
+            scaled = {
+                name: parameters[name] * left.reshape(-1, *[1] * (parameters[name].dim() - 1))
+                for name in names
+                if name in parameters
+            }
+            loss = F.cross_entropy(functional_call(model, parameters | scaled, (image,)), label)
+            total += torch.autograd.grad(loss, left)[0].abs()
+        expected[group] = total / total.norm()
+    return expected
+
+
+@pytest.mark.parametrize("absorb", [True, False])
 @pytest.mark.parametrize("act", ["function", "in place"])
-def test_taylor_is_the_mean_product_of_activation_and_gradient(act):
+def test_taylor_is_the_slope_towards_the_removal(act, absorb):
+    """A convolution with a norm loses its channel at the norm, the other one itself."""
     model, graph = made(Net(ACTS[act]))
-    data = toy_data()
-    model.train()
-    scores = Taylor(samples=34).scores(model, graph, data)
+    expected = slopes(model, graph, {"conv1": ["bn1"], "conv2": ["conv2"]}, absorb)
+    model.float().train()
+    scores = Taylor(samples=9, absorb=absorb).scores(model, graph, toy_data())
     assert model.training and model.bn1.training
     assert all(param.grad is None for param in model.parameters())
-    model.eval()
-    total = {"conv1": torch.zeros(3), "conv2": torch.zeros(4)}
-    x, y = next(data.train.sample(34, 34))
-    for image, label in zip(x.split(1), y.split(1), strict=True):
-        first = model.conv1(image)
-        second = model.conv2(F.max_pool2d(F.relu(model.bn1(first)), 2))
-        loss = F.cross_entropy(model.fc(F.relu(second).mean((2, 3))), label)
-        for name, z in (("conv1", first), ("conv2", second)):
-            (grad,) = torch.autograd.grad(loss, z, retain_graph=True)
-            total[name] += (grad * z).mean((0, 2, 3)).abs().detach()
-    for name, value in total.items():
-        expected = (value / value.norm()).double()
-        torch.testing.assert_close(scores[name], expected, rtol=1e-4, atol=1e-6)
+    for name, value in expected.items():
+        torch.testing.assert_close(scores[name], value, rtol=1e-4, atol=1e-6)
 
 
-def test_taylor_adds_the_producers_of_a_unit_before_the_absolute_value():
+def test_taylor_adds_what_puts_out_a_unit_before_the_absolute_value():
     model, graph = made(Residual())
-    data = toy_data()
-    scores = Taylor(samples=3).scores(model, graph, data)
-    x, y = next(data.train.sample(3, 3))
-    total = torch.zeros(3)
-    for image, label in zip(x.split(1), y.split(1), strict=True):
-        stem = model.stem(image)
-        second = model.conv2(F.relu(model.conv1(model.bn(stem))))
-        out = F.relu(model.bn(stem) + model.bn2(second)).mean((2, 3))
-        loss = F.cross_entropy(model.fc(out), label)
-        grads = torch.autograd.grad(loss, (stem, second))
-        products = [(g * z).mean((0, 2, 3)) for g, z in zip(grads, (stem, second), strict=True)]
-        total += sum(products).abs().detach()
-    expected = (total / total.norm()).double()
-    torch.testing.assert_close(scores["stem"], expected, rtol=1e-4, atol=1e-6)
+    expected = slopes(model, graph, {"stem": ["bn", "bn2"], "conv1": ["conv1"]}, absorb=True)
+    scores = Taylor(samples=9).scores(model.float(), graph, toy_data())
+    for name, value in expected.items():
+        torch.testing.assert_close(scores[name], value, rtol=1e-4, atol=1e-6)
 
 
 def test_taylor_counts_units_once_that_a_depthwise_convolution_passes_on():
-    model = nn.Sequential(
-        *(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Flatten()),
-        nn.Linear(3 * 16, 5),
+    """The last layer that puts out a constant for the unit decides what its reader gets."""
+    model, graph = made(
+        nn.Sequential(
+            *(nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 3, groups=3), nn.ReLU(), nn.Flatten()),
+            nn.Linear(3 * 16, 5),
+        )
     )
-    model, _ = made(model)
-    units = torch.tensor([1, 2, 3])
-    graph = SimpleNamespace(
-        groups=(SimpleNamespace(name="0", units=units, producers=("0", "1")),),
-        ins={"0": torch.tensor([0]), "1": units},
-        outs={"0": units, "1": units},
-        count=4,
+    expected = slopes(model, graph, {"0": ["1"]}, absorb=True)
+    (scores,) = Taylor(samples=9).scores(model.float(), graph, toy_data()).values()
+    torch.testing.assert_close(scores, expected["0"], rtol=1e-4, atol=1e-6)
+
+
+class PreActivation(nn.Module):
+    """A stream that every block normalises for itself before it reads it."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.bn1, self.bn2 = nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        self.conv, self.fc = nn.Conv2d(3, 3, 3, padding=1), nn.Linear(3, 5)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.conv(F.relu(self.bn1(x)))
+        return self.fc(F.relu(self.bn2(x)).mean((2, 3)))
+
+
+def test_taylor_reads_a_stream_at_the_norms_before_its_readers():
+    """All that leaves the stream passes a norm, so no slope through its convolutions counts."""
+    model, graph = made(PreActivation())
+    (scores,) = Taylor(samples=9).scores(model, graph, toy_data()).values()
+    model.double()
+    x, y = next(toy_data().train.sample(9, 9))
+    total = torch.zeros(3, dtype=torch.float64)
+    for image, label in zip(x.double().split(1), y.split(1), strict=True):
+        stream = model.stem(image)
+        first = model.bn1(stream)
+        second = model.bn2(stream + model.conv(F.relu(first)))
+        loss = F.cross_entropy(model.fc(F.relu(second).mean((2, 3))), label)
+        grads = torch.autograd.grad(loss, (first, second))
+        shifts = (norm.bias.reshape(1, 3, 1, 1) for norm in (model.bn1, model.bn2))
+        terms = zip(grads, (first, second), shifts, strict=True)
+        total += sum((g * (z - s)).sum((0, 2, 3)) for g, z, s in terms).abs().detach()
+    torch.testing.assert_close(scores, total / total.norm(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("absorb", [True, False])
+def test_taylor_is_the_change_of_the_loss_by_a_cut_where_that_is_linear(absorb):
+    """Without activations and with small logits the loss is as good as linear in a channel."""
+    model, graph = made(
+        nn.Sequential(
+            *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.AvgPool2d(2), nn.Conv2d(4, 3, 1)),
+            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)),
+        )
     )
-    data = toy_data()
-    (scores,) = Taylor(samples=1).scores(model, graph, data).values()
-    x, y = next(data.train.sample(1, 1))
-    z = model[0](x)
-    (grad,) = torch.autograd.grad(F.cross_entropy(model[1:](z), y), z)
-    expected = (grad * z).mean((0, 2, 3)).abs().detach().double()
-    torch.testing.assert_close(scores, expected / expected.norm(), rtol=1e-4, atol=1e-6)
+    model.double().eval()[-1].weight.data.mul_(1e-4)
+    x, y = next(toy_data().train.sample(1, 1))
+    x = x.double()
+    dense = F.cross_entropy(model(x), y)
+    changes = []
+    for unit in range(4):
+        kept = torch.arange(4) != unit
+        mask = ChannelMask.of(graph, {**ChannelMask.all(graph), "0": kept})
+        narrow = cut(model, graph, mask, Arguments.of(x), absorb=absorb, check=False).model
+        changes.append(float((F.cross_entropy(narrow(x), y) - dense).detach().abs()))
+    changes = torch.tensor(changes, dtype=torch.float64)
+    data = SimpleNamespace(train=SimpleNamespace(sample=lambda *_: iter([(x, y)])))
+    scores = Taylor(samples=1, absorb=absorb).scores(model, graph, data)["0"]
+    torch.testing.assert_close(scores, changes / changes.norm(), rtol=1e-3, atol=1e-4)
 
 
 def test_taylor_counts_a_convolution_that_is_added_to_its_own_input():
     """Its inputs and outputs are the same units, and yet it makes something of them."""
     model, graph = made(OwnInput())
-    data = toy_data()
-    (scores,) = Taylor(samples=2).scores(model, graph, data).values()
-    x, y = next(data.train.sample(2, 2))
+    (scores,) = Taylor(samples=9, absorb=False).scores(model, graph, toy_data()).values()
+    x, y = next(toy_data().train.sample(9, 9))
     total = torch.zeros(3)
     for image, label in zip(x.split(1), y.split(1), strict=True):
         first = model.stem(image)

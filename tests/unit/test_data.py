@@ -16,6 +16,7 @@ from prunekit.data import (
     CUB200,
     MNIST,
     SVHN,
+    Data,
     Digits,
     FashionMNIST,
     HorizontalFlip,
@@ -338,6 +339,34 @@ def picture_folders(root, parts=("train", "val"), classes=("cat", "dog"), count=
                 image.save(root / part / name / f"{number}.png")
 
 
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0, 4, 5], r"label 5 of val example 2 is not in 0 to 4; number the classes from 0"),
+        ([0, -1, 2], r"label -1 of val example 1 is not in 0 to 4"),
+        ([0, -100, 2], r"label -100 of val example 1"),  # torch would leave it out of the loss
+        (
+            [0.0, 1.0, 2.0],
+            r"the labels of val are torch\.float32 of the shape \(3,\); give one whole",
+        ),
+    ],
+)
+def test_labels_that_are_no_classes_are_named(labels, told):
+    good, images = numbered(5), torch.zeros(3, 1, 1, 1)
+    bad = TensorBatches(images, torch.tensor(labels), NEUTRAL)
+    with pytest.raises(DataError, match=told):
+        Data(good, bad, good, 5, (1, 1, 1))
+    assert Data(good, bad, good, 0, (1, 1, 1)).classes == 0  # of these nothing is known
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_images_that_are_not_finite_are_named(value):
+    images = torch.zeros(4, 1, 2, 2)
+    images[2, 0, 1, 0] = value
+    with pytest.raises(DataError, match=r"image 2 of 4 holds nan or infinite values"):
+        TensorBatches(images, torch.arange(4), NEUTRAL)
+
+
 def test_image_folder_reads_splits_and_repeats(tmp_path):
     picture_folders(tmp_path)
     folder = ImageFolder(root=str(tmp_path), image_size=8, val=0.25, workers=0)
@@ -396,7 +425,7 @@ def test_image_folder_errors_name_the_folder(tmp_path):
 def test_image_folder_classes_must_agree(tmp_path):
     picture_folders(tmp_path, parts=("train",))
     picture_folders(tmp_path, parts=("test",), classes=("cat", "cow"))
-    with pytest.raises(DataError, match=r"class 'cow' is not in both train and test"):
+    with pytest.raises(DataError, match=r"class 'dog' is in \S+/train, but not in test"):
         ImageFolder(root=str(tmp_path)).load()
 
 

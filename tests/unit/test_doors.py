@@ -20,7 +20,7 @@ KINDS = {
     "selection": (SELECTIONS, Selection),
     "solver": (SOLVERS, Solver),
 }
-LENET = {"lenet_2_8_77"}  # widths of one network of a paper
+PRESETS = {"lenet_2_8_77", "aulm_50", "admm_50"}  # other settings of a choice with a name
 NEEDED = {"widths", "like_run"}  # have no default
 
 
@@ -43,11 +43,11 @@ def text(made: object) -> str:
 
 @pytest.mark.parametrize("group", KINDS)
 def test_names_are_those_of_the_files(group):
-    assert set(KINDS[group][0]) == set(groups()[group]) - LENET
+    assert set(KINDS[group][0]) == set(groups()[group]) - PRESETS
 
 
 @pytest.mark.parametrize(
-    ("group", "name"), [(g, n) for g in KINDS for n in groups()[g] if n not in LENET | NEEDED]
+    ("group", "name"), [(g, n) for g in KINDS for n in groups()[g] if n not in PRESETS | NEEDED]
 )
 def test_a_name_means_the_same_at_both_doors(composed, group, name):
     registry, kind = KINDS[group]

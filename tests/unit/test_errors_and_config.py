@@ -8,7 +8,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from prunekit import errors
-from prunekit.config import config_dir, explain, groups, resolve
+from prunekit.cli.explain import explain
+from prunekit.config import config_dir, groups, resolve
 from prunekit.errors import ConfigError, PrunekitError, one_of
 from prunekit.validate import choice, integer, number
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
-from prunekit.methods.gram_lasso import Edges, GraphLasso
+from prunekit.methods.gram_lasso import Edges, GraphADMM, GraphLasso, Regression
 from prunekit.penalties import L1, MCP, L1MinusL2
 
 SIMILARITY = torch.tensor(
@@ -123,10 +124,37 @@ def test_smoothing_has_its_gradient_bound_and_curvature():
         assert float(apart.norm()) <= penalty.curvature(mu) * float((beta - other).norm()) * 1.0001
 
 
+@pytest.mark.parametrize("kappa", [0.0, 0.03, 0.3, 1.0, 10.0, 300.0])
+@pytest.mark.parametrize("seed", range(6))
+def test_the_largest_strength_is_the_dual_norm_by_brute_force(seed: int, kappa: float):
+    """The norm is largest, beside <a, b>, at a b of zeros and signs; here all of them are tried."""
+    nodes = 2 + seed
+    edges = Edges.top(torch.corrcoef(drawn(seed, nodes, 9)), 1 + seed % 3)
+    cross = drawn(seed + 50, 4, nodes)
+    cross = cross if seed % 2 else cross.abs()
+    penalty = GraphLasso(1.0, edges, kappa)
+    signs = torch.tensor([*product((-1.0, 0.0, 1.0), repeat=nodes)], dtype=torch.float64)
+    signs = signs[signs.any(1)]
+    norms = torch.stack([penalty.value(b[None]) for b in signs])
+    expected = float((cross @ signs.T / norms).amax())
+    assert penalty.lam_max(cross) == pytest.approx(expected, rel=1e-8)
+
+
+@pytest.mark.parametrize("kappa", [0.03, 1.0, 10.0])
+@pytest.mark.parametrize("seed", range(3))
+def test_zero_is_the_answer_from_the_largest_strength_on(seed: int, kappa: float):
+    edges, cross = Edges.top(torch.corrcoef(drawn(seed, 6, 9)), 2), drawn(seed + 50, 4, 6)
+    problem = Regression(torch.eye(4, dtype=torch.float64), cross, float(cross.square().sum()))
+    top = GraphLasso(1.0, edges, kappa).lam_max(cross)
+    for share, is_zero in ((1.01, True), (0.99, False)):
+        solution = GraphADMM().solve(problem, GraphLasso(share * top, edges, kappa))
+        assert bool((solution.beta == 0).all()) is is_zero
+
+
 def test_vanishing_and_excess_are_those_of_the_entries():
     penalty = GraphLasso(0.5, Edges.threshold(SIMILARITY, 0.5), kappa=0.1)
     cross = torch.tensor([[0.1, -0.5, 0.2, 0.0], [0.3, 0.7, -0.9, 0.1]], dtype=torch.float64)
-    assert penalty.lam_max(cross) == 0.9
+    assert replace(penalty, kappa=0.0).lam_max(cross) == 0.9
     assert (penalty.dual_excess(cross) == 0).tolist() == [True, False]
     assert penalty.dual_scale(cross) == pytest.approx(0.5 / 0.9)
     assert penalty.dual_scale(cross, cross) == 1.0

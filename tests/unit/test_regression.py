@@ -108,6 +108,46 @@ def test_exact_solvers_reach_the_optimum_of_cvxpy(case: Case, share: float):
         assert torch.allclose(result.beta, expected, atol=1e-4)
 
 
+KAPPAS = (0.01, 0.1, 1.0, 3.0, 30.0)  # from plain l1 to all neighbours alike
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+@pytest.mark.parametrize("case", CASES[:3])
+def test_entries_are_zero_where_those_of_cvxpy_are_at_any_coupling(case: Case, kappa: float):
+    for share in (0.98, 0.6, 0.2):
+        penalty = graph(case, share, kappa)
+        expected, _ = by_cvxpy(case, penalty)
+        result = GraphADMM(**EXACT).solve(case.problem, penalty)
+        clear = (expected == 0) | (expected.abs() > 1e-5)
+        assert torch.equal((result.beta != 0)[clear], (expected != 0)[clear])
+
+
+@pytest.mark.parametrize("kappa", KAPPAS)
+@pytest.mark.parametrize("solver", [GraphADMM, SmoothingProximalGradient])
+def test_the_answer_is_zero_where_nothing_is_better(solver: type[RegressionSolver], kappa: float):
+    """A start that is not zero leaves no small entries, which an order of entry would rank."""
+    for case in CASES[:3]:
+        start = 0.01 * torch.ones_like(case.problem.cross)
+        penalty = graph(case, 1.1, kappa)
+        assert not bool(solver().solve(case.problem, penalty).beta.any())
+        assert not bool(solver().solve(case.problem, penalty, start).beta.any())
+        least = GraphADMM().solve(case.problem, graph(case, 0.97, kappa))
+        assert least.objective < case.problem.energy / 2 and bool(least.beta.any())
+
+
+@pytest.mark.parametrize("kappa", [0.03, 0.3, 1.0, 3.0])
+def test_a_column_is_non_zero_where_it_is_in_a_solution_that_is_more_exact(kappa: float):
+    """Small entries that should be zero would enter the order of columns too early."""
+    tight = GraphADMM(tolerance=1e-12, of_fit=1e-9, dense=0.0)
+    for case in CASES[1:4]:
+        for share in (0.9, 0.6, 0.3):
+            penalty = graph(case, share, kappa)
+            size = tight.solve(case.problem, penalty).beta.abs().amax(0)
+            columns = GraphADMM().solve(case.problem, penalty).beta.any(0)
+            clear = (size < 1e-9) | (size > 1e-3)
+            assert torch.equal(columns[clear], (size > 1e-3)[clear])
+
+
 @pytest.mark.parametrize("case", CASES[:3])
 def test_smoothing_is_within_its_bound(case: Case):
     for penalty, exact in (

@@ -128,8 +128,10 @@ def roll(replay: Replay, call: Call) -> Any:
     if dims is None:
         return move_labels(replay, call) if not value.varying else replay.freeze_inputs(call)
     shifts, dims = ([item] if isinstance(item, int) else list(item) for item in (shifts, dims))
+    dims = [dim % value.meta.ndim for dim in dims]
+    if {*dims}.isdisjoint(value.varying):  # rolling a label for every entry takes long
+        return LabeledTensor(call.meta_result(), value.labels)
     for shift, dim in zip(shifts, dims, strict=True):
-        dim = dim % value.meta.ndim
         if dim in value.varying:
             width = value.meta.shape[dim]
             round_the_end = slice(width - shift, None) if shift > 0 else slice(0, -shift)

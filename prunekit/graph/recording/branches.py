@@ -46,7 +46,7 @@ class Branch:
     def compared_dims(self) -> int:
         """The number of image dimensions that are compared."""
         changing = [len(set(numbers)) > 1 for numbers in zip(*self.reads.values(), strict=False)]
-        reads = zip(_reads(self.guard), changing, strict=False)
+        reads = zip(self.sizes, changing, strict=False)
         return len({tuple(leaves_in(read.args, int)) for read, changes in reads if changes})
 
     @property
@@ -67,7 +67,7 @@ class Branch:
             _interpolate(usual[0], a, other[0], b, size[0])
             for a, b in zip(reads, self.reads[other], strict=False)
         ]
-        results: dict[Step, Any] = dict(zip(_reads(self.guard), numbers, strict=False))
+        results: dict[Step, Any] = dict(zip(self.sizes, numbers, strict=False))
         with suppress(ArithmeticError, TypeError, ValueError, KeyError):
             for step in self._computation:
                 args, kwargs = with_results((step.args, step.kwargs), results)
@@ -78,7 +78,17 @@ class Branch:
     @cached_property
     def _computation(self) -> list[Step]:
         """The steps from the sizes that are read to the comparison, which is the last."""
-        return _computation_of(self.guard, {*_reads(self.guard)})
+        return _computation_of(self.guard, {*self.sizes})
+
+    @cached_property
+    def sizes(self) -> list[Step]:
+        """The sizes, each read off a tensor, that are compared."""
+        return _reads(self.guard)
+
+    @cached_property
+    def formula(self) -> Any:
+        """How the comparison is computed, without the dimensions that sizes are read off."""
+        return _formula(self.guard)
 
 
 class BranchSearch:
@@ -169,7 +179,7 @@ class BranchSearch:
         Height and width are often asserted in neighbouring lines, and by every module with the same
         code.
         """
-        (file, line), formula = branch.guard.line or ("", 0), _formula(branch.guard)
+        (file, line), formula = branch.guard.line or ("", 0), branch.formula
         failures = (
             (place or ("", 0))
             for place, other_formula, outcome in self._failing
@@ -193,7 +203,7 @@ class BranchSearch:
         """Yield sizes at which a branch likely takes its missing side, the nearest first."""
         if inputs.size not in branch.reads:
             return
-        key = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
+        key = (branch.formula, str(branch.reads), *branch.outcomes)
         if self._nearest.get(key, inputs.size) is None:
             return
         for size in inputs.nearby(self._allow_large):
@@ -204,7 +214,7 @@ class BranchSearch:
 
     def _can_flip(self, inputs: ImageInputs, branch: Branch) -> bool:
         """Return whether there is such a size."""
-        key = (_formula(branch.guard), str(branch.reads), *branch.outcomes)
+        key = (branch.formula, str(branch.reads), *branch.outcomes)
         if key not in self._nearest:
             return any(True for _ in self._flipping_sizes(inputs, branch))
         return self._nearest[key] is not None

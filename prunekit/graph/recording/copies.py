@@ -93,6 +93,8 @@ def copy_network(model: nn.Module, numbers: bool = False) -> nn.Module:
     are copied. Tensors that the network computed and kept are detached. Raises TraceError.
     """
     _check(model)
+    if numbers:  # earlier copies hang in cycles, and each takes as much memory as the network
+        gc.collect()
     leaves = [(module, leaf) for module in model.modules() for leaf in _tensors(module)]
     if any(
         isinstance(leaf, (nn.UninitializedParameter, nn.UninitializedBuffer)) for _, leaf in leaves
@@ -153,6 +155,8 @@ def _copy_module(module: nn.Module, memo: dict[int, Any], numbers: bool) -> nn.M
     copied = memo[id(module)] = object.__new__(type(module))  # a class may count its instances
     state = dict(vars(module))
     for key, value in state.items():
+        if type(value) in _PLAIN:  # most of them
+            continue
         if key == "_modules":
             state[key] = {
                 n: child and _copy_module(child, memo, numbers) for n, child in value.items()
@@ -279,6 +283,8 @@ def release_tensors(tensors: Sequence[Tensor], network: nn.Module) -> None:
 
     A meta tensor that stays in a cache would meet the numbers of the next pass.
     """
+    if not tensors:
+        return
     kept = {id(leaf) for module in network.modules() for leaf in leaves_in(vars(module), Tensor)}
     leaked = [tensor for tensor in tensors if id(tensor) not in kept]
     ids = {id(tensor) for tensor in leaked}

@@ -42,8 +42,10 @@ class Execution:
         return func(*args, **kwargs)
 
     def layer(self, module: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Return the result of a layer."""
+        """Return the result of a layer, on the meta device if its parameters are there."""
         (args, kwargs), shapes = self._prepare((args, kwargs))
+        if self.shapes_only and not shapes and _is_on_meta(module):
+            (args, kwargs), shapes = tree_map((args, kwargs), self._as_meta), True
         if shapes:
             quick = quick_layer(module, args, kwargs)
             if quick is not None:
@@ -93,6 +95,11 @@ def unaliased(result: Any, args: Any) -> Any:
 def is_viewed(tensor: Tensor) -> bool:
     """Return whether a write into a tensor may change others: it is a view, or has views."""
     return tensor._base is not None or getattr(tensor, "_viewed", False)
+
+
+def _is_on_meta(module: nn.Module) -> bool:
+    """Return whether a module has parameters or buffers on the meta device."""
+    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _creates(func: Callable[..., Any]) -> bool:

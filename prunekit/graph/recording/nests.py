@@ -62,14 +62,18 @@ def leaves_in(nest: Any, kind: type | tuple[type, ...]) -> list[Any]:
 
 
 def _gather(nest: Any, kind: type | tuple[type, ...], leaves: list[Any]) -> None:
-    if type(nest) in _leaves or _is_leaf(nest):
-        if isinstance(nest, kind):
-            leaves.append(nest)
-        return
-    if isinstance(nest, dict):
-        inner: Any = nest.values()
-    else:
-        inner = (nest.start, nest.stop, nest.step) if isinstance(nest, slice) else nest
+    nest_type, inner = type(nest), nest
+    if nest_type is dict:
+        inner = nest.values()
+    elif nest_type is not tuple and nest_type is not list:  # tested first for speed
+        if nest_type in _leaves or _is_leaf(nest):
+            if isinstance(nest, kind):
+                leaves.append(nest)
+            return
+        if isinstance(nest, dict):
+            inner = nest.values()
+        elif isinstance(nest, slice):
+            inner = (nest.start, nest.stop, nest.step)
     for item in inner:
         if type(item) not in _leaves:
             _gather(item, kind, leaves)

@@ -25,6 +25,7 @@ from prunekit.graph.recording.execution import (
 )
 from prunekit.graph.recording.hooks import ObservedModule, calls_observed
 from prunekit.graph.recording.nests import tensors_within, tree_map
+from prunekit.graph.recording.shape_reads import item_taken
 from prunekit.graph.recording.steps import (
     Kind,
     Recording,
@@ -66,8 +67,8 @@ class Recorder(StepWriter, TorchFunctionMode):
         self._current: tuple[Any, str] | None = None  # a callee, and its name or path
         self._current_inputs: list[Step] = []
         self._calls = 0
-        devices = (tensor.device for _, tensor in named_tensors(network) if not tensor.is_meta)
-        self._device = next(devices, torch.device("cpu"))
+        devices = [tensor.device for _, tensor in self._named_tensors]
+        self._device = next((d for d in devices if d.type != "meta"), torch.device("cpu"))
         self._execution = Execution(any(tensor.is_meta for tensor in network.parameters()))
         self._module_paths: dict[int, str] = {}
 
@@ -194,6 +195,7 @@ class Recorder(StepWriter, TorchFunctionMode):
             return size
         if name == "shape":
             step = self._record(getattr, "getattr", (args[0], "shape"), {}, size)
+            step.item = item_taken()
         else:
             step = self._record(func, name, args, kwargs, size)
         if isinstance(size, int):

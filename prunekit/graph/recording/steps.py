@@ -8,9 +8,9 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from types import FrameType
+from types import FrameType, MethodDescriptorType, WrapperDescriptorType
 from typing import Any
 
 import torch
@@ -41,7 +41,8 @@ class Step:
     `result` has meta tensors in place of all tensors. `calls` are the modules in whose forward the
     step happened, outermost first, as the number of the call and the path. `is_query` says that the
     result is a size or a type, so that it holds no channels; `guard` says that the forward went on
-    with its plain value, as in a branch.
+    with its plain value, as in a branch. `item` is the only size that the forward takes off a
+    shape, where that is known.
     """
 
     kind: Kind
@@ -54,6 +55,7 @@ class Step:
     line: tuple[str, int] | None = None
     guard: bool = False
     is_query: bool = False
+    item: int | None = None
     sources: tuple[Step, ...] = ()
     users: list[Step] = field(default_factory=list)
 
@@ -181,6 +183,11 @@ NAMES: dict[Any, str] = {
     and not isinstance(function, type)
     and function.__hash__ is not None
 } | {getattr: "getattr"}
+NAMES |= {
+    method: method.__name__
+    for method in vars(torch._C.TensorBase).values()
+    if isinstance(method, MethodDescriptorType | WrapperDescriptorType)
+}
 _AUGMENTED = ("add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor")
 _SPELLINGS = {f"i{name}": name for name in _AUGMENTED} | {f"r{name}": name for name in _AUGMENTED}
 
@@ -227,6 +234,7 @@ def place_of(line: Line | None) -> str:
     return f"{Path(line[0]).name}:{line[1]}" if line else "forward"
 
 
+@cache
 def in_torch(file: str) -> bool:
     """Return whether a source file is part of torch or of the recorder."""
     return file.startswith((_TORCH, _HERE, "<"))

@@ -42,7 +42,8 @@ class StepWriter:
         )
         self._meta_tensors: list[weakref.ref[Tensor]] = []
         self._stack: list[tuple[int, str]] = []
-        self._paths = {id(tensor): path for path, tensor in named_tensors(network)}
+        self._named_tensors = named_tensors(network)
+        self._paths = {id(tensor): path for path, tensor in self._named_tensors}
         self._tensors: dict[str, Step] = {}
         self._constants: dict[tuple[int, int], tuple[Tensor, Step]] = {}
 
@@ -131,5 +132,12 @@ class StepWriter:
 
 
 def named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
-    """Return the parameters and buffers of a network with their paths."""
-    return [*network.named_parameters(), *network.named_buffers()]
+    """Return the parameters, then the buffers of a network, each once with its first path."""
+    parameters: dict[int, tuple[str, Tensor]] = {}
+    buffers: dict[int, tuple[str, Tensor]] = {}
+    for path, module in network.named_modules():
+        for known, own in ((parameters, module._parameters), (buffers, module._buffers)):
+            for name, tensor in own.items():
+                if tensor is not None:
+                    known.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
+    return [*parameters.values(), *buffers.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Annotated, ClassVar
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
+from prunekit.methods.gram_lasso.dual_norm import largest_dual_norm
 from prunekit.methods.gram_lasso.regression import StructuredPenalty
 from prunekit.penalties.base import RadialPenalty
 from prunekit.penalties.magnitude import L1
@@ -209,11 +210,14 @@ class GraphLasso(StructuredPenalty):
         return min(1.0, self.lam / largest) if largest > 0 else 1.0
 
     def lam_max(self, cross: Tensor) -> float:
-        """Return an upper bound of the smallest lam for which zero is optimal: that of entries.
+        """Return the smallest lam for which zero is optimal, which falls as `kappa` rises.
 
-        With coupling a smaller lam may do: with all columns fused, max_k |mean_j A_kj|.
+        If the penalty is not convex, it is that of single entries, which is an upper bound.
         """
-        return self.entries(1.0).lam_max(cross.reshape(-1, 1))
+        unit = replace(self, lam=1.0)
+        if not self.convex or unit.gamma == 0 or not bool(cross.any()):
+            return self.entries(1.0).lam_max(cross.reshape(-1, 1))
+        return largest_dual_norm(cross.double(), self.edges, unit.gamma)
 
     def dual_excess(self, residual: Tensor) -> Tensor:
         """Return the norm of each row of the entries' prox of step 1, an upper bound."""

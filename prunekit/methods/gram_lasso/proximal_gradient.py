@@ -41,7 +41,7 @@ class FISTA(RegressionSolver):
         start = torch.zeros_like(problem.cross) if start is None else start
         betas = descend(lambda b: -problem.residual(b), penalty.prox, problem.step, start)
         solution = self.iterate(((beta, None) for beta in betas), problem, penalty, start)
-        return self.warn_unless_converged(solution)
+        return self.finish(problem, penalty, solution)
 
 
 def descend(
@@ -104,9 +104,8 @@ class SmoothingProximalGradient(RegressionSolver):
         coupling = penalty.smoothed_gradient(beta, mu)
         certificate = Certificate.of(problem, penalty, beta, coupling)
         objective, gap = certificate.objective, certificate.gap
-        return self.warn_unless_converged(
-            Solution(beta, objective, gap, iterations, stalled or close)
-        )
+        solution = Solution(beta, objective, gap, iterations, stalled or close)
+        return self.finish(problem, penalty, solution)
 
     def _solve_smoothed(
         self, problem: Regression, penalty: StructuredPenalty, start: Tensor, mu: float

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from prunekit.errors import ConfigError
+from prunekit.methods.gram_lasso.exact_zeros import with_exact_zeros
 from prunekit.penalties.base import Penalty, RadialPenalty
 from prunekit.penalties.magnitude import L1, L1MinusL2
 from prunekit.schema import Checked, Count, Positive
@@ -302,8 +303,8 @@ class RegressionSolver(Checked, ABC):
         solver.warned = True
         return solver
 
-    def warn_unless_converged(self, solution: Solution) -> Solution:
-        """Log a warning, once per solver, if the solution has not converged; return it."""
+    def finish(self, problem: Quadratic, penalty: DualPenalty, solution: Solution) -> Solution:
+        """Return the solution with exact zeros; log a warning, once, if it has not converged."""
         if not solution.converged and not self.warned:
             self.warned = True
             gap = "" if solution.gap is None else f" with a gap of {solution.gap:.2g}"
@@ -312,7 +313,7 @@ class RegressionSolver(Checked, ABC):
                 f"objective of {solution.objective:.4g}; raise solver.iterations or "
                 "solver.tolerance"
             )
-        return solution
+        return with_exact_zeros(problem, penalty, solution)
 
 
 def solve_active_rows(
@@ -340,9 +341,9 @@ def solve_active_rows(
                 converged = close or part is None or part.converged
                 objective, gap = certificate.objective, certificate.gap
                 solution = Solution(beta, objective, gap, iterations, converged, coupling)
-                return solver.warn_unless_converged(solution)
+                return solver.finish(problem, penalty, solution)
         last = len(joining) <= GROWING * len(rows)
-        if last and prune:
+        if last and prune and bool(beta.any()):
             active, prune = (beta != 0).any(dim=1), False
         prune = prune or (not last and iterations == 0)
         active[joining] = True

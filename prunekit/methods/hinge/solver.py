@@ -106,13 +106,15 @@ class Hinge(Proximal):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        """Add the running ratio, and the norm at the start."""
-        return {**super().state_dict(), "ratio": self.ratio, "initial": self.initial}
+        """Add the running ratio, the norm at the start, and the last factor on lam."""
+        own = {"ratio": self.ratio, "initial": self.initial, "share": self.share}
+        return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`."""
         super().load_state_dict(state)
         self.ratio, self.initial = float(state["ratio"]), float(state["initial"])
+        self.share = float(state.get("share", self.share))  # earlier versions did not save it
 
     def _gradient_norm(self, role: str) -> float:
         return sum_of_norms(block.read_grad() for block in self.roles[role])

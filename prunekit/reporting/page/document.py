@@ -26,6 +26,7 @@ from prunekit.reporting.page.run_files import Run, ranked
 from prunekit.reporting.seed_stats import SeedAverages
 from prunekit.reporting.tables import by_data, to_dicts
 from prunekit.runs.files import write_text
+from prunekit.text import visible
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -147,8 +148,14 @@ def _template() -> Template:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     return environment.get_template("page.html.jinja")
+
+
+def _shown(value: object) -> object:
+    """Return what the template writes: text with visible control characters, html as it is."""
+    return visible(value) if type(value) is str else value
 
 
 def _heading(name: str, parts: int) -> str:

@@ -21,6 +21,7 @@ from prunekit.reporting.tables import to_dicts
 from prunekit.runs.files import read_json
 from prunekit.runs.report import Report, flatten
 from prunekit.runs.rundir import STAGES
+from prunekit.text import unguarded
 from prunekit.torch_io import read_torch
 
 if TYPE_CHECKING:
@@ -70,7 +71,10 @@ class Run:
     @property
     def layers(self) -> DataFrame | None:
         """The layers.csv of measure."""
-        return self._read_csv("measure", "layers.csv", ("network", "layer", "macs", "cpu_ms"))
+        frame = self._read_csv("measure", "layers.csv", ("network", "layer", "macs", "cpu_ms"))
+        return (
+            None if frame is None else frame.assign(layer=frame["layer"].astype(str).map(unguarded))
+        )
 
     @property
     def comparison(self) -> DataFrame | None:

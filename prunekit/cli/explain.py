@@ -1,0 +1,156 @@
+"""One line for every error of a command that the user can mend."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from prunekit.cli.arguments import plain_arguments
+from prunekit.config import config_dir, describe_missing, groups, unwrap, user_folders
+from prunekit.errors import PrunekitError, one_of
+
+_UNREADABLE = "missing EQUAL at|no viable alternative|mismatched input|Lexer|token recognition"
+_EXTRAS = {  # launchers and sweepers of other packages -> the extra that installs them
+    "joblib": "joblib",
+    "submitit": "submitit",
+    "ray": "ray",
+    "optuna": "optuna",
+    "tpe": "optuna",
+}
+
+
+def admit_own_arguments(command: str, argv: Sequence[str]) -> list[str]:
+    """Put + before arguments of a class of the user's own that no config file holds.
+
+    Such a class is named by a `_target_` in `argv`, or by a file in --config-dir.
+    """
+    from hydra.errors import HydraException
+
+    folders = [groups(folder) for folder in user_folders(argv) if folder.is_dir()]
+    chosen = [argument.partition("=") for argument in argv]
+    own = {key.removesuffix("_target_") for key, _, _ in chosen if key.endswith("._target_")}
+    own |= {f"{key}." for key, _, choice in chosen for f in folders if choice in f.get(key, ())}
+    arguments = [key for key, _, _ in chosen if key.startswith(tuple(own))]
+    if not own or not arguments:
+        return [*argv]
+    try:
+        known = {*_keys(command, argv)}
+    except (HydraException, OmegaConfBaseException):
+        return [*argv]  # a choice that does not exist; the command itself says so
+    new = {key for key in arguments if key not in known}
+    return [f"+{a}" if key in new else a for a, (key, _, _) in zip(argv, chosen, strict=True)]
+
+
+def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
+    """Return one line about an error that the user can mend, None for any other error."""
+    from hydra.errors import HydraException
+
+    text = " ".join(str(error).split())
+    if isinstance(error, PrunekitError):
+        return _with_custom(text, argv)
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _explain_choice(text, argv) or _explain_key(text, command, argv)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'} cannot be used: {error.strerror or text}"
+    # Hydra reads model=3 as a number and raises a plain ValueError
+    return _explain_choice(text, argv) if isinstance(error, ValueError) else None
+
+
+def _with_custom(text: str, argv: Sequence[str]) -> str:
+    """Add which choice takes classes of the user's own, where another one set the argument."""
+    refused = re.match(r"(\w+)\.\w+ is no setting of", text)
+    group = refused[1] if refused else ""
+    own = any(argument.startswith(f"{group}._target_=") for argument in argv)
+    if not own or "custom" not in groups().get(group, ()) or f"{group}=custom" in argv:
+        return text
+    return f"{text}; {group}=custom has no settings of another class"
+
+
+def _explain_choice(text: str, argv: Sequence[str]) -> str | None:
+    """Explain a group choice that does not exist, or an override without a name."""
+    missing = re.search(r"Could not find '([\w./-]+)/([^/']+)'", text)
+    if missing and missing.group(1).startswith("hydra/"):
+        return _explain_plugin(*missing.groups())
+    if missing:
+        group, choice = missing.groups()
+        return f"{group}={choice} is no choice; {one_of(choice, _available(argv).get(group, ()))}"
+    if "Config group override must be a string" in text:
+        built_in = groups()
+        for override in argv:
+            group, _, choice = override.lstrip("+").partition("=")
+            if group in built_in and choice not in built_in[group]:
+                return f"{override} is no choice; {one_of(choice, built_in[group])}"
+        return f"an override has no name in front of its '=': {' '.join(argv)}"
+    return None
+
+
+def _explain_plugin(group: str, choice: str) -> str:
+    """Explain a launcher or sweeper whose package is not installed."""
+    extra = _EXTRAS.get(choice.split("_")[0])
+    mend = f"pip install 'prunekit[{extra}]'" if extra else "install the package that brings it"
+    return f"{group}={choice} is no part of Hydra itself; {mend}"
+
+
+def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
+    """Explain a missing or unknown key, or an override that cannot be read."""
+    if missing := describe_missing(text):
+        return missing
+    if re.search(_UNREADABLE, text):
+        unread = next((a for a in plain_arguments(argv) if "=" not in a and a[0] != "~"), None)
+        if unread:
+            return f"{unread} has no value; write KEY=VALUE, and quote lists and mappings"
+        typed = next((a for a in argv if a in text), " ".join(argv))
+        key, _, value = typed.partition("=")
+        return f"{typed} cannot be read; quote the value: '{key}=\"{value}\"'"
+    unknown = re.search(r"Could not (?:override|append) '([^']+)'", text) or re.search(
+        r"Key '([^']+)' is not in struct", text
+    )
+    if unknown:
+        key = unknown.group(1).split("@")[0]
+        if any(argument.startswith(f"{key.split('.')[0]}._target_=") for argument in argv):
+            return f"{key} is not in the file of that choice; +{key}=... gives it to your own class"
+        hint = one_of(key, _keys(command, argv))
+        return f"{key} is no setting of {command}; {hint} (prunekit {command} --help lists all)"
+    return unwrap(text.split(" See https")[0])
+
+
+def _keys(command: str, argv: Sequence[str]) -> list[str]:
+    """Return the groups and dotted keys of the config that the choices in `argv` compose."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    available = _available(argv)
+    folders = [folder.resolve() for folder in user_folders(argv) if folder.is_dir()]
+    choices = [argument for argument in argv if _is_choice(argument, available)]
+    places = ",".join(f"'file://{folder}'" for folder in folders)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(config_dir())):
+        config = compose(command, overrides=[*choices, f"hydra.searchpath=[{places}]"])
+    return [*available, *_dotted(config)]
+
+
+def _available(argv: Sequence[str]) -> dict[str, list[str]]:
+    """Return every group with its choices, also those in the folders that --config-dir names."""
+    available = groups()
+    for folder in user_folders(argv):
+        for group, files in groups(folder).items() if folder.is_dir() else ():
+            available[group] = [*available.get(group, ()), *files]
+    return available
+
+
+def _is_choice(argument: str, built_in: Mapping[str, list[str]]) -> bool:
+    group, _, choice = argument.partition("=")
+    return "," not in argument and choice in built_in.get(group, ())
+
+
+def _dotted(node: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys of a config, those of mappings before those in them."""
+    if not isinstance(node, DictConfig):
+        return [prefix]
+    start = f"{prefix}." if prefix else ""
+    children = [_dotted(node._get_node(key), start + str(key)) for key in node]
+    return [*([prefix] if prefix else []), *(key for keys in children for key in keys)]
