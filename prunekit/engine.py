@@ -49,8 +49,8 @@ class CutOptions:
         choice("check", self.check, (True, False))
         if self.reconstruct is not None and self.absorb == "maps":
             raise ConfigError(
-                "absorb=maps gives every position a bias of its own, which layers that are refitted "
-                "do not have; choose absorb=auto, or reconstruct=none"
+                "absorb=maps gives every position a bias of its own, which refitted layers do not "
+                "have; choose absorb=auto, or reconstruct=none"
             )
 
     @property
