@@ -43,6 +43,10 @@ from prunekit.surgery.reconstruction import RECONSTRUCTIONS, Reconstruction, Ref
 from prunekit.validate import choice, number
 
 _LISTED = 20  # groups that are printed
+_CARRIED = (
+    "optimizers and copies that narrow_optimizer and narrow_copy narrow keep what they knew of "
+    "the weights before they were refitted"
+)
 _SAMPLES = 1000  # examples that are read from batches for a criterion without its own number
 
 
@@ -115,7 +119,9 @@ class Pruned:
     def notes(self) -> tuple[str, ...]:
         """Sentences on everything that a user should know about this result."""
         absorbed = self.absorbed.notes if self.absorbed else ()
-        return (*self.graph.notes, *self._cut.notes, *self.pruning.selected.notes, *absorbed)
+        refitted = (*self.refitted.notes, _CARRIED) if self.refitted else ()
+        selected = self.pruning.selected.notes
+        return (*self.graph.notes, *self._cut.notes, *selected, *absorbed, *refitted)
 
     @property
     def before(self) -> Size:
@@ -200,7 +206,7 @@ class Pruned:
             f"{type(self.pruning.model).__name__}: {', '.join(sizes)}",
             *(
                 str(part)
-                for part in (self.agreement, self.absorbed, self.distance)
+                for part in (self.agreement, self.absorbed, self.refitted, self.distance)
                 if part is not None
             ),
             *(f"note: {note}" for note in self.notes),

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import prunekit
-from prunekit.errors import DataError
+from prunekit.errors import ConfigError, DataError
 from prunekit.graph.arguments import Arguments
 from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
+from prunekit.surgery import load_model
 from prunekit.surgery.reconstruction.base import Refitted
 from prunekit.surgery.reconstruction.least_squares import LeastSquares, refit
 from prunekit.surgery.reconstruction.residual import Addition
@@ -318,6 +320,37 @@ def test_what_is_not_finite_is_named() -> None:
     x[7] = torch.nan
     with pytest.raises(DataError, match=r"^2 cannot be refitted: .* NaN"):
         cut_and_refit(network, x, LeastSquares(), keep=0.5)
+
+
+def test_prune_refits_on_batches_and_saves_what_it_made(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 3, 8, 8)
+    network, labels = trained(Block(), x), torch.zeros(60, dtype=torch.long)
+    batches = [*zip(x.chunk(3), labels.chunk(3), strict=True)]
+    plain, refitted = (
+        prunekit.prune(network, x[:2], keep=0.5, data=batches, reconstruct=reconstruct)
+        for reconstruct in (None, "least_squares")
+    )
+    assert plain.refitted is None
+    layers = [layer.layer for layer in refitted.refitted.layers]
+    assert layers == ["enter", "conv1", "conv2", "head"]
+    assert refitted.distance.gap.relative < plain.distance.gap.relative
+    assert "4 layers refitted on 60 inputs" in str(refitted)
+    assert any("before they were refitted" in note for note in refitted.notes)
+    refitted.save(tmp_path / "narrow.pt")
+    loaded = load_model(tmp_path / "narrow.pt", module=Block()).model.eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(x), refitted.model.eval()(x))
+
+
+def test_refitting_without_data_and_with_bias_maps_is_refused() -> None:
+    network, x = Block(), torch.randn(2, 3, 8, 8)
+    with pytest.raises(ConfigError, match=r"reconstruct .* give data"):
+        prunekit.prune(network, x, keep=0.5, reconstruct="least_squares")
+    with pytest.raises(ConfigError, match="absorb=maps"):
+        prunekit.prune(network, x, keep=0.5, reconstruct="least_squares", absorb="maps")
+    with pytest.raises(ConfigError, match="reconstruct='lasso' is unknown"):
+        prunekit.prune(network, x, keep=0.5, reconstruct="lasso")
 
 
 def test_without_images_nothing_can_be_refitted() -> None:
