@@ -85,7 +85,7 @@ class TestAfterPruning:
         run("run", *RESNET, "pipeline=[pretrain]")
         half = ("criterion=l1_norm", "selection=per_layer", "selection.keep=0.5")
         refit = ("reconstruct=least_squares", "reconstruct.images=32")
-        found = run("prune", *RESNET, "source=outputs/a/pretrain", *half, *refit)
+        found = run("prune", *TINY, "source=outputs/a/pretrain", *half, *refit)
         place = tmp_path / "outputs/a/prune"
         values, saved = report(place)["metrics"], load_model(place / "model.pt")
         assert values["after/refitted"] == values["top1"]
