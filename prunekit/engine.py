@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,6 +23,8 @@ from prunekit.selection import Scored, Selected, Selection
 from prunekit.selection.nothing_removed import check_removal
 from prunekit.surgery import Edit
 from prunekit.surgery.cut import Cut, cut
+from prunekit.surgery.distance import measure_distance
+from prunekit.surgery.reconstruction import Reconstruction
 from prunekit.validate import choice
 
 ABSORB = (True, False, "auto", "maps")
@@ -35,15 +37,22 @@ class CutOptions:
 
     `absorb` moves constants into the next layer: True always, False never, and "maps" exactly at
     padded borders too, for one input size. "auto" moves those that are known exactly, and the
-    others too unless all removed units score exactly zero.
+    others too unless all removed units score exactly zero. `reconstruct` refits the layers behind
+    every cut on training images.
     """
 
     absorb: bool | str = "auto"
     check: bool = True
+    reconstruct: Reconstruction | None = None
 
     def __post_init__(self) -> None:
         choice("absorb", self.absorb, ABSORB)
         choice("check", self.check, (True, False))
+        if self.reconstruct is not None and self.absorb == "maps":
+            raise ConfigError(
+                "absorb=maps gives every position a bias of its own, which refitted layers do not "
+                "have; choose absorb=auto, or reconstruct=none"
+            )
 
     @property
     def absorbs(self) -> bool:
@@ -141,6 +150,30 @@ class Traced:
             per_position=per_position,
             only_known=only_known,
         )
+
+    def refit(
+        self, cut: Cut, keep: ChannelMask, reconstruction: Reconstruction, data: Data | None
+    ) -> Cut:
+        """Refit the network of a cut to `keep`, in place, on training images without labels.
+
+        Raises ConfigError without images.
+        """
+        if data is None or not data.train.size:
+            raise ConfigError(
+                "reconstruct refits layers on images and there are none; give data (dataset=...), "
+                "or reconstruct=none"
+            )
+        images = data.train
+
+        def sample(count: int, batch: int) -> Iterator[Arguments]:
+            for inputs, _ in images.sample(count, batch):
+                yield self.example.with_batch(inputs).to(self.device)
+
+        with unchanged(self.model), uncompiled(), random_states_kept():
+            refitted = reconstruction.apply(self.model, cut.model, self.graph, keep.removed, sample)
+        measured = cut.distance is not None and self.batch is not None
+        distance = measure_distance(self.model, cut.model, self.batch) if measured else None
+        return cut.with_refit(refitted, distance)
 
 
 def device_of(model: nn.Module) -> str:
@@ -254,8 +287,8 @@ class Pruning:
         return self.cuts[-1].absorbed is not None
 
     def with_constants(self, absorb: bool) -> nn.Module:
-        """Return the network that the last cut gives with constants absorbed, or dropped."""
-        if absorb == self.absorbed:
+        """Return the network of the last cut before refitting, with constants absorbed or not."""
+        if absorb == self.absorbed and self.cuts[-1].refitted is None:
             return self.model
         return self.last.cut(self.last_keep, absorb=absorb, check=False).model
 
@@ -290,7 +323,8 @@ def prune(
         if selection.rounds > 1 and not bool(last_keep.removed.any()):
             notes.append(f"round {len(cuts) + 1} removed nothing")
         only_known = options.only_known(scores, goal)
-        cuts.append(_cut(current, last_keep, options, only_known, final=rounds_left == 1))
+        final = rounds_left == 1
+        cuts.append(_cut(current, last_keep, options, only_known, final, data))
         keep = units.to_dense(cuts[-1].keep)
         if rounds_left > 1:
             assert tune is not None, "several rounds train in between"
@@ -306,20 +340,31 @@ def cut_once(
 ) -> Cut:
     """Cut a network to the units in `keep`, as `prune` does in its last round."""
     mask = ChannelMask.of(traced.graph, keep)
-    return _cut(traced, mask, options, options.only_known(scores, mask), final=True)
+    return _cut(traced, mask, options, options.only_known(scores, mask), True, None)
 
 
 def _cut(
-    traced: Traced, keep: ChannelMask, options: CutOptions, only_known: bool, final: bool
+    traced: Traced,
+    keep: ChannelMask,
+    options: CutOptions,
+    only_known: bool,
+    final: bool,
+    data: Data | None,
 ) -> Cut:
-    """Cut a network; biases per position rename layers, so that only the final round adds them."""
-    return traced.cut(
+    """Cut a network, and refit what is left where that is asked for.
+
+    Biases per position rename layers, so that only the final round adds them.
+    """
+    result = traced.cut(
         keep,
         absorb=options.absorbs,
         check=options.check,
         per_position=options.per_position and final,
         only_known=only_known,
     )
+    if options.reconstruct is None:
+        return result
+    return traced.refit(result, keep, options.reconstruct, data)
 
 
 def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, rounds_left: int) -> Tensor:

@@ -39,9 +39,14 @@ from prunekit.surgery.bias_compensation import Absorbed
 from prunekit.surgery.cut import Cut
 from prunekit.surgery.distance import Distance
 from prunekit.surgery.equivalence import Agreement
+from prunekit.surgery.reconstruction import RECONSTRUCTIONS, Reconstruction, Refitted
 from prunekit.validate import choice, number
 
 _LISTED = 20  # groups that are printed
+_CARRIED = (
+    "optimizers and copies that narrow_optimizer and narrow_copy narrow keep what they knew of "
+    "the weights before they were refitted"
+)
 _SAMPLES = 1000  # examples that are read from batches for a criterion without its own number
 
 
@@ -101,6 +106,11 @@ class Pruned:
         return self._cut.absorbed
 
     @property
+    def refitted(self) -> Refitted | None:
+        """The layers that were refitted behind the last cut; None where none was asked for."""
+        return self._cut.refitted
+
+    @property
     def budgets(self) -> tuple[BudgetResult, ...]:
         """The requested and the achieved amount of every budget."""
         return self.pruning.selected.budgets
@@ -109,7 +119,9 @@ class Pruned:
     def notes(self) -> tuple[str, ...]:
         """Sentences on everything that a user should know about this result."""
         absorbed = self.absorbed.notes if self.absorbed else ()
-        return (*self.graph.notes, *self._cut.notes, *self.pruning.selected.notes, *absorbed)
+        refitted = (*self.refitted.notes, _CARRIED) if self.refitted else ()
+        selected = self.pruning.selected.notes
+        return (*self.graph.notes, *self._cut.notes, *selected, *absorbed, *refitted)
 
     @property
     def before(self) -> Size:
@@ -194,7 +206,7 @@ class Pruned:
             f"{type(self.pruning.model).__name__}: {', '.join(sizes)}",
             *(
                 str(part)
-                for part in (self.agreement, self.absorbed, self.distance)
+                for part in (self.agreement, self.absorbed, self.refitted, self.distance)
                 if part is not None
             ),
             *(f"note: {note}" for note in self.notes),
@@ -224,6 +236,7 @@ def prune(
     layers: Mapping[str, float] | None = None,
     data: Data | Iterable[tuple[Tensor, Tensor]] | None = None,
     absorb: bool | str = "auto",
+    reconstruct: Reconstruction | str | None = None,
     check: bool = True,
     over_norms: bool = False,
     on_miss: str = "refuse",
@@ -252,6 +265,9 @@ def prune(
     channels under a layer norm can be removed too; that is not exact, and the difference is
     reported.
 
+    With `reconstruct="least_squares"` the layers behind the cut are then refitted on `data`,
+    without labels, so that they put out again what those of the dense network do.
+
     Raises ConfigError for settings, TraceError and SurgeryError.
     """
     criterion = CRITERIA.resolve(criterion, Criterion)
@@ -264,9 +280,11 @@ def prune(
         others = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(rule, shares | others)
     choice("over_norms", over_norms, (True, False))
-    options = CutOptions(absorb, check)
+    if reconstruct is not None:
+        reconstruct = RECONSTRUCTIONS.resolve(reconstruct, Reconstruction)
+    options = CutOptions(absorb, check, reconstruct)
     with random_states_kept():  # a loader that shuffles draws from the global generator, too
-        dataset = _as_data(data, criterion)
+        dataset = _as_data(data, criterion, reconstruct)
         inputs = None if dataset is None else dataset.inputs(CHECKED)
         dense = Traced.of(model, example, inputs, over_norms)
         with unchanged(dense.model), _renamed_settings(shares):
@@ -340,11 +358,14 @@ def _renamed_settings(shares: Mapping[str, float | None]) -> Iterator[None]:
 
 
 def _as_data(
-    data: Data | Iterable[tuple[Tensor, Tensor]] | None, criterion: Criterion
+    data: Data | Iterable[tuple[Tensor, Tensor]] | None,
+    criterion: Criterion,
+    reconstruct: Reconstruction | None,
 ) -> Data | None:
     if data is None or isinstance(data, Data):
         return data
-    return data_from_batches(data, int(getattr(criterion, "samples", _SAMPLES)))
+    needed = (getattr(criterion, "samples", _SAMPLES), getattr(reconstruct, "images", 0))
+    return data_from_batches(data, int(max(needed)))
 
 
 def _change(name: str, before: int, after: int) -> str:

@@ -137,8 +137,8 @@ def followers(model: nn.Module, recordings: Sequence[Recording]) -> dict[str, st
     following: dict[str, str] = {}
     excluded: set[str] = set()
     for recording in recordings:
-        layers = _steps_by_name(model, recording, _weighted_layer)
-        norms = _steps_by_name(model, recording, _batch_norm)
+        layers = _steps_by_name(model, recording, weighted_layer)
+        norms = _steps_by_name(model, recording, batch_norm)
         norm_of = {step: name for name, steps in norms.items() for step in steps}
         for name, steps in layers.items():
             users = [user for step in steps for user in step.users if not user.is_query]
@@ -176,7 +176,8 @@ def _steps_by_name(
     return steps
 
 
-def _weighted_layer(model: nn.Module, step: Step) -> str | None:
+def weighted_layer(model: nn.Module, step: Step) -> str | None:
+    """Return the convolution or linear layer that a step calls, or whose weight it is given."""
     if step.kind is Kind.LAYER:
         return str(step.target) if is_weighted(model.get_submodule(step.target)) else None
     return _functional_layer(model, step)
@@ -190,7 +191,7 @@ def _functional_layer(model: nn.Module, step: Step) -> str | None:
     return owner if is_weighted(model.get_submodule(owner)) else path
 
 
-def _batch_norm(model: nn.Module, step: Step) -> str | None:
+def batch_norm(model: nn.Module, step: Step) -> str | None:
     """Return the batch norm with statistics that a step calls, or that calls it."""
     owner = str(step.target) if step.kind is Kind.LAYER else norm_owner(model, step)
     norm = None if owner is None else model.get_submodule(owner)

@@ -295,12 +295,12 @@ class StageDir:
     def _differs(self) -> bool:
         """Return whether the recorded identity is another one, or cannot be read."""
         try:
-            return flatten(self._recorded()) != flatten(self._identity)
+            return _chosen(self._recorded()) != _chosen(self._identity)
         except ArtifactError:
             return True
 
     def _refuse_different(self) -> None:
-        old, new = flatten(self._recorded()), flatten(self._identity)
+        old, new = _chosen(self._recorded()), _chosen(self._identity)
         if keys := [key for key in {**old, **new} if old.get(key) != new.get(key)]:
             changes = [f"{key} was {old.get(key)}, now {new.get(key)}" for key in keys]
             raise different_settings(self.run.path, self.name, listed(changes, 4, "; "))
@@ -362,3 +362,12 @@ class StageDir:
                 f"{setting}={file} lies in the directory that {self.name} writes to; "
                 "choose name=..."
             )
+
+
+def _chosen(settings: Settings) -> dict[str, Any]:
+    """Return settings with dotted keys, without groups of which nothing is chosen.
+
+    So a run that was made before a group existed equals one with `group=none`.
+    """
+    nothing = {"name": "none"}
+    return flatten({key: value for key, value in settings.items() if value != nothing})

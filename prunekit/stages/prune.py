@@ -33,6 +33,7 @@ from prunekit.stages.settings import Absorb, Diagnose, NormStatistics, OverNorms
 from prunekit.stages.stage import FromSettings, Stage, history_writer
 from prunekit.surgery import save_model
 from prunekit.surgery.cut import Cut
+from prunekit.surgery.reconstruction import Reconstruction
 from prunekit.training import Schedule, fit, has_running_statistics, recompute_statistics
 
 STATISTICS_IMAGES = 2048  # training images that batch-norm statistics are recomputed on
@@ -46,6 +47,7 @@ class Prune(FromNetwork, Stage):
     criterion: Annotated[Criterion, "how units are scored"]
     selection: Annotated[Selection, "which units are kept"]
     absorb: Absorb
+    reconstruct: Annotated[Reconstruction | None, "how layers behind a cut are refitted"]
     over_norms: OverNorms
     between: Annotated[Schedule, FromSettings("schedule.between")]
     diagnose: Diagnose
@@ -67,13 +69,13 @@ class Prune(FromNetwork, Stage):
             dense,
             self.criterion,
             self.selection,
-            CutOptions(self.absorb),
+            CutOptions(self.absorb, reconstruct=self.reconstruct),
             data,
             self._tuning(stage_dir, data, runtime),
             track,
         )
         chosen = _chosen_variant(pruning, self.statistics)
-        names = _compared_variants(pruning.model, data) if self.diagnose else ()
+        names = _compared_variants(pruning, data) if self.diagnose else ()
         variants = _measure_variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
         model, after = variants[chosen].model, _variant_metrics(variants, names)
         folded = fold(model, dense.batch) if layers_with_matrix(model) else None
@@ -153,8 +155,9 @@ class Prune(FromNetwork, Stage):
 class _Variant:
     """A pruned network, and its test and validation accuracy before fine-tuning.
 
-    The name of a variant says whether constants were dropped or absorbed, and whether batch-norm
-    statistics were recomputed: a collapse after pruning is often one of the statistics only.
+    The name of a variant says whether constants were dropped or absorbed or layers were refitted,
+    and whether batch-norm statistics were recomputed: a collapse after pruning is often one of the
+    statistics only.
     """
 
     model: nn.Module
@@ -164,14 +167,22 @@ class _Variant:
 def _chosen_variant(pruning: Pruning, statistics: str) -> str:
     """Return the name of the variant that is saved, from the last cut and `statistics`."""
     ending = "_recomputed" if statistics == "recomputed" else ""
-    return ("absorbed" if pruning.absorbed else "dropped") + ending
+    return _treatment(pruning) + ending
 
 
-def _compared_variants(model: nn.Module, data: Data) -> tuple[str, ...]:
-    """Return the names of the variants to compare: none without images, two without batch norm."""
+def _treatment(pruning: Pruning) -> str:
+    """Return what became of the layers that lost inputs in the last cut."""
+    if pruning.cuts[-1].refitted is not None:
+        return "refitted"
+    return "absorbed" if pruning.absorbed else "dropped"
+
+
+def _compared_variants(pruning: Pruning, data: Data) -> tuple[str, ...]:
+    """Return the names of the variants to compare: none without images, half without batch norm."""
     if not (data.test.size and data.train.size):
         return ()
-    names = ("dropped", "absorbed")
+    model = pruning.model
+    names = tuple(dict.fromkeys(("dropped", "absorbed", _treatment(pruning))))
     recomputed = tuple(f"{name}_recomputed" for name in names)
     return (*names, *recomputed) if has_running_statistics(model) else names
 
@@ -185,7 +196,10 @@ def _measure_variants(
     for name in names:
         constants, _, recomputed = name.partition("_")
         if constants not in cut:
-            cut[constants] = pruning.with_constants(absorb=constants == "absorbed")
+            is_last = constants == "refitted"
+            cut[constants] = (
+                pruning.model if is_last else pruning.with_constants(constants == "absorbed")
+            )
         model = (
             _with_new_statistics(cut[constants], data, runtime) if recomputed else cut[constants]
         )
@@ -215,14 +229,16 @@ def _accuracy_note(metrics: Metrics) -> list[str]:
     if not metrics:
         return []
 
-    def pair(end: str) -> str:
+    def values(end: str) -> str:
         dropped, absorbed = (metrics[f"after/{name}{end}"] for name in ("dropped", "absorbed"))
-        return f"{dropped:.2f} % with constants dropped, {absorbed:.2f} % absorbed"
+        line = f"{dropped:.2f} % with constants dropped, {absorbed:.2f} % absorbed"
+        refitted = metrics.get(f"after/refitted{end}")
+        return line if refitted is None else f"{line}, {refitted:.2f} % with layers refitted"
 
     recomputed = ""
     if "after/dropped_recomputed" in metrics:
-        recomputed = f"; with batch-norm statistics recomputed {pair('_recomputed')}"
-    return [f"top-1 before fine-tuning: {pair('')}{recomputed}"]
+        recomputed = f"; with batch-norm statistics recomputed {values('_recomputed')}"
+    return [f"top-1 before fine-tuning: {values('')}{recomputed}"]
 
 
 def _plan(graph: ChannelGraph, keep: ChannelMask) -> dict[str, Any]:
@@ -284,6 +300,7 @@ def _cut_notes(cuts: Sequence[Cut]) -> list[str]:
             *cut.notes,
             *([str(cut.agreement)] if cut.agreement else []),
             *((str(cut.absorbed), *cut.absorbed.notes) if cut.absorbed else ()),
+            *((str(cut.refitted), *cut.refitted.notes) if cut.refitted else ()),
             *([str(cut.distance)] if cut.distance else []),
         ]
         prefix = f"round {number}: " if len(cuts) > 1 else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from prunekit.surgery.distance import Distance, measure_distance
 from prunekit.surgery.edits import Edit, Narrow
 from prunekit.surgery.equivalence import Agreement, check_inputs, compare
 from prunekit.surgery.known_constants import KnownConstants, find_known_constants
+from prunekit.surgery.reconstruction.base import Refitted
 from prunekit.surgery.remove_block import empty_blocks
 
 
@@ -28,7 +29,8 @@ class Cut:
     `agreement` is its distance from the silenced network before constants were absorbed, `distance`
     that from the dense network afterwards. They are None where they were not asked for, and so is
     `absorbed`, also where no constants are known and no others were to be absorbed. `keep` lacks
-    the units that were removed with the blocks in `skipped`, which were removed whole.
+    the units that were removed with the blocks in `skipped`, which were removed whole. `refitted`
+    says which layers were refitted afterwards, if any.
     """
 
     model: nn.Module
@@ -38,6 +40,12 @@ class Cut:
     keep: ChannelMask
     skipped: tuple[str, ...] = ()
     distance: Distance | None = None
+    refitted: Refitted | None = None
+
+    def with_refit(self, refitted: Refitted, distance: Distance | None) -> Cut:
+        """Return the cut after its network was refitted, with the new distance to the dense one."""
+        edits = (*self.edits, *refitted.edits)
+        return replace(self, edits=edits, refitted=refitted, distance=distance)
 
     @property
     def notes(self) -> tuple[str, ...]:

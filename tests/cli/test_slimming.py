@@ -81,6 +81,30 @@ class TestAfterPruning:
         }
         assert "recomputed" not in found.out
 
+    def test_layers_are_refitted_on_request(self, run, tmp_path):
+        run("run", *RESNET, "pipeline=[pretrain]")
+        half = ("criterion=l1_norm", "selection=per_layer", "selection.keep=0.5")
+        refit = ("reconstruct=least_squares", "reconstruct.images=32")
+        found = run("prune", *TINY, "source=outputs/a/pretrain", *half, *refit)
+        place = tmp_path / "outputs/a/prune"
+        values, saved = report(place)["metrics"], load_model(place / "model.pt")
+        assert values["after/refitted"] == values["top1"]
+        assert "with layers refitted" in found.out and "layers refitted on 32 inputs" in found.out
+        assert evaluate(saved.model, data().test, "cpu")["top1"] == pytest.approx(values["top1"])
+        settings = json.loads((place / "settings.json").read_text())
+        assert settings["reconstruct"]["images"] == 32
+
+    def test_a_run_without_the_setting_is_one_that_refits_nothing(self, run, cli, tmp_path):
+        run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false")
+        file = tmp_path / "outputs/a/prune/settings.json"
+        settings = json.loads(file.read_text())
+        del settings["reconstruct"]
+        file.write_text(json.dumps(settings))
+        found = run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false")
+        assert "cached" in found.out or "finished" in found.out
+        other = cli("prune", *RESNET, "diagnose=false", "reconstruct=least_squares", "name=a")
+        assert other.code == 1 and "reconstruct" in other.err
+
     def test_a_wrong_choice_is_named(self, cli):
         found = cli("prune", *RESNET, "statistics=fresh")
         assert found.code == 1 and "statistics='fresh'" in found.err

@@ -43,6 +43,11 @@ def record_eval(model: nn.Module, example: Arguments) -> Recording:
     return _record_eval_pass(model, example.single_example()).recording
 
 
+def record_batch(model: nn.Module, batch: Arguments) -> Recording:
+    """Return the recording in eval mode for a whole batch, whose size the forward may read."""
+    return _record_eval_pass(model, batch).recording
+
+
 def record_passes(model: nn.Module, example: Arguments) -> list[ForwardPass]:
     """Return all passes that make other calls or on other values, the one in eval mode first.
 

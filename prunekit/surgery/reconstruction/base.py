@@ -1,0 +1,81 @@
+"""The interface of reconstructions, and what they report."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from prunekit.graph import ChannelGraph
+from prunekit.graph.arguments import Arguments
+from prunekit.registry import Registry
+from prunekit.schema import Checked
+from prunekit.surgery.edits import Edit
+
+# at most so many inputs, in batches of this size, the same ones at every call
+Sample = Callable[[int, int], Iterator[Arguments]]
+
+
+@dataclass(frozen=True)
+class RefittedLayer:
+    """A refitted layer: its mean squared error before and after, relative to its target's variance.
+
+    The error is that of its output on `rows` sampled positions, with `unknowns` weights per output.
+    """
+
+    layer: str
+    before: float
+    after: float
+    rows: int
+    unknowns: int
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """The result of refitting: edits that made room for biases, layers and norms, and notes.
+
+    `norms` got the statistics of what they read now; they put out in evaluation what they did.
+    `examples` is the number of inputs that were used.
+    """
+
+    edits: tuple[Edit, ...]
+    layers: tuple[RefittedLayer, ...]
+    norms: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    examples: int = 0
+
+    def __str__(self) -> str:
+        if not self.layers:
+            return "nothing to refit: no layer reads other values than before"
+        before, after = (
+            sum(getattr(layer, name) for layer in self.layers) / len(self.layers)
+            for name in ("before", "after")
+        )
+        return (
+            f"{len(self.layers)} layers refitted on {self.examples} inputs: the error of their "
+            f"outputs fell from {before:.1%} to {after:.1%} of the variance in the mean"
+        )
+
+
+class Reconstruction(Checked, ABC):
+    """Changes the weights of a narrow network so that it puts out what the dense one did."""
+
+    @abstractmethod
+    def apply(
+        self,
+        dense: nn.Module,
+        narrow: nn.Module,
+        graph: ChannelGraph,
+        removed: Tensor,
+        sample: Sample,
+    ) -> Refitted:
+        """Change `narrow` in place; `dense` stays as it is.
+
+        `graph` is that of the dense network, `removed` the units that `narrow` lacks. Raises
+        DataError where `sample` gives no inputs, and where something is not finite.
+        """
+
+
+RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruct")

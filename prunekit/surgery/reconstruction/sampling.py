@@ -1,0 +1,75 @@
+"""Sample rows of a layer for its regression, as many as its unknowns need and memory allows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from prunekit.errors import DataError
+from prunekit.graph.linear_maps import LinearMap
+from prunekit.surgery.reconstruction.ridge import Fit, GramRegression, Regression, RowRegression
+
+_FEWEST_ROWS = 2000  # of a layer with few unknowns
+_FLOAT = 8  # bytes; sums are in float64
+
+
+class RowSample:
+    """The rows that a layer is refitted on: `rows` per unknown, from all examples alike.
+
+    There are `chunks` outputs of one size. Layers with more unknowns than rows, or with a Gram
+    matrix that does not fit into `memory` (bytes), are solved in the space of rows.
+    """
+
+    def __init__(
+        self, name: str, layer: LinearMap, rows: float, memory: float, chunks: int
+    ) -> None:
+        self.name, self.layer, self.chunks = name, layer, chunks
+        unknowns, groups = layer.unknowns, layer.groups
+        self._wanted = max(rows * unknowns, _FEWEST_ROWS)
+        self._fits = 3 * groups * unknowns**2 * _FLOAT <= memory
+        self._most = max(memory / (3 * groups * unknowns * _FLOAT), 1)
+        self._regression: Regression | None = None
+        self._share = 1.0
+        self._generator = torch.Generator().manual_seed(0)
+
+    def add(self, x: Tensor, target: Tensor, error: Tensor | None) -> None:
+        """Add sampled rows of one call; raise DataError where they are not finite."""
+        count = self.layer.count_rows(target)
+        if self._regression is None:
+            self._plan(count * self.chunks)
+        chosen = self._choose(count).to(target.device)
+        inputs = self.layer.input_rows(x, target, chosen)
+        targets, correction = (
+            None if values is None else self.layer.output_rows(values, chosen)
+            for values in (target, error)
+        )
+        assert self._regression is not None and targets is not None
+        if not bool(inputs.isfinite().all() and targets.isfinite().all()):
+            raise DataError(
+                f"{self.name} cannot be refitted: it reads or puts out NaN or infinity for some "
+                "images; remove them, or leave the layers as they are with reconstruct=none"
+            )
+        self._regression.add(inputs, targets, correction)
+
+    def solve(self, ridge: float) -> Fit:
+        """Return the solution."""
+        old, bias = self.layer.matrix(), self.layer.layer.bias
+        shape = (old.shape[0], old.shape[2])
+        flat = old.new_zeros(shape) if bias is None else bias.detach().reshape(shape)
+        assert self._regression is not None
+        return self._regression.solve(old, flat.double(), ridge)
+
+    def _plan(self, total: int) -> None:
+        """Choose the share of all rows that is used, and how the regression is solved."""
+        wanted = min(self._wanted, total)
+        if wanted >= self.layer.unknowns and self._fits:
+            self._regression = GramRegression()
+        else:
+            wanted, self._regression = min(wanted, self._most), RowRegression()
+        self._share = wanted / max(total, 1)
+
+    def _choose(self, count: int) -> Tensor:
+        if self._share >= 1:
+            return torch.arange(count)
+        number = max(1, round(self._share * count))
+        return torch.randperm(count, generator=self._generator)[:number]
