@@ -323,8 +323,8 @@ def prune(
         if selection.rounds > 1 and not bool(last_keep.removed.any()):
             notes.append(f"round {len(cuts) + 1} removed nothing")
         only_known = options.only_known(scores, goal)
-        final = rounds_left == 1
-        cuts.append(_cut(current, last_keep, options, only_known, final, data))
+        is_last = rounds_left == 1
+        cuts.append(_cut(current, last_keep, options, only_known, is_last, data))
         keep = units.to_dense(cuts[-1].keep)
         if rounds_left > 1:
             assert tune is not None, "several rounds train in between"
@@ -348,18 +348,18 @@ def _cut(
     keep: ChannelMask,
     options: CutOptions,
     only_known: bool,
-    final: bool,
+    is_last: bool,
     data: Data | None,
 ) -> Cut:
     """Cut a network, and refit what is left where that is asked for.
 
-    Biases per position rename layers, so that only the final round adds them.
+    Biases per position rename layers, so that only the last round adds them.
     """
     result = traced.cut(
         keep,
         absorb=options.absorbs,
         check=options.check,
-        per_position=options.per_position and final,
+        per_position=options.per_position and is_last,
         only_known=only_known,
     )
     if options.reconstruct is None:
