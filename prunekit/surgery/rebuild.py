@@ -171,7 +171,7 @@ def _builder(target: str, settings: Mapping[str, Any]) -> Callable[..., Any]:
     if builder is not models.get_model:
         return builder
     try:
-        builder = models.get_model_builder(str(settings.get("name")))
+        named: Callable[..., Any] = models.get_model_builder(str(settings.get("name")))
     except ValueError as error:
         raise ConfigError(f"arch.name={settings.get('name')!r}: {error}") from error
-    return builder
+    return named
