@@ -125,6 +125,8 @@ class Dataset(Checked, ABC):
     """
 
     version: ClassVar[str | None] = None
+    # settings that earlier versions lacked, with the value at which a set is the same as then
+    added: ClassVar[Mapping[str, Any]] = {}
 
     @property
     @abstractmethod
@@ -202,6 +204,7 @@ Side = Annotated[Count, "height and width of images"]
 Mean = Annotated[Sequence[float], "mean of each channel, for pixels from 0 to 1"]
 Std = Annotated[Sequence[float], "standard deviation of each channel"]
 PixelShift = Annotated[Whole, "largest random shift of training images in pixels"]
+Flip = Annotated[bool, "mirror half of the training images"]
 Workers = Annotated[Whole, "number of processes that decode images"]
 
 

@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 
 from prunekit.data.base import (
     Data,
     Dataset,
+    Flip,
     HeldOut,
     Mean,
     Side,
@@ -40,11 +41,11 @@ _HEADERS = 20_000  # images of a set whose headers are read
 class ImageFolder(Dataset):
     """Load `root`/train/<class>/<image> for training and `root`/test, or `root`/val, for testing.
 
-    Training images are a random part of 8 to 100 % of the area, resized to `image_size` and
-    mirrored half the time. Other images are resized to 8/7 of `image_size`, and the centre is
-    cropped. `val` training images are held out. `workers` processes decode; batches do not depend
-    on their number. `prunekit.data.decoding` says how files are read.
-    Hidden folders are no classes.
+    Training images are a random part of 8 to 100 % of the area, resized to `image_size` and, with
+    `flip`, mirrored half the time. Other images are resized to 8/7 of `image_size`, and the centre
+    is cropped. `val` training images are held out. `workers` processes decode; batches do not
+    depend on their number. `prunekit.data.decoding` says how files are read. Hidden folders are no
+    classes.
     """
 
     root: Annotated[str, "folder of the images"]
@@ -54,6 +55,8 @@ class ImageFolder(Dataset):
     val: HeldOut = 0.02
     split_seed: SplitSeed = 0
     workers: Workers = 2
+    flip: Flip = True
+    added: ClassVar[Mapping[str, Any]] = {"flip": True}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,8 +103,8 @@ class ImageFolder(Dataset):
         """Return the random transform of training images."""
         from torchvision.transforms import v2
 
-        change = [v2.RandomResizedCrop(self.image_size, antialias=True), v2.RandomHorizontalFlip()]
-        return v2.Compose([*change, *self._to_tensor()])
+        crop = v2.RandomResizedCrop(self.image_size, antialias=True)
+        return v2.Compose([crop, *self._mirrored(), *self._to_tensor()])
 
     def plain(self) -> Transform:
         """Return the fixed transform of all other images."""
@@ -114,6 +117,11 @@ class ImageFolder(Dataset):
     def _enlarged(self) -> int:
         """The side of resized images before they are cropped to `image_size`."""
         return round(self.image_size * 8 / 7)
+
+    def _mirrored(self) -> list[Transform]:
+        from torchvision.transforms import v2
+
+        return [v2.RandomHorizontalFlip()] if self.flip else []
 
     def _to_tensor(self) -> list[Transform]:
         from torchvision.transforms import v2

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from prunekit.data.base import (
     Data,
     Dataset,
+    Flip,
     HeldOut,
     Mean,
     PixelShift,
@@ -31,8 +32,6 @@ from prunekit.data.base import (
 from prunekit.data.files import Files
 from prunekit.errors import ConfigError, DataError
 from prunekit.schema import Checked, Count, NotNegative, Share, Whole
-
-Flip = Annotated[bool, "mirror half of the training images"]
 
 
 class Augmentation(Protocol):

@@ -36,8 +36,8 @@ class CUB200(ImageFolder):
         """Return the random transform of training images."""
         from torchvision.transforms import v2
 
-        change = [v2.RandomCrop(self.image_size), v2.RandomHorizontalFlip()]
-        return v2.Compose([self._resized(), *change, *self._to_tensor()])
+        crop = v2.RandomCrop(self.image_size)
+        return v2.Compose([self._resized(), crop, *self._mirrored(), *self._to_tensor()])
 
     def plain(self) -> Transform:
         """Return the fixed transform of all other images."""
@@ -116,8 +116,8 @@ class TinyImageNet(ImageFolder):
         """Return the random transform of training images."""
         from torchvision.transforms import v2
 
-        change = [v2.RandomCrop(self.image_size, self.crop), v2.RandomHorizontalFlip()]
-        return v2.Compose([self._resized(), *change, *self._to_tensor()])
+        crop = v2.RandomCrop(self.image_size, self.crop)
+        return v2.Compose([self._resized(), crop, *self._mirrored(), *self._to_tensor()])
 
     def plain(self) -> Transform:
         """Return the fixed transform of all other images, which resizes to `image_size`."""

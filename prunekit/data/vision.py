@@ -17,9 +17,9 @@ from typing import Annotated, ClassVar
 import numpy as np
 import torch
 
-from prunekit.data.base import HeldOut, Mean, PixelShift, Std
+from prunekit.data.base import Flip, HeldOut, Mean, PixelShift, Std
 from prunekit.data.files import Files, damaged, read_idx, read_pickle
-from prunekit.data.in_memory import Examples, Flip, ImageTensors, Raw
+from prunekit.data.in_memory import Examples, ImageTensors, Raw
 from prunekit.errors import DataError
 
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)

@@ -66,17 +66,17 @@ def identify(stage: Stage, settings: Settings, inputs: StageInputs) -> dict[str,
     identity.add_network(tuple(stage.dataset.shape))
     identity.add_images(stage.dataset)
     identity.add_numbers(rounds)
-    return {**without(settings, frozenset(identity.locations)), **identity.entries}
+    return {**without(settings, frozenset(identity.uncounted)), **identity.entries}
 
 
 @dataclass
 class _Identity:
-    """Collects the entries of an identity, and the dotted settings that are only locations."""
+    """Collects the entries of an identity, and the dotted settings that do not count."""
 
     settings: Settings
     inputs: StageInputs
     entries: dict[str, Any] = field(default_factory=dict)
-    locations: set[str] = field(
+    uncounted: set[str] = field(
         default_factory=lambda: {"dataset.download", "source", "distill.teacher"}
     )
 
@@ -90,7 +90,13 @@ class _Identity:
             self.entries["models"] = {name: content_of(file) for name, file in models}
 
     def add_images(self, dataset: Any) -> None:
-        """Add the content of the images; their folder counts only where that is not known."""
+        """Add the content of the images; their folder counts only where that is not known.
+
+        Settings that were added later count only where they differ from what was done before.
+        """
+        for name, value in getattr(dataset, "added", {}).items():
+            if getattr(dataset, name) == value:
+                self.uncounted.add(f"dataset.{name}")
         images = dataset.identity() if isinstance(dataset, Dataset) else None
         if images is None:
             self.entries["images"] = UNKNOWN
@@ -99,12 +105,12 @@ class _Identity:
         if images:
             self.entries["images"] = images
         if "content" in images:
-            self.locations.add("dataset.root")
+            self.uncounted.add("dataset.root")
 
     def add_weights(self, weights: str | None) -> None:
         """Add the content of a file of weights; names of pretrained weights stay settings."""
         if weights is not None and Path(weights).is_file():
-            self.locations |= {"weights", "model.weights"}
+            self.uncounted |= {"weights", "model.weights"}
             self.entries["weights"] = content_of(Path(weights))
 
     def add_part(self, key: str, part: Criterion | Selection) -> None:
@@ -113,7 +119,7 @@ class _Identity:
             # the name of the stage is part of the identity of curves, as it is of sources
             self.entries[name] = identity_of(file) if name == "curves" else content_of(file)
             if self.settings[key].get("path") is not None:
-                self.locations.add(f"{key}.path")
+                self.uncounted.add(f"{key}.path")
 
     def add_network(self, shape: tuple[int, ...]) -> None:
         """Add what the settings do not say about the network that is built or read."""

@@ -212,12 +212,23 @@ def count_outputs(model: nn.Module, data: Data) -> int:
     except (RuntimeError, ValueError, AssertionError) as error:
         shape = tuple(data.shape)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        mend = "another model or dataset" if data.classes else "dataset.shape=[...]"
         raise ConfigError(
-            f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; choose "
-            f"{mend}"
+            f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; "
+            f"{_way_to_fit(model, data)}"
         ) from error
     return _logits_width(model, output, data.classes)
+
+
+def _way_to_fit(model: nn.Module, data: Data) -> str:
+    """Return how a network and images are made to fit; the channels are the first thing to see."""
+    choose = f"choose {'another model or dataset' if data.classes else 'dataset.shape=[...]'}"
+    first = next((m for m in model.modules() if isinstance(m, nn.Conv2d)), None)
+    if first is None or len(data.shape) != 3 or first.in_channels == data.shape[0]:
+        return choose
+    return (
+        f"it reads {first.in_channels} channels and the images have {data.shape[0]}: set "
+        f"model.in_channels={data.shape[0]} where the model has that setting, or {choose}"
+    )
 
 
 def _logits_width(model: nn.Module, output: object, classes: int) -> int:

@@ -125,6 +125,7 @@ def test_missing_data_say_what_to_set(cli, dataset):
 def test_a_model_that_does_not_fit_the_data(cli):
     refused(cli("run", "model.classes=7"), "model.classes=7", "10 classes", "model.classes=10")
     refused(cli("run", "model=resnet20"), "ResNet", "(1, 28, 28)", "another model or dataset")
+    refused(cli("run", "dataset.channels=3"), "it reads 1 channels", "set model.in_channels=3")
 
 
 def test_a_missing_source_or_checkpoint(cli):

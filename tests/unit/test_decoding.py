@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from faults.sets import identity_of
 from PIL import Image, ImageDraw
 
 from prunekit.data import ImageFolder
@@ -15,6 +17,7 @@ from prunekit.data import folder as folder_module
 from prunekit.data.decoding import count_peculiarities, read_image
 from prunekit.data.folder_batches import explain_lost_workers
 from prunekit.errors import DataError
+from prunekit.stages.identity import StageInputs
 
 ORIENTATION = 0x0112
 TURNS = {  # what has to be done to the stored image, by the value of the EXIF tag
@@ -257,10 +260,29 @@ def test_sets_that_are_read_differently_now_are_other_images(tmp_path):
         assert marked["decoding"] == "upright, opaque, all bits"
 
 
+def test_images_are_mirrored_unless_that_is_off(tmp_path):
+    """Without mirroring, the dark half stays on the left; runs from before the setting go on."""
+    half = Image.new("L", (32, 32), 255)
+    half.paste(0, (0, 0, 16, 32))
+    dataset = folders(tmp_path, **{f"i{n}": (half, "png", {}) for n in range(8)})
+    for flip in (True, False):
+        data = replace(dataset, flip=flip).load()
+        images = torch.cat([x for x, _ in data.train.epoch(4, 0)])
+        brighter = images[..., 4:].mean((1, 2, 3)) >= images[..., :4].mean((1, 2, 3))
+        assert bool(brighter.all()) == (not flip)
+
+
+def test_a_setting_that_was_added_leaves_old_runs_as_they_are(tmp_path):
+    folders(tmp_path, plain=(picture(), "png", {}))
+    plain = {"_target_": "prunekit.data.ImageFolder", "root": str(tmp_path)}
+    start = StageInputs(None, None, tmp_path)
+    known = [identity_of({"dataset": {**plain, **flip}}, start) for flip in ({}, {"flip": True})]
+    assert known[0] == known[1]
+    assert identity_of({"dataset": {**plain, "flip": False}}, start) != known[0]
+
+
 def test_a_decoding_process_that_is_killed_is_one_line(tmp_path, monkeypatch):
     """The system kills what needs too much memory."""
-    from dataclasses import replace
-
     dataset = replace(folders(tmp_path, plain=(picture(), "png", {})), workers=1)
     data = dataset.load()
     monkeypatch.setattr("prunekit.data.folder_batches.read_image", lambda path: os._exit(9))
