@@ -57,10 +57,9 @@ def setting_means(runs: DataFrame, cost: str) -> DataFrame:
         runs = runs[~continued]
     measured = runs.dropna(subset=["top1", cost]) if {"top1", cost} <= {*runs} else runs.iloc[:0]
     measured = one_run_per_seed(measured)
+    keys: Any = measured.get("run")
     if "setting" in measured:
-        keys = measured["setting"].fillna(measured["run"])
-    else:
-        keys = measured.get("run")
+        keys = measured["setting"].fillna(keys)
     records = [
         {
             "setting": setting,
