@@ -118,8 +118,18 @@ class Latency:
         """
         if len(self.times) != len(other.times) or not self.times:
             return self.median_ms / other.median_ms
-        pairs = zip(self.times, other.times, strict=True)
-        return statistics.median(time / reference for time, reference in pairs)
+        return statistics.median(self._ratios(other))
+
+    def scatter(self, other: Latency) -> float:
+        """Return how far the ratio to `other`, timed in turns with it, scatters between rounds.
+
+        It is the distance of its quartiles, relative to its median.
+        """
+        q1, median, q3 = statistics.quantiles(self._ratios(other), n=4, method="inclusive")
+        return (q3 - q1) / median
+
+    def _ratios(self, other: Latency) -> list[float]:
+        return [time / reference for time, reference in zip(self.times, other.times, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from prunekit.errors import ArtifactError
 from prunekit.reporting.figures import COLOURS, MARKERS, as_label, figure
-from prunekit.reporting.seed_stats import shared_name
+from prunekit.reporting.seed_stats import one_run_per_seed, shared_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -48,7 +48,7 @@ def setting_means(runs: DataFrame, cost: str) -> DataFrame:
     """Return means over seeds, one line for each setting that has an accuracy and this cost.
 
     Runs from which others continue are left out, unless there are no others. Columns: setting, run
-    (one name for all seeds), method, seeds (number of runs), top1, top1_std (missing for one seed),
+    (one name for all seeds), method, seeds (their number), top1, top1_std (missing for one seed),
     the cost, on_front.
     """
     import pandas as pd
@@ -56,10 +56,10 @@ def setting_means(runs: DataFrame, cost: str) -> DataFrame:
     if "continued" in runs and not (continued := runs["continued"].astype(bool)).all():
         runs = runs[~continued]
     measured = runs.dropna(subset=["top1", cost]) if {"top1", cost} <= {*runs} else runs.iloc[:0]
+    measured = one_run_per_seed(measured)
+    keys: Any = measured.get("run")
     if "setting" in measured:
-        keys = measured["setting"].fillna(measured["run"])
-    else:
-        keys = measured.get("run")
+        keys = measured["setting"].fillna(keys)
     records = [
         {
             "setting": setting,

@@ -37,12 +37,24 @@ class SeedAverages:
         """Average a summary of one test set; None if no setting has more than one run."""
         if not {"setting", "top1"} <= {*runs}:
             return None
-        measured = runs.dropna(subset=["setting", "top1"])
+        measured = one_run_per_seed(runs.dropna(subset=["setting", "top1"]))
         groups = {str(key): group for key, group in measured.groupby("setting", sort=False)}
         if all(len(group) == 1 for group in groups.values()):
             return None
         order = sorted(groups, key=lambda setting: -float(groups[setting]["top1"].mean()))
         return cls(tuple(order), _table(measured, [groups[setting] for setting in order]))
+
+
+def one_run_per_seed(runs: DataFrame) -> DataFrame:
+    """Return the first run of every setting and seed, so that a copy does not count again.
+
+    Runs whose setting or seed is not known all count.
+    """
+    if not {"setting", "seed"} <= {*runs}:
+        return runs
+    is_known = runs["setting"].notna() & runs["seed"].notna()
+    kept: DataFrame = runs[~(is_known & runs.duplicated(["setting", "seed"]))]
+    return kept
 
 
 def shared_name(names: Sequence[str]) -> str:

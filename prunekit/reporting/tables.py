@@ -45,7 +45,7 @@ def print_comparison(file: str | Path) -> None:
     if not records:
         raise ArtifactError(f"{file} has no rows; run the measure stage again")
     headings, cells = compare_networks(records)
-    console.table("dense and narrow", headings, cells)
+    console.table(f"dense and narrow{_timed_with(records[0])}", headings, cells)
 
 
 def summary(stages: DataFrame) -> DataFrame:
@@ -98,6 +98,12 @@ def print_summary(table: DataFrame, title: str = "runs") -> None:
     """Print a summary without empty columns and without settings that all runs share."""
     text = summary_text(table)
     console.table(title, text.headings, text.lines)
+
+
+def _timed_with(record: Mapping[str, str]) -> str:
+    """Return how the networks of a comparison were timed, empty where that is not known."""
+    batch, threads = record.get("latency_batch"), record.get("latency_threads")
+    return f", timed with batch {batch}, threads {threads}" if batch and threads else ""
 
 
 def to_dicts(frame: DataFrame) -> list[Record]:

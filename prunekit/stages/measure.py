@@ -39,6 +39,7 @@ LABELS = {
     "prune": "pruned",
     "finetune": "fine-tuned",
 }
+SCATTER = 0.1  # relative: ratios that scatter more between rounds are noted
 _LATENCY = re.compile(r"(cpu|gpu)_ms((?:_compile|_onnxruntime)?)")  # columns that have a speed-up
 
 
@@ -161,9 +162,19 @@ def _add_latency(
             except ExportError as error:
                 notes.append(f"no latency of {engine} on the {kind.upper()}: {error}")
                 continue
+            dense = times[str(records[0]["network"])]
             for record in records:
                 latency = times[str(record["network"])]
                 record.update(_latency_columns(kind, engine, latency))
+                record.update(latency_batch=timing.batch, latency_threads=timing.threads)
+                scatter = latency.scatter(dense)
+                record[f"{_speedup(kind, _suffix(engine))}_scatter"] = round(scatter, 4)
+                if scatter > SCATTER:
+                    notes.append(
+                        f"the {kind.upper()} speed-up of {record['network']} scatters by "
+                        f"{scatter:.0%} between rounds (batches of {timing.batch}, "
+                        f"{timing.threads} threads, {engine}); measure with nothing else running"
+                    )
     return notes
 
 
@@ -176,7 +187,7 @@ def _devices(runtime: Runtime) -> dict[str, str]:
 
 def _latency_columns(kind: str, engine: str, latency: Latency) -> Metrics:
     """Return median and quartiles: `cpu_ms` is eager, `cpu_ms_compile` names its engine."""
-    name = f"{kind}_ms" if engine == "eager" else f"{kind}_ms_{engine}"
+    name = f"{kind}_ms{_suffix(engine)}"
     return {
         name: round(latency.median_ms, 4),
         f"{name}_q1": round(latency.q1, 4),
@@ -184,13 +195,22 @@ def _latency_columns(kind: str, engine: str, latency: Latency) -> Metrics:
     }
 
 
+def _suffix(engine: str) -> str:
+    """Return what names an engine at the end of a column; eager is not named."""
+    return "" if engine == "eager" else f"_{engine}"
+
+
+def _speedup(kind: str, suffix: str) -> str:
+    """Return the name of a column of speed-ups."""
+    return ("gpu_speedup" if kind == "gpu" else "speedup") + suffix
+
+
 def _ratios(dense: Metrics, record: Metrics) -> Metrics:
     """Return how many times smaller and faster a network is than the dense one."""
     names = {"params": "params_ratio", "macs": "macs_ratio"}
     for key in record:
         if match := _LATENCY.fullmatch(key):
-            device, engine = match.groups()
-            names[key] = ("gpu_speedup" if device == "gpu" else "speedup") + engine
+            names[key] = _speedup(*match.groups())
     return {
         ratio: round(_number(dense[key]) / _number(record[key]), 4) for key, ratio in names.items()
     }

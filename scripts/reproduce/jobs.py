@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prunekit.console import say
 from prunekit.runs.files import read_json, write_json
 from scripts.reproduce.forked import prunekit_run
+
+TIMED = "measure"  # the stage that times networks
 
 
 @dataclass(frozen=True)
@@ -43,10 +45,22 @@ class Job:
 def run_all(jobs: Sequence[Job], root: Path, processes: int, more: Sequence[str]) -> list[str]:
     """Run every job once, after those it waits for; returns the names of failed ones.
 
-    `more` are overrides of all jobs. A job that waits for a failed one counts as failed.
+    `more` are overrides of all jobs. A job that waits for a failed one counts as failed. Networks
+    are timed in the end, one job at a time, so that no other job slows them down.
     """
+    untimed = [replace(job, stages=tuple(s for s in job.stages if s != TIMED)) for job in jobs]
+    done = {job.name for job in untimed if not job.stages}
+    failed = _run([job for job in untimed if job.stages], root, processes, more, done)
+    timed = [replace(job, stages=(TIMED,)) for job in jobs if TIMED in job.stages]
+    left = [job for job in timed if job.name not in failed and job.waits_for() <= done]
+    return [*failed, *_run(left, root, 1, more, {*done} - {job.name for job in left})]
+
+
+def _run(
+    jobs: Sequence[Job], root: Path, processes: int, more: Sequence[str], done: set[str]
+) -> list[str]:
+    """Run jobs, several at once, and add those that succeed to `done`; returns failed ones."""
     waiting = {job.name: job for job in jobs}
-    done: set[str] = set()
     failed: list[str] = []
     running: dict[Future[int], str] = {}
     total, start = len(waiting), time.monotonic()
@@ -62,14 +76,14 @@ def run_all(jobs: Sequence[Job], root: Path, processes: int, more: Sequence[str]
                 name, code = running.pop(future), future.result()
                 (failed.append if code else done.add)(name)
                 minutes = (time.monotonic() - start) / 60
-                count, word = len(done) + len(failed), "failed" if code else "done"
+                count, word = total - len(waiting) - len(running), "failed" if code else "done"
                 say(f"{count:>4}/{total} {minutes:6.1f} min  {word}  {name}")
     return failed
 
 
 def run_one(job: Job, root: Path, more: Sequence[str]) -> int:
     """Run a job in a process of its own, single-threaded, its output in a log."""
-    log = log_of(job.name, root)
+    log = log_of(f"{job.name}-{TIMED}" if job.stages == (TIMED,) else job.name, root)
     log.parent.mkdir(parents=True, exist_ok=True)
     arguments = [*job.command(str(root)), "runtime.threads=1", *more]
     receipt = log.with_suffix(".json")

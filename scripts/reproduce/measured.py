@@ -141,7 +141,12 @@ class Column:
 
     @classmethod
     def of(cls, spec: Any) -> Column:
-        """Return the column that a file describes: an expression, or a list of it and the form."""
+        """Return the column that a file describes: an expression, or a list of it and the form.
+
+        "timing" says how speed-ups were measured.
+        """
+        if spec == "timing":
+            return TIMING
         value, *form = spec if isinstance(spec, list) else [spec]
         return cls(tuple(value) if isinstance(value, list) else value, *form)
 
@@ -154,7 +159,10 @@ class Column:
             figures = [SPECIAL[self.value](one) for one in done]
             return spread(figures, self.form, blank)
         if isinstance(self.value, tuple):
-            return self.form.format(*(done[0].number(v) for v in self.value)) if done else blank
+            if jobs.jobs and not all(map(jobs.has, self.value)):
+                return "-"
+            found = [done[0].number(v) for v in self.value] if done else []
+            return self.form.format(*found) if found and None not in found else blank
         if jobs.jobs and not jobs.has(self.value):
             return "-"
         figures = [n for one in done if (n := one.number(self.value)) is not None]
@@ -163,6 +171,13 @@ class Column:
         if isinstance(self.form, int) and figures:
             return round(statistics.fmean(figures), self.form)
         return spread(figures, self.form, blank if not done else NOT_RUN)
+
+
+TIMING = Column(
+    ("measure.latency_batch", "measure.latency_threads", "100 * measure.speedup_scatter"),
+    "batch {:.0f}, threads {:.0f}, eager, scatter {:.0f} %",
+)
+"""How networks were timed, beside every speed-up; the ratio's scatter between rounds."""
 
 
 def spread(values: Sequence[float], form: str = "{:.2f}", blank: str = NOT_RUN) -> str:

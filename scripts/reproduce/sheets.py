@@ -39,14 +39,20 @@ Sheet = Mapping[str, Any]
 def write(table: Table, out: Path) -> None:
     """Write all sheets of a table, and its pictures.
 
-    Raises ArtifactError where nothing was measured: before anything is written, unless the table
-    prints a published one whole, which is written all the same.
+    Where the runs are gone and their hits were kept, only sheets of verdicts are written. Raises
+    ArtifactError where nothing was measured: before anything is written, unless the table prints a
+    published one whole, which is written all the same.
     """
     rows = [*table.rows, *table.trials]
     is_measured = any(table.measured(row, table.content.get("done", ())) for row in rows)
+    hits = KeptHits.beside(out, table.name, table.root)
+    if not is_measured and hits.file.is_file():
+        for sheet in table.sheets():
+            if "pairs" in sheet:
+                publish(out, sheet, "", cells_of(table, sheet, hits))
+        return
     if not is_measured and table.content.get("head") != "paper":
         raise ArtifactError("nothing was measured for this table; run without --only-collect")
-    hits = KeptHits.beside(out, table.name, table.root)
     words = {"scale": table.scale.get("text", ""), "reading": table.content.get("reading", "")}
     parts = [
         publish(out, sheet, text_of(sheet.get("text", ""), words), cells_of(table, sheet, hits))

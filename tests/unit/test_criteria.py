@@ -28,6 +28,7 @@ from prunekit.criteria import (
     save_scores,
 )
 from prunekit.criteria.derivatives import _signs, hessian_diagonal
+from prunekit.criteria.relu_outputs import relu_means
 from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Arguments
@@ -35,6 +36,7 @@ from prunekit.measure import CostModel
 from prunekit.methods.slimming import InsertChannelSelectors
 from prunekit.models import densenet40, preresnet164, vgg19
 from prunekit.selection import PerLayer, Scored
+from prunekit.surgery.constants import emitting_constants
 from prunekit.surgery.cut import cut
 from prunekit.targets import Scales, unit_scores
 
@@ -379,6 +381,46 @@ def test_taylor_has_no_score_where_the_forward_reads_the_weights_itself():
     assert scores.keys() == {"conv1"}
     expected = Taylor(samples=2).scores(called, graph, toy_data())["conv1"]
     torch.testing.assert_close(scores["conv1"], expected)
+
+
+def separable():
+    """Units that pass a ReLU on both sides of a depthwise convolution."""
+    return nn.Sequential(
+        *(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 4, 3, groups=4, padding=1), nn.BatchNorm2d(4), nn.ReLU6()),
+        *(nn.Conv2d(4, 3, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)),
+    )
+
+
+@pytest.mark.parametrize(
+    "network", [lambda: Net(F.relu), Residual, PreActivation, separable], ids=str
+)
+def test_what_apoz_and_hrank_read_of_a_unit_is_what_its_removal_takes_away(network):
+    """What they read of a removed unit is the same for any image."""
+    model, graph = made(network())
+    x = next(toy_data().train.sample(9, 9))[0]
+
+    def differences(out):
+        apart = (out - out[:1]).abs().transpose(0, 1).flatten(1)
+        return apart.amax(1), 1.0
+
+    units = torch.cat([group.units for group in graph.groups])
+    before = total_of(relu_means(model, graph, [x], differences), graph)
+    assert bool((before[units] > 1e-3).any())
+    for unit in units.tolist():
+        removed = torch.zeros(graph.count, dtype=torch.bool)
+        removed[unit] = True
+        with emitting_constants(model, graph, removed):
+            after = total_of(relu_means(model, graph, [x], differences), graph)
+        assert float(after[unit]) <= 1e-6
+
+
+def total_of(scores, graph):
+    """Scores as one vector over unit ids."""
+    total = torch.zeros(graph.count, dtype=torch.float64)
+    for group in graph.groups:
+        total[group.units] = scores[group.name]
+    return total
 
 
 def test_fpgm_is_the_sum_of_distances_to_the_other_filters():

@@ -254,6 +254,13 @@ def test_quartiles():
     assert Latency(3.0, 2.0, 4.0, 5, 1.0).ratio_to(slowed) == 3.0 / 20.0
 
 
+def test_load_that_slows_both_networks_of_a_round_does_not_scatter_their_ratio():
+    calm, loaded = Latency.of([2.0, 2.0, 2.0, 2.0, 2.0]), Latency.of([4.0, 40.0, 4.0, 16.0, 4.0])
+    half = Latency.of([time / 2 for time in loaded.times])
+    assert half.scatter(loaded) == 0 and half.scatter(half) == 0
+    assert loaded.scatter(calm) == pytest.approx((8 - 2) / 2)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

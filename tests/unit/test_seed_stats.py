@@ -74,6 +74,19 @@ def test_seeds_are_one_line_ranked_by_their_mean(tmp_path):
     assert by_run["seed*/random"]["params"] == "100"
 
 
+def test_a_seed_that_was_run_twice_counts_once(tmp_path):
+    contest(tmp_path, seeds=(0, 1))
+    contest(tmp_path / "again", seeds=(0,))
+    table = summary(collect([tmp_path]))
+    assert len(table[table["method"] == "l21"]) > 4, "copies are listed"
+    means = SeedAverages.of(table)
+    lines = [dict(zip(means.table.keys, line, strict=True)) for line in means.table.lines]
+    assert {line["seeds"] for line in lines} == {"2"}
+    assert next(line["top1"] for line in lines if "l21" in line["run"]) == "81.00 ± 1.41"
+    points = setting_means(table, "macs").set_index("method")
+    assert points.loc["l21", "seeds"] == 2 and points.loc["l21", "top1"] == 81
+
+
 def test_spreads_that_no_digit_shows_are_left_out_and_units_are_said_once(tmp_path):
     for seed, macs in ((0, 600), (1, 601), (2, 900)):
         at = tmp_path / f"seed{seed}"
