@@ -16,9 +16,10 @@ from prunekit.graph.wrappers import network_in, rewrapped
 from prunekit.methods.hinge import Fold
 from prunekit.penalties import PENALTIES, Penalty
 from prunekit.rows import Rows
-from prunekit.selection import SELECTIONS, Scored, Selection
+from prunekit.selection import SELECTIONS, PerLayer, Scored, Selection
 from prunekit.solvers import SOLVERS, Solver, check_fit
 from prunekit.targets import TARGETS, Target, unit_scores
+from prunekit.validate import number
 
 
 class Attached:
@@ -94,14 +95,20 @@ def shrink(
     model: nn.Module,
     graph: ChannelGraph,
     scores: Mapping[str, Tensor],
-    selection: Selection | str = "zeros",
+    selection: Selection | str | float = "zeros",
 ) -> nn.Module:
     """Return a physically smaller copy of a network; by default units that score zero are removed.
 
+    A number is the share of channels to keep in every group.
     The model itself is not changed. The copy has the model's wrappers and needs a new optimizer.
     Sparsity-inducing matrices are folded. Nothing is checked or absorbed, so that exactly the rows
     that the solver set to zero are removed; `prunekit.prune` does both.
     """
+    if not isinstance(graph, ChannelGraph):
+        kind = type(graph).__name__
+        raise ConfigError(f"graph is a {kind}, not a ChannelGraph; give attach(...).graph")
+    if isinstance(selection, float | int):
+        selection = PerLayer(number("selection", selection, above=0, at_most=1))
     dense = Traced(network_in(model), graph, example=Arguments((), {}), batch=None)
     scored = Scored(scores, graph, dense.cost())
     keep = SELECTIONS.resolve(selection, Selection).select(scored).keep

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset as Examples
 
 from prunekit import engine
 from prunekit.criteria import CRITERIA, Criterion
@@ -41,6 +43,7 @@ from prunekit.surgery.equivalence import Agreement
 from prunekit.validate import choice, number
 
 _LISTED = 20  # groups that are printed
+_BATCH = 100  # examples of a torch data set that are read at once
 _SAMPLES = 1000  # examples that are read from batches for a criterion without its own number
 
 
@@ -230,10 +233,10 @@ def prune(
     Instead of a share, `selection` gives any other rule with its own settings, such as
     `Slimming(0.7)`.
 
-    `criterion` is a name or an object; some need `data`, a prunekit Data or batches of (inputs,
-    labels). `example` is an input, a tuple of arguments or a dict of them by name, possibly nested
-    in lists, tuples and dicts. A network in wrappers (DataParallel, DistributedDataParallel,
-    torch.compile) is unwrapped, and the copy is wrapped alike.
+    `criterion` is a name or an object; some need `data`: a prunekit Data, a torch data set, or
+    batches of (inputs, labels). `example` is an input, a tuple of arguments or a dict of them by
+    name, possibly nested in lists, tuples and dicts. A network in wrappers (DataParallel,
+    DistributedDataParallel, torch.compile) is unwrapped, and the copy is wrapped alike.
 
     The cut is checked against the silenced network unless `check` is off. Constants of removed
     channels are absorbed by the next layer; "auto" skips that if all removed units score exactly
@@ -293,16 +296,20 @@ def _selection(
     requested = {name: share for name, share in shares.items() if share is not None}
     if len(requested) != 1:
         listing = ", ".join(f"{name}={share}" for name, share in requested.items())
+        alone = layers is not None and not requested
         raise ConfigError(
             "give exactly one of keep, macs, params and latency, or a selection, not "
             f"{listing or 'none of them'}"
+            f"{'; keep=1 leaves all but the layers named in layers whole' if alone else ''}"
         )
     choice("scope", scope, ("local", "global"))
     ((name, share),) = requested.items()
     number(name, share, above=0, at_most=1)
     if layers is not None and (name != "keep" or scope != "local"):
+        beside = f"{name}={share}" if name != "keep" else f"scope={scope!r}"
         raise ConfigError(
-            "layers={...} are shares of channels: they go with keep=... and scope='local'"
+            f"layers={{...}} beside {beside}: shares by layer are shares of channels; give that of "
+            f"all other layers, keep=..., in place of {beside}, or leave layers out"
         )
     choice("on_miss", on_miss, ("refuse", "nearest"))
     if name == "keep" and scope == "local":
@@ -333,6 +340,8 @@ def _as_data(
 ) -> Data | None:
     if data is None or isinstance(data, Data):
         return data
+    if isinstance(data, Examples) and not isinstance(data, IterableDataset):
+        data = DataLoader(data, batch_size=_BATCH)  # of single examples, which are no batches
     return data_from_batches(data, int(getattr(criterion, "samples", _SAMPLES)))
 
 
