@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prunekit.errors import ArtifactError
 
 Check = Callable[[], None]
+_ROOM = 1 << 20  # bytes; with less the disk counts as full
 _guards: list[tuple[Path, Check]] = []  # absolute paths of the folders that this process owns
 
 
@@ -43,6 +45,14 @@ def set_aside(path: Path, reason: str = "damaged") -> Path:
     return target
 
 
+def _reason(error: Exception, folder: Path) -> str:
+    """Return why torch could not write: it does not pass on that the disk is full."""
+    with contextlib.suppress(OSError):
+        if shutil.disk_usage(folder).free < _ROOM:
+            return "no space left on the device"
+    return str(error).splitlines()[0]
+
+
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))
 
@@ -65,7 +75,7 @@ def replacing(path: Path) -> Iterator[Path]:
         assure(path)
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or _reason(error, path.parent)
         raise ArtifactError(
             f"{path} could not be written: {reason}; free space and run again"
         ) from error

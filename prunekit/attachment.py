@@ -18,11 +18,12 @@ from prunekit.graph.wrappers import network_in, rewrapped
 from prunekit.methods.hinge import Fold
 from prunekit.penalties import PENALTIES, Penalty
 from prunekit.rows import Rows
-from prunekit.selection import SELECTIONS, Scored, Selection
+from prunekit.selection import SELECTIONS, PerLayer, Scored, Selection
 from prunekit.selection.nothing_removed import check_removal
 from prunekit.solvers import SOLVERS, Solver, check_fit
 from prunekit.surgery.distance import measure_distance
 from prunekit.targets import TARGETS, Target, unit_scores
+from prunekit.validate import number
 
 log = logging.getLogger(__name__)
 
@@ -100,11 +101,12 @@ def shrink(
     model: nn.Module,
     graph: ChannelGraph,
     scores: Mapping[str, Tensor],
-    selection: Selection | str = "zeros",
+    selection: Selection | str | float = "zeros",
     example: Example | None = None,
 ) -> nn.Module:
     """Return a physically smaller copy of a network; by default units that score zero are removed.
 
+    A number is the share of channels to keep in every group.
     The model itself is not changed. The copy has the model's wrappers and needs a new optimizer.
     Sparsity-inducing matrices are folded. What removed channels put out whatever the input is, such
     as the shift behind a scale of zero, is added to the next layer, so that the outputs stay as
@@ -112,6 +114,11 @@ def shrink(
     on `example`, by default noise of the shapes that the graph was traced on. `prunekit.prune` also
     checks the cut and absorbs what is not known exactly. Raises ConfigError and SurgeryError.
     """
+    if not isinstance(graph, ChannelGraph):
+        kind = type(graph).__name__
+        raise ConfigError(f"graph is a {kind}, not a ChannelGraph; give attach(...).graph")
+    if isinstance(selection, float | int):
+        selection = PerLayer(number("selection", selection, above=0, at_most=1))
     network = network_in(model)
     inputs = _noise_like(graph.example) if example is None else Arguments.of(example)
     dense = Traced(network, graph, graph.example, batch=inputs.to(device_of(network)))

@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _NOT_REPEATED = (
     "search=",
     "launch=",
 )  # overrides of a sweep, or of one attempt only
+_WITHOUT_SETTINGS = ("experiment", "launch", "search")  # groups that set other ones
 _USER = "command-line"  # Hydra's name for the source that --config-dir adds
 _NAME_BYTES = 200  # of a folder's name; most file systems allow 255
 
@@ -49,6 +50,12 @@ def top_names() -> frozenset[str]:
     """Return the names of all config groups and of the settings that belong to no group."""
     text = (config_dir() / "config.yaml").read_text(encoding="utf-8")
     return frozenset(groups()) | frozenset(re.findall(r"^(\w+):", text, re.MULTILINE))
+
+
+def check_complete(settings: Mapping[str, Any], command: str) -> None:
+    """Raise ConfigError where an override such as ~solver took out what every command reads."""
+    for name in sorted(top_names() - {*settings, "defaults", "hydra", *_WITHOUT_SETTINGS}):
+        raise ConfigError(f"~{name} takes out what {command} reads; choose another {name}=...")
 
 
 def resolve(config: Any) -> dict[str, Any]:

@@ -11,8 +11,11 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Dataset as Examples
 
 from prunekit import engine
 from prunekit.criteria import CRITERIA, Criterion
@@ -47,6 +50,7 @@ _CARRIED = (
     "optimizers and copies that narrow_optimizer and narrow_copy narrow keep what they knew of "
     "the weights before they were refitted"
 )
+_BATCH = 100  # examples of a torch data set that are read at once
 _SAMPLES = 1000  # examples that are read from batches for a criterion without its own number
 
 
@@ -253,10 +257,10 @@ def prune(
     Instead of a share, `selection` gives any other rule with its own settings, such as
     `Slimming(0.7)`.
 
-    `criterion` is a name or an object; some need `data`, a prunekit Data or batches of (inputs,
-    labels). `example` is an input, a tuple of arguments or a dict of them by name, possibly nested
-    in lists, tuples and dicts. A network in wrappers (DataParallel, DistributedDataParallel,
-    torch.compile) is unwrapped, and the copy is wrapped alike.
+    `criterion` is a name or an object; some need `data`: a prunekit Data, a torch data set, or
+    batches of (inputs, labels). `example` is an input, a tuple of arguments or a dict of them by
+    name, possibly nested in lists, tuples and dicts. A network in wrappers (DataParallel,
+    DistributedDataParallel, torch.compile) is unwrapped, and the copy is wrapped alike.
 
     The cut is checked against the silenced network, and its distance to the dense one measured,
     unless `check` is off. Constants of removed channels are absorbed by the next layer; with "auto"
@@ -322,16 +326,20 @@ def _selection(
     requested = {name: share for name, share in shares.items() if share is not None}
     if len(requested) != 1:
         listing = ", ".join(f"{name}={share}" for name, share in requested.items())
+        alone = layers is not None and not requested
         raise ConfigError(
             "give exactly one of keep, macs, params and latency, or a selection, not "
             f"{listing or 'none of them'}"
+            f"{'; keep=1 leaves all but the layers named in layers whole' if alone else ''}"
         )
     choice("scope", scope, ("local", "global"))
     ((name, share),) = requested.items()
     number(name, share, above=0, at_most=1)
     if layers is not None and (name != "keep" or scope != "local"):
+        beside = f"{name}={share}" if name != "keep" else f"scope={scope!r}"
         raise ConfigError(
-            "layers={...} are shares of channels: they go with keep=... and scope='local'"
+            f"layers={{...}} beside {beside}: shares by layer are shares of channels; give that of "
+            f"all other layers, keep=..., in place of {beside}, or leave layers out"
         )
     choice("on_miss", on_miss, ("refuse", "nearest"))
     if name == "keep" and scope == "local":
@@ -364,6 +372,9 @@ def _as_data(
 ) -> Data | None:
     if data is None or isinstance(data, Data):
         return data
+    if isinstance(data, Examples) and not isinstance(data, IterableDataset):
+        order = torch.Generator().manual_seed(0)  # sets are often sorted by class
+        data = DataLoader(data, batch_size=_BATCH, shuffle=True, generator=order)
     needed = (getattr(criterion, "samples", _SAMPLES), getattr(reconstruct, "images", 0))
     return data_from_batches(data, int(max(needed)))
 

@@ -17,6 +17,7 @@ _WITH_VALUE = (
     *("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp"),
     "--experimental-rerun",
 )
+_SHOWN = ("all", "hydra", "job")  # what --cfg prints
 _GRAMMAR = frozenset("()[]{}")  # of lists, mappings and functions; Hydra reads such values itself
 _UNREADABLE = re.compile(r"[^\w/\\.+$%*@?|:,\s-]", re.ASCII)  # in a value without quotes
 
@@ -67,6 +68,8 @@ def _check_flags(argv: Sequence[str], settings: Collection[str]) -> None:
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         flag, _, value = argument.partition("=")
         name = flag.lstrip("-")
+        if flag in ("--cfg", "-c") and (shown := value or following) not in _SHOWN:
+            raise ConfigError(f"{flag} {shown}: {one_of(shown, _SHOWN)}")
         if not flag.startswith("-") or flag in known:
             continue
         if f"-{flag}" in known:

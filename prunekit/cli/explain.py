@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,10 @@ from prunekit.cli.arguments import plain_arguments
 from prunekit.config import config_dir, describe_missing, groups, resolve, unwrap, user_folders
 from prunekit.errors import PrunekitError, one_of
 
-_UNREADABLE = "missing EQUAL at|no viable alternative|mismatched input|Lexer|token recognition"
+_UNREADABLE = (
+    "missing EQUAL at|no viable alternative|mismatched input|extraneous input|Lexer|"
+    "token recognition"
+)
 _EXTRAS = {  # launchers and sweepers of other packages -> the extra that installs them
     "joblib": "joblib",
     "submitit": "submitit",
@@ -54,6 +58,9 @@ def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
         return _with_custom(text, argv)
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _explain_choice(text, argv) or _explain_key(text, command, argv)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        place = error.filename or "a file"
+        return f"{place} cannot be written: no space left on the device; free some and repeat"
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'} cannot be used: {error.strerror or text}"
     # Hydra reads model=3 as a number and raises a plain ValueError
@@ -115,7 +122,28 @@ def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
             return f"{key} is not in the file of that choice; +{key}=... gives it to your own class"
         hint = one_of(key, _keys(command, argv))
         return f"{key} is no setting of {command}; {hint} (prunekit {command} --help lists all)"
-    return unwrap(text.split(" See https")[0])
+    return _explain_override(text, command, argv) or unwrap(text.split(" See https")[0])
+
+
+def _explain_override(text: str, command: str, argv: Sequence[str]) -> str | None:
+    """Explain an override that Hydra reads but cannot apply."""
+    if twice := re.search(r"Multiple values for ([\w/]+)", text):
+        return f"{twice[1]} has a choice already; {twice[1]}=CHOICE without + replaces it"
+    if several := re.search(r"Ambiguous value for argument '(.+?)'", text):
+        key, _, values = several[1].partition("=")
+        mend = "" if key in groups() else f", or write {key}=[{values}] for a list"
+        return f"{several[1]} holds several values; add -m for one job per value{mend}"
+    if absent := re.search(r"Could not delete.*? '([^']+)'", text):
+        keys = _keys(command, argv)
+        mend = "it is null already" if absent[1] in keys else one_of(absent[1], keys)
+        return f"~{absent[1]} takes out what is not there; {mend}"
+    if unknown := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"${{{unknown[1]}}} names no setting; {one_of(unknown[1], _keys(command, argv))}"
+    if folder := re.search(r"Additional config directory '([^']+)' not found", text):
+        return f"--config-dir: there is no folder {folder[1]}"
+    if "Cannot find primary config" in text:
+        return f"prunekit {command} has its own config; leave --config-name and --config-path out"
+    return None
 
 
 def _keys(command: str, argv: Sequence[str]) -> list[str]:

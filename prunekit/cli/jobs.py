@@ -81,9 +81,11 @@ def _settings(command: str, config: Any) -> dict[str, Any]:
     """Return the composed settings, with the command line that repeats them."""
     from hydra.core.hydra_config import HydraConfig
 
-    from prunekit.config import command_line, resolve
+    from prunekit.config import check_complete, command_line, resolve
 
-    return {**resolve(config), "command": command_line(command, HydraConfig.get())}
+    settings = resolve(config)
+    check_complete(settings, command)
+    return {**settings, "command": command_line(command, HydraConfig.get())}
 
 
 def _run_job(command: str, config: Any, directory: str, message_of: MessageOf) -> Any:

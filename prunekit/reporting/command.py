@@ -33,6 +33,7 @@ def main(argv: Sequence[str]) -> None:
         if path:
             check_writable(path)
     stages = collect(arguments.paths)
+    _refuse_unfinished(stages, arguments.paths)
     page = None if arguments.no_html else _page_path(arguments.html, arguments.paths[0])
     table = summary(stages)
     parts = by_data(table)
@@ -109,6 +110,15 @@ def _print_front(part: DataFrame) -> None:
     if len(points) > 1:
         names = listed([str(name) for name in best["run"]], _MAX_NAMED)
         console.say(f"front (test accuracy, multiply-adds): {names}")
+
+
+def _refuse_unfinished(stages: DataFrame, paths: Sequence[str]) -> None:
+    """Raise ArtifactError where no stage is finished, after naming those that are not."""
+    if not (stages["status"] == "finished").any():
+        _warn_of_skipped(stages)
+        raise ArtifactError(
+            f"no stage under {', '.join(paths)} is finished; the command of the run continues it"
+        )
 
 
 def _warn_of_skipped(stages: DataFrame) -> None:

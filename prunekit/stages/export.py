@@ -63,7 +63,8 @@ class ExportFiles(Stage):
                 facts |= _accuracy(folder, "int8", data)
                 facts |= _latency(folder, data, self.latency)
         size = measure_size(model, data)
-        return Outcome({**measure_accuracy(model, data, runtime), **size, **facts}, data.notes)
+        accuracy = measure_accuracy(model, data, runtime)
+        return Outcome({**accuracy, **size, **facts}, (*data.notes, *slower_notes(facts)))
 
 
 def _check_images(precision: Precision, data: Data) -> None:
@@ -106,6 +107,17 @@ def _quantise(precision: Int8, folder: Path, data: Data) -> Metrics:
     images = (x for x, _ in data.train.sample(precision.calibration, precision.batch))
     size = precision.write(folder / FILES["onnx"], images, folder / FILES["int8"])
     return {"int8_bytes": size, "calibration": min(precision.calibration, data.train.size)}
+
+
+def slower_notes(facts: Metrics) -> list[str]:
+    """Return a note where int8 takes longer than float32, as on CPUs without its instructions."""
+    speedup = facts.get("int8_speedup")
+    if not isinstance(speedup, float) or speedup >= 1:
+        return []
+    return [
+        f"{FILES['int8']} is slower here: {facts['int8_ms']} ms against {facts['onnx_ms']} ms, "
+        f"{speedup:.2f} times as fast as {FILES['onnx']}; it may still be faster on another device"
+    ]
 
 
 def _accuracy(folder: Path, kind: str, data: Data) -> Metrics:

@@ -7,9 +7,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, get_args, get_origin
 
-from prunekit.build import Settings, build
+from prunekit.build import Settings, build, locate
 from prunekit.errors import ConfigError
 from prunekit.runs.report import Outcome
 from prunekit.runs.rundir import StageDir
@@ -42,12 +42,25 @@ class FromSettings:
             object.__setattr__(self, name, value)
 
 
+def build_dataset(settings: Settings) -> Any:
+    """Build the data set; ConfigError for a class that is none, whatever its arguments."""
+    node = _value_at(settings, "dataset")
+    target = node.get("_target_") if isinstance(node, Mapping) else None
+    found = locate(target, "dataset") if target else None
+    if isinstance(found, type) and not callable(getattr(found, "load", None)):
+        raise ConfigError(
+            f"dataset._target_={target!r} is no data set of prunekit, it has no method load; write "
+            "a subclass of prunekit.data.Dataset whose load returns its images"
+        )
+    return build(node, "dataset")
+
+
 @dataclass(frozen=True)
 class Parts(Checked):
     """The base of everything that is built from the settings: a checked field for every part."""
 
     seed: Seed
-    dataset: Any
+    dataset: Annotated[Any, FromSettings("dataset", make=build_dataset)]
 
     @classmethod
     def of(cls, settings: Settings) -> Self:

@@ -241,7 +241,25 @@ def strip_prefixes(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> dic
         named = {k.removeprefix(prefix): v for k, v in named.items() if k != "n_averaged"}
     if not any("_orig_mod." in name for name in own):  # parts that were compiled
         named = {name.replace("_orig_mod.", ""): value for name, value in named.items()}
-    return named
+    return _moved(named, own) or named
+
+
+def _moved(named: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor] | None:
+    """Return the weights as those of a part of another network, or of one with such a part.
+
+    The names then differ in one prefix, which all names of one side have. None where they do not.
+    """
+    theirs, ours = _common_prefix(named), _common_prefix(own)
+    moved = {f"{ours}{name.removeprefix(theirs)}": value for name, value in named.items()}
+    return moved if theirs != ours and moved.keys() <= own.keys() else None
+
+
+def _common_prefix(names: Collection[str]) -> str:
+    """Return the dotted prefix that all names have, with its last dot; empty if there is none."""
+    first, last = min(names, default=""), max(names, default="")  # share what all names share
+    pairs = enumerate(zip(first, last, strict=False))
+    end = next((index for index, (a, b) in pairs if a != b), min(len(first), len(last)))
+    return first[: first.rfind(".", 0, end) + 1]
 
 
 def load_matching(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -79,6 +79,7 @@ def fit(
     model.to(device).to(memory_format=MEMORY_FORMAT)
     optimizer = schedule.optimizer(list(model.parameters() if params is None else params))
     loss = loss or CrossEntropy(schedule.label_smoothing)
+    check_finite(model, label)
     trainer = _Trainer(
         model, schedule, optimizer, solver, tuple(frozen), loss, device, label, checkpoint
     )
@@ -327,10 +328,27 @@ class _Trainer:
 
     def _diverged(self, epoch: int, moment: str, loss: float) -> None:
         lr = self.optimizer.param_groups[0]["lr"]
+        if epoch == 0 and moment == "step 1":  # nothing was trained yet, so no rate is to blame
+            raise TrainingError(
+                f"{self.label}: the loss is {loss} in the first step, before any update, with "
+                "finite weights; look for nan or very large values in the images (dataset.mean, "
+                "dataset.std) and in the network, or use precision=float32"
+            )
         raise TrainingError(
             f"{self.label}: the loss is {loss} in epoch {epoch + 1}, {moment}, at learning rate "
             f"{lr:g}; lower the rate or set clip"
         )
+
+
+def check_finite(model: nn.Module, label: str) -> None:
+    """Raise TrainingError for a network with weights or statistics that are not finite."""
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            count = int((~value.isfinite()).sum())
+            raise TrainingError(
+                f"{label}: {name} holds {count} values that are nan or infinite before the first "
+                "step; start from other weights (weights=..., source=...)"
+            )
 
 
 def mix_seeds(*parts: int) -> int:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import shutil
+import sys
+from functools import partial
 
 import pytest
+import torch
+from golden import INTERRUPTED
+from torch import nn
+from torch.utils.data import TensorDataset
 
+import prunekit
+from prunekit.cli.explain import explain
+from prunekit.data import data_from_batches
+from prunekit.errors import ArtifactError, ConfigError, TrainingError
+from prunekit.models import LeNet5
+from prunekit.stages.export import slower_notes
+from prunekit.surgery import load_weights
+from prunekit.training import Schedule, fit
 from scripts.golden.cli import call
 
 TINY = (
@@ -30,8 +46,8 @@ MINE = "name: mine\n_target_: mynet.MyNet\nwidth: 8\n"
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a network and a config of one's own."""
-    monkeypatch.setattr("sys.path", [*__import__("sys").path])
-    monkeypatch.delitem(__import__("sys").modules, "mynet", raising=False)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "mynet", raising=False)
     (tmp_path / "mynet.py").write_text(NET)
     (tmp_path / "my_configs" / "model").mkdir(parents=True)
     (tmp_path / "my_configs" / "model" / "mine.yaml").write_text(MINE)
@@ -71,6 +87,21 @@ TYPED = [
         "did you mean width",
     ),
     ("run model=custom model._target_=nonet.MyNet", "no nonet.py", "PYTHONPATH"),
+    ("run +model=resnet20", "model=CHOICE without +"),
+    ("run model=resnet20,lenet5", "model=resnet20,lenet5 holds several values", "add -m"),
+    ("run ~foo", "~foo takes out what is not there"),
+    ("run ~solver.inner", "~solver.inner takes out what is not there; it is null already"),
+    ("run ~solver", "~solver takes out what run reads"),
+    ("pretrain name=${foo}", "${foo} names no setting"),
+    ("pretrain name=${", "name=${ cannot be read"),
+    ("run --config-dir nowhere model=mine", "there is no folder", "nowhere"),
+    ("run --config-name foo", "leave --config-name"),
+    ("run --cfg foo", "--cfg foo", "accepted: all, hydra, job"),
+    (
+        "pretrain dataset._target_=torchvision.datasets.FakeData",
+        "torchvision.datasets.FakeData",
+        "no method load",
+    ),
 ]
 
 
@@ -190,3 +221,121 @@ def test_a_cause_that_jobs_share_is_one_line_at_the_end(place):
 def test_a_target_that_the_network_lacks_is_refused_at_once(place, typed, says):
     refused(place, "run", *TINY, *typed, says=(says,))
     assert not (place / "outputs").exists()
+
+
+@pytest.mark.parametrize("prefix", ["module.net.", "encoder.backbone."])
+def test_weights_under_another_prefix_are_loaded(place, prefix):
+    torch.manual_seed(1)
+    weights = LeNet5().state_dict()
+    torch.save({prefix + name: value for name, value in weights.items()}, place / "renamed.pt")
+    model = LeNet5()
+    load_weights(model, place / "renamed.pt")
+    assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+    outer = nn.ModuleDict({"body": LeNet5()})  # and the other way round
+    torch.save(weights, place / "plain.pt")
+    load_weights(outer, place / "plain.pt")
+    assert torch.equal(outer["body"].conv1.weight, weights["conv1.weight"])
+    torch.save({f"{prefix}{name}": v for name, v in weights.items() if "1" in name}, place / "p")
+    with pytest.raises(ArtifactError, match=r"missing: conv2\.weight"):
+        load_weights(model, place / "p")
+
+
+def test_weights_of_nan_do_not_blame_the_rate(place):
+    weights = LeNet5().state_dict()
+    weights["conv1.weight"][0] = float("nan")
+    torch.save(weights, place / "nan.pt")
+    line = refused(
+        place, "pretrain", *TINY, "weights=nan.pt", says=("conv1.weight holds 25 values", "nan")
+    )
+    assert "lower the rate" not in line
+
+
+def test_a_loss_of_nan_in_the_first_step_does_not_blame_the_rate():
+    batch = torch.full((4, 1, 28, 28), float("nan")), torch.zeros(4, dtype=torch.long)
+    schedule = Schedule(1, 4, partial(torch.optim.SGD, lr=0.1))
+    with pytest.raises(TrainingError, match=r"first step, before any update.*images") as caught:
+        fit(LeNet5(), data_from_batches([batch], 4), schedule)
+    assert "lower the rate" not in str(caught.value)
+
+
+def test_a_rate_that_is_too_high_is_blamed(place):
+    high = ("schedule.pretrain.optimizer.lr=1e8", "schedule.pretrain.epochs=4")
+    refused(place, "pretrain", *TINY, *high, says=("at learning rate", "lower the rate"))
+
+
+def test_a_full_disk_is_called_so(place, monkeypatch):
+    """torch reports a full disk as an error of its own, without the reason."""
+
+    def fail(*_args, **_options):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", fail)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: type("", (), {"free": 0}))
+    line = refused(place, "pretrain", *TINY, says=("no space left on the device", "free space"))
+    assert "enforce" not in line
+    error = OSError(errno.ENOSPC, "No space left on device", "outputs/log.txt")
+    assert "outputs/log.txt cannot be written: no space left" in str(explain(error, "run", []))
+
+
+def test_a_report_without_a_finished_stage_fails(place):
+    shutil.copytree(INTERRUPTED / "sparsify", place / "outputs" / "a" / "sparsify")
+    ended = call(place, "report", "outputs")
+    assert ended.code == 1 and "no stage under outputs is finished" in ended.err
+    assert "outputs/a/sparsify" in ended.err and not (place / "outputs" / "report.html").exists()
+
+
+EXAMPLE = torch.zeros(1, 1, 28, 28)
+
+
+def test_a_torch_data_set_is_read_in_batches():
+    torch.manual_seed(0)
+    images, labels = torch.randn(24, 1, 28, 28), torch.randint(0, 10, (24,))
+    model = LeNet5()
+    given = (TensorDataset(images, labels), [(images, labels)])
+    kept = [
+        prunekit.prune(model, EXAMPLE, keep=0.5, criterion="taylor", data=data).kept
+        for data in given
+    ]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[1])
+
+
+def test_a_share_is_a_selection():
+    model = LeNet5()
+    sparse = prunekit.attach(model, EXAMPLE, penalty="l1", lam=0.1, solver="aulm")
+    narrow = prunekit.shrink(model, sparse.graph, sparse.scores(), 0.5)
+    assert narrow.conv1.out_channels == 10
+    for wrong, says in ((3, "selection=3 must be at most 1"), (0, "selection=0 must be above 0")):
+        with pytest.raises(ConfigError, match=says):
+            prunekit.shrink(model, sparse.graph, sparse.scores(), wrong)
+    with pytest.raises(ConfigError, match="graph is a Tensor, not a ChannelGraph"):
+        prunekit.shrink(model, EXAMPLE, sparse.scores(), 0.5)
+
+
+def test_classes_without_parentheses_are_named():
+    for given, says in (
+        ({"penalty": prunekit.penalties.L1, "solver": "aulm"}, r"L1\(...\) makes an object"),
+        ({"penalty": "l1", "lam": 1, "solver": prunekit.solvers.AULM}, r"AULM\(...\) makes"),
+        ({"penalty": "l1", "solver": "aulm"}, "needs lam"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            prunekit.attach(LeNet5(), EXAMPLE, **given)
+
+
+def test_shares_by_layer_say_what_they_go_with():
+    for given, says in (
+        ({"macs": 0.5}, r"beside macs=0.5: .* give that of all other layers, keep="),
+        ({"keep": 0.5, "scope": "global"}, "beside scope='global'"),
+        ({}, "keep=1 leaves all but the layers named"),
+    ):
+        with pytest.raises(ConfigError, match=says):
+            prunekit.prune(LeNet5(), EXAMPLE, layers={"conv1": 0.8}, **given)
+
+
+def test_an_int8_file_that_is_slower_is_said_to_be():
+    (note,) = slower_notes({"int8_speedup": 0.85, "int8_ms": 2.0, "onnx_ms": 1.7})
+    assert "model.int8.onnx is slower here: 2.0 ms against 1.7 ms" in note
+    assert (
+        slower_notes({"int8_speedup": 1.3, "int8_ms": 1.0, "onnx_ms": 1.3})
+        == slower_notes({})
+        == []
+    )
