@@ -5,6 +5,8 @@ STAMP := .venv/.installed
 TABLE ?= ssr_t1
 SCALE ?= short
 DATA ?= data
+# other faults come first after every commit
+SEED ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 # the tests of arithmetic; their results differ in the last bits from processor to processor
 AGAIN := -m 'not slow' --hypothesis-profile=few
@@ -14,7 +16,7 @@ NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
 	solvers surgery targets threshold training tree_lasso whole_groups inputs preserved)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test numbers faults test-all lint bench reproduce-tables head-to-head clean
+.PHONY: help install demo test numbers faults campaign test-all lint bench reproduce-tables head-to-head clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -37,8 +39,12 @@ numbers: $(STAMP)  ## the tests of numbers again, as two older processors comput
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(AGAIN) $(NUMBERS)
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(AGAIN) $(NUMBERS)
 
-faults: $(STAMP)  ## runs that are killed, files that are damaged: what is left, and what is said
-	$(if $(wildcard tests/faults),$(PYTEST) -m 'not slow' tests/faults,@echo "no tests/faults yet")
+faults: $(STAMP)  ## tests of runs that are killed and files that are damaged, and 3 minutes of the campaign
+	$(PYTEST) -m 'not slow' tests/faults
+	$(BIN)/python -m scripts.faults --minutes 3 --seed $(SEED) --anew --out build/faults/some.csv
+
+campaign: $(STAMP)  ## the whole fault campaign, half an hour: docs/results/faults.csv, docs/reliability.md
+	$(BIN)/python -m scripts.faults
 
 test-all: $(STAMP)  ## all tests
 	$(PYTEST)

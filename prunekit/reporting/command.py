@@ -21,6 +21,7 @@ from prunekit.runs.rundir import STAGES
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+_TOP = 50  # runs of a data set that are printed
 _MAX_NAMED = 10  # stages and settings that are named one by one
 
 
@@ -38,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
     table = summary(stages)
     parts = by_data(table)
     for title, part in parts:
-        _print_part(title, part)
+        _print_part(title, part, arguments.top or len(part))
     _warn_of_skipped(stages)
     _warn_of_changed(stages)
     for path in arguments.out:
@@ -70,6 +71,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--html", metavar="FILE.html", help="where the page goes (default: report.html in PATH)"
     )
+    parser.add_argument(
+        "--top",
+        type=_count,
+        default=_TOP,
+        metavar="COUNT",
+        help=f"print so many runs of a data set, the most accurate first; 0: all (default: {_TOP})",
+    )
     parser.add_argument("--no-html", action="store_true", help="write no page")
     parser.add_argument(
         "--plot", metavar="FILE.png", help="draw accuracy against size; also .pdf or .svg"
@@ -95,12 +103,34 @@ def _page_path(requested: str | None, first: str) -> Path:
     return folder / "report.html"
 
 
-def _print_part(title: str, part: DataFrame) -> None:
-    """Print the runs of one test set, the settings on the front, and means over seeds."""
-    print_summary(part, title)
+def _count(text: str) -> int:
+    """Return a number of runs; argparse prints the error for anything else."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of runs; give 0 for all of them")
+    return int(text)
+
+
+def _print_part(title: str, part: DataFrame, top: int) -> None:
+    """Print the runs of one test set, the settings on the front, and means over seeds.
+
+    Of more than `top` runs, or means, only the most accurate are printed.
+    """
+    print_summary(_most_accurate(part, top), title)
+    if len(part) > top:
+        console.say(f"the {top} most accurate of {len(part)} runs; --top 0 prints all of them")
     _print_front(part)
     if means := SeedAverages.of(part):
-        console.table(f"{title}, means over seeds", means.table.headings, means.table.lines)
+        lines = means.table.lines[:top]
+        console.table(f"{title}, means over seeds", means.table.headings, lines)
+        if len(lines) < len(means.table.lines):
+            console.say(f"the {top} best of {len(means.table.lines)} means; --top 0 prints all")
+
+
+def _most_accurate(part: DataFrame, count: int) -> DataFrame:
+    """Return the summary as it is, or the `count` most accurate of more runs, the best first."""
+    if len(part) <= count or "top1" not in part:
+        return part.head(count)
+    return part.sort_values("top1", ascending=False, kind="stable").head(count)
 
 
 def _print_front(part: DataFrame) -> None:

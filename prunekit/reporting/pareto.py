@@ -108,20 +108,22 @@ def fronts(runs: DataFrame, path: str | Path, costs: Sequence[str]) -> None:
 def _draw_points(
     axis: Any, points: DataFrame, cost: str, looks: dict[str, tuple[str, str]]
 ) -> None:
-    for _, point in points.iterrows():
-        colour, marker = looks[str(point["method"])]
-        bar = {"yerr": point["top1_std"], "capsize": 2, "elinewidth": 0.8}
+    """Draw all points that look alike at once, since sweeps have hundreds of them."""
+    alike = [points["method"].astype(str), points["on_front"], points["top1_std"] > 0]
+    for (method, on_front, has_bar), group in points.groupby(alike, sort=False):
+        colour, marker = looks[method]
+        bar = {"yerr": group["top1_std"], "capsize": 2, "elinewidth": 0.8}
         axis.errorbar(
-            point[cost] / COSTS[cost][1],
-            point["top1"],
-            **(bar if point["top1_std"] > 0 else {}),
+            group[cost] / COSTS[cost][1],
+            group["top1"],
+            **(bar if has_bar else {}),
             linestyle="none",
             color=colour,
             marker=marker,
             markersize=9 if marker == "*" else 7,
-            markeredgecolor="black" if point["on_front"] else "white",
-            markeredgewidth=1.1 if point["on_front"] else 0.4,
-            zorder=4 if point["on_front"] else 3,
+            markeredgecolor="black" if on_front else "white",
+            markeredgewidth=1.1 if on_front else 0.4,
+            zorder=4 if on_front else 3,
         )
 
 

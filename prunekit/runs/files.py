@@ -53,10 +53,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _is_deeper(node: object, depth: int) -> bool:
+def _is_deeper(node: dict[str, Any] | list[Any], depth: int) -> bool:
     """Return whether lists and dicts are nested deeper than `depth`."""
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    return depth == 0 or any(_is_deeper(child, depth - 1) for child in children)
+    level = [node]
+    for _ in range(depth):
+        inner = (n.values() if isinstance(n, dict) else n for n in level)
+        level = [child for nodes in inner for child in nodes if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True
 
 
 def write_csv(path: Path, records: Sequence[Mapping[str, Any]]) -> None:

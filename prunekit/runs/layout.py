@@ -10,6 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from prunekit.atomic_write import assure
+from prunekit.errors import ArtifactError
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,10 @@ def back_up(stage: Path) -> None:
     """
     backup = stage / BACKUP
     assure(stage / REPORT)
+    if backup.is_symlink():
+        raise ArtifactError(
+            f"{backup} is a link, and results are only moved within a run; delete it"
+        )
     has_result = (backup / REPORT).is_file()
     backup.mkdir(exist_ok=True)
     for file in _report_last(stage):
@@ -112,7 +117,7 @@ def back_up(stage: Path) -> None:
 def restore_backup(stage: Path) -> None:
     """Undo `back_up` in a stage directory where no work was done since."""
     backup = stage / BACKUP
-    for file in _report_last(backup):
+    for file in () if backup.is_symlink() else _report_last(backup):
         file.replace(stage / file.name)
     with contextlib.suppress(OSError):
         backup.rmdir()

@@ -52,17 +52,13 @@ class Report:
 
     def with_digest(self) -> Report:
         """Return a copy that holds the digest of its other fields."""
-        return replace(self, digest=self._digest())
+        plain = json.loads(json.dumps(asdict(self), default=str))
+        return replace(self, digest=_digest(plain))
 
     @property
     def edited(self) -> bool:
         """Return whether it differs from its own digest; False if it has none."""
-        return self.digest is not None and self.digest != self._digest()
-
-    def _digest(self) -> str:
-        """Return 16 characters that depend on the content and not on the indentation of json."""
-        plain = json.loads(json.dumps(asdict(replace(self, digest=None)), default=str))
-        return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+        return self.digest is not None and self.digest != _digest(vars(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values, ready for json."""
@@ -83,6 +79,15 @@ class Report:
         if outside := [name for name in report.files if name != PurePath(name).name]:
             raise ValueError(f"files names {outside[0]!r}, which lies elsewhere")
         return report
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    """Return 16 characters for the plain values of a report, which do not depend on their order.
+
+    A digest among the values does not count.
+    """
+    text = json.dumps({**values, "digest": None}, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 _OPTIONAL = (str, type(None))

@@ -118,6 +118,8 @@ class StageDir:
         self._identity, self._source, self._teacher = identity, source, teacher
         self._refuse_own_file("source", source)
         self._refuse_own_file("distill.teacher", teacher)
+        if not self.finished:
+            self._refuse_link()
         for draft in matching_files(self.path, DRAFTS):  # a process was killed while writing it
             draft.unlink(missing_ok=True)
         if not self.started:
@@ -331,6 +333,7 @@ class StageDir:
 
     def _set_aside(self, names: Sequence[str], remedy: str = "") -> None:
         """Rename damaged files and name the remedy; without one the stage is computed again."""
+        self._refuse_link()
         for name in names:
             file, fault = self.path / name, "is gone"
             if file.exists():
@@ -340,6 +343,7 @@ class StageDir:
             layout.back_up(self.path)
 
     def _back_up(self) -> None:
+        self._refuse_link()
         layout.back_up(self.path)
         for path in layout.foreign_paths(self.path):
             self._complain(path.name, "was not written by prunekit and stays")
@@ -355,6 +359,14 @@ class StageDir:
         if self._source is None:
             return None
         return os.path.relpath(self._source.resolve(), self.path.resolve())
+
+    def _refuse_link(self) -> None:
+        """Raise ArtifactError where work would be done in a directory outside of the run."""
+        if self.path.is_symlink():
+            raise ArtifactError(
+                f"{self.path} is a link to a directory outside of the run, where nothing is "
+                "computed; delete the link, or choose name=..."
+            )
 
     def _refuse_own_file(self, setting: str, file: Path | None) -> None:
         if file is not None and self.path.resolve() in file.resolve().parents:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -186,23 +187,31 @@ def _objective_values(report: Report, names: tuple[str, ...]) -> Objectives:
                 f"{one_of(name, report.metrics)}"
             )
     metrics = [report.metrics.get(name) for name in names]
-    values = [float(metric if metric is not None else "nan") for metric in metrics]
+    values = [float(m) if isinstance(m, int | float) else math.nan for m in metrics]
     return values[0] if len(values) == 1 else tuple(values)
 
 
 def _announce(run_dir: RunDir, report: Report, result: StageResult) -> None:
     metrics = report.metrics
-    key = next((key for key in ("top1", "val_top1") if metrics.get(key) is not None), None)
+    measured = (k for k in ("top1", "val_top1") if isinstance(metrics.get(k), int | float))
+    key = next(measured, None)
     top1 = f"{metrics[key]:6.2f} %" if key else "not measured"
     top1 += " (validation)" if key == "val_top1" else ""
     computed = result is StageResult.COMPUTED
     took = f"{report.seconds:.1f} s" if computed else result.value
     say(
-        f"{report.stage:<9} top-1 {top1}  {metrics['params']:>12,} parameters  "
-        f"{metrics['macs']:>14,} MACs  {took}  -> {os.path.relpath(run_dir.path / report.stage)}"
+        f"{report.stage:<9} top-1 {top1}  {_count(metrics, 'params'):>12} parameters  "
+        f"{_count(metrics, 'macs'):>14} MACs  {took}  "
+        f"-> {os.path.relpath(run_dir.path / report.stage)}"
     )
     for note in report.notes if computed else ():
         say(f"          note: {note}")
+
+
+def _count(metrics: Metrics, key: str) -> str:
+    """Return a count as text, also where somebody edited it out of the report."""
+    value = metrics.get(key)
+    return f"{value:,}" if isinstance(value, int | float) else "unknown"
 
 
 def execute(

@@ -64,7 +64,7 @@ class Checkpoint:
                 f"{self.path} was written by an earlier version of prunekit, which did not note "
                 "what it belongs to; delete it to start over"
             )
-        if keys - {"progress"} != _KEYS or not _is_history(state["history"]):
+        if keys - {"progress"} != _KEYS or not _has_kinds(state):
             self._set_aside("is no checkpoint of training", "foreign")
             return None
         if state.pop("identity") != self.identity:
@@ -88,8 +88,13 @@ class Checkpoint:
         )
 
 
-def _is_history(node: object) -> bool:
-    """Return whether a value of a file is a list of lines with names and numbers."""
-    return isinstance(node, list) and all(
-        isinstance(line, dict) and all(isinstance(key, str) for key in line) for line in node
+def _has_kinds(state: dict[str, Any]) -> bool:
+    """Return whether the metrics of epochs are dicts with names, and `done` is true or false."""
+    history = state["history"]
+    return (
+        isinstance(state["done"], bool)
+        and isinstance(history, list)
+        and all(
+            isinstance(line, dict) and all(isinstance(k, str) for k in line) for line in history
+        )
     )

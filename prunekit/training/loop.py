@@ -292,7 +292,7 @@ class _Trainer:
         except (*_UNFIT, ArtifactError) as error:
             raise checkpoint.mismatched(error) from error
         self.is_resumed = True
-        return state["history"], bool(state["done"])
+        return state["history"], state["done"]
 
     def end_epoch(self, history: list[EpochMetrics], done: bool) -> None:
         """Save the state after an epoch, with the metrics of all epochs so far."""

@@ -15,7 +15,7 @@ import argparse
 from pathlib import Path
 
 from prunekit.console import complain, say
-from scripts.faults.campaign import carry_out, interleaved, sample
+from scripts.faults.campaign import carry_out, interleaved, sample, shuffled
 from scripts.faults.kinds import KINDS, all_faults
 from scripts.faults.table import as_markdown, write_into
 
@@ -29,6 +29,8 @@ def main() -> int:
     arguments = _parser().parse_args()
     kinds = arguments.kind or [kind.name for kind in KINDS]
     faults = [fault for fault in all_faults() if fault.kind in kinds]
+    if arguments.seed is not None:
+        faults = shuffled(faults, arguments.seed)
     chosen = sample(faults, arguments.share)
     if arguments.minutes is not None:
         chosen = interleaved(chosen)
@@ -36,7 +38,7 @@ def main() -> int:
         arguments.out.unlink(missing_ok=True)
     minutes = float("inf") if arguments.minutes is None else arguments.minutes
     arguments.work.mkdir(parents=True, exist_ok=True)
-    lines = carry_out(chosen, arguments.out, arguments.work, minutes)
+    lines = carry_out(chosen, arguments.out, arguments.work, minutes, all_faults())
     table = as_markdown(lines)
     say(table)
     if arguments.out == FINDINGS and len(lines) == len(all_faults()):
@@ -54,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     names = [kind.name for kind in KINDS]
     parser.add_argument("--kind", action="append", choices=names, help="only faults of this kind")
     parser.add_argument("--share", type=float, default=1.0, help="share of the faults of each kind")
+    parser.add_argument("--seed", type=int, help="which faults are among the first, or the share")
     parser.add_argument("--minutes", type=float, help="stop after so long, all kinds evenly")
     parser.add_argument("--out", type=Path, default=FINDINGS, help="the file of findings")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "faults", help="a folder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import random
 import shutil
 import time
 from collections import Counter
@@ -60,6 +61,14 @@ def read(path: Path) -> list[Line]:
         ]
 
 
+def shuffled(faults: Sequence[Fault], seed: int) -> list[Fault]:
+    """Return the faults in another order within each kind."""
+    kinds = dict.fromkeys(fault.kind for fault in faults)
+    own = [[fault for fault in faults if fault.kind == kind] for kind in kinds]
+    draw = random.Random(seed)
+    return [fault for group in own for fault in draw.sample(group, len(group))]
+
+
 def sample(faults: Sequence[Fault], share: float) -> list[Fault]:
     """Return that share of the faults of every kind, at least one, evenly spread over it."""
     chosen = []
@@ -83,11 +92,15 @@ def interleaved(faults: Sequence[Fault]) -> list[Fault]:
 
 
 def carry_out(
-    faults: Sequence[Fault], out: Path, work: Path, minutes: float = float("inf")
+    faults: Sequence[Fault],
+    out: Path,
+    work: Path,
+    minutes: float = float("inf"),
+    known: Sequence[Fault] = (),
 ) -> list[Line]:
-    """Do the faults that the file `out` lacks, until the minutes are over; return its lines.
+    """Do the faults that the file `out` lacks, until the minutes are over; return their lines.
 
-    The file is written after every fault, in the order of `faults`.
+    The file is written after every fault. It keeps the lines of all `known` faults, in their order.
     """
     done = {(line.kind, line.name): line for line in read(out)}
     missing = [fault for fault in faults if fault.key not in done]
@@ -100,7 +113,7 @@ def carry_out(
                 break
             finding = _do(fault, work / "place", children, small)
             done[fault.key] = Line(*fault.key, finding.outcome, finding.line[:300])
-            write_csv(out, [line.to_dict() for line in _in_order(done, faults)])
+            write_csv(out, [line.to_dict() for line in _in_order(done, known or faults)])
     return _in_order(done, faults)
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 60.0  # seconds after which a command counts as one that hangs
+LIMIT = 120.0  # seconds after which a command counts as one that hangs
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ def test_that_of_a_version_without_progress_within_epochs_is_continued(kept):
     [
         *({"state_dict": {}}, [1, 2], torch.zeros(2)),
         *(STATE | {"identity": "this run", "history": odd} for odd in (3, [3], [{4: 5}])),
+        STATE | {"identity": "this run", "done": 5},
     ],
 )
 def test_foreign_file_is_set_aside(kept, caplog, content):

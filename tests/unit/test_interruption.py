@@ -196,6 +196,29 @@ def test_progress_that_does_not_fit_is_refused(tmp_path, damage):
         run.fit(path)
 
 
+@pytest.mark.parametrize("value", [torch.zeros(3), torch.zeros(1), "text", 5], ids=str)
+def test_a_momentum_that_does_not_fit_is_refused(tmp_path, value):
+    """Optimizers do not look at it before their next step."""
+    run, path = Run("palm"), tmp_path / "last.pt"
+    with pytest.raises(Killed):
+        run.fit(path, 6, die)
+    state = torch.load(path, weights_only=True)
+    for entry in state["optimizer"]["state"].values():
+        entry["momentum_buffer"] = value
+    torch.save(state, path)
+    before = path.read_bytes()
+    with pytest.raises(ArtifactError, match=r"cannot continue from .*last.pt: .*; delete it to"):
+        run.fit(path, interval=1e9)
+    assert path.read_bytes() == before
+
+
+def test_a_state_of_another_solver_is_refused_with_the_file(tmp_path):
+    path = tmp_path / "last.pt"
+    Run("palm").fit(path)
+    with pytest.raises(ArtifactError, match=r"cannot continue from .*last.pt"):
+        Run("aulm").fit(path)
+
+
 class TestTermination:
     """SIGTERM is an exception where the command asked for it, and waits where it must."""
 

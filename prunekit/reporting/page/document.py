@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 DETAILED = 12  # runs of a data set that are shown with their figures
+_MANY = 200  # runs of a data set from which on so many are too many to draw
+_DETAILED_OF_MANY = 3
 _MAX_COMPARED = 100  # runs whose settings are compared
 _MAX_COLUMNS = 6  # runs side by side in that table; more are its lines
 _MAX_KEYS = 40  # settings in that table
@@ -91,6 +93,7 @@ class Section:
         by_timing = latency_figures(part)
         front_first = sorted(runs, key=lambda run: not run.on_front)
         differences, limits = _differences(runs)
+        detailed = DETAILED if len(runs) < _MANY else _DETAILED_OF_MANY
         return cls(
             heading=heading,
             runs=runs,
@@ -106,7 +109,7 @@ class Section:
             embedding=embedding_figure(runs),
             differences=differences,
             limits=limits,
-            details=[RunDetail.of(run) for run in front_first[:DETAILED]],
+            details=[RunDetail.of(run) for run in front_first[:detailed]],
         )
 
 

@@ -158,7 +158,7 @@ def _replaced(make: Callable[[Path], object]) -> Harm:
 _DAMAGES: dict[str, Harm] = {
     "emptied": partial(truncate, share=0.0),
     "cut in half": partial(truncate, share=0.5),
-    "without its end": lambda file: file.write_bytes(file.read_bytes()[:-14]),
+    "without its end": lambda file: file.write_bytes(file.read_bytes()[:-60]),
     "a bit of a pixel": lambda file: flip(file, len(file.read_bytes()) // 2),
     "a bit of its head": lambda file: flip(file, 18),
     "a text": lambda file: file.write_text("no image"),

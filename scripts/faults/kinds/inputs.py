@@ -89,7 +89,6 @@ def faults() -> list[Fault]:
             ("source=there/sparsify",),
         ),
         "threads": (lambda p: None, _TRAIN, ("runtime.threads=2",)),
-        "the number of workers": (lambda p: None, _PHOTOS, ("dataset.workers=1",)),
     }
     return [
         *(
