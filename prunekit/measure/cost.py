@@ -30,7 +30,8 @@ class CostModel:
     `removed` is a bool mask over unit ids, as `ChannelGraph.drop` returns it; None is the full
     network. Multiply-adds are those of layers with weights and of products of matrices such as
     attention, for one example and over all calls, each counted as one. Parameters are those of the
-    whole network. With a `latency` setup it can also predict milliseconds, see `timed`.
+    whole network. No cut changes `product_macs`, the multiply-adds of products and of recurrent
+    layers. With a `latency` setup it can also predict milliseconds, see `timed`.
     """
 
     def __init__(
@@ -55,15 +56,8 @@ class CostModel:
 
     def macs(self, removed: Tensor | None = None) -> int:
         """Return the multiply-adds of layers and products."""
-        return self.layer_macs(removed) + self.product_macs
-
-    def layer_macs(self, removed: Tensor | None = None) -> int:
-        """Return the multiply-adds without those of products and recurrent layers.
-
-        No cut changes these (`product_macs`).
-        """
         pairs = self._pairs(*self._kept(removed))
-        return int((self._area * self._uses * pairs).sum()) + self._fixed
+        return int((self._area * self._uses * pairs).sum()) + self._fixed + self.product_macs
 
     def macs_bias(self, removed: Tensor | None = None) -> int:
         """Return the multiply-adds plus one addition for each output that has a bias."""

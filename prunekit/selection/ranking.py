@@ -173,8 +173,13 @@ def budget_limit(
 
 def macs_limit(setting: str, keep: float, cost: CostModel) -> Limit:
     """Return the limit on multiply-adds: a share of those of layers, or an amount of all."""
-    counted = cost.layer_macs if keep <= 1 else cost.macs
-    return budget_limit("MACs", setting, keep, counted, aside=cost.product_macs)
+    products = getattr(cost, "product_macs", 0)  # cost models of another kind may count none
+
+    def layer_macs(removed: Tensor | None) -> int:
+        return cost.macs(removed) - products
+
+    counted = layer_macs if keep <= 1 else cost.macs
+    return budget_limit("MACs", setting, keep, counted, aside=products)
 
 
 def min_units_to_remove(ranking: Ranking, limits: Sequence[Limit]) -> int | None:

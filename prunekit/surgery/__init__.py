@@ -1,6 +1,7 @@
 """Structural edits of networks, checks of their effect, and model files that store them."""
 
 from prunekit.surgery.bias_compensation import Absorbed, absorb
+from prunekit.surgery.distance import Distance
 from prunekit.surgery.edits import (
     BiasMap,
     BiasMaps,
@@ -23,6 +24,7 @@ __all__ = [
     "BiasMap",
     "BiasMaps",
     "ChannelBias",
+    "Distance",
     "Edit",
     "Gap",
     "GlobalPooling",

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrizations import weight_norm
 
 import prunekit
@@ -133,13 +134,14 @@ def scores_of(graph, dead):
     return {g.name: alive[g.units] for g in graph.groups if g.name == "first"}
 
 
-@settings(max_examples=60, deadline=None)
-@given(cases())
-def test_what_is_known_exactly_leaves_the_function_by_default(case):
+@settings(max_examples=50, deadline=None)
+@given(cases(), st.sampled_from(["auto", "auto", True]))
+def test_what_is_known_exactly_leaves_the_function_by_default(case, absorb):
     model, dead = case
     graph = ChannelGraph.trace(model, X)
     scores = scores_of(graph, dead)
-    pruned = prunekit.prune(model, X[:2], criterion=Given(scores), selection=Zeros())
+    wish = {"criterion": Given(scores), "selection": Zeros(), "absorb": absorb}
+    pruned = prunekit.prune(model, X[:2], **wish)
     assert pruned.model.second.in_channels == WIDTH - len(dead)
     assert gap(pruned.model.eval(), model) < 1e-8  # on images that it has not seen
     assert pruned.distance.exact and pruned.distance.gap.relative < 1e-8
@@ -201,6 +203,73 @@ def test_one_example_is_enough_to_know_that_a_gate_varies():
         scores = scores_of(ChannelGraph.trace(model, X[:1]), torch.tensor([1, 2]))
         pruned = prunekit.prune(model, X[:1], criterion=Given(scores), selection=Zeros())
         assert (pruned.absorbed is not None) is exact is pruned.distance.exact
+
+
+class ByFunction(nn.Module):
+    """The same layers with weights that functions are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(WIDTH, 2, 3, 3)), None
+        self.norm, self.second = nn.BatchNorm2d(WIDTH), nn.Conv2d(WIDTH, 6, 1)
+        self.last = nn.Conv2d(6, 3, 1)
+
+    def forward(self, x):
+        norm = self.norm
+        statistics = norm.running_mean, norm.running_var
+        x = F.batch_norm(F.conv2d(x, self.weight), *statistics, norm.weight, norm.bias)
+        x = F.conv2d(torch.sigmoid(x), self.second.weight, self.second.bias)
+        return self.last(torch.tanh(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("way", ["filters", "scales"])
+def test_layers_whose_weights_are_passed_to_functions(way):
+    model, dead = randomised(ByFunction(), 0), torch.tensor([0, 5])
+    with torch.no_grad():
+        (model.weight if way == "filters" else model.norm.weight)[dead] = 0
+    graph = ChannelGraph.trace(model, X)
+    alive = torch.ones(graph.count)
+    alive[graph.outs["weight"][dead]] = 0
+    scores = {g.name: alive[g.units] for g in graph.groups if g.name == "weight"}
+    pruned = prunekit.prune(model, X, criterion=Given(scores), selection=Zeros())
+    assert pruned.model.second.weight.shape[1] == WIDTH - 2 and pruned.distance.exact
+    assert gap(pruned.model, model) < 1e-8
+
+
+class Branched(nn.Module):
+    """A residual block whose branch may vanish."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block, self.head = nn.Conv2d(2, 6, 3), Block(), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.head(self.block(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(6, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 6, 1, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return torch.tanh(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+@pytest.mark.parametrize("way", ["filters", "scales"])
+def test_blocks_that_are_removed_whole_leave_their_constant(way):
+    model = randomised(Branched(), 0)
+    with torch.no_grad():
+        (model.block.conv1 if way == "filters" else model.block.bn1).weight.zero_()
+    scores = Given({"block.conv1": torch.zeros(4)})
+    pruned = prunekit.prune(model, X, criterion=scores, selection=Zeros(min_keep=0))
+    assert pruned.widths["block.conv1"] == (4, 0) and pruned.distance.exact
+    assert gap(pruned.model, model) < 1e-8
+    for live in (model.block.conv1.weight, model.block.bn1.weight):
+        nn.init.uniform_(live, 0.5, 1)
+    pruned = prunekit.prune(model, X, criterion=scores, selection=Zeros(min_keep=0))
+    assert pruned.absorbed is None and not pruned.distance.exact
 
 
 def test_channels_under_a_layer_norm_are_told_how_far_off_they_are():

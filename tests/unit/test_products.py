@@ -164,7 +164,7 @@ def test_a_budget_says_which_share_it_cannot_touch():
     assert pruned.budgets[0].achieved == (after - products) / (before - products) <= 0.6
     note = f"{products / before:.1%} of the MACs are in products of activations"
     (line,) = [line for line in pruned.notes if note in line]
-    assert line.endswith(f"; 0.6 is a share of the others, {after / before:.1%} of all stay")
+    assert line.endswith(f"; 0.6 is a share of the others, and {after / before:.1%} of all stay")
     for more in ({"keep": 0.5}, {"params": 0.6}):
         assert not any("in products of" in line for line in prunekit.prune(model, X, **more).notes)
     both = Budgets(macs=0.6, params=0.9)
