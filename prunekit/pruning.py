@@ -120,6 +120,11 @@ class Pruned:
         return self.pruning.selected.budgets
 
     @property
+    def aims(self) -> tuple[BudgetResult, ...]:
+        """The former name of `budgets`, which scripts may still use."""
+        return self.budgets
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """Sentences on everything that a user should know about this result."""
         absorbed = self.absorbed.notes if self.absorbed else ()
