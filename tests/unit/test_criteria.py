@@ -393,7 +393,9 @@ def separable():
 
 
 @pytest.mark.parametrize(
-    "network", [lambda: Net(F.relu), Residual, PreActivation, separable], ids=str
+    "network",
+    [lambda: Net(F.relu), Residual, PreActivation, separable],
+    ids=["plain", "residual", "pre-activation", "separable"],
 )
 def test_what_apoz_and_hrank_read_of_a_unit_is_what_its_removal_takes_away(network):
     """What they read of a removed unit is the same for any image."""
