@@ -181,8 +181,8 @@ def test_what_headers_and_names_tell_is_one_line_at_the_start(tmp_path, caplog):
     assert data.train.size == 6 and data.notes == again.notes
     assert data.notes == (
         "of 12 images 4 turned as their EXIF orientation says, 4 transparent and put on white; "
-        "left out: 1 .gif in train, 1 .txt in train, 1 images in train itself, outside its "
-        "folders, val/, since test/ is there (dataset.val holds training images out)",
+        "left out: 1 .gif in train, 1 .txt in train, images in train itself, outside its "
+        "folders: 1, val/, since test/ is there (dataset.val holds training images out)",
     )
     assert [record.getMessage() for record in caplog.records] == [f"dataset: {data.notes[0]}"]
 
