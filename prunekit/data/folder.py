@@ -134,7 +134,7 @@ class ImageFolder(Dataset):
         files = [file for file, _ in (*train.samples, *test.samples)]
         some = f" (headers of {_HEADERS:,} were read)" if len(files) > _HEADERS else ""
         told = describe_peculiarities(_inspect(files))
-        parts = [f"of {len(files):,} images{some} {', '.join(told)}"] if told else []
+        parts = [f"{len(files):,} images{some}: {', '.join(told)}"] if told else []
         left_out = [*train.left_out, *test.left_out, *self._unread_folders()]
         parts += [f"left out: {', '.join(left_out)}"] if left_out else []
         return ("; ".join(parts),) if parts else ()

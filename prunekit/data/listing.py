@@ -42,7 +42,8 @@ def list_classes(folder: Path) -> Listing:
     samples = [(file, label) for label, own in enumerate(images.values()) for file in own]
     endings = sorted(sum(others.values(), Counter[str]()).items())
     left_out = [f"{count} {ending} in {folder.name}" for ending, count in endings]
-    left_out += [f"{stray} images in {folder.name} itself, outside its folders"] if stray else []
+    if stray:
+        left_out.append(f"images in {folder.name} itself, outside its folders: {stray}")
     return Listing(samples, [*images], left_out)
 
 

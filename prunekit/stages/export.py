@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from prunekit.console import table
 from prunekit.data import Data
 from prunekit.errors import ConfigError
 from prunekit.export import Export, Exported, Int8, OnnxModule, Precision
 from prunekit.measure import LatencyTest
+from prunekit.modes import evaluating
+from prunekit.outputs import logits_of
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.network import load_source, measure_accuracy, measure_size
@@ -54,13 +58,13 @@ class ExportFiles(Stage):
         model = load_source(stage_dir.source, runtime).model
         data = self.data(runtime)
         _check_images(self.quantize, data)
-        folder = stage_dir.path
+        folder, leading = stage_dir.path, _leading_output(model, data)
         with _all_or_none(folder):
             files = self.export.write(model, data.example, folder)
-            facts = {**_file_metrics(files), **_accuracy(folder, "onnx", data)}
+            facts = {**_file_metrics(files), **_accuracy(folder, "onnx", data, leading)}
             if isinstance(self.quantize, Int8):
                 facts |= _quantise(self.quantize, folder, data)
-                facts |= _accuracy(folder, "int8", data)
+                facts |= _accuracy(folder, "int8", data, leading)
                 facts |= _latency(folder, data, self.latency)
         size = measure_size(model, data)
         accuracy = measure_accuracy(model, data, runtime)
@@ -120,11 +124,39 @@ def slower_notes(facts: Metrics) -> list[str]:
     ]
 
 
-def _accuracy(folder: Path, kind: str, data: Data) -> Metrics:
-    """Return test accuracy on onnxruntime in percent; empty without test images or the file."""
+class _OneOutput(nn.Module):
+    """An exported network that returns one of its outputs, by its place in the file."""
+
+    def __init__(self, network: nn.Module, place: int) -> None:
+        super().__init__()
+        self.network, self.place = network, place
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return that output."""
+        outputs = self.network(images)
+        return outputs if isinstance(outputs, Tensor) else outputs[self.place]
+
+
+@torch.inference_mode()
+def _leading_output(model: nn.Module, data: Data) -> int:
+    """Return the place of the logits among the outputs of a network; 0 where none are known."""
+    if not data.classes:
+        return 0
+    with evaluating(model):
+        output = model(data.example.to(next(model.parameters()).device))
+    logits = logits_of(output)
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+    return next((place for place, leaf in enumerate(leaves) if leaf is logits), 0)
+
+
+def _accuracy(folder: Path, kind: str, data: Data, leading: int) -> Metrics:
+    """Return test accuracy on onnxruntime in percent; empty without test images or the file.
+
+    `leading` is the place of the logits among the outputs.
+    """
     if not data.test.size or not (folder / FILES[kind]).is_file():
         return {}
-    network = OnnxModule(folder / FILES[kind], torch.get_num_threads())
+    network = _OneOutput(OnnxModule(folder / FILES[kind], torch.get_num_threads()), leading)
     return {f"{kind}_top1": round(evaluate(network, data.test, "cpu")["top1"], 4)}
 
 

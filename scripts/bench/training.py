@@ -144,6 +144,10 @@ class _Fixed:
     def __init__(self, x: Tensor, y: Tensor, count: int) -> None:
         self.x, self.y, self.count, self.size = x, y, count, count * len(y)
 
+    @property
+    def labels(self) -> Tensor:
+        return self.y.repeat(self.count)
+
     def steps(self, batch: int) -> int:
         return self.count
 

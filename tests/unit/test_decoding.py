@@ -180,9 +180,9 @@ def test_what_headers_and_names_tell_is_one_line_at_the_start(tmp_path, caplog):
         data, again = dataset.load(), dataset.load()
     assert data.train.size == 6 and data.notes == again.notes
     assert data.notes == (
-        "of 12 images 4 turned as their EXIF orientation says, 4 transparent and put on white; "
-        "left out: 1 .gif in train, 1 .txt in train, 1 images in train itself, outside its "
-        "folders, val/, since test/ is there (dataset.val holds training images out)",
+        "12 images: 4 turned as their EXIF orientation says, 4 transparent and put on white; "
+        "left out: 1 .gif in train, 1 .txt in train, images in train itself, outside its "
+        "folders: 1, val/, since test/ is there (dataset.val holds training images out)",
     )
     assert [record.getMessage() for record in caplog.records] == [f"dataset: {data.notes[0]}"]
 
@@ -200,7 +200,7 @@ def test_of_many_images_a_sample_of_the_headers_is_read(tmp_path, monkeypatch):
     images = {f"i{number}": (picture(), "png", {}) for number in range(2)}
     (note,) = folders(tmp_path, **images).load().notes
     assert 2 <= len(read) <= 3
-    assert note == "of 8 images (headers of 3 were read) 1 of more than 8 bits and scaled"
+    assert note == "8 images (headers of 3 were read): 1 of more than 8 bits and scaled"
 
 
 def test_hidden_folders_are_no_classes(tmp_path, monkeypatch):

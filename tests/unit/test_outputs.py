@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
+from torch.utils._pytree import tree_leaves
 from toys import made, toy_data
 
 from prunekit.criteria import HessianDiagonal, Taylor
 from prunekit.data import Data, FixedBatches
 from prunekit.errors import ConfigError, DataError, TrainingError
 from prunekit.outputs import auxiliary_logits, logits_of
+from prunekit.stages.export import _leading_output, _OneOutput
 from prunekit.training import CrossEntropy, Distillation, Schedule, evaluate, fit
 
 ONE, TWO = torch.randn(3, 5), torch.randn(3, 5)
@@ -125,6 +127,24 @@ def test_every_pass_uses_the_same_output(kind):
     torch.testing.assert_close(*losses)
     histories = [fit(net, data, schedule(1)) for net in (other, plain)]
     assert histories[0] == histories[1]
+
+
+class AsList(nn.Module):
+    """Returns the outputs of a network as an ONNX file does: in a list, without names."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, images):
+        return tree_leaves(self.network(images))
+
+
+@pytest.mark.parametrize("kind", WRAPS)
+def test_an_exported_file_is_measured_at_the_same_output(kind):
+    network, data = made(Trunk(WRAPS[kind]))[0], toy_data()
+    exported = _OneOutput(AsList(network), _leading_output(network, data))
+    assert evaluate(exported, data.test, "cpu") == evaluate(network, data.test, "cpu")
 
 
 def test_auxiliary_heads_are_trained_with_less_weight(caplog):
