@@ -46,10 +46,12 @@ KEYS = {
     "sheet": {
         *("title", "text", "select", "head", "columns", "done", "only_measured", "name", "suffix"),
         *("of", "rank", "pairs", "label", "same", "against", "digits", "networks"),
+        "primary",
     },
     "runs": {"name", "overrides", "stages", "after", "stage", "needs"},
     "scales": {"text", "seeds", "where", "overrides", "let", "rows", "trials"},
     "pairs": {"of", "without", "against", "networks"},
+    "primary": {"of", "against", "network"},
 }
 
 
@@ -62,6 +64,7 @@ def test_a_table_has_no_key_that_is_not_read(name):
     for sheet in content.get("sheets", ()):
         assert sheet.keys() <= KEYS["sheet"]
         assert {key for pair in sheet.get("pairs", ()) for key in pair} <= KEYS["pairs"]
+        assert {*sheet.get("primary", ())} <= KEYS["primary"]
 
 
 def test_every_table_has_jobs_at_every_scale(lists):
