@@ -96,7 +96,7 @@ def check_before_jobs(command: str, argv: Sequence[str]) -> None:
 
     try:
         overrides = OverridesParser.create().parse_overrides(plain_arguments(argv))
-        keys = {o.get_key_element() for o in overrides if o.is_sweep_override()}
+        keys = {o.key_or_group for o in overrides if o.is_sweep_override()}
         own = [o for o in overrides if not o.get_key_element().startswith(_OF_HYDRA)]
         if not keys or keys & groups().keys() or "search" in {o.get_key_element() for o in own}:
             return
