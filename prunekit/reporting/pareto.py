@@ -111,7 +111,7 @@ def _draw_points(
     """Draw all points that look alike at once, since sweeps have hundreds of them."""
     alike = [points["method"].astype(str), points["on_front"], points["top1_std"] > 0]
     for (method, on_front, has_bar), group in points.groupby(alike, sort=False):
-        colour, marker = looks[method]
+        colour, marker = looks[str(method)]
         bar = {"yerr": group["top1_std"], "capsize": 2, "elinewidth": 0.8}
         axis.errorbar(
             group[cost] / COSTS[cost][1],
