@@ -113,7 +113,11 @@ def _without_seeds(settings: Settings) -> dict[str, Any]:
     removed |= {
         file for key, file in implicit.items() if _node(settings, key).get("path", "set") is None
     }
-    return {k: v for k, v in values.items() if not {k, k.partition(".")[0]} & removed}
+    return {
+        key: value
+        for key, value in values.items()
+        if key not in removed and key.partition(".")[0] not in removed
+    }
 
 
 def _node(settings: Settings, *keys: str) -> Mapping[str, Any]:

@@ -76,8 +76,9 @@ class Report:
             for value in node.values() if isinstance(node, Mapping) else node:
                 if not isinstance(value, plain):
                     raise ValueError(f"{key} holds a {type(value).__name__}")
-        if outside := [name for name in report.files if name != PurePath(name).name]:
-            raise ValueError(f"files names {outside[0]!r}, which lies elsewhere")
+        elsewhere = [n for n in report.files if n != PurePath(n).name or n == ".."]
+        if elsewhere:
+            raise ValueError(f"files names {elsewhere[0]!r}, which lies elsewhere")
         return report
 
 

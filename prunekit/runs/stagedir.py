@@ -120,8 +120,7 @@ class StageDir:
         self._refuse_own_file("distill.teacher", teacher)
         if not self.finished:
             self._refuse_link()
-        for draft in matching_files(self.path, DRAFTS):  # a process was killed while writing it
-            draft.unlink(missing_ok=True)
+        self._delete_drafts()
         if not self.started:
             layout.restore_backup(self.path)
         if self.started and overwrite and self._differs():
@@ -260,8 +259,13 @@ class StageDir:
 
     def _delete_progress(self) -> None:
         """Delete the files that only an unfinished stage needs."""
-        for file in matching_files(self.path, PROGRESS):
+        for file in () if self.path.is_symlink() else matching_files(self.path, PROGRESS):
             file.unlink()
+
+    def _delete_drafts(self) -> None:
+        """Delete what killed processes were writing."""
+        for draft in () if self.path.is_symlink() else matching_files(self.path, DRAFTS):
+            draft.unlink(missing_ok=True)
 
     def _close(self, report: Report) -> Report:
         """Write the report, which marks the stage as finished."""

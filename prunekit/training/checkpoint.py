@@ -72,9 +72,8 @@ class Checkpoint:
             return None
         return {"progress": None, **state}
 
-    def mismatched(self, error: object) -> ArtifactError:
+    def mismatched(self, reason: str) -> ArtifactError:
         """Return the error for a state that does not fit the network, optimizer or solver."""
-        reason = " ".join(str(error).split())[:200]
         return ArtifactError(
             f"cannot continue from {self.path}: it belongs to another training run: {reason}; "
             "delete it to start over"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -245,7 +246,7 @@ class _Trainer:
             self.scaler.step(self.optimizer)
         except _UNFIT as error:  # optimizers look at the shapes of a loaded state only now
             if self.checkpoint and self.is_resumed:
-                raise self.checkpoint.mismatched(error) from error
+                raise self.checkpoint.mismatched("its optimizer is another one") from error
             raise
         self.is_resumed = False
         self.scaler.update()
@@ -278,21 +279,31 @@ class _Trainer:
         if epochs > self.schedule.epochs:
             reason = f"it holds {epochs} epochs, this schedule has {self.schedule.epochs}"
             raise checkpoint.mismatched(reason)
-        try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.solver:
-                self.solver.load_state_dict(state["solver"])
-            self.scaler.load_state_dict(state["scaler"])
-            if state["progress"] is not None:
-                self.progress = EpochProgress.start(self.steps(batches), self.device)
-                self.progress.load_state_dict(state["progress"])
-                self.random_states = state["progress"]["random"]
-                restore_random_states(self.random_states)  # to find damage before training
-        except (*_UNFIT, ArtifactError) as error:
-            raise checkpoint.mismatched(error) from error
+        parts: dict[str, Callable[[Any], object]] = {
+            "model": self.model.load_state_dict,
+            "optimizer": self.optimizer.load_state_dict,
+            "solver": self.solver.load_state_dict if self.solver else lambda saved: None,
+            "scaler": self.scaler.load_state_dict,
+            "progress": partial(self._load_progress, self.steps(batches)),
+        }
+        for name, load in parts.items():
+            try:
+                load(state[name])
+            except ArtifactError as error:
+                raise checkpoint.mismatched(str(error)) from error
+            except _UNFIT as error:
+                raise checkpoint.mismatched(f"its {name} is another one") from error
         self.is_resumed = True
         return state["history"], state["done"]
+
+    def _load_progress(self, steps: int, saved: dict[str, Any] | None) -> None:
+        """Continue an epoch of so many steps; None where no epoch was begun."""
+        if saved is None:
+            return
+        self.progress = EpochProgress.start(steps, self.device)
+        self.progress.load_state_dict(saved)
+        self.random_states = saved["random"]
+        restore_random_states(self.random_states)  # to find damage before training
 
     def end_epoch(self, history: list[EpochMetrics], done: bool) -> None:
         """Save the state after an epoch, with the metrics of all epochs so far."""

@@ -5,8 +5,9 @@
     python -m scripts.faults --minutes 3 --out build/faults/now.csv    # as many as there is time
     python -m scripts.faults --share 0.1             # every tenth of each kind
 
-Interrupted, it continues where it was; --anew starts over. The exit status is 1 where a result was
-silently wrong or lost, code of a file was run, or a message could not be read.
+Interrupted, it continues where it was, and does again what ended badly; --anew starts over. The
+exit status is 1 where a result was silently wrong or lost, code of a file was run, or a message
+could not be read.
 """
 
 from __future__ import annotations

@@ -100,10 +100,11 @@ def carry_out(
 ) -> list[Line]:
     """Do the faults that the file `out` lacks, until the minutes are over; return their lines.
 
-    The file is written after every fault. It keeps the lines of all `known` faults, in their order.
+    Those that ended badly are done again. The file is written after every fault. It keeps the lines
+    of all `known` faults, in their order.
     """
     done = {(line.kind, line.name): line for line in read(out)}
-    missing = [fault for fault in faults if fault.key not in done]
+    missing = [f for f in faults if f.key not in done or done[f.key].outcome.is_bad]
     deadline = time.monotonic() + 60 * minutes
     with Children() as children:
         small = SmallRuns(work / "small")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DETAILED = 12  # runs of a data set that are shown with their figures
 _MANY = 200  # runs of a data set from which on so many are too many to draw
-_DETAILED_OF_MANY = 3
+_DETAILED_OF_MANY = 1
 _MAX_COMPARED = 100  # runs whose settings are compared
 _MAX_COLUMNS = 6  # runs side by side in that table; more are its lines
 _MAX_KEYS = 40  # settings in that table

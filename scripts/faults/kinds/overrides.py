@@ -14,7 +14,10 @@ _WRONG = (  # a setting, and words of which the message has to hold one
     *(("schedule.pretrain.epochs=-1", "epochs"), ("schedule.pretrain.epochs=many", "epochs")),
     *(("schedule.pretrain.batch=0", "batch"), ("schedule.pretrain.batch=2.5", "batch")),
     *(("schedule.pretrain.optimizer.lr=-1", "lr"), ("schedule.pretrain.optimizer.lr=fast", "lr")),
-    *(("schedule.pretrain.optimizer.lr=nan", "lr"), ("schedule.pretrain.optimizer.lr=inf", "lr")),
+    *(
+        ("schedule.pretrain.optimizer.lr=nan", "rate"),
+        ("schedule.pretrain.optimizer.lr=inf", "rate"),
+    ),
     *(
         ("schedule.pretrain.optimizer.momentum=2e308", "momentum"),
         ("schedule.pretrain.clip=0", "clip"),

@@ -33,6 +33,10 @@ _ODD: dict[str, object] = {
 }
 
 
+# a state that may be: no epoch is over, or none is begun
+_CONSISTENT = (("history", "a list"), ("progress", "None"))
+
+
 def faults() -> list[Fault]:
     """Return model files, each as the source of a run, and checkpoints of the unfinished run."""
     models = {
@@ -52,8 +56,7 @@ def faults() -> list[Fault]:
             f"{key} is {name}": _put(key, value)
             for key in keys
             for name, value in _ODD.items()
-            if name in ("None", "a number", "a list", "a tensor")
-            and (key, name) != ("history", "a list")  # no epoch yet, which nothing contradicts
+            if name in ("None", "a number", "a list", "a tensor") and (key, name) not in _CONSISTENT
         },
         **_STATES,
     }

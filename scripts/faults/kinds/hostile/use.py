@@ -69,7 +69,7 @@ def use(name: str, make: Make, trial: Trial) -> Finding:
     (outside / "mine.txt").write_text("mine")
     trial.protect()
     ended = trial.run(*used.argv, memory=MEMORY)
-    names = [file.name, used.file]
+    names = [file.name, used.file, "the loss is nan"]
 
     def same() -> bool:
         return used.argv[0] == "report" or (bool(used.run) and trial.equals(used.as_in, used.run))
