@@ -26,23 +26,17 @@ def history(model: nn.Module) -> list[PlainEdit]:
 
 def remember(model: nn.Module, edit: Edit) -> None:
     """Add an edit that was applied to a network to those that it remembers."""
-    if changes := _changes([edit]):
-        vars(model)[ATTRIBUTE] = (*history(model), *changes)
+    vars(model)[ATTRIBUTE] = (*history(model), edit.to_dict())
 
 
 def all_edits(model: nn.Module, latest: Sequence[Edit]) -> list[PlainEdit]:
     """Return everything that a network remembers if it ends in the `latest` edits, else these."""
-    changes, known = _changes(latest), history(model)
-    return known if known[len(known) - len(changes) :] == changes else changes
+    plain, known = [edit.to_dict() for edit in latest], history(model)
+    return known if known[len(known) - len(plain) :] == plain else plain
 
 
 def not_applied(model: nn.Module, edits: Sequence[Edit]) -> list[Edit]:
     """Return the edits that a network still lacks, where it remembers the first of them."""
     known = history(model)
-    return [*edits[len(known) :]] if _changes(edits[: len(known)]) == known else [*edits]
-
-
-def _changes(edits: Sequence[Edit]) -> list[PlainEdit]:
-    """Return the edits as plain values, without those that change nothing."""
-    plain = [edit.to_dict() for edit in edits]
-    return [edit for edit in plain if any(v for key, v in edit.items() if key != "edit")]
+    first = [edit.to_dict() for edit in edits[: len(known)]]
+    return [*edits[len(known) :]] if first == known else [*edits]

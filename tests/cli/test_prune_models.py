@@ -329,7 +329,11 @@ class TestAbsorb:
         net.conv1.bias.data.fill_(1.0)
         torch.save(net.state_dict(), "w.pth")
         given = ("weights=w.pth", "dataset=synthetic")
-        assert "constants absorbed" in self.run(cli, *given, "name=a")
+        absorbed = self.run(cli, *given, "name=a")
+        told = (
+            f"narrow and dense network differ by {metrics(tmp_path, run='a')['dense_distance']:.2%}"
+        )
+        assert "constants absorbed" in absorbed and told in absorbed
         assert "constants absorbed" not in self.run(cli, *given, "name=b", "absorb=false")
         assert "constants absorbed" in self.run(cli, *given, "name=c", "absorb=true")
         assert metrics(tmp_path)["absorbed"] > 0 and metrics(tmp_path)["absorbed_change"] > 0
