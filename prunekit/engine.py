@@ -311,6 +311,7 @@ def prune(
     fit.
     """
     cost, current, keep = dense.cost(track), dense, ChannelMask.all(dense.graph)
+    criterion = criterion.for_cut(options.absorbs)
     cuts: list[Cut] = []
     notes: list[str] = []
     for rounds_left in range(selection.rounds, 0, -1):

@@ -44,6 +44,10 @@ class Criterion(Checked, ABC):
         of the examples; scores are double vectors on the CPU.
         """
 
+    def for_cut(self, absorbs: bool) -> Criterion:
+        """Return the criterion for a cut that absorbs constants of removed channels, or not."""
+        return self
+
     @property
     def resolved(self) -> bool:
         """Return whether the paths of all files that the criterion reads are set."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -53,8 +53,13 @@ class Taylor(OnExamples):
 
     comparable: ClassVar[bool] = True
     absorb: Annotated[
-        bool, "constants of removed units stay in the next layer; false where `absorb` is false"
-    ] = True
+        bool | None,
+        "if constants of removed units stay in the next layer; null: as in the cut",
+    ] = None
+
+    def for_cut(self, absorbs: bool) -> Taylor:
+        """Return the criterion for what this cut removes, unless `absorb` says it."""
+        return self if self.absorb is not None else replace(self, absorb=absorbs)
 
     def scores(
         self, model: nn.Module, graph: ChannelGraph, data: Data | None, device: str = "cpu"
@@ -64,7 +69,7 @@ class Taylor(OnExamples):
         Groups with a unit whose layers the forward pass never calls (it may read their weights
         directly) have no score; raises ConfigError if no group has one.
         """
-        effects = RemovalEffects(model, graph, self.absorb)
+        effects = RemovalEffects(model, graph, self.absorb is not False)
         total, count = torch.zeros(graph.count, dtype=torch.float64), 0
         with evaluating_unchanged(model):
             for x, y in examples(require_data(data, "Taylor").train, self.samples, device):

@@ -139,7 +139,9 @@ class MeasureSensitivity(FromNetwork, Stage):
             notes = ["no scores are stored for this network: the lowest L1 norms go first"]
         options = CutOptions(self.absorb, check=False)
         recomputed = self.statistics == "recomputed"
-        return PruningTrial(dense, dense.scores(criterion, data), options, recomputed, data), notes
+        return PruningTrial(
+            dense, dense.scores(criterion.for_cut(options.absorbs), data), options, recomputed, data
+        ), notes
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from toys import made, toy_data
 
+import prunekit
 from prunekit.criteria import (
     FPGM,
     LAMP,
@@ -646,3 +647,18 @@ def test_damaged_and_foreign_files_are_named(tmp_path):
         load_scores(file)
     with pytest.raises(ArtifactError, match="not one per unit"):
         save_scores(file, {"a": torch.ones(2, 2)})
+
+
+@pytest.mark.parametrize("absorb", [True, False])
+def test_taylor_follows_the_cut_that_prune_makes(absorb):
+    model = Net(F.relu).eval()
+    data = toy_data()
+    pruned = prunekit.prune(
+        model, data.example, keep=0.5, criterion="taylor", data=data, absorb=absorb
+    )
+    graph = pruned.graph
+    expected = Taylor(absorb=absorb).scores(model, graph, data)
+    for name, scores in pruned.pruning.scores.items():
+        torch.testing.assert_close(scores, expected[name])
+    other = Taylor(absorb=not absorb).scores(model, graph, data)
+    assert any(not torch.allclose(expected[name], other[name]) for name in expected)
