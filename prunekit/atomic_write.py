@@ -66,6 +66,8 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if "enforce fail" in reason:  # of a full disk torch only says where its own code noticed
+            reason = "the disk or a quota may be full"
         raise ArtifactError(
             f"{path} could not be written: {reason}; free space and run again"
         ) from error
