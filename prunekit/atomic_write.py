@@ -50,7 +50,9 @@ def _reason(error: Exception, folder: Path) -> str:
     with contextlib.suppress(OSError):
         if shutil.disk_usage(folder).free < _ROOM:
             return "no space left on the device"
-    return str(error).splitlines()[0]
+    reason = str(error).splitlines()[0]
+    # of a full quota torch only says where its own code noticed
+    return "the disk or a quota may be full" if "enforce fail" in reason else reason
 
 
 def _absolute(path: Path) -> Path:

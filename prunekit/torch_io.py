@@ -16,6 +16,7 @@ from torch import Tensor
 from prunekit.atomic_write import replacing
 from prunekit.errors import ArtifactError, ConfigError, DamageError
 
+_WAY_OUT = "check its permissions and the disk"
 _DIRECTORY = 0x10  # the attribute of directories in zip archives
 
 
@@ -48,7 +49,9 @@ def read_torch(
             warnings.simplefilter("ignore")  # torch warns about pickles of other tools
             return torch.load(path, map_location=device, weights_only=True)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror or error}; {_WAY_OUT}"
+        ) from error
     except Exception as error:  # torch.load raises many types for damaged files
         if isinstance(error, pickle.UnpicklingError) and _asks_for_code(str(error)):
             raise ArtifactError(f"{path} is not loaded, since it could run code; {mend}") from error
@@ -71,7 +74,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror or error}; {_WAY_OUT}"
+        ) from error
     except SafetensorError as error:
         raise ArtifactError(
             f"{path} is damaged or no file of safetensors; save it again"
@@ -97,7 +102,9 @@ def _intact(path: Path) -> bool:
             odd = any(e.external_attr & _DIRECTORY and not e.is_dir() for e in entries)
             return not odd and _is_plain(entries, path) and archive.testzip() is None
     except OSError as error:
-        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise ArtifactError(
+            f"{path} cannot be read: {error.strerror or error}; {_WAY_OUT}"
+        ) from error
     except Exception:  # zipfile raises many types for damaged archives
         return False
 

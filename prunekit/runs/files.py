@@ -170,7 +170,9 @@ def _readable_digest(file: Path) -> str:
     try:
         return digest_of(file)
     except OSError as error:
-        raise ArtifactError(f"{file} cannot be read: {error.strerror or error}") from error
+        raise ArtifactError(
+            f"{file} cannot be read: {error.strerror or error}; check its permissions and the disk"
+        ) from error
 
 
 def _is_usable(file: Path) -> bool:

@@ -75,13 +75,14 @@ class Trial:
         }
 
     def lost(self, finished: bool) -> list[str]:
-        """Return the names of what is gone; a finished run needs its checkpoints no more."""
+        """Return the names of what is gone; finished runs and stages need no checkpoints."""
         files = {str(file.relative_to(self.place)): _digest(file) for file in self._files()}
         contents = {*files.values()}
         gone = []
         for name, digest in self._kept.items():
             outside = name.startswith(OUTSIDE)
-            if finished and not outside and Path(name).match("last*.pt"):
+            checkpoint = not outside and Path(name).match("last*.pt")
+            if checkpoint and (finished or (self.place / name).with_name("report.json").exists()):
                 continue
             if (outside and files.get(name) != digest) or digest not in contents:
                 gone.append(name)

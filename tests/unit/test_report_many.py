@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pandas as pd
 import pytest
 
@@ -28,7 +30,7 @@ def runs(tmp_path, monkeypatch):
 def shown(out: str) -> list[str]:
     """Return the runs in the first table, in its order."""
     table = out.split("front (")[0]
-    return [line.split()[0] for line in table.splitlines() if line.strip().startswith("run")][1:]
+    return re.findall(r"^ *(run\d+) ", table, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("runs")

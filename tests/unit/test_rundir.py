@@ -176,8 +176,14 @@ def test_flat_keeps_lists_and_empty_mappings():
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):
     file = tmp_path / "file"
     file.write_text("old")
-    for error in (OSError(28, "No space left on device"), RuntimeError("no space\nmore")):
-        with pytest.raises(ArtifactError, match="could not be written"), replacing(file) as draft:
+    torch_says = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    for error, said in (
+        (OSError(28, "No space left on device"), "No space left on device; free space"),
+        (RuntimeError("no space\nmore"), "no space; free space"),
+        (torch_says, "the disk or a quota may be full; free space"),
+    ):
+        line = f"could not be written: {said}"
+        with pytest.raises(ArtifactError, match=line), replacing(file) as draft:
             draft.write_text("half")
             raise error
         assert file.read_text() == "old"

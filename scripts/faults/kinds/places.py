@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import partial
+from pathlib import Path
 
 from scripts.faults.campaign import Fault
 from scripts.faults.small import SMALL, TRAINED, WHOLE
@@ -80,7 +81,8 @@ def _with_rights(act: partial[Finding], trial: Trial) -> Finding:
     """Act where this machine can take rights from a process."""
     if os.geteuid() != 0:
         return Finding(Outcome.SKIPPED, "needs root, to give up the rights of root")
-    for folder in (trial.place, *list(trial.place.parents)[:-2]):
+    python = Path(os.__file__).resolve()  # modules may be imported after the rights are given up
+    for folder in (trial.place, *trial.place.parents, *python.parents):
         if not folder.stat().st_mode & 0o001:
             return Finding(Outcome.SKIPPED, f"others may not enter {folder}")
     return act(trial)

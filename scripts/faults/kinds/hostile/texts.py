@@ -94,7 +94,7 @@ def _unfinished(name: str, content: bytes, trial: Trial) -> Finding:
     (trial.place / "outputs/begun/sparsify" / name).write_bytes(content)
     trial.protect()
     ended = trial.run(*BEGUN, memory=MEMORY)
-    return trial.judge(ended, [name], lambda: trial.equals("trained", "begun"))
+    return trial.judge(ended, [name, "sparsify"], lambda: trial.equals("trained", "begun"))
 
 
 def _reported(content: bytes, trial: Trial) -> Finding:
