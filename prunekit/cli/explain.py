@@ -62,7 +62,8 @@ def explain(error: Exception, command: str, argv: Sequence[str]) -> str | None:
         place = error.filename or "a file"
         return f"{place} cannot be written: no space left on the device; free some and repeat"
     if isinstance(error, OSError):
-        return f"{error.filename or 'a file'} cannot be used: {error.strerror or text}"
+        place = error.filename or "a file"
+        return f"{place} cannot be used: {error.strerror or text}; mend that, or choose root=..."
     # Hydra reads model=3 as a number and raises a plain ValueError
     return _explain_choice(text, argv) if isinstance(error, ValueError) else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,9 @@ def list_classes(folder: Path) -> Listing:
     folders are no classes, such files no images.
     """
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
-    files = {name: [*_files(folder / name)] for name in names if not is_hidden(name)}
+    found = {name: _walk(folder / name) for name in names if not is_hidden(name)}
+    files = {name: own for name, (own, _) in found.items()}
+    misnamed = sum(count for _, count in found.values())
     images = {name: [file for file in own if _is_image(file)] for name, own in files.items()}
     others = {
         name: Counter(_ending(file) for file in own if not _is_image(file))
@@ -44,6 +46,8 @@ def list_classes(folder: Path) -> Listing:
     left_out = [f"{count} {ending} in {folder.name}" for ending, count in endings]
     if stray:
         left_out.append(f"images in {folder.name} itself, outside its folders: {stray}")
+    if misnamed:
+        left_out.append(f"folders in {folder.name} whose names end like images: {misnamed}")
     return Listing(samples, [*images], left_out)
 
 
@@ -55,14 +59,23 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES)
 
 
-def _files(folder: Path) -> Iterator[str]:
-    """Yield the files below a folder in the order of torchvision, without hidden ones."""
-    found = []
+def _walk(folder: Path) -> tuple[list[str], int]:
+    """Return the files below a folder in the order of torchvision, without hidden ones.
+
+    The number is that of folders that have names of images.
+    """
+    found, misnamed = [], 0
     for directory, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
+        misnamed += sum(map(_is_image, folders))
         found.append((directory, names))
-    for directory, names in sorted(found):
-        yield from (os.path.join(directory, name) for name in sorted(names) if not is_hidden(name))
+    files = [
+        os.path.join(directory, name)
+        for directory, names in sorted(found)
+        for name in sorted(names)
+        if not is_hidden(name)
+    ]
+    return files, misnamed
 
 
 def _refuse_empty(

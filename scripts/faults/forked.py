@@ -81,22 +81,24 @@ def _work(command: dict[str, Any], place: str, prints: Path) -> None:
     """Run the command in this process, which ends with it."""
     for number, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(prints / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    os.chdir(place)
-    sys.path.insert(0, place)  # classes of a user's own are found from the folder of the command
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
-    time.sleep(command.get("delay", 0.0))
-    bring_about(command.get("trouble", {}))
     code = 0
     try:
+        os.chdir(place)
+        sys.path.insert(0, place)  # classes of a user's own are found from the command's folder
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it
+        time.sleep(command.get("delay", 0.0))
+        bring_about(command.get("trouble", {}))
         main(command["argv"])
     except SystemExit as end:
         code = int(end.code or 0)
     except BaseException:
-        traceback.print_exc()
         code = DEFECT
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError):  # what a limit on files leaves no room for is lost
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def serve() -> None:

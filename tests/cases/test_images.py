@@ -64,3 +64,13 @@ def test_pictures_that_are_left_out_are_told(tmp_path):
         file.rename(file.with_suffix(".jfif"))
     data = load(root, 8)
     assert data.train.size == 8 or any("jfif" in note for note in data.notes)
+
+
+def test_a_folder_with_the_name_of_an_image_is_told(tmp_path):
+    root = folder(tmp_path, [Image.new("RGB", (8, 8), (60 * n, 0, 0)) for n in range(4)])
+    image = root / "train" / "left" / "1.png"
+    image.unlink()
+    image.mkdir()
+    data = load(root, 8)
+    assert data.train.size == 7
+    assert any("folders in train whose names end like images: 1" in note for note in data.notes)

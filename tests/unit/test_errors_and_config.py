@@ -73,7 +73,8 @@ def test_explain_leaves_bugs_alone_and_joins_lines():
         assert explain(bug, "run", []) is None
     assert explain(ConfigError("two\nlines"), "run", []) == "two lines"
     error = PermissionError(13, "Permission denied", "outputs/a")
-    assert explain(error, "run", []) == "outputs/a cannot be used: Permission denied"
+    line = "outputs/a cannot be used: Permission denied; mend that, or choose root=..."
+    assert explain(error, "run", []) == line
 
 
 def test_an_argument_of_ones_own_class_is_added_with_a_plus():

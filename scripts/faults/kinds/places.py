@@ -23,7 +23,7 @@ def faults() -> list[Fault]:
     ]
     quotas = [
         Fault("places", f"no file above {size} bytes", partial(_quota, size))
-        for size in (100, 3000, 20_000)
+        for size in (2000, 6000, 20_000)
     ]
     removed = [
         Fault("places", f"outputs removed before file {count}", partial(_removed, count))
