@@ -7,6 +7,7 @@ import unicodedata
 _UNSEEN = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, halves of pairs, line ends
 _TURNING = frozenset("\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what makes spreadsheets take a cell for a formula
+_NOTHING = ("-", "+")  # in a cell of its own, such as a dash for "not published"
 _GUARD = "'"
 
 
@@ -24,7 +25,8 @@ def visible(text: str, keep: str = "") -> str:
 
 def guard_formula(text: str) -> str:
     """Return text with an apostrophe in front where a spreadsheet would compute it; not numbers."""
-    return _GUARD + text if text.startswith(_FORMULA) and not _is_number(text) else text
+    harmless = text in _NOTHING or _is_number(text)
+    return _GUARD + text if text.startswith(_FORMULA) and not harmless else text
 
 
 def unguarded(text: str) -> str:

@@ -170,7 +170,8 @@ def _place_matrices(
     """Insert matrices in place; return the edit, and which layers got fewer than requested."""
     placed = placement.sites(model, example)
     edit = InsertMatrices(placed.sites, placed.whole)
-    edit.apply(model)
+    if edit.sites or edit.whole:
+        edit.apply(model)
     return edit, placed.notes
 
 

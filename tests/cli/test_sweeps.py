@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from prunekit.config import config_dir
+from prunekit.reporting.formats import escape_markdown
 
 SWEEP = (
     *("run", "-m", "name=sweep", "dataset.train=96", "dataset.val=32", "dataset.test=40"),
@@ -68,7 +69,7 @@ def test_one_directory_per_value_and_a_table_of_all(cli, swept):
     assert front == {name for name in names if name in line} != set()
     for name, report in reports(swept).items():
         assert float(rows[name]["top1"]) == report["metrics"]["top1"]
-        assert name in found.out and name in Path("all.md").read_text()
+        assert name in found.out and escape_markdown(name) in Path("all.md").read_text()
 
 
 def test_what_jobs_share_is_computed_once(swept):

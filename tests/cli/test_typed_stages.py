@@ -24,7 +24,7 @@ READS = {
     "sensitivity": {"criterion", "sensitivity", "absorb", "over_norms", "statistics", "placement"}
     | {"channel_selection", *START},
     "prune": {"criterion", "selection", "absorb", "over_norms", "statistics", "diagnose"}
-    | {"schedule.between", "placement", "channel_selection", *START},
+    | {"schedule.between", "placement", "channel_selection", "reconstruct", *START},
     "features": {"features"},
     "finetune": {"schedule.finetune", "keep_zeros", "distill", "head"},
     "export": {"latency", "export", "quantize"},

@@ -20,8 +20,8 @@ class Pattern:
     `cut` are layers that must be able to lose output channels; every other convolution or linear
     layer either is cut, or is one of `outputs`, or a note names it. `note` is a word of the notes
     where channels stay; `refused` of the error where the network cannot be traced at all.
-    `counters` know the multiply-adds: fvcore misses matrix products and the fast path of attention,
-    torch counts those of recurrent layers and parametrisations too.
+    `counters` know the multiply-adds: fvcore misses recurrent layers and attention by torch, both
+    miss bilinear maps and count those of parametrisations, which prunekit does not.
     """
 
     build: Callable[[], nn.Module]

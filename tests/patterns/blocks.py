@@ -192,7 +192,7 @@ ATTENTION = {
         lambda make=make: Transformer(make()),
         cut="a",
         note="Norm",
-        counters="torch" if "of torch" in name else "fvcore torch",
+        counters="fvcore torch" if name == "attention by hand" else "torch",
     )
     for name, make in {
         "attention of torch": lambda: nn.MultiheadAttention(8, 2, batch_first=True),

@@ -293,19 +293,20 @@ OTHERS = {
     "recurrent": body(
         lambda net, x: net.layer(x.flatten(2))[0].unflatten(2, (8, 8)),
         layer=lambda: nn.LSTM(64, 64),
-        counters="fvcore",
+        counters="torch",
         cut="last",
     ),
     "recurrent over channels": body(
         lambda net, x: net.layer(x.flatten(2).mT)[0].mT.unflatten(2, (8, 8)),
         layer=lambda: nn.GRU(8, 8, batch_first=True),
-        counters="fvcore",
+        counters="torch",
         cut="last",
         note="GRU",
     ),
     "bilinear": body(
         lambda net, x: x * net.layer(x.mean((2, 3)), x.amax((2, 3)))[:, :, None, None],
         layer=lambda: nn.Bilinear(8, 8, 8),
+        counters="",
         cut="last",
         note="Bilinear",
     ),
@@ -323,7 +324,7 @@ OTHERS = {
         layer=lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 1)), cut="last"
     ),
     "orthogonal": body(
-        layer=lambda: parametrizations.orthogonal(nn.Linear(8, 8)), cut="last", counters="fvcore"
+        layer=lambda: parametrizations.orthogonal(nn.Linear(8, 8)), cut="last", counters=""
     ),
     "pruning mask": body(layer=lambda: prune.identity(nn.Conv2d(8, 8, 1), "weight"), cut="last"),
     "standardised weights": body(layer=lambda: Standardised(8, 8, 1), cut="last"),
