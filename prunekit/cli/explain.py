@@ -111,7 +111,7 @@ def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
         unread = next((a for a in plain_arguments(argv) if "=" not in a and a[0] != "~"), None)
         if unread:
             return f"{unread} has no value; write KEY=VALUE, and quote lists and mappings"
-        typed = next((a for a in argv if a in text), " ".join(argv))
+        typed = _first_unreadable(argv) or next((a for a in argv if a in text), "an override")
         key, _, value = typed.partition("=")
         return f"{typed} cannot be read; quote the value: '{key}=\"{value}\"'"
     unknown = re.search(r"Could not (?:override|append) '([^']+)'", text) or re.search(
@@ -124,6 +124,21 @@ def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
         hint = one_of(key, _keys(command, argv))
         return f"{key} is no setting of {command}; {hint} (prunekit {command} --help lists all)"
     return _explain_override(text, command, argv) or unwrap(text.split(" See https")[0])
+
+
+def _first_unreadable(argv: Sequence[str]) -> str | None:
+    """Return the first override that Hydra cannot parse."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+    for argument in argv:
+        try:
+            if not argument.startswith("-"):
+                parser.parse_override(argument)
+        except HydraException:
+            return argument
+    return None
 
 
 def _explain_override(text: str, command: str, argv: Sequence[str]) -> str | None:

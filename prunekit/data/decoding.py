@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,6 +49,8 @@ def read_image(path: str) -> Image | Tensor:
     """
     from PIL import Image, ImageOps
 
+    if not _is_regular(path):
+        raise DataError(f"{path} is no regular file but a pipe, device or folder; remove it")
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # about tags, and sizes that are decoded all the same
@@ -85,6 +90,8 @@ def read_anew(counts: dict[str, int]) -> bool:
 def _peculiarities(path: str) -> list[str]:
     from PIL import Image
 
+    if not _is_regular(path):
+        return ["no image"]
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # about damaged tags, too
@@ -97,6 +104,14 @@ def _peculiarities(path: str) -> list[str]:
         return ["too large"]
     except Exception:  # Pillow raises many types for damaged files
         return ["no image"]
+
+
+def _is_regular(path: str | Path) -> bool:
+    """Return False for pipes and devices, from which reading may never end; True if it is gone."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return True  # opening it says why
 
 
 def _orientation(image: Any) -> int:

@@ -35,7 +35,7 @@ class Decoding(Protocol):
 
 @contextmanager
 def explain_lost_workers() -> Iterator[None]:
-    """Raise DataError in place of torch's error about a decoding process that was killed.
+    """Raise DataError where memory ran out, or a decoding process was killed.
 
     torch raises that error from a signal handler, wherever the main process is at that moment, so
     a whole pass over batches has to be inside this context.
@@ -48,6 +48,11 @@ def explain_lost_workers() -> Iterator[None]:
         raise DataError(
             "a process that decodes images was killed, most likely because memory ran out; lower "
             "dataset.workers, dataset.image_size, or the batch of the schedule"
+        ) from error
+    except MemoryError as error:
+        raise DataError(
+            "memory ran out while images were decoded; lower dataset.workers, dataset.image_size, "
+            "or the batch of the schedule"
         ) from error
 
 

@@ -175,6 +175,7 @@ def test_the_script_for_the_shell_completes_prunekit(place):
     assert ended.out.rstrip().endswith("-F hydra_bash_completion prunekit")
 
 
+@pytest.mark.slow
 def test_two_strengths_with_the_same_result_are_told(place):
     """Fifty steps between two updates, and two steps of training: the strength does nothing."""
     swept = ("solver.inner=50", "regularizer.lam=0.1,0.2", "pipeline=[pretrain,sparsify]")

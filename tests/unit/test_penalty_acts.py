@@ -171,6 +171,7 @@ def composed(*overrides: str) -> dict:
         return resolve(compose(config_name="run", overrides=list(overrides)))
 
 
+@pytest.mark.slow
 def test_experiments_keep_the_number_that_they_ran_with():
     """The default was 50 once; an experiment is what it was, and so is the identity of its runs."""
     kept = {"ssr_vgg16_gap_imagenet": 500, "ssr_resnet50_imagenet": 500}
