@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 TIMES = ("_ms", "seconds", "speedup", "memory")
+TIMED_NOTE = "scatters by"  # of a speed-up, between rounds of a measurement
 _SET_ASIDE = (".damaged", ".foreign")
 
 
@@ -25,6 +26,7 @@ def result(run: Path) -> dict[str, object]:
                 found[key] = [timeless(row) for row in csv.DictReader(lines)]
         elif file.name == "report.json":
             report = json.loads(file.read_text().replace(str(Path("outputs", run.name)), "RUN"))
+            report["notes"] = [note for note in report["notes"] if TIMED_NOTE not in note]
             found[key] = {
                 part: timeless(report[part]) if part == "metrics" else report[part]
                 for part in ("metrics", "notes", "settings", "source")
