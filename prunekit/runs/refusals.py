@@ -24,7 +24,7 @@ def different_settings(run: Path, stage: str, changes: str) -> ArtifactError:
 
 def earlier_version(stage: Path, finished: bool) -> ArtifactError:
     """Return the error for work of an earlier version of prunekit."""
-    reason = "which did not note all that decides a result"
+    reason = "whose settings.json does not note all that decides a result"
     if finished:
         return ArtifactError(
             f"{stage} was finished by an earlier version of prunekit, {reason}; use it as "
