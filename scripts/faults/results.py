@@ -11,6 +11,7 @@ import torch
 
 TIMES = ("_ms", "seconds", "speedup", "memory")
 TIMED_NOTE = "scatters by"  # of a speed-up, between rounds of a measurement
+_NUMBERS = (".pt", ".csv")
 _SET_ASIDE = (".damaged", ".foreign")
 
 
@@ -19,11 +20,8 @@ def result(run: Path) -> dict[str, object]:
     found: dict[str, object] = {}
     for file in sorted(path for path in run.rglob("*") if path.is_file()):
         key = str(file.relative_to(run))
-        if file.suffix == ".pt":
-            found[key] = plain(torch.load(file, weights_only=True))
-        elif file.suffix == ".csv":
-            with open(file, newline="") as lines:
-                found[key] = [timeless(row) for row in csv.DictReader(lines)]
+        if file.suffix in _NUMBERS:
+            found[key] = _read_numbers(file)
         elif file.name == "report.json":
             report = json.loads(file.read_text().replace(str(Path("outputs", run.name)), "RUN"))
             report["notes"] = [note for note in report["notes"] if TIMED_NOTE not in note]
@@ -47,11 +45,8 @@ def numbers(run: Path) -> dict[str, object]:
         if any(ending in file.name for ending in _SET_ASIDE) or file.name.startswith("."):
             continue
         try:
-            if file.suffix == ".pt":
-                found[key] = plain(torch.load(file, weights_only=True))
-            elif file.suffix == ".csv":
-                with open(file, newline="") as lines:
-                    found[key] = [timeless(row) for row in csv.DictReader(lines)]
+            if file.suffix in _NUMBERS:
+                found[key] = _read_numbers(file)
             elif file.name == "report.json":
                 found[key] = timeless(json.loads(file.read_text())["metrics"])
             elif file.name == "plan.json":
@@ -59,6 +54,14 @@ def numbers(run: Path) -> dict[str, object]:
         except Exception:
             found[key] = None
     return found
+
+
+def _read_numbers(file: Path) -> object:
+    """Return the tensors of a file of torch, or the rows of a table."""
+    if file.suffix == ".pt":
+        return plain(torch.load(file, weights_only=True))
+    with open(file, newline="") as lines:
+        return [timeless(row) for row in csv.DictReader(lines)]
 
 
 def timeless(row: dict[str, Any]) -> dict[str, Any]:

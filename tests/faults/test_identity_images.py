@@ -10,7 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from faults.sets import MNIST, identity_of, images, reports
+from faults.sets import MNIST, identity_of, reports
 from toys import Brightest
 
 from prunekit.data import CUB200, Digits, ImageFolder, ShapeOnly, Synthetic, TinyImageNet
@@ -19,6 +19,7 @@ from prunekit.data.files import IMAGES, identity_of_files
 from prunekit.errors import DataError
 from prunekit.reporting.collect import collect
 from prunekit.stages.identity import StageInputs
+from scripts.faults.sets import mnist
 
 PRETRAIN = ("pretrain", "name=a", *MNIST)
 DAY = 24 * 3600
@@ -44,7 +45,7 @@ def test_the_memory_is_in_the_users_cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def roots(tmp_path):
-    return images(tmp_path / "one", 1), images(tmp_path / "two", 2)
+    return mnist(tmp_path / "one", 1), mnist(tmp_path / "two", 2)
 
 
 def test_a_finished_run_is_another_with_other_images(cli, roots):

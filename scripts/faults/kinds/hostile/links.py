@@ -19,8 +19,10 @@ def faults() -> list[Fault]:
             Fault("hostile", f"{name} is a link to a file outside", partial(_file, name))
             for name in _FILES
         ),
-        Fault("hostile", "a stage is a link to a folder outside", _stage),
-        Fault("hostile", ".former is a link to a folder outside", _former),
+        Fault("hostile", "a stage is a link to a folder outside", partial(_folder, "prune")),
+        Fault(
+            "hostile", ".former is a link to a folder outside", partial(_folder, "sparsify/.former")
+        ),
         Fault("hostile", "a run is a link to a folder outside, cleaned", _cleaned),
         Fault("hostile", "the lock is a link to a file outside", _lock),
         Fault("hostile", "the page is a link to a file outside", _page),
@@ -47,20 +49,14 @@ def _file(name: str, trial: Trial) -> Finding:
     return trial.judge(ended, [name, "sparsify"], lambda: trial.equals("trained", "begun"))
 
 
-def _stage(trial: Trial) -> Finding:
+def _folder(name: str, trial: Trial) -> Finding:
+    """A folder of a run that leads out of it is not written into."""
     trial.copy("begun")
-    (trial.place / "outputs/begun/prune").symlink_to(_outside(trial))
+    link = trial.place / "outputs/begun" / name
+    link.symlink_to(_outside(trial))
     trial.protect()
     ended = trial.run(*BEGUN)
-    return trial.judge(ended, ["prune"], lambda: trial.equals("trained", "begun"))
-
-
-def _former(trial: Trial) -> Finding:
-    trial.copy("begun")
-    (trial.place / "outputs/begun/sparsify/.former").symlink_to(_outside(trial))
-    trial.protect()
-    ended = trial.run(*BEGUN)
-    return trial.judge(ended, [".former"], lambda: trial.equals("trained", "begun"))
+    return trial.judge(ended, [link.name], lambda: trial.equals("trained", "begun"))
 
 
 def _cleaned(trial: Trial) -> Finding:
