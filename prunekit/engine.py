@@ -341,7 +341,8 @@ def cut_once(
 ) -> Cut:
     """Cut a network to the units in `keep`, as `prune` does in its last round."""
     mask = ChannelMask.of(traced.graph, keep)
-    return _cut(traced, mask, options, options.only_known(scores, mask), True, None)
+    only_known = options.only_known(scores, mask)
+    return _cut(traced, mask, options, only_known, is_last=True, data=None)
 
 
 def _cut(

@@ -61,7 +61,7 @@ class PairedRun:
         stored = bool(self._states)
         for number, state in enumerate(self._stored_states()):
             state = state.cloned() if stored and kept is None else state
-            self._run(state, self.position, (dense, narrow))
+            self.resume(state, self.position, (dense, narrow))
             yield state
             if kept is not None:
                 kept.append(state)
@@ -72,9 +72,6 @@ class PairedRun:
 
     def resume(self, state: State, start: tuple[int, int], stop: tuple[int, int]) -> None:
         """Run both networks on, from one position to another."""
-        self._run(state, start, stop)
-
-    def _run(self, state: State, start: tuple[int, int], stop: tuple[int, int]) -> None:
         self.dense.run(state.dense, start[0], stop[0])
         self.narrow.run(state.narrow, start[1], stop[1])
 
