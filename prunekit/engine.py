@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Scores
 from prunekit.data import Data
+from prunekit.data.base import draw
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Arguments, Example
@@ -38,12 +39,13 @@ class CutOptions:
     `absorb` moves constants into the next layer: True always, False never, and "maps" exactly at
     padded borders too, for one input size. "auto" moves those that are known exactly, and the
     others too unless all removed units score exactly zero. `reconstruct` refits the layers behind
-    every cut on training images.
+    every cut on training images, which `seed` chooses.
     """
 
     absorb: bool | str = "auto"
     check: bool = True
     reconstruct: Reconstruction | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         choice("absorb", self.absorb, ABSORB)
@@ -152,11 +154,16 @@ class Traced:
         )
 
     def refit(
-        self, cut: Cut, keep: ChannelMask, reconstruction: Reconstruction, data: Data | None
+        self,
+        cut: Cut,
+        keep: ChannelMask,
+        reconstruction: Reconstruction,
+        data: Data | None,
+        seed: int = 0,
     ) -> Cut:
         """Refit the network of a cut to `keep`, in place, on training images without labels.
 
-        Raises ConfigError without images.
+        The seed chooses the images. Raises ConfigError without images.
         """
         if data is None or not data.train.size:
             raise ConfigError(
@@ -166,7 +173,7 @@ class Traced:
         images = data.train
 
         def sample(count: int, batch: int) -> Iterator[Arguments]:
-            for inputs, _ in images.sample(count, batch):
+            for inputs, _ in draw(images, count, batch, seed):
                 yield self.example.with_batch(inputs).to(self.device)
 
         with unchanged(self.model), uncompiled(), random_states_kept():
@@ -366,7 +373,7 @@ def _cut(
     )
     if options.reconstruct is None:
         return result
-    return traced.refit(result, keep, options.reconstruct, data)
+    return traced.refit(result, keep, options.reconstruct, data, options.seed)
 
 
 def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, rounds_left: int) -> Tensor:

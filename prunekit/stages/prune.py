@@ -69,14 +69,15 @@ class Prune(FromNetwork, Stage):
             dense,
             self.criterion,
             self.selection,
-            CutOptions(self.absorb, reconstruct=self.reconstruct),
+            CutOptions(self.absorb, reconstruct=self.reconstruct, seed=self.seed),
             data,
             self._tuning(stage_dir, data, runtime),
             track,
         )
         chosen = _chosen_variant(pruning, self.statistics)
         names = _compared_variants(pruning, data) if self.diagnose else ()
-        variants = _measure_variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
+        wanted = dict.fromkeys((*names, chosen))
+        variants = _measure_variants(pruning, wanted, data, runtime, self.seed)
         model, after = variants[chosen].model, _variant_metrics(variants, names)
         folded = fold(model, dense.batch) if layers_with_matrix(model) else None
         edits = [*pruning.edits, *([folded.edit] if folded else [])]
@@ -188,9 +189,9 @@ def _compared_variants(pruning: Pruning, data: Data) -> tuple[str, ...]:
 
 
 def _measure_variants(
-    pruning: Pruning, names: Collection[str], data: Data, runtime: Runtime
+    pruning: Pruning, names: Collection[str], data: Data, runtime: Runtime, seed: int
 ) -> dict[str, _Variant]:
-    """Return the variants of these names with their accuracy."""
+    """Return the variants of these names with their accuracy; the seed chooses images."""
     cut: dict[str, nn.Module] = {}
     variants = {}
     for name in names:
@@ -201,16 +202,18 @@ def _measure_variants(
                 pruning.model if is_last else pruning.with_constants(constants == "absorbed")
             )
         model = (
-            _with_new_statistics(cut[constants], data, runtime) if recomputed else cut[constants]
+            _with_new_statistics(cut[constants], data, runtime, seed)
+            if recomputed
+            else cut[constants]
         )
         variants[name] = _Variant(model, measure_accuracy(model, data, runtime))
     return variants
 
 
-def _with_new_statistics(model: nn.Module, data: Data, runtime: Runtime) -> nn.Module:
+def _with_new_statistics(model: nn.Module, data: Data, runtime: Runtime, seed: int) -> nn.Module:
     """Return a copy whose batch-norm statistics are those of training images."""
     copy = duplicate(model)
-    recompute_statistics(copy, data.train, STATISTICS_IMAGES, runtime.device)
+    recompute_statistics(copy, data.train, STATISTICS_IMAGES, runtime.device, seed)
     return copy
 
 
