@@ -81,8 +81,8 @@ def recompute_statistics(
 ) -> None:
     """Recompute running means and variances on `count` of the examples, in place.
 
-    The seed chooses the examples. Statistics are averaged over batches. Weights do not change, and dropout is off. Without batch
-    norm nothing happens. Raises DataError where there are no examples.
+    The seed chooses the examples. Statistics are averaged over batches. Weights do not change, and
+    dropout is off. Without batch norm nothing happens. Raises DataError where there are no examples.
     """
     norms = _batch_norms(model)
     if not norms:
