@@ -24,8 +24,8 @@ from prunekit.selection import Scored, Selected, Selection
 from prunekit.selection.nothing_removed import check_removal
 from prunekit.surgery import Edit
 from prunekit.surgery.cut import Cut, cut
-from prunekit.surgery.distance import measure_distance
 from prunekit.surgery.reconstruction import Reconstruction
+from prunekit.surgery.refit import refit_cut
 from prunekit.validate import choice
 
 ABSORB = (True, False, "auto", "maps")
@@ -154,14 +154,9 @@ class Traced:
         )
 
     def refit(
-        self,
-        cut: Cut,
-        keep: ChannelMask,
-        reconstruction: Reconstruction,
-        data: Data | None,
-        seed: int = 0,
+        self, cut: Cut, reconstruction: Reconstruction, data: Data | None, seed: int = 0
     ) -> Cut:
-        """Refit the network of a cut to `keep`, in place, on training images without labels.
+        """Refit the network of a cut, in place, on training images without labels.
 
         The seed chooses the images. Raises ConfigError without images.
         """
@@ -176,11 +171,7 @@ class Traced:
             for inputs, _ in draw(images, count, batch, seed):
                 yield self.example.with_batch(inputs).to(self.device)
 
-        with unchanged(self.model), uncompiled(), random_states_kept():
-            refitted = reconstruction.apply(self.model, cut.model, self.graph, keep.removed, sample)
-        measured = cut.distance is not None and self.batch is not None
-        distance = measure_distance(self.model, cut.model, self.batch) if measured else None
-        return cut.with_refit(refitted, distance)
+        return refit_cut(cut, self.model, self.graph, reconstruction, sample, self.batch)
 
 
 def device_of(model: nn.Module) -> str:
@@ -373,7 +364,7 @@ def _cut(
     )
     if options.reconstruct is None:
         return result
-    return traced.refit(result, keep, options.reconstruct, data, options.seed)
+    return traced.refit(result, options.reconstruct, data, options.seed)
 
 
 def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, rounds_left: int) -> Tensor:

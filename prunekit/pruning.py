@@ -167,7 +167,8 @@ class Pruned:
         """Cut another copy of the dense network alike, such as a moving average of its weights.
 
         Wrappers (`AveragedModel`, `DataParallel`) are copied with their state. If this result
-        absorbed constants, those of the copy's own channels are absorbed too.
+        absorbed constants, those of the copy's own channels are absorbed too. Layers are not
+        refitted: weights of the copy stay its own.
         """
         network = network_in(model)
         inner = getattr(network, "module", None)
@@ -201,12 +202,15 @@ class Pruned:
     def _repeat_cut(self, model: nn.Module) -> nn.Module:
         traced = Traced(model, self.graph, self.pruning.dense.example, self.pruning.last.batch)
         absorb = self.absorbed is not None
-        return traced.cut(
+        narrow = traced.cut(
             self.pruning.last_keep,
             absorb=absorb,
             check=False,
             per_position=self.absorbed is not None and self.absorbed.per_position,
         ).model
+        for edit in self.refitted.edits if self.refitted else ():  # parameters stay in line
+            edit.apply(narrow)
+        return narrow
 
     def __str__(self) -> str:
         old, new = self.before, self.after

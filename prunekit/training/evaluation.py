@@ -82,7 +82,7 @@ def recompute_statistics(
     """Recompute running means and variances on `count` of the examples, in place.
 
     The seed chooses the examples. Statistics are averaged over batches. Weights do not change, and
-    dropout is off. Without batch norm nothing happens. Raises DataError where there are no examples.
+    dropout is off. Without batch norm nothing happens. Raises DataError without examples.
     """
     norms = _batch_norms(model)
     if not norms:

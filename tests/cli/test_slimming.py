@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -93,6 +94,16 @@ class TestAfterPruning:
         assert evaluate(saved.model, data().test, "cpu")["top1"] == pytest.approx(values["top1"])
         settings = json.loads((place / "settings.json").read_text())
         assert settings["reconstruct"]["images"] == 32
+        assert values["refit_change"] > 0 and values["refit_after"] < values["refit_before"]
+        assert values["refit_images"] == 32 and values["refit_seconds"] > 0
+        layers = pd.read_csv(place / "refit.csv")
+        assert [*layers] == ["layer", "before", "after", "rows", "unknowns"]
+        assert len(layers) == values["refit_layers"]
+        assert layers["after"].mean() == pytest.approx(values["refit_after"])
+        assert (place / "refit.png").read_bytes().startswith(b"\x89PNG")
+        assert "float32; before layers were refitted" in found.out
+        run("report", "outputs/a")
+        assert "Errors of layers behind the cut" in (tmp_path / "outputs/a/report.html").read_text()
 
     def test_a_run_without_the_setting_is_one_that_refits_nothing(self, run, cli, tmp_path):
         run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false")
