@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Scores
-from prunekit.data import Data
+from prunekit.data import Batches, Data
 from prunekit.data.base import draw
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
@@ -24,7 +24,7 @@ from prunekit.selection import Scored, Selected, Selection
 from prunekit.selection.nothing_removed import check_removal
 from prunekit.surgery import Edit
 from prunekit.surgery.cut import Cut, cut
-from prunekit.surgery.reconstruction import Reconstruction
+from prunekit.surgery.reconstruction import Reconstruction, Sample
 from prunekit.surgery.refit import refit_cut
 from prunekit.validate import choice
 
@@ -160,18 +160,22 @@ class Traced:
 
         The seed chooses the images. Raises ConfigError without images.
         """
-        if data is None or not data.train.size:
+        sample = None if data is None or not data.train.size else self._sample(data.train, seed)
+        if sample is None and reconstruction.needs_images:
             raise ConfigError(
                 "reconstruct refits layers on images and there are none; give data (dataset=...), "
                 "or reconstruct=none"
             )
-        images = data.train
+        return refit_cut(cut, self.model, self.graph, reconstruction, sample, self.batch)
+
+    def _sample(self, images: Batches, seed: int) -> Sample:
+        """Return a function that yields arguments of the network with images in them."""
 
         def sample(count: int, batch: int) -> Iterator[Arguments]:
             for inputs, _ in draw(images, count, batch, seed):
                 yield self.example.with_batch(inputs).to(self.device)
 
-        return refit_cut(cut, self.model, self.graph, reconstruction, sample, self.batch)
+        return sample
 
 
 def device_of(model: nn.Module) -> str:

@@ -20,7 +20,7 @@ def refit_cut(
     dense: nn.Module,
     graph: ChannelGraph,
     reconstruction: Reconstruction,
-    sample: Sample,
+    sample: Sample | None,
     batch: Example | None,
 ) -> Cut:
     """Refit the network of a cut of `dense`, in place, and return the cut with what came of it.
@@ -43,7 +43,7 @@ def _timed(
     dense: nn.Module,
     graph: ChannelGraph,
     reconstruction: Reconstruction,
-    sample: Sample,
+    sample: Sample | None,
 ) -> Refitted:
     start = time.monotonic()
     refitted = reconstruction.apply(dense, cut.model, graph, cut.keep.removed, sample)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -67,7 +68,7 @@ class Refitted:
         return (
             f"{len(self.layers)} layers refitted on {self.examples} inputs: the error of their "
             f"outputs fell from {self.error_before:.1%} to {self.error_after:.1%} of the variance "
-            f"in the mean{moved}"
+            f"in the mean{moved} (reconstruct=none leaves layers as they are)"
         )
 
 
@@ -77,7 +78,12 @@ def _mean(values: Iterable[float]) -> float:
 
 
 class Reconstruction(Checked, ABC):
-    """Changes the weights of a narrow network so that it puts out what the dense one did."""
+    """Changes the weights of a narrow network so that it puts out what the dense one did.
+
+    Without `needs_images` it also works where there are none, and `sample` is None.
+    """
+
+    needs_images: ClassVar[bool] = True
 
     @abstractmethod
     def apply(
@@ -86,7 +92,7 @@ class Reconstruction(Checked, ABC):
         narrow: nn.Module,
         graph: ChannelGraph,
         removed: Tensor,
-        sample: Sample,
+        sample: Sample | None,
     ) -> Refitted:
         """Change `narrow` in place; `dense` stays as it is.
 
@@ -96,3 +102,14 @@ class Reconstruction(Checked, ABC):
 
 
 RECONSTRUCTIONS: Registry[Reconstruction] = Registry("reconstruct")
+
+
+def reconstruction_of(
+    reconstruct: Reconstruction | str | None, auto_refits: bool
+) -> Reconstruction | None:
+    """Return a reconstruction by name; None for none, and for "auto" unless `auto_refits`."""
+    if reconstruct is None or reconstruct == "none":
+        return None
+    if reconstruct == "auto":
+        return RECONSTRUCTIONS.resolve("least_squares", Reconstruction) if auto_refits else None
+    return RECONSTRUCTIONS.resolve(reconstruct, Reconstruction)
