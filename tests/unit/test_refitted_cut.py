@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from refits import Block, trained
 from torch import Tensor, nn
 
 import prunekit
 from prunekit.surgery.equivalence import Gap
+from prunekit.surgery.reconstruction import LeastSquares
 
 
 def refitted(network: nn.Module, x: Tensor, **options: object) -> prunekit.Pruned:
@@ -41,6 +43,27 @@ def test_without_a_check_nothing_is_compared() -> None:
     found = refitted(trained(Block(), x), x, check=False)
     assert found.refitted.layers and found.refitted.moved is None
     assert found.agreement is None and found.distance is None
+
+
+@pytest.mark.parametrize(
+    ("options", "refits"),
+    [
+        ({}, True),
+        ({"reconstruct": None}, False),
+        ({"reconstruct": "none"}, False),
+        ({"absorb": "maps"}, False),
+        ({"data": None}, False),
+        ({"reconstruct": LeastSquares(images=20)}, True),
+    ],
+    ids=["default", "None", "none", "maps", "no data", "object"],
+)
+def test_layers_are_refitted_where_there_are_images(options: dict, refits: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 3, 8, 8)
+    batches = [(part, torch.zeros(len(part), dtype=torch.long)) for part in x.chunk(3)]
+    found = prunekit.prune(trained(Block(), x), x[:2], keep=0.5, **{"data": batches, **options})
+    assert (found.refitted is not None) == refits
+    assert ("reconstruct=none leaves layers as they are" in str(found)) == refits
 
 
 class PreActivation(nn.Module):
