@@ -18,12 +18,13 @@ from prunekit.console import track
 from prunekit.errors import DataError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, input_of
+from prunekit.graph.called_maps import map_of_calls
 from prunekit.graph.dataflow import batch_norm, followers, weighted_layer
 from prunekit.graph.layers import channel_dim
 from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
-from prunekit.graph.recording.steps import Kind, Step, with_results
+from prunekit.graph.recording.steps import Step, with_results
 from prunekit.modes import evaluating, random_states_kept
 from prunekit.schema import Count, Positive, Range
 from prunekit.surgery.edits import NewBiases
@@ -159,10 +160,10 @@ class _Refit:
         if batch_norm(self.network, calls[0]) == name:
             self._renormalise(name, calls)
             return
-        is_layer = all(step.kind is Kind.LAYER for step in calls)
-        layer = LinearMap.of(self.network.get_submodule(name)) if is_layer else None
-        if layer is None:
-            self.notes.append(f"{name} was not refitted: its weight is computed or lent")
+        needs_bias = name not in self.following_norms
+        layer = map_of_calls(self.network, name, calls, needs_bias)
+        if isinstance(layer, str):
+            self.notes.append(f"{name} was not refitted: {layer}")
         elif not all(step in self.pairs for step in calls):
             self.notes.append(f"{name} was not refitted: the dense network calls it otherwise")
         else:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from prunekit.graph.arguments import Arguments
+from prunekit.graph.dataflow import weighted_layer
 from prunekit.graph.program import Program, Values
 from prunekit.graph.recording.nests import tree_map
 from prunekit.graph.recording.steps import Kind, Step
@@ -94,7 +95,8 @@ def _numbered_calls(program: Program) -> Iterator[tuple[tuple[str, int], Step]]:
     """Yield the calls of layers by the name of the layer and the number of the call."""
     counts: dict[str, int] = {}
     for step in program.steps:
-        if step.kind is Kind.LAYER:
-            path = str(step.target)
+        is_layer = step.kind is Kind.LAYER
+        path = str(step.target) if is_layer else weighted_layer(program.network, step)
+        if path is not None:
             counts[path] = counts.get(path, -1) + 1
             yield (path, counts[path]), step
