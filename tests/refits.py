@@ -12,6 +12,8 @@ from prunekit.graph.arguments import Arguments
 from prunekit.surgery.reconstruction.base import Refitted
 from prunekit.surgery.reconstruction.least_squares import LeastSquares, refit
 
+EXACT = LeastSquares(ridge=1e-12)
+
 
 def lstsq(x: Tensor, y: Tensor, old: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """Solve the stacked system of one group directly, with a column of ones."""

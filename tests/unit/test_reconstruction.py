@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from refits import Block, cut_and_refit, lstsq, trained
+from refits import EXACT, Block, cut_and_refit, lstsq, trained
 from torch import Tensor, nn
 
 import prunekit
@@ -20,8 +20,6 @@ from prunekit.surgery import load_model
 from prunekit.surgery.reconstruction.least_squares import LeastSquares, refit
 from prunekit.surgery.reconstruction.residual import Addition
 from prunekit.surgery.reconstruction.ridge import GramRegression, RowRegression
-
-EXACT = LeastSquares(ridge=1e-12)
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 4), (6,)),
