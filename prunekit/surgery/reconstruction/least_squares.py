@@ -39,7 +39,7 @@ from prunekit.surgery.reconstruction.norms import InputStatistics, can_renormali
 from prunekit.surgery.reconstruction.paired_run import Batches, PairedRun, State
 from prunekit.surgery.reconstruction.residual import Addition
 from prunekit.surgery.reconstruction.ridge import Fit
-from prunekit.surgery.reconstruction.sampling import RowSample
+from prunekit.surgery.reconstruction.sampling import RowSample, batches_wanted
 
 _GIB = 2**30
 _LARGEST_BATCH = 250
@@ -172,9 +172,11 @@ class _Refit:
     def _refit(self, name: str, layer: LinearMap, calls: Sequence[Step]) -> None:
         kept = (~self.removed[self.graph.outs[name]]).nonzero().flatten()
         additions = self._additions(calls)
-        memory, chunks = self.settings.memory * _GIB / 2, self.run.count * len(calls)
-        sample = RowSample(name, layer, self.settings.rows, memory, chunks)
         stops = [(self.run.dense.position[self.pairs[s]] + 1, self._position(s)) for s in calls]
+        memory, rows = self.settings.memory * _GIB / 2, self.settings.rows
+        wanted = batches_wanted(layer, calls[0].result, rows)
+        chunks = self.run.activate(*stops[0], wanted) * len(calls)
+        sample = RowSample(name, layer, rows, memory, chunks)
         for number, state in self._states(stops):
             output = state.dense[self.pairs[calls[number]]]
             kept = kept.to(output.device)
@@ -225,7 +227,9 @@ class _Refit:
         if not can_renormalise(norm):
             return
         statistics, dense = InputStatistics(), self.run.position[0]
-        for number, state in self._states([(dense, self._position(step)) for step in calls]):
+        stops = [(dense, self._position(step)) for step in calls]
+        self.run.activate(*stops[0], self.run.active)
+        for number, state in self._states(stops):
             statistics.add(_input(calls[number], state))
         renormalise(norm, statistics)
         self.norms.append(name)
