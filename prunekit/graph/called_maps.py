@@ -59,17 +59,20 @@ def _of_function(network: nn.Module, step: Step, needs_bias: bool) -> nn.Module 
     if bias is not None and not _is_own(bias):
         return "its bias is computed, or used elsewhere too"
     weight = _parameter(network, path)
-    layer = _like_function(weight, {key: arguments[key] for key in _OPTIONS if key in arguments})
+    layer: Any = _like_function(
+        weight, {key: arguments[key] for key in _OPTIONS if key in arguments}
+    )
     layer.weight = weight
     layer.bias = None if bias is None else _parameter(network, str(bias.target))
-    return layer
+    found: nn.Module = layer
+    return found
 
 
 def _is_own(bias: Any) -> bool:
     return isinstance(bias, Step) and bias.kind is Kind.TENSOR and len(bias.users) == 1
 
 
-def _like_function(weight: Tensor, options: dict[str, Any]) -> Any:
+def _like_function(weight: Tensor, options: dict[str, Any]) -> nn.Module:
     """Return a layer without numbers that does what a function does with this weight."""
     outs, ins, *kernel = weight.shape
     if not kernel:
@@ -77,9 +80,10 @@ def _like_function(weight: Tensor, options: dict[str, Any]) -> Any:
     rank, groups = len(kernel), options.pop("groups", 1)
     sizes = {key: _one_per_dimension(value, rank) for key, value in options.items()}
     convolution: Any = CONVOLUTIONS[rank - 1]
-    return convolution(
+    layer: nn.Module = convolution(
         ins * groups, outs, tuple(kernel), groups=groups, bias=False, device="meta", **sizes
     )
+    return layer
 
 
 def _one_per_dimension(value: Any, rank: int) -> Any:

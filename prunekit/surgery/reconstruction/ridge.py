@@ -61,8 +61,9 @@ class GramRegression:
         if self._shift is None:
             self._shift = x.mean(1, keepdim=True).double(), z.mean(-2, keepdim=True).double()
         shift_x, shift_z = (shift.to(x) for shift in self._shift)
-        for part_x, part_z in zip(x.split(_AT_ONCE, 1), z.split(_AT_ONCE, -2), strict=True):
-            self._add(part_x - shift_x, part_z - shift_z)
+        for start in range(0, x.shape[1], _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            self._add(x[:, part] - shift_x, z[:, :, part] - shift_z)
         self.rows += x.shape[1]
 
     def _add(self, x: Tensor, z: Tensor) -> None:
@@ -166,6 +167,7 @@ def _factor(gram: Tensor, strength: Tensor) -> Tensor:
     for _ in range(_ATTEMPTS):
         ridged = gram.clone()
         ridged.diagonal(dim1=1, dim2=2).add_(strength[:, None])
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(ridged)
         if not bool(failed.any()):
             break
