@@ -94,8 +94,9 @@ class GramRegression:
         mean_x, mean_z = x + self._shift[0][:, 0], z + self._shift[1][:, :, 0]
         mean_y = mean_z[0] + share * mean_z[1]
         before = scattered + (mean_y - _product(mean_x, old) - bias) ** 2
-        intercept = mean_y - _product(mean_x, old + step)
-        return Fit(old + step, intercept, *_relative(before, after, variance), n)
+        new = step.add_(old)  # in place: it is large where there are many unknowns
+        intercept = mean_y - _product(mean_x, new)
+        return Fit(new, intercept, *_relative(before, after, variance), n)
 
 
 class RowRegression:
@@ -126,8 +127,9 @@ class RowRegression:
         mean_y = mean_z[0] + share * mean_z[1]
         off = mean_y - _product(mean_x[:, 0], old) - bias
         before, after = (residual**2).mean(1) + off**2, ((residual - x @ step) ** 2).mean(1)
-        intercept = mean_y - _product(mean_x[:, 0], old + step)
-        return Fit(old + step, intercept, *_relative(before, after, (y**2).mean(1)), n)
+        new = step.add_(old)
+        intercept = mean_y - _product(mean_x[:, 0], new)
+        return Fit(new, intercept, *_relative(before, after, (y**2).mean(1)), n)
 
 
 def _with_correction(y: Tensor, correction: Tensor | None) -> Tensor:
