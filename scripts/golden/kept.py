@@ -119,6 +119,7 @@ class Bench:
     def _kept(self, model: nn.Module, criterion: Any, selection: Any, **more: Any) -> str:
         beside = {} if selection is None else {"selection": selection}
         settings = {"data": self.data, "check": False, "absorb": False, **beside, **more}
+        settings["reconstruct"] = None  # it has no part in what is kept
         try:
             pruned = prunekit.prune(model, self.data.example, criterion=criterion, **settings)
         except PrunekitError as error:
@@ -131,6 +132,7 @@ class Bench:
         run = self.place.path / "run"
         shutil.rmtree(run, ignore_errors=True)
         words = (f"source={source}", f"criterion={criterion}", *chosen, "name=run")
+        words += ("reconstruct=none",)
         ended = call(self.place.path, "prune", *QUIET, *self.network.overrides(), *words)
         if ended.code:
             return self._refusal(ended.refusal)
