@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -68,6 +69,21 @@ def resolve(config: Any) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ConfigError("the composed config is not a mapping")
     return {str(key): value for key, value in settings.items()}
+
+
+def choose_reconstruction(settings: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return the settings with a choice in place of `reconstruct=auto`.
+
+    Layers are refitted if there are images and no fine-tuning follows. The choice is part of the
+    settings from here on, so that it is recorded and decides whether a stage is run again.
+    """
+    if settings["reconstruct"].get("name") != "auto":
+        return settings
+    is_tuned = command == "run" and "finetune" in settings["pipeline"]
+    has_images = settings["dataset"].get("name") != "none"
+    refits = has_images and not is_tuned and settings["absorb"] != "maps"
+    file = config_dir() / "reconstruct" / f"{'least_squares' if refits else 'none'}.yaml"
+    return {**settings, "reconstruct": yaml.safe_load(file.read_text(encoding="utf-8"))}
 
 
 def command_line(stage: str, hydra: Any) -> str:

@@ -171,6 +171,16 @@ def sample_indices(size: int, count: int, seed: int = 0) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
 
+def draw(batches: Batches, count: int, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield at most `count` unchanged examples, others for every seed.
+
+    Seed 0 draws those of `Batches.sample`.
+    """
+    if seed == 0:
+        return batches.sample(count, batch)
+    return batches.pick(sample_indices(batches.size, count, seed), batch)
+
+
 def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
     """Draw the indices of `count` examples with classes as balanced as possible.
 

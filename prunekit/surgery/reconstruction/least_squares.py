@@ -18,12 +18,13 @@ from prunekit.console import track
 from prunekit.errors import DataError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, input_of
+from prunekit.graph.called_maps import map_of_calls
 from prunekit.graph.dataflow import batch_norm, followers, weighted_layer
 from prunekit.graph.layers import channel_dim
 from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
-from prunekit.graph.recording.steps import Kind, Step, with_results
+from prunekit.graph.recording.steps import Step, with_results
 from prunekit.modes import evaluating, random_states_kept
 from prunekit.schema import Count, Positive, Range
 from prunekit.surgery.edits import NewBiases
@@ -38,7 +39,7 @@ from prunekit.surgery.reconstruction.norms import InputStatistics, can_renormali
 from prunekit.surgery.reconstruction.paired_run import Batches, PairedRun, State
 from prunekit.surgery.reconstruction.residual import Addition
 from prunekit.surgery.reconstruction.ridge import Fit
-from prunekit.surgery.reconstruction.sampling import RowSample
+from prunekit.surgery.reconstruction.sampling import RowSample, batches_wanted
 
 _GIB = 2**30
 _LARGEST_BATCH = 250
@@ -60,9 +61,10 @@ class LeastSquares(Reconstruction):
         narrow: nn.Module,
         graph: ChannelGraph,
         removed: Tensor,
-        sample: Sample,
+        sample: Sample | None,
     ) -> Refitted:
         """Refit all layers that read other values than before, in order of execution."""
+        assert sample is not None, "least squares needs images"
         size = self._batch_size(Program(dense, graph.recordings[0]))
 
         def batches() -> Iterator[Arguments]:
@@ -159,12 +161,10 @@ class _Refit:
         if batch_norm(self.network, calls[0]) == name:
             self._renormalise(name, calls)
             return
-        is_layer = all(step.kind is Kind.LAYER for step in calls)
-        layer = LinearMap.of(self.network.get_submodule(name)) if is_layer else None
-        if layer is None:
-            self.notes.append(f"{name} was not refitted: its weight is computed or lent")
-        elif name in self.tied:
-            self.notes.append(f"{name} was not refitted: another layer has the same weight or bias")
+        needs_bias = name not in self.following_norms
+        layer = map_of_calls(self.network, name, calls, needs_bias)
+        if isinstance(layer, str):
+            self.notes.append(f"{name} was not refitted: {layer}")
         elif not all(step in self.pairs for step in calls):
             self.notes.append(f"{name} was not refitted: the dense network calls it otherwise")
         else:
@@ -173,9 +173,11 @@ class _Refit:
     def _refit(self, name: str, layer: LinearMap, calls: Sequence[Step]) -> None:
         kept = (~self.removed[self.graph.outs[name]]).nonzero().flatten()
         additions = self._additions(calls)
-        memory, chunks = self.settings.memory * _GIB / 2, self.run.count * len(calls)
-        sample = RowSample(name, layer, self.settings.rows, memory, chunks)
         stops = [(self.run.dense.position[self.pairs[s]] + 1, self._position(s)) for s in calls]
+        memory, rows = self.settings.memory * _GIB / 2, self.settings.rows
+        wanted = batches_wanted(layer, calls[0].result, rows)
+        chunks = self.run.activate(*stops[0], wanted) * len(calls)
+        sample = RowSample(name, layer, rows, memory, chunks)
         for number, state in self._states(stops):
             output = state.dense[self.pairs[calls[number]]]
             kept = kept.to(output.device)
@@ -226,7 +228,9 @@ class _Refit:
         if name in self.tied or not can_renormalise(norm):
             return
         statistics, dense = InputStatistics(), self.run.position[0]
-        for number, state in self._states([(dense, self._position(step)) for step in calls]):
+        stops = [(dense, self._position(step)) for step in calls]
+        self.run.activate(*stops[0], self.run.active)
+        for number, state in self._states(stops):
             statistics.add(_input(calls[number], state))
         renormalise(norm, statistics)
         self.norms.append(name)
