@@ -8,7 +8,7 @@ the unit decides what they get, so gates act up to the next such layer only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,10 +20,10 @@ from torch.nn import functional
 
 from prunekit.criteria.base import sum_by_unit
 from prunekit.graph import ChannelGraph
-from prunekit.graph.layers import channel_dim, is_weighted, layer_named
+from prunekit.graph.layers import channel_dim, layer_named
 from prunekit.graph.table import layer_operation
 from prunekit.outputs import logits_of
-from prunekit.surgery.layer_hooks import Forward, reading_inputs
+from prunekit.surgery.layer_hooks import Forward, dense_readers, reading_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,34 +72,20 @@ class RemovalEffects:
         return sum_by_unit(self.graph, {name: torch.ones(len(outs[name])) for name in self._called})
 
     @cached_property
-    def _is_unit(self) -> Tensor:
-        """Which unit ids belong to a group."""
-        mask = torch.zeros(self.graph.count, dtype=torch.bool)
-        for group in self.graph.groups:
-            mask[group.units.cpu()] = True
-        return mask
-
-    @cached_property
     def _readers(self) -> dict[str, nn.Module]:
         """The layers that compute other channels from units."""
-        return {
-            name: layer
-            for name, layer in self._layers(self.graph.ins).items()
-            if is_weighted(layer) and not is_depthwise(layer)
-        }
+        return dense_readers(self.model, self.graph)
 
     @cached_property
     def _emitters(self) -> dict[str, nn.Module]:
         """The layers that put out constants for removed units."""
+        outs = self.graph.outs
+        layers = {n: layer_named(self.model, n) for n, units in outs.items() if bool(units.any())}
         return {
             name: layer
-            for name, layer in self._layers(self.graph.outs).items()
+            for name, layer in layers.items()
             if name in self.graph.inexact or _emits_constants(layer)
         }
-
-    def _layers(self, channels: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-        named = (name for name, units in channels.items() if bool(self._is_unit[units.cpu()].any()))
-        return {name: layer_named(self.model, name) for name in named}
 
     @contextmanager
     def _reading(self, inputs: list[Tensor], detached: bool) -> Iterator[None]:
@@ -142,11 +128,6 @@ class RemovalEffects:
 def _emits_constants(layer: nn.Module) -> bool:
     entry = layer_operation(layer)
     return entry is not None and entry.emits_bias
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Return whether a convolution has a filter for every input channel, which it passes on."""
-    return bool(1 < getattr(layer, "groups", 1) == layer.in_channels)
 
 
 def _along(values: Tensor, dim: int, rank: int) -> Tensor:

@@ -62,6 +62,20 @@ def reading_layers(
             yield name, module, mask
 
 
+def dense_readers(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
+    """Return the convolutions and linear layers that compute other channels from removable units.
+
+    A depthwise convolution passes its units on; the layers behind it are their readers.
+    """
+    named = {n: layer_named(model, n) for n, units in graph.ins.items() if bool(units.any())}
+    return {n: layer for n, layer in named.items() if is_weighted(layer) and not _depthwise(layer)}
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    """Return whether a convolution has a filter for every input channel, which it passes on."""
+    return bool(1 < getattr(layer, "groups", 1) == layer.in_channels)
+
+
 @contextmanager
 def observing_inputs(
     model: nn.Module, graph: ChannelGraph, removed: Tensor, observe: Observe
