@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Scores
-from prunekit.data import Data
+from prunekit.data import Batches, Data
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Arguments, Example
@@ -24,7 +24,7 @@ from prunekit.selection.nothing_removed import check_removal
 from prunekit.surgery import Edit
 from prunekit.surgery.cut import Cut, cut
 from prunekit.surgery.distance import measure_distance
-from prunekit.surgery.reconstruction import Reconstruction
+from prunekit.surgery.reconstruction import Reconstruction, Sample
 from prunekit.validate import choice
 
 ABSORB = (True, False, "auto", "maps")
@@ -158,22 +158,26 @@ class Traced:
 
         Raises ConfigError without images.
         """
-        if data is None or not data.train.size:
+        sample = None if data is None or not data.train.size else self._sample(data.train)
+        if sample is None and reconstruction.needs_images:
             raise ConfigError(
                 "reconstruct refits layers on images and there are none; give data (dataset=...), "
                 "or reconstruct=none"
             )
-        images = data.train
-
-        def sample(count: int, batch: int) -> Iterator[Arguments]:
-            for inputs, _ in images.sample(count, batch):
-                yield self.example.with_batch(inputs).to(self.device)
-
         with unchanged(self.model), uncompiled(), random_states_kept():
             refitted = reconstruction.apply(self.model, cut.model, self.graph, keep.removed, sample)
         measured = cut.distance is not None and self.batch is not None
         distance = measure_distance(self.model, cut.model, self.batch) if measured else None
         return cut.with_refit(refitted, distance)
+
+    def _sample(self, images: Batches) -> Sample:
+        """Return a function that yields arguments of the network with images in them."""
+
+        def sample(count: int, batch: int) -> Iterator[Arguments]:
+            for inputs, _ in images.sample(count, batch):
+                yield self.example.with_batch(inputs).to(self.device)
+
+        return sample
 
 
 def device_of(model: nn.Module) -> str:

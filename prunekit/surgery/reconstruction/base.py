@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -60,7 +61,12 @@ class Refitted:
 
 
 class Reconstruction(Checked, ABC):
-    """Changes the weights of a narrow network so that it puts out what the dense one did."""
+    """Changes the weights of a narrow network so that it puts out what the dense one did.
+
+    Without `needs_images` it also works where there are none, and `sample` is None.
+    """
+
+    needs_images: ClassVar[bool] = True
 
     @abstractmethod
     def apply(
@@ -69,7 +75,7 @@ class Reconstruction(Checked, ABC):
         narrow: nn.Module,
         graph: ChannelGraph,
         removed: Tensor,
-        sample: Sample,
+        sample: Sample | None,
     ) -> Refitted:
         """Change `narrow` in place; `dense` stays as it is.
 

@@ -60,9 +60,10 @@ class LeastSquares(Reconstruction):
         narrow: nn.Module,
         graph: ChannelGraph,
         removed: Tensor,
-        sample: Sample,
+        sample: Sample | None,
     ) -> Refitted:
         """Refit all layers that read other values than before, in order of execution."""
+        assert sample is not None, "least squares needs images"
         size = self._batch_size(Program(dense, graph.recordings[0]))
 
         def batches() -> Iterator[Arguments]:
