@@ -36,12 +36,13 @@ class RefitError(LossSelection):
     inputs, relative to the variance of their outputs. The sum of errors over groups is made small
     for the cost that is saved: units go in the order of the slopes of the lower convex hulls of
     error against cost (Lagrangian relaxation). Errors that groups cause in each other's readers,
-    and further behind, are not counted. Training images are read without labels.
+    and further behind, are not counted; a large ridge allows for them. Training images are read
+    without labels.
     """
 
     images: Annotated[Count, "training images, without labels, that errors are measured on"] = 1000
     rows: Annotated[float, Range(at_least=2), "positions sampled per input of a layer"] = 30
-    ridge: Annotated[Positive, "how strongly refitted weights are drawn to the old ones"] = 1e-3
+    ridge: Annotated[Positive, "how strongly refitted weights are drawn to the old ones"] = 1.0
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
         scores = validate_scores(scored.scores, scored.graph)

@@ -166,7 +166,7 @@ class _Clusters:
         for units in kinds.values():
             members = torch.tensor(units)
             kept = (~networks.removed[members]).nonzero().flatten()
-            if 0 < len(kept) < len(members):
+            if 0 < len(kept) < len(members) and units[0] in features:
                 points = torch.stack([torch.cat(features[unit]) for unit in units])
                 slot[members] = members[kept[k_means(points, kept, steps)]]
         return cls(slot, int((slot.bincount() > 1).sum()))
@@ -263,7 +263,8 @@ def _filters(layer: Any) -> Tensor:
     else:
         blocks = [*weight.chunk(groups)]
     if groups == 1 or weight.shape[1] == 1:
-        return torch.cat(blocks)
+        whole: Tensor = torch.cat(blocks)
+        return whole
     outs, ins, kernel = blocks[0].shape
     full = weight.new_zeros(groups, outs, groups, ins, kernel)
     for number, block in enumerate(blocks):
@@ -285,7 +286,8 @@ def _write_filters(layer: Any, filters: Tensor) -> None:
 
 def _rewrite(networks: _Networks, clusters: _Clusters, name: str) -> str | None:
     """Write merged filters into a layer; return the norm that makes up for lost spread, if any."""
-    layer, narrow = networks.dense[name], networks.narrow.get_submodule(name)
+    layer = networks.dense[name]
+    narrow: Any = networks.narrow.get_submodule(name)
     kept, joined = networks.kept(networks.graph.outs[name]), _joined(networks, clusters, name)
     columns = _columns(networks, clusters, name)
     reads = any(unit and clusters.slot[unit] != unit for unit in networks.ins[name])
@@ -314,7 +316,8 @@ def _write_norm(
     networks: _Networks, name: str, folded: _Folded, kept: list[int], joined: Mapping[int, Any]
 ) -> None:
     """Give merged channels a norm that leaves them the spread that channels had before."""
-    dense, norm = networks.dense[name], networks.narrow.get_submodule(name)
+    dense = networks.dense[name]
+    norm: Any = networks.narrow.get_submodule(name)
     norm.running_mean.copy_(dense.running_mean[kept])  # without constants of removed channels
     for row, places in joined.items():
         before, after = folded.variance[places].mean(), folded.spread_of_mean(places)
