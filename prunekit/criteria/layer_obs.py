@@ -24,12 +24,14 @@ class LayerOBS(OnReadings):
     weights on all inputs that are left are refitted (Dong, Chen and Pan 2017, layer-wise optimal
     brain surgeon, here for whole units). A unit scores the largest rise up to its own step, so that
     scores keep the order. With `reconstruct=least_squares` the cut refits these layers likewise,
-    on inputs that the cuts in front have changed. A choice for the inputs of the dense network
-    alone relies on what is lost then, so the ridge is far above that of the refit.
+    on inputs that cuts in front have changed. The ridge allows for these changes, as for noise of
+    `ridge` times the variance of an input, and is far above that of the refit.
     """
 
     comparable: ClassVar[bool] = True
-    ridge: Annotated[Positive, "how strongly refitted weights are drawn to the old ones"] = 1.0
+    ridge: Annotated[
+        Positive, "pull of refitted weights to the old ones, relative to each input's variance"
+    ] = 3.0
 
     def _group_scores(self, readings: list[Reading], units: Tensor) -> Tensor:
         scores, largest = torch.zeros(len(units), dtype=torch.float64), 0.0

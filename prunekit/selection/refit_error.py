@@ -11,7 +11,6 @@ from torch import Tensor
 
 from prunekit.console import track
 from prunekit.errors import ConfigError
-from prunekit.graph import ChannelMask
 from prunekit.schema import Count, Positive, Range
 from prunekit.selection.base import SELECTIONS, Scored, order_best_first, validate_scores
 from prunekit.selection.candidates import ignored_groups
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from prunekit.graph import ChannelGraph
 
 _BATCH = 100
+_LEAST_SAVING = 1e-12  # so that units that save nothing go last
 
 
 @SELECTIONS.register("refit_error")
@@ -42,7 +42,9 @@ class RefitError(LossSelection):
 
     images: Annotated[Count, "training images, without labels, that errors are measured on"] = 1000
     rows: Annotated[float, Range(at_least=2), "positions sampled per input of a layer"] = 30
-    ridge: Annotated[Positive, "how strongly refitted weights are drawn to the old ones"] = 1.0
+    ridge: Annotated[
+        Positive, "pull of refitted weights to the old ones, relative to each input's variance"
+    ] = 3.0
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
         scores = validate_scores(scored.scores, scored.graph)
@@ -71,15 +73,17 @@ class RefitError(LossSelection):
     def _savings(self, scored: Scored) -> dict[str, float]:
         """Return for every group the share of the budgets' costs that one unit saves.
 
-        It is the mean over all units of the group, with all other groups whole.
+        It is the mean over all units of the group that may go, with all other groups whole.
         """
         pool = self.budget._pool(scored)
         limits = self.budget._limits(Ranking(pool), scored.cost)
         savings = {}
-        for name, score in scored.scores.items():
-            removed = {name: torch.zeros(len(score), dtype=torch.bool)}
-            mask = ChannelMask.of(scored.graph, removed).removed
-            savings[name] = max(_saved(limits, mask) / len(score), 1e-12)
+        for place, name in enumerate(pool.names):
+            counts = pool.widths.clone()
+            counts[place] = pool.min_counts[place]
+            gone = int(pool.widths[place] - counts[place])
+            saved = _saved(limits, pool.removed(counts)) / max(gone, 1)
+            savings[name] = max(saved, _LEAST_SAVING)
         return savings
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 
 from prunekit.surgery.read_moments import Reading
 
-_SMALLEST = 1e-10  # ridge relative to the mean variance, so that dependent inputs can be inverted
+_SMALLEST = 1e-10  # of the mean variance, so that dependent inputs can be told apart
 
 
 class Elimination:
     """The units of one group, removed one by one from everything that reads them.
 
-    `units` are their ids. The ridge, relative to the mean variance of a layer's inputs, draws
-    refitted weights to the old ones, as `reconstruct` does. Errors are relative to the variance of
-    a layer's outputs and summed over layers.
+    `units` are their ids. The ridge draws refitted weights to the old ones, for every input in
+    proportion to its variance: each input counts as if it carried noise of so many times its own
+    variance. Errors are relative to the variance of a layer's outputs and summed over layers.
     """
 
     def __init__(self, readings: Sequence[Reading], units: Tensor, ridge: float) -> None:
@@ -64,9 +64,9 @@ class _Regression:
 
     def __init__(self, reading: Reading, units: Tensor, ridge: float) -> None:
         self.reading, self._weights = reading, reading.weights.clone()
-        variance = reading.covariance.diagonal().mean().clamp_min(torch.finfo(torch.double).tiny)
-        eye = torch.eye(len(reading.covariance), dtype=torch.float64)
-        damped = reading.covariance + max(ridge, _SMALLEST) * variance * eye
+        own = reading.covariance.diagonal()
+        least = (_SMALLEST * own.mean()).clamp_min(torch.finfo(torch.double).tiny ** 0.5)
+        damped = reading.covariance + torch.diag(ridge * own + least)
         self._inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
         self._inputs = {
             number: rows
