@@ -86,13 +86,17 @@ def command_line(stage: str, hydra: Any) -> str:
     return shlex.join(["prunekit", stage, *folders, *overrides])
 
 
-def concavity(flat: float, lam: float) -> float:
+def concavity(flat: float, lam: float | None) -> float | None:
     """Return the gamma of MCP, or the a of SCAD, for which the penalty is constant above `flat`.
+
+    It is None where the strength is, which is chosen later.
 
     `flat` is a magnitude of what is penalised, so that it means the same for every strength `lam`
     of a sweep. Configs call this function as `${concavity:FLAT,LAM}`.
     """
     number("regularizer.flat", flat, above=0)
+    if lam is None:
+        return None
     try:
         return flat / number("regularizer.lam", lam, above=0)
     except ConfigError as error:

@@ -92,6 +92,13 @@ class Schedule(Checked):
     ] = "float32"
     accumulate: Annotated[Count, "batches in one step of the optimizer"] = 1
 
+    def rates(self, steps: int) -> tuple[list[float], float]:
+        """Return the rates of all steps, `steps` of each epoch, and the momentum (0: none)."""
+        group = self.optimizer([nn.Parameter(torch.zeros(1))]).param_groups[0]
+        places = (step / steps for step in range(self.epochs * steps))
+        rates = [float(group["lr"]) * self.decay.factor(place, self.epochs) for place in places]
+        return rates, float(group.get("momentum") or 0.0)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not callable(getattr(self.decay, "factor", None)):

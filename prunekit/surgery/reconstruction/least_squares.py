@@ -133,6 +133,7 @@ class _Refit:
         self.network = self.run.narrow.network
         self.pairs = self.run.pairs
         self.following_norms = followers(self.network, [self.run.narrow.recording])
+        self.tied = _with_shared_parameters(self.network)
 
     def changed_calls(self) -> dict[str, list[Step]]:
         """Return all calls of the layers and batch norms that read other values than before.
@@ -163,6 +164,8 @@ class _Refit:
         layer = LinearMap.of(self.network.get_submodule(name)) if is_layer else None
         if layer is None:
             self.notes.append(f"{name} was not refitted: its weight is computed or lent")
+        elif name in self.tied:
+            self.notes.append(f"{name} was not refitted: another layer has the same weight or bias")
         elif not all(step in self.pairs for step in calls):
             self.notes.append(f"{name} was not refitted: the dense network calls it otherwise")
         else:
@@ -221,13 +224,22 @@ class _Refit:
 
     def _renormalise(self, name: str, calls: Sequence[Step]) -> None:
         norm = self.network.get_submodule(name)
-        if not can_renormalise(norm):
+        if name in self.tied or not can_renormalise(norm):
             return
         statistics, dense = InputStatistics(), self.run.position[0]
         for number, state in self._states([(dense, self._position(step)) for step in calls]):
             statistics.add(_input(calls[number], state))
         renormalise(norm, statistics)
         self.norms.append(name)
+
+
+def _with_shared_parameters(network: nn.Module) -> set[str]:
+    """Return the names of the modules of which another module has a parameter, too."""
+    owners: dict[Tensor, set[str]] = {}
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, set()).add(name)
+    return set().union(*(names for names in owners.values() if len(names) > 1))
 
 
 def _input(step: Step, state: State) -> Tensor:
