@@ -59,10 +59,13 @@ def _of_function(network: nn.Module, step: Step, needs_bias: bool) -> nn.Module 
     if bias is not None and not _is_own(bias):
         return "its bias is computed, or used elsewhere too"
     weight = _parameter(network, path)
-    layer = _like_function(weight, {key: arguments[key] for key in _OPTIONS if key in arguments})
+    layer: nn.Module = _like_function(
+        weight, {key: arguments[key] for key in _OPTIONS if key in arguments}
+    )
     layer.weight = weight
     layer.bias = None if bias is None else _parameter(network, str(bias.target))
-    return layer
+    module: nn.Module = layer
+    return module
 
 
 def _is_own(bias: Any) -> bool:

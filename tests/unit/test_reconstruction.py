@@ -265,7 +265,9 @@ def test_a_layer_whose_weight_another_one_has_is_left_as_it_is() -> None:
     _, _, refitted = cut_and_refit(network, torch.randn(90, 4), LeastSquares(), keep=0.5)
     assert [layer.layer for layer in refitted.layers] == ["3"]
     notes = "\n".join(refitted.notes)
-    assert "1 was not refitted: it shares its weight or bias with 2" in notes and "2 was not" in notes
+    assert (
+        "1 was not refitted: it shares its weight or bias with 2" in notes and "2 was not" in notes
+    )
 
 
 def test_what_is_not_finite_is_named() -> None:

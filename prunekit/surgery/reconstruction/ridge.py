@@ -61,7 +61,9 @@ class GramRegression:
         if self._shift is None:
             self._shift = x.mean(1, keepdim=True).double(), z.mean(-2, keepdim=True).double()
         shift_x, shift_z = (shift.to(x) for shift in self._shift)
-        for part_x, part_z in zip(x.split(_AT_ONCE, 1), z.split(_AT_ONCE, -2), strict=True):
+        for part_x, part_z in zip(
+            torch.split(x, _AT_ONCE, 1), torch.split(z, _AT_ONCE, -2), strict=True
+        ):
             self._add(part_x - shift_x, part_z - shift_z)
         self.rows += x.shape[1]
 
@@ -163,6 +165,7 @@ def _strength(variance: Tensor, square: Tensor, ridge: float) -> Tensor:
 
 def _factor(gram: Tensor, strength: Tensor) -> Tensor:
     """Return the Cholesky factor of matrices with a ridge, raised where rounding defeats it."""
+    factor: Tensor
     for _ in range(_ATTEMPTS):
         ridged = gram.clone()
         ridged.diagonal(dim1=1, dim2=2).add_(strength[:, None])
