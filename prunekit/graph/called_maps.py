@@ -59,9 +59,8 @@ def _of_function(network: nn.Module, step: Step, needs_bias: bool) -> nn.Module 
     if bias is not None and not _is_own(bias):
         return "its bias is computed, or used elsewhere too"
     weight = _parameter(network, path)
-    layer: nn.Module = _like_function(
-        weight, {key: arguments[key] for key in _OPTIONS if key in arguments}
-    )
+    options = {key: arguments[key] for key in _OPTIONS if key in arguments}
+    layer: Any = _like_function(weight, options)
     layer.weight = weight
     layer.bias = None if bias is None else _parameter(network, str(bias.target))
     module: nn.Module = layer
