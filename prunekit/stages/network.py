@@ -23,6 +23,7 @@ from prunekit.methods.slimming import ChannelSelector, InsertChannelSelectors
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.modes import evaluating
 from prunekit.outputs import describe_output, logits_of
+from prunekit.reasons import reason_of
 from prunekit.runs.report import Metrics
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.settings import ChannelSelections, Runtime
@@ -212,9 +213,9 @@ def count_outputs(model: nn.Module, data: Data) -> int:
             output = model(data.example.to(_device(model)))
     except (RuntimeError, ValueError, AssertionError) as error:
         shape = tuple(data.shape)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; "
+            f"model={type(model).__name__} cannot take images of shape {shape}: "
+            f"{reason_of(error)}; "
             f"{_way_to_fit(model, data)}"
         ) from error
     return _logits_width(model, output, data.classes)
