@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from prunekit.build import Settings, build
 from prunekit.data import Data, images_id
-from prunekit.errors import ConfigError, listed
+from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, nonzero_params
 from prunekit.methods.hinge import InsertMatrices, layers_with_matrix
@@ -141,12 +142,25 @@ def build_network(dense: Dense, runtime: Runtime) -> SavedModel:
         arch = {**needed, **arch}
         model = _module(arch)
         load_matching(model, fetch(), f"weights={weights}")
+    if weights is not None:
+        _refuse_not_finite(model, f"weights={weights}")
     return SavedModel(model.to(runtime.device), arch, (), {})
 
 
+def _refuse_not_finite(model: nn.Module, origin: str) -> None:
+    """Raise ArtifactError for parameters with nan or infinite numbers, which nothing could use."""
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise ArtifactError(
+                f"{origin}: {name} holds values that are nan or infinite; start from other weights "
+                "(weights=..., source=...)"
+            )
+
+
 def load_source(file: Path, runtime: Runtime) -> SavedModel:
-    """Load a model file onto the device of the runtime."""
+    """Load a model file onto the device of the runtime; ArtifactError where it cannot be used."""
     saved = load_model(file, trust=runtime.trust)
+    _refuse_not_finite(saved.model, os.path.relpath(file))
     saved.model.to(runtime.device)
     return saved
 
