@@ -60,6 +60,8 @@ def reason_of(error: BaseException) -> str:
     if kinds := re.search(r"not supported between instances of '(\w+)' and '(\w+)'", text):
         first, second = (_KINDS.get(kind, "a number") for kind in kinds.groups())
         return f"{first} stands where {second} is needed"
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
     if isinstance(error, MemoryError):
         return "it needs more memory than there is"
     if isinstance(error, KeyError):

@@ -158,6 +158,10 @@ def _explain_override(text: str, command: str, argv: Sequence[str]) -> str | Non
         keys = _keys(command, argv)
         mend = "it is null already" if absent[1] in keys else one_of(absent[1], keys)
         return f"~{absent[1]} takes out what is not there; {mend}"
+    if lacking := re.search(r"In '([^']+)': Could not (?:load|find) '([^']+)'", text):
+        return (
+            f"{lacking[1]}.yaml names {lacking[2]} in its defaults, which does not exist; mend it"
+        )
     if folder := re.search(r"Additional config directory '([^']+)' not found", text):
         return f"--config-dir: there is no folder {folder[1]}"
     if "Cannot find primary config" in text:

@@ -65,5 +65,6 @@ def test_other_reasons_stay_and_are_one_line():
         "Invalid learning rate: -1"
     )
     assert reason_of(MemoryError()) == "it needs more memory than there is"
+    assert reason_of(RecursionError("maximum depth")) == "it is nested too deeply"
     assert reason_of(RuntimeError()) == "a value is not one that it takes"
     assert reason_of(TypeError("no")) == "a value has another type than is needed (no)"
