@@ -150,10 +150,10 @@ def build_network(dense: Dense, runtime: Runtime) -> SavedModel:
 def _refuse_not_finite(model: nn.Module, origin: str) -> None:
     """Raise ArtifactError for parameters with nan or infinite numbers, which nothing could use."""
     for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
+        if count := int((~parameter.isfinite()).sum()):
             raise ArtifactError(
-                f"{origin}: {name} holds values that are nan or infinite; start from other weights "
-                "(weights=..., source=...)"
+                f"{origin}: {name} holds {count:,} values that are nan or infinite; start from "
+                "other weights (weights=..., source=...)"
             )
 
 
