@@ -110,7 +110,7 @@ def flatten(settings: Settings, prefix: str = "") -> dict[str, Any]:
     """Return nested settings with dotted keys, for example {"solver.rho": 1.0}."""
     values: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if (type(value) is dict or isinstance(value, Mapping)) and value:  # dicts are told fast
             values.update(flatten(value, f"{prefix}{key}."))
         else:
             values[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value
