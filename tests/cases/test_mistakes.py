@@ -92,7 +92,7 @@ TYPED = [
     ("run ~foo", "~foo takes out what is not there"),
     ("run ~solver.inner", "~solver.inner takes out what is not there; it is null already"),
     ("run ~solver", "~solver takes out what run reads"),
-    ("pretrain name=${foo}", "${foo} names no setting"),
+    ("pretrain name=${foo}", "name refers to ${foo}, which is no setting"),
     ("pretrain name=${", "name=${ cannot be read"),
     ("run --config-dir nowhere model=mine", "there is no folder", "nowhere"),
     ("run --config-name foo", "leave --config-name"),

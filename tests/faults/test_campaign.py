@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from prunekit.runs.files import write_csv
 from scripts.faults.campaign import (
     Fault,
     Line,
@@ -34,6 +35,11 @@ class TestList:
         assert all(counts[kind.name] >= kind.least for kind in KINDS)
         assert len(all_faults()) >= 600
         assert len({fault.key for fault in all_faults()}) == len(all_faults())
+
+    def test_a_name_like_a_formula_is_found_again(self, tmp_path):
+        line = Line("overrides", "+new=1", Outcome.REFUSED, "=1 has no name; write KEY=VALUE")
+        write_csv(tmp_path / "found.csv", [line.to_dict()])
+        assert read(tmp_path / "found.csv") == [line]
 
     def test_a_share_has_all_kinds_and_they_come_in_turns(self):
         some = interleaved(sample(all_faults(), 0.1))
