@@ -6,6 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from math import isfinite
 from typing import Annotated
 
 from prunekit.errors import ConfigError
@@ -60,9 +61,12 @@ class FittedRegularizer(Regularizer):
         lengths = self.solver.prox_lengths(*schedule.rates(steps))
         lam = fitting_strength(self.penalty, blocks, _first_half(lengths))
         if lam is None:
+            flat = self.penalty.flat_from
+            hint = f", and is flat from {flat:g} on: raise it" if isfinite(flat) else ""
             raise ConfigError(
                 f"no strength of {type(self.penalty).__name__} fits {schedule.epochs} epochs of "
-                f"{steps} steps; set regularizer.lam, or train for more steps"
+                f"{steps} steps; it would have to empty half of the rows{hint}; set "
+                "regularizer.lam, or train for more steps"
             )
         note = (
             f"regularizer.lam={lam:g} was chosen to fit: without a loss, half of the rows would "
