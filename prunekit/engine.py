@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Scores
 from prunekit.data import Batches, Data
-from prunekit.data.base import draw
+from prunekit.data.base import draw, regrouped
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Arguments, Example
@@ -172,7 +172,8 @@ class Traced:
         """Return a function that yields arguments of the network with images in them."""
 
         def sample(count: int, batch: int) -> Iterator[Arguments]:
-            for inputs, _ in draw(images, count, batch, seed):
+            inputs_only = (inputs for inputs, _ in draw(images, count, batch, seed))
+            for inputs in regrouped(inputs_only, batch):
                 yield self.example.with_batch(inputs).to(self.device)
 
         return sample

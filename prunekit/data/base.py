@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -179,6 +179,18 @@ def draw(batches: Batches, count: int, batch: int, seed: int) -> Iterator[tuple[
     if seed == 0:
         return batches.sample(count, batch)
     return batches.pick(sample_indices(batches.size, count, seed), batch)
+
+
+def regrouped(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Yield the same examples in batches of `size`; the last one may be smaller."""
+    rest: Tensor | None = None
+    for part in parts:
+        rest = part if rest is None else torch.cat([rest, part])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
 
 
 def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:

@@ -8,6 +8,11 @@ from refits import Block, trained
 from torch import Tensor, nn
 
 import prunekit
+from prunekit import engine
+from prunekit.criteria import L1Norm
+from prunekit.data import data_from_batches
+from prunekit.engine import CutOptions, Traced
+from prunekit.selection import PerLayer
 from prunekit.surgery.equivalence import Gap
 from prunekit.surgery.reconstruction import LeastSquares
 
@@ -111,3 +116,26 @@ def test_averages_and_optimizers_keep_the_weights_before_refitting_and_stay_in_l
     state = optimizer.state[found.model.head.weight]["momentum_buffer"]
     stream = next(group for group in found.graph.groups if len(group.units) == 8)
     assert torch.equal(state, momenta["head.weight"][:, found.kept[stream.name]])
+
+
+def test_layers_are_refitted_in_every_round() -> None:
+    """Each round refits to the network that it cuts, as the training before left it."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 3, 8, 8)
+    network = trained(Block(), x)
+    data = data_from_batches([(part, torch.zeros(20).long()) for part in x.chunk(3)], 60)
+    dense = Traced.of(network, x[:2], x[:4])
+    tuned: list[int] = []
+
+    def tune(model: nn.Module, number: int) -> None:
+        tuned.append(number)
+        with torch.no_grad():
+            model.get_submodule("head").bias += 1
+
+    options = CutOptions(absorb=False, reconstruct=LeastSquares())
+    found = engine.prune(dense, L1Norm(), PerLayer(0.5, rounds=2), options, data, tune)
+    assert tuned == [1] and len(found.cuts) == 2
+    assert all(len(cut.refitted.layers) == 4 for cut in found.cuts)
+    with torch.no_grad():
+        shift = found.cuts[1].model.eval()(x) - network(x)
+    assert float((shift.mean(0) - 1).abs().max()) < 0.2

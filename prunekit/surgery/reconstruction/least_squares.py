@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Annotated, Any
 
 import torch
@@ -65,16 +66,17 @@ class LeastSquares(Reconstruction):
     ) -> Refitted:
         """Refit all layers that read other values than before, in order of execution."""
         assert sample is not None, "least squares needs images"
-        size = self._batch_size(Program(dense, graph.recordings[0]))
+        most = self._batch_size(Program(dense, graph.recordings[0]))
+        total = sum(len(batch.tensors[0]) for batch in sample(self.images, most))
+        size = total // max(ceil(total / most), 1)  # batches of one size leave few images out
 
         def batches() -> Iterator[Arguments]:
-            full = 0
             for batch in sample(self.images, size):
-                full = full or len(batch.tensors[0])
-                if len(batch.tensors[0]) == full:  # a recording takes one size
+                if len(batch.tensors[0]) == size:  # a recording takes one size
                     yield batch
 
-        return refit(dense, narrow, graph, removed, batches, self)
+        count = total // size if size else 0
+        return refit(dense, narrow, graph, removed, batches, self, count)
 
     def _batch_size(self, dense: Program) -> int:
         """Return how many examples are run at once; `dense` is recorded with one."""
@@ -89,13 +91,14 @@ def refit(
     removed: Tensor,
     batches: Batches,
     settings: LeastSquares,
+    count: int | None = None,
 ) -> Refitted:
     """Refit the layers of `narrow`, in place, on batches of inputs; see `Reconstruction.apply`.
 
-    `batches` returns the same inputs in every call, all in batches of one size.
+    `batches` returns the same inputs in every call, `count` batches of one size.
     """
-    sizes = [len(batch.tensors[0]) for batch in batches()]
-    if not sizes:
+    count = sum(1 for _ in batches()) if count is None else count
+    if not count:
         raise DataError(
             "there are no images to refit layers on; set dataset=..., or reconstruct=none"
         )
@@ -105,7 +108,7 @@ def refit(
             Program(dense, record_batch(dense, first)),
             Program(narrow, record_batch(narrow, first)),
             batches,
-            len(sizes),
+            count,
             settings.memory * _GIB / 2,
         )
         work = _Refit(run, graph, removed.cpu(), settings)
@@ -114,7 +117,7 @@ def refit(
             work.visit(name, calls)
     edits = (NewBiases(tuple(work.new_biases)),) if work.new_biases else ()
     results = (tuple(work.layers), tuple(work.norms), tuple(work.notes))
-    return Refitted(edits, *results, examples=sum(sizes))
+    return Refitted(edits, *results, examples=count * len(first.tensors[0]))
 
 
 @dataclass(eq=False)

@@ -61,10 +61,9 @@ class GramRegression:
         if self._shift is None:
             self._shift = x.mean(1, keepdim=True).double(), z.mean(-2, keepdim=True).double()
         shift_x, shift_z = (shift.to(x) for shift in self._shift)
-        for part_x, part_z in zip(
-            torch.split(x, _AT_ONCE, 1), torch.split(z, _AT_ONCE, -2), strict=True
-        ):
-            self._add(part_x - shift_x, part_z - shift_z)
+        for start in range(0, x.shape[1], _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            self._add(x[:, part] - shift_x, z[:, :, part] - shift_z)
         self.rows += x.shape[1]
 
     def _add(self, x: Tensor, z: Tensor) -> None:
@@ -95,8 +94,9 @@ class GramRegression:
         mean_x, mean_z = x + self._shift[0][:, 0], z + self._shift[1][:, :, 0]
         mean_y = mean_z[0] + share * mean_z[1]
         before = scattered + (mean_y - _product(mean_x, old) - bias) ** 2
-        intercept = mean_y - _product(mean_x, old + step)
-        return Fit(old + step, intercept, *_relative(before, after, variance), n)
+        new = step.add_(old)  # in place: it is large where there are many unknowns
+        intercept = mean_y - _product(mean_x, new)
+        return Fit(new, intercept, *_relative(before, after, variance), n)
 
 
 class RowRegression:
@@ -127,8 +127,9 @@ class RowRegression:
         mean_y = mean_z[0] + share * mean_z[1]
         off = mean_y - _product(mean_x[:, 0], old) - bias
         before, after = (residual**2).mean(1) + off**2, ((residual - x @ step) ** 2).mean(1)
-        intercept = mean_y - _product(mean_x[:, 0], old + step)
-        return Fit(old + step, intercept, *_relative(before, after, (y**2).mean(1)), n)
+        new = step.add_(old)
+        intercept = mean_y - _product(mean_x[:, 0], new)
+        return Fit(new, intercept, *_relative(before, after, (y**2).mean(1)), n)
 
 
 def _with_correction(y: Tensor, correction: Tensor | None) -> Tensor:
@@ -165,10 +166,10 @@ def _strength(variance: Tensor, square: Tensor, ridge: float) -> Tensor:
 
 def _factor(gram: Tensor, strength: Tensor) -> Tensor:
     """Return the Cholesky factor of matrices with a ridge, raised where rounding defeats it."""
-    factor: Tensor
     for _ in range(_ATTEMPTS):
         ridged = gram.clone()
         ridged.diagonal(dim1=1, dim2=2).add_(strength[:, None])
+        factor: Tensor
         factor, failed = torch.linalg.cholesky_ex(ridged)
         if not bool(failed.any()):
             break

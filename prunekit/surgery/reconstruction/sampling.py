@@ -59,7 +59,8 @@ class RowSample:
             for values in (target, error)
         )
         assert self._regression is not None and targets is not None
-        if not bool(inputs.isfinite().all() and targets.isfinite().all()):
+        found = (inputs, targets) if correction is None else (inputs, targets, correction)
+        if not all(bool(values.isfinite().all()) for values in found):
             raise DataError(
                 f"{self.name} cannot be refitted: it reads or puts out NaN or infinity for some "
                 "images; remove them, or leave the layers as they are with reconstruct=none"
