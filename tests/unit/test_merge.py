@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import prunekit
+from prunekit.graph.layers import widths
 from prunekit.selection import Widths
 from prunekit.surgery import load_model
 from prunekit.surgery.reconstruction import Merge, Merged
@@ -210,15 +211,22 @@ def test_the_norm_makes_up_for_the_spread_of_a_mean() -> None:
         nn.Conv2d(4, 6, 3, groups=2),
         nn.Conv2d(4, 8, 3, groups=4),
         nn.ConvTranspose2d(4, 6, 3, groups=2),
+        nn.ConvTranspose2d(6, 2, 3, groups=2),
+        nn.ConvTranspose2d(4, 8, 3, groups=4),
+        nn.Conv2d(1, 3, 3),
     ],
-    ids=["linear", "conv", "grouped", "depthwise", "transposed"],
+    ids=["linear", "conv", "grouped", "depthwise", "up", "up to one", "up depthwise", "from one"],
 )
 def test_filters_that_are_read_can_be_written(layer: nn.Module) -> None:
     other = copy.deepcopy(layer)
     nn.init.zeros_(other.weight)
     with torch.no_grad():
-        _write_filters(other, _filters(layer))
+        filters = _filters(layer)
+        _write_filters(other, filters)
     assert torch.equal(other.weight, layer.weight)
+    outs, ins = widths(layer)[1], widths(layer)[0]
+    depthwise = 1 < getattr(layer, "groups", 1) == ins
+    assert filters.shape[:2] == (outs, 1 if depthwise else ins)
 
 
 def test_k_means_begins_with_the_kept_points_and_ends_at_means() -> None:
@@ -252,9 +260,23 @@ class Lent(nn.Module):
         return nn.functional.linear(self.first(x).relu(), self.last.weight, self.last.bias)
 
 
-def test_units_that_cannot_merge_are_told_of() -> None:
+class Tied(nn.Module):
+    """Two layers behind one have the same weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.other = nn.Linear(3, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+        self.other.weight = self.last.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        return self.last(x) + self.other(x)
+
+
+@pytest.mark.parametrize("kind", [Lent, Tied])
+def test_units_that_cannot_merge_are_told_of(kind: type[nn.Module]) -> None:
     torch.manual_seed(0)
-    network, x = Lent().eval(), torch.randn(5, 3)
+    network, x = kind().eval(), torch.randn(5, 3)
     merged = prunekit.prune(network, x, keep=0.5, reconstruct="merge")
     plain = prunekit.prune(network, x, keep=0.5)
     assert "2 removed units have no kept one of their kind" in "\n".join(merged.notes)

@@ -21,7 +21,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, input_of
 from prunekit.graph.called_maps import map_of_calls
 from prunekit.graph.dataflow import batch_norm, followers, weighted_layer
-from prunekit.graph.layers import channel_dim
+from prunekit.graph.layers import channel_dim, with_shared_parameters
 from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
@@ -137,7 +137,7 @@ class _Refit:
         self.network = self.run.narrow.network
         self.pairs = self.run.pairs
         self.following_norms = followers(self.network, [self.run.narrow.recording])
-        self.tied = _with_shared_parameters(self.network)
+        self.tied = with_shared_parameters(self.network)
 
     def changed_calls(self) -> dict[str, list[Step]]:
         """Return all calls of the layers and batch norms that read other values than before.
@@ -237,15 +237,6 @@ class _Refit:
             statistics.add(_input(calls[number], state))
         renormalise(norm, statistics)
         self.norms.append(name)
-
-
-def _with_shared_parameters(network: nn.Module) -> set[str]:
-    """Return the names of the modules of which another module has a parameter, too."""
-    owners: dict[Tensor, set[str]] = {}
-    for name, module in network.named_modules():
-        for parameter in module.parameters(recurse=False):
-            owners.setdefault(parameter, set()).add(name)
-    return set().union(*(names for names in owners.values() if len(names) > 1))
 
 
 def _input(step: Step, state: State) -> Tensor:

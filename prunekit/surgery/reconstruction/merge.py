@@ -24,6 +24,7 @@ from prunekit.graph.layers import (
     is_batch_norm,
     is_weighted,
     layer_named,
+    with_shared_parameters,
 )
 from prunekit.schema import Count
 from prunekit.surgery.layer_hooks import dense_readers
@@ -92,6 +93,7 @@ class _Networks:
         self.dense: dict[str, Any] = {
             name: layer_named(dense, name) for name in graph.ins if name in left
         }
+        self._tied = with_shared_parameters(dense)
         self.layers = [name for name, layer in self.dense.items() if self._has_weights(name, layer)]
         self.readers = {*dense_readers(dense, graph)}
         self._norm_of = followers(dense, graph.recordings)
@@ -100,7 +102,7 @@ class _Networks:
 
     def _has_weights(self, name: str, layer: nn.Module) -> bool:
         known = isinstance(layer, WEIGHTED_LAYERS) and "weight" in layer._parameters
-        return known and name not in self.graph.functional
+        return known and name not in self.graph.functional and name not in self._tied
 
     def norm(self, name: str) -> str | None:
         """Return the batch norm that alone reads a layer."""
@@ -262,11 +264,10 @@ def _filters(layer: Any) -> Tensor:
         blocks = [part.transpose(0, 1) for part in weight.chunk(groups)]
     else:
         blocks = [*weight.chunk(groups)]
-    if groups == 1 or weight.shape[1] == 1:
-        whole: Tensor = torch.cat(blocks)
-        return whole
     outs, ins, kernel = blocks[0].shape
-    full = weight.new_zeros(groups, outs, groups, ins, kernel)
+    if ins == 1:
+        return torch.cat(blocks)
+    full: Tensor = weight.new_zeros(groups, outs, groups, ins, kernel)
     for number, block in enumerate(blocks):
         full[number, :, number] = block
     flat: Tensor = full.reshape(groups * outs, groups * ins, kernel)
