@@ -6,7 +6,6 @@ TABLE ?= ssr_t1
 SCALE ?= short
 DATA ?= data
 # other faults come first after every commit
-CLEAN := --kind kill --kind places
 SEED ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 # the tests of arithmetic; their results differ in the last bits from processor to processor
@@ -43,7 +42,7 @@ numbers: $(STAMP)  ## the tests of numbers again, as two older processors comput
 
 faults: $(STAMP)  ## tests of runs that are killed and files that are damaged, and 3 minutes of the campaign
 	$(PYTEST) -m 'not slow' tests/faults
-	$(BIN)/python -m scripts.faults $(CLEAN) --minutes 3 --seed $(SEED) --anew --out build/faults/some.csv
+	$(BIN)/python -m scripts.faults --minutes 3 --seed $(SEED) --anew --out build/faults/some.csv
 
 campaign: $(STAMP)  ## the whole fault campaign, half an hour: docs/results/faults.csv, docs/reliability.md
 	$(BIN)/python -m scripts.faults

@@ -83,16 +83,18 @@ def _check_nodes(file: Path, content: bytes) -> None:
             if isinstance(event, yaml.CollectionStartEvent):
                 open_nodes.append([event.anchor, 1])
             else:
-                size = sizes.get(event.anchor, 1) if isinstance(event, yaml.AliasEvent) else 1
+                alias = isinstance(event, yaml.AliasEvent)
+                size = sizes.get(str(event.anchor), 1) if alias else 1
                 _count(file, open_nodes, size)
 
 
 def _check_node(file: Path, event: yaml.NodeEvent, around: Sequence[Sequence[Any]]) -> None:
-    line = event.start_mark.line + 1
-    if (getattr(event, "tag", None) or "").startswith(_OF_PYTHON):
+    line = event.start_mark.line + 1 if event.start_mark else 0
+    tag = str(getattr(event, "tag", None) or "")
+    if tag.startswith(_OF_PYTHON):
         raise ConfigError(
-            f"{file}, line {line}: !!{event.tag.removeprefix(_PLAIN_TAG)} makes an object of "
-            "Python; write plain values"
+            f"{file}, line {line}: !!{tag.removeprefix(_PLAIN_TAG)} makes an object of Python; "
+            "write plain values"
         )
     if len(around) > _DEEPEST:
         raise ConfigError(f"{file}, line {line} is nested too deeply; write fewer levels")

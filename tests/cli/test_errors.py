@@ -52,7 +52,7 @@ TYPOS = [
     ("pipeline=[prin]", "'prin'", "prune"),
     ("foo", "foo has no value", "KEY=VALUE"),
     ("=3", "=3 has no name in front", "KEY=VALUE"),
-    ("+new=3", "new is no setting of run", "did you mean"),
+    ("+new=3", "new is no setting", "did you mean"),
     ("+schedule.pretain.epochs=3", "schedule.pretain is no setting", "pretrain"),
     ("+seed=0", "seed is there already", "write seed=..."),
     ("seed=${nothing}", "seed refers to ${nothing}", "no setting"),
