@@ -36,9 +36,8 @@ demo: $(STAMP)  ## prune LeNet on bundled digits through all stages (about a min
 test: $(STAMP)  ## the tests, without the slow ones and the faults
 	$(PYTEST) -m 'not slow' --ignore=tests/faults
 
-numbers: $(STAMP)  ## the tests of numbers again, as two older processors compute
+numbers: $(STAMP)  ## the tests of numbers again, as an old processor computes
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(AGAIN) $(NUMBERS)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(AGAIN) $(NUMBERS)
 
 faults: $(STAMP)  ## tests of runs that are killed and files that are damaged, and 3 minutes of the campaign
 	$(PYTEST) -m 'not slow' tests/faults
@@ -47,8 +46,10 @@ faults: $(STAMP)  ## tests of runs that are killed and files that are damaged, a
 campaign: $(STAMP)  ## the whole fault campaign, half an hour: docs/results/faults.csv, docs/reliability.md
 	$(BIN)/python -m scripts.faults
 
-test-all: $(STAMP)  ## all tests
+test-all: $(STAMP)  ## all tests, and those of numbers as two older processors compute
 	$(PYTEST)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(AGAIN) $(NUMBERS)
+	$(MAKE) numbers
 
 lint: $(STAMP)  ## style, formatting and types
 	$(BIN)/ruff check .
