@@ -320,7 +320,8 @@ def prune(
     for rounds_left in range(selection.rounds, 0, -1):
         units = UnitMap(dense.graph, current.graph, keep)
         scores = units.dense_scores(current.scores(criterion, data))
-        chosen = selection.select(Scored(scores, dense.graph, cost, criterion.comparable))
+        scored = Scored(scores, dense.graph, cost, criterion.comparable, dense.model, data)
+        chosen = selection.select(scored)
         selected = check_removal(selection, chosen, dense.graph)
         goal = {n: _round_mask(selected.keep[n], keep[n], scores.get(n), rounds_left) for n in keep}
         last, last_keep = current, units.to_current(goal)

@@ -40,6 +40,13 @@ class Cut:
     edit: Narrow
     narrow: nn.Module
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Print what hypothesis shows; field by field, the recorded steps take it forever."""
+        units = {
+            name: removed.nonzero().flatten().tolist() for name, removed in self.chosen.items()
+        }
+        printer.text(f"without {units}: {self.dense}")
+
     @classmethod
     def random(
         cls,

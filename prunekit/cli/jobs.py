@@ -83,8 +83,8 @@ def _settings(command: str, config: Any) -> dict[str, Any]:
 
     from prunekit.config import check_complete, choose_reconstruction, command_line, resolve
 
+    check_complete(config, command)
     settings = resolve(config)
-    check_complete(settings, command)
     settings = choose_reconstruction(settings, command)
     return {**settings, "command": command_line(command, HydraConfig.get())}
 

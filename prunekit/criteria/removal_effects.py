@@ -8,7 +8,7 @@ the unit decides what they get, so gates act up to the next such layer only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
 from prunekit.criteria.base import sum_by_unit
 from prunekit.graph import ChannelGraph
-from prunekit.graph.arguments import input_of, with_input
-from prunekit.graph.layers import channel_dim, is_weighted, layer_named
-from prunekit.graph.table import function_operation, layer_operation, named_arguments
+from prunekit.graph.layers import channel_dim, layer_named
+from prunekit.graph.table import layer_operation
 from prunekit.outputs import logits_of
+from prunekit.surgery.layer_hooks import Forward, dense_readers, reading_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,54 +72,31 @@ class RemovalEffects:
         return sum_by_unit(self.graph, {name: torch.ones(len(outs[name])) for name in self._called})
 
     @cached_property
-    def _is_unit(self) -> Tensor:
-        """Which unit ids belong to a group."""
-        mask = torch.zeros(self.graph.count, dtype=torch.bool)
-        for group in self.graph.groups:
-            mask[group.units.cpu()] = True
-        return mask
-
-    @cached_property
     def _readers(self) -> dict[str, nn.Module]:
         """The layers that compute other channels from units."""
-        return {
-            name: layer
-            for name, layer in self._layers(self.graph.ins).items()
-            if is_weighted(layer) and not is_depthwise(layer)
-        }
+        return dense_readers(self.model, self.graph)
 
     @cached_property
     def _emitters(self) -> dict[str, nn.Module]:
         """The layers that put out constants for removed units."""
+        outs = self.graph.outs
+        layers = {n: layer_named(self.model, n) for n, units in outs.items() if bool(units.any())}
         return {
             name: layer
-            for name, layer in self._layers(self.graph.outs).items()
+            for name, layer in layers.items()
             if name in self.graph.inexact or _emits_constants(layer)
         }
-
-    def _layers(self, channels: Mapping[str, Tensor]) -> dict[str, nn.Module]:
-        named = (name for name, units in channels.items() if bool(self._is_unit[units.cpu()].any()))
-        return {name: layer_named(self.model, name) for name in named}
 
     @contextmanager
     def _reading(self, inputs: list[Tensor], detached: bool) -> Iterator[None]:
         """Append what every reader gets to `inputs`; `detached` hides it from gradients behind."""
 
-        def read(x: Tensor) -> Tensor:
+        def read(name: str, forward: Forward, x: Tensor) -> Tensor:
             own = x.clone()  # operations in place may overwrite x
             inputs.append(own if own.requires_grad or detached else own.requires_grad_())
             return own.detach() if detached else own
 
-        functions = _FunctionInputs(read)
-        with ExitStack() as stack:
-            for name, layer in self._readers.items():
-                if name in self.graph.functional:
-                    functions.weights.add(id(layer.weight))
-                else:
-                    hook = layer.register_forward_pre_hook(_input_hook(read), with_kwargs=True)
-                    stack.callback(hook.remove)
-            if functions.weights:
-                stack.enter_context(functions)
+        with reading_inputs(self.model, self.graph, self._readers, read):
             yield
 
     @contextmanager
@@ -149,43 +125,9 @@ class RemovalEffects:
         return hook
 
 
-class _FunctionInputs(TorchFunctionMode):
-    """Replaces the inputs of functions that take these weights, given by their ids."""
-
-    def __init__(self, read: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.read, self.weights = read, set[int]()
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        entry, kwargs = function_operation(func), kwargs or {}
-        named = {} if entry is None else named_arguments(entry, args, kwargs)
-        if id(named.get("weight")) in self.weights:
-            new = self.read(input_of(tuple(args), kwargs))
-            args, kwargs = with_input(tuple(args), kwargs, new)
-        return func(*args, **kwargs)
-
-
-def _input_hook(read: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return with_input(args, kwargs, read(input_of(args, kwargs)))
-
-    return hook
-
-
 def _emits_constants(layer: nn.Module) -> bool:
     entry = layer_operation(layer)
     return entry is not None and entry.emits_bias
-
-
-def is_depthwise(layer: nn.Module) -> bool:
-    """Return whether a convolution has a filter for every input channel, which it passes on."""
-    return bool(1 < getattr(layer, "groups", 1) == layer.in_channels)
 
 
 def _along(values: Tensor, dim: int, rank: int) -> Tensor:

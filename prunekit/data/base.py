@@ -238,7 +238,9 @@ def split_by_class(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tens
     """
     count = round(size * len(labels)) if size < 1 else int(size)
     if count >= len(labels):
-        raise DataError(f"dataset.val={size} leaves none of {len(labels)} training examples")
+        raise DataError(
+            f"dataset.val={size} leaves none of {len(labels)} training examples; lower it"
+        )
     present, sizes = labels.unique(return_counts=True)
     shares = sizes.double() * count / len(labels)
     quota = shares.floor().long()

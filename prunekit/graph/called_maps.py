@@ -33,7 +33,7 @@ def map_of_calls(
     if not reasons and len({_geometry(layer) for layer in layers}) > 1:
         reasons = ["its calls differ in stride, padding or dilation"]
     if not reasons and (other := _sharer(network, name, layers[0])):
-        reasons = [f"it shares its weight with {other}"]
+        reasons = [f"it shares its weight or bias with {other}"]
     return reasons[0] if reasons else LinearMap(layers[0])
 
 
@@ -59,20 +59,19 @@ def _of_function(network: nn.Module, step: Step, needs_bias: bool) -> nn.Module 
     if bias is not None and not _is_own(bias):
         return "its bias is computed, or used elsewhere too"
     weight = _parameter(network, path)
-    layer: Any = _like_function(
-        weight, {key: arguments[key] for key in _OPTIONS if key in arguments}
-    )
+    options = {key: arguments[key] for key in _OPTIONS if key in arguments}
+    layer: Any = _like_function(weight, options)
     layer.weight = weight
     layer.bias = None if bias is None else _parameter(network, str(bias.target))
-    found: nn.Module = layer
-    return found
+    module: nn.Module = layer
+    return module
 
 
 def _is_own(bias: Any) -> bool:
     return isinstance(bias, Step) and bias.kind is Kind.TENSOR and len(bias.users) == 1
 
 
-def _like_function(weight: Tensor, options: dict[str, Any]) -> nn.Module:
+def _like_function(weight: Tensor, options: dict[str, Any]) -> Any:
     """Return a layer without numbers that does what a function does with this weight."""
     outs, ins, *kernel = weight.shape
     if not kernel:
@@ -80,10 +79,9 @@ def _like_function(weight: Tensor, options: dict[str, Any]) -> nn.Module:
     rank, groups = len(kernel), options.pop("groups", 1)
     sizes = {key: _one_per_dimension(value, rank) for key, value in options.items()}
     convolution: Any = CONVOLUTIONS[rank - 1]
-    layer: nn.Module = convolution(
+    return convolution(
         ins * groups, outs, tuple(kernel), groups=groups, bias=False, device="meta", **sizes
     )
-    return layer
 
 
 def _one_per_dimension(value: Any, rank: int) -> Any:
@@ -103,12 +101,12 @@ def _geometry(layer: nn.Module) -> tuple[Any, ...]:
 
 
 def _sharer(network: nn.Module, name: str, layer: Any) -> str | None:
-    """Return the name of another module that holds the same weight, if there is one."""
-    weight = layer._parameters.get("weight")
+    """Return the name of another module that holds the same weight or bias, if there is one."""
+    shared = {id(p) for p in layer._parameters.values() if p is not None}
     owners = [
         path
         for path, module in network.named_modules()
-        if weight is not None and any(p is weight for p in module._parameters.values())
+        if any(id(p) in shared for p in module._parameters.values())
     ]
     own = (name, name.rpartition(".")[0])
     return next((path for path in owners if path not in own), None) if len(owners) > 1 else None

@@ -114,3 +114,12 @@ def has_channel_parameters(module: nn.Module) -> bool:
     if entry is None or entry.narrow is None:
         return False
     return entry.weighted or entry.emits_bias or entry.same_shape
+
+
+def with_shared_parameters(network: nn.Module) -> set[str]:
+    """Return the names of the modules of which another module has a parameter, too."""
+    owners: dict[Tensor, set[str]] = {}
+    for name, module in network.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(parameter, set()).add(name)
+    return set().union(*(names for names in owners.values() if len(names) > 1))

@@ -34,6 +34,13 @@ class Penalty(Checked, ABC):
         """The row norm above which the slope is zero; infinite if it never is."""
         return math.inf
 
+    def with_strength(self, lam: float) -> Penalty:
+        """Return the same penalty with another strength; it turns flat at the same row norm."""
+        if self.shape is None or not math.isfinite(self.flat_from):
+            return replace(self, lam=lam)
+        settings: dict[str, float] = {"lam": lam, self.shape: self.flat_from / lam}
+        return replace(self, **settings)
+
     @property
     def convex_step(self) -> float:
         """The largest step for which |u - rows|^2 / (2 step) + value(u) is convex in u.

@@ -1,4 +1,4 @@
-"""Selections decide which units are kept: by zeros, shares, budgets, curves or widths.
+"""Selections decide which units are kept: by zeros, shares, budgets, curves, errors or widths.
 
 Every selection keeps the best-scored units of a group; of equal scores the earlier one is better.
 Groups without scores are kept whole. Settings give what is kept, except for the ratio of
@@ -29,6 +29,7 @@ from prunekit.selection.budgets import (
     ParamsTarget,
 )
 from prunekit.selection.candidates import AdaptiveSelection, CandidateUnits, ignored_groups
+from prunekit.selection.losses import LossSelection
 from prunekit.selection.ranking import (
     Limit,
     MaxNorm,
@@ -39,6 +40,7 @@ from prunekit.selection.ranking import (
     min_units_to_remove,
     relative_ranks,
 )
+from prunekit.selection.refit_error import RefitError
 from prunekit.selection.sensitivity import (
     Curve,
     Sensitivity,
@@ -63,6 +65,7 @@ __all__ = [
     "LatencyTarget",
     "LikeRun",
     "Limit",
+    "LossSelection",
     "MacsTarget",
     "Masks",
     "MaxNorm",
@@ -72,6 +75,7 @@ __all__ = [
     "PerLayer",
     "RankedSelection",
     "Ranking",
+    "RefitError",
     "Scored",
     "Selected",
     "Selection",

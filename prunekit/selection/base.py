@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from prunekit.errors import ConfigError, one_of
 from prunekit.graph import ChannelMask
@@ -17,6 +17,7 @@ from prunekit.registry import Registry
 from prunekit.schema import Checked, Count, Whole
 
 if TYPE_CHECKING:
+    from prunekit.data import Data
     from prunekit.graph import ChannelGraph
     from prunekit.measure import CostModel
 
@@ -46,12 +47,15 @@ class Scored:
 
     `scores` has one number per unit of a group; larger means keep. `cost` gives the size of any
     narrowed network. `comparable` says that scores of different groups may be compared as they are.
+    `model` and `data`, where they are given, are what a selection may measure for itself.
     """
 
     scores: Mapping[str, Tensor]
     graph: ChannelGraph
     cost: CostModel
     comparable: bool = False
+    model: nn.Module | None = None
+    data: Data | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,13 +16,10 @@ from prunekit.errors import ArtifactError, ConfigError, listed, one_of
 from prunekit.selection.base import (
     SELECTIONS,
     Scored,
-    Selected,
-    Selection,
-    order_best_first,
     validate_scores,
 )
-from prunekit.selection.budgets import Budget, MacsTarget
 from prunekit.selection.candidates import ignored_groups
+from prunekit.selection.losses import LossSelection, removal_ranks
 from prunekit.text import unguarded
 
 if TYPE_CHECKING:
@@ -117,48 +114,19 @@ def _check_finished(file: Path) -> None:
 
 @SELECTIONS.register("sensitivity")
 @dataclass(frozen=True)
-class Sensitivity(Selection):
+class Sensitivity(LossSelection):
     """The largest network within a budget whose groups all stay within one loss of accuracy.
 
     Every unit gets the loss that the curve of its group shows when that unit and all worse ones of
     the group are removed; scores only decide the order within a group. The units of the lowest
     losses are removed first, those of equal losses by their share of the group, until `budget` is
-    met. This is bisection on a common tolerance. Losses compare between groups, so `normalise` and
-    `scope` of the budget are not used. `path` is a csv, a stage or a run; None is the sensitivity
-    stage of the same run (see `resolve_in`).
+    met. This is bisection on a common tolerance. `path` is a csv, a stage or a run; None is the
+    sensitivity stage of the same run (see `resolve_in`).
     """
 
-    budget: Annotated[Budget, "budget that ends the search"] = field(default_factory=MacsTarget)
     path: Annotated[
         str | Path | None, "a run, a stage or a csv with curves; null: the stage of this run"
     ] = None
-    min_keep: int = field(init=False)  # both are taken from the budget
-    rounds: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        fields = {
-            "budget": replace(self.budget, normalise=None, scope="global"),
-            "min_keep": self.budget.min_keep,
-            "rounds": self.budget.rounds,
-        }
-        for name, value in fields.items():
-            object.__setattr__(self, name, value)
-
-    def select(self, scored: Scored) -> Selected:
-        """Apply the budget to the losses.
-
-        Raises ArtifactError where curves and network differ, ConfigError for a budget out of reach.
-        """
-        return self._result(self.budget.select(replace(scored, scores=self._ranks(scored))))
-
-    def _result(self, selected: Selected) -> Selected:
-        """Add a note on the tolerance to the result of the budget."""
-        return replace(
-            selected,
-            notes=(*selected.notes, self._tolerance_note(selected.keep)),
-            recount=lambda keep: self._result(selected.after(keep)),
-        )
 
     def resolve_in(self, run: Path) -> Sensitivity:
         """Return the selection by the run's own sensitivity stage, unless `path` is set."""
@@ -168,32 +136,23 @@ class Sensitivity(Selection):
         """Return the file of curves."""
         return {"curves": find_curves_file(self._required_path())}
 
-    def _tolerance_note(self, keep: Mapping[str, Tensor]) -> str:
+    def _notes(self, keep: Mapping[str, Tensor]) -> tuple[str, ...]:
         """Return a sentence on the largest loss that one group costs by itself."""
         losses = {name: loss for name, loss in self._losses(keep).items() if loss > 0}
         if not losses:
-            return "sensitivity: no group loses accuracy by itself"
+            return ("sensitivity: no group loses accuracy by itself",)
         worst = max(losses, key=lambda name: losses[name])
         return (
             f"sensitivity: by its curve every group alone costs at most {losses[worst]:.2f} points "
-            f"of validation accuracy, {worst} the most; together they cost more"
+            f"of validation accuracy, {worst} the most; together they cost more",
         )
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
-        """Return for every unit its rank by loss, then by share of the group; ties rank equal."""
+        """Raise ArtifactError where curves and network differ."""
         scores = validate_scores(scored.scores, scored.graph)
         curves = self._curves(scores, scored.graph)
-        names = [name for name in scores if name in curves]
-        losses = [curves[name].losses() for name in names]
-        shares = [torch.arange(1, len(loss) + 1) / len(loss) for loss in losses]
-        pairs = torch.stack([torch.cat(losses), torch.cat(shares).double()], dim=1)
-        _, places = torch.unique(pairs, dim=0, return_inverse=True)  # sorted by loss, then share
-        parts = torch.split(places, [len(loss) for loss in losses])
-        ranks = {}
-        for name, part in zip(names, parts, strict=True):
-            ranks[name] = torch.empty(len(part), dtype=torch.float64)
-            ranks[name][order_best_first(scores[name]).flip(0)] = part.double()
-        return ranks
+        losses = {name: curves[name].losses() for name in scores if name in curves}
+        return removal_ranks(losses, scores)
 
     def _losses(self, keep: Mapping[str, Tensor]) -> dict[str, float]:
         """Return the points of accuracy that narrowing each group costs by its curve."""

@@ -3,6 +3,7 @@
 from prunekit.solvers.base import SOLVERS, Solver, check_fit, learning_rate, small_norm_shares
 from prunekit.solvers.gradient import KeepZeros, Proximal, Subgradient
 from prunekit.solvers.splitting import ADMM, AULM, PALM
+from prunekit.solvers.strength import fitting_strength
 
 __all__ = [
     "ADMM",
@@ -14,6 +15,7 @@ __all__ = [
     "Solver",
     "Subgradient",
     "check_fit",
+    "fitting_strength",
     "learning_rate",
     "small_norm_shares",
 ]

@@ -68,6 +68,13 @@ class Solver(Checked, ABC):
         if self.needs:
             self.at_start = self._extent([block.read() for block in self.blocks])
 
+    def prox_lengths(self, rates: Sequence[float], momentum: float) -> list[float]:
+        """Return the lengths of the prox steps that a run amounts to.
+
+        `rates` are those of its optimizer steps, `momentum` is that of SGD.
+        """
+        return [*rates]
+
     def prox(self, block: Rows, rows: Tensor, step: float) -> Tensor:
         """Apply the penalty's prox to the rows of a block; the block's weight scales the step."""
         weighted = step * block.weight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -26,6 +27,10 @@ class Subgradient(Solver):
 
     threshold: Annotated[PartShare, "rows below this share of the median norm become zero"] = 1e-3
     needs: ClassVar[frozenset[str]] = frozenset({"subgradient"})
+
+    def prox_lengths(self, rates: Sequence[float], momentum: float) -> list[float]:
+        """Return the rates, which momentum makes larger."""
+        return [rate / (1 - momentum) for rate in rates]
 
     def before_step(self, optimizer: Optimizer) -> None:
         """Add weight * subgradient to the gradients."""
@@ -75,6 +80,10 @@ class Proximal(Solver):
         super().expect(steps, optimizer)
         if steps < self.every:
             self.warn("unused", _no_prox(self.every, steps))
+
+    def prox_lengths(self, rates: Sequence[float], momentum: float) -> list[float]:
+        """Return `every` times the rate of each `every`-th step."""
+        return [rate * self.every for rate in rates[self.every - 1 :: self.every]]
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Apply the prox after every `every`-th step."""

@@ -153,6 +153,11 @@ class AULM(Splitting):
             self.warn("unused", _no_update(self.inner, steps))
         self._warn_if_slow(optimizer)
 
+    def prox_lengths(self, rates: Sequence[float], momentum: float) -> list[float]:
+        """Return steps of 1 / rho, as far as K can follow: from the first update on, Y pulls it."""
+        first = self.inner or len(rates) // UPDATES
+        return [1 / self.rho] * max(1, round(self.rho * sum(rates[first:]) / (1 - momentum)))
+
     def update(self) -> None:
         """Take one outer step: F (eq. 12-16), Y (eq. 7), over-relaxation (eq. 8-9)."""
         K, F, Y = self.parameters(), self.F, self.Y
@@ -302,6 +307,14 @@ class PALM(Splitting):
         """Set F to K with noise that is the same in every process."""
         generator = torch.Generator().manual_seed(self.seed)
         self.F = [_with_noise(rows, self.spread, generator) for rows in self.parameters()]
+
+    def prox_lengths(self, rates: Sequence[float], momentum: float) -> list[float]:
+        """Return by how much K and F move together: F alone is pulled, by s = 1 / (alpha + beta).
+
+        Where both move at one speed v, K is behind by d = v / (beta s), and v (2 - beta s) = s.
+        """
+        steps = (rate / (1 + self.beta * rate) for rate in rates)
+        return [step / (2 - self.beta * step) for step in steps]
 
     def after_step(self, optimizer: Optimizer) -> None:
         """Move K towards F, then F towards the new K."""

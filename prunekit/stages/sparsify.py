@@ -19,7 +19,9 @@ from prunekit.stages.settings import Runtime
 from prunekit.stages.stage import FromSettings, Stage, history_writer
 from prunekit.surgery import save_model
 from prunekit.targets import Target
-from prunekit.training import Order, Regularizer, Schedule, Training
+from prunekit.training import FittedRegularizer, Order, Regularizer, Schedule, Training
+
+_ANY = 1e-4  # a strength where another one is chosen later
 
 
 def build_regularizer(settings: Settings) -> Regularizer:
@@ -27,11 +29,20 @@ def build_regularizer(settings: Settings) -> Regularizer:
     node = settings["regularizer"]
     if not isinstance(node.get("penalty"), Mapping) or not isinstance(node.get("target"), Mapping):
         raise ConfigError("regularizer has no penalty and target; choose regularizer=l21, say")
-    return Regularizer(
-        penalty=build(node["penalty"], "regularizer.penalty", Penalty),
+    penalty, kind = dict(node["penalty"]), Regularizer
+    if penalty.get("lam", 1.0) is None:
+        penalty, kind = _with_any_strength(penalty, node.get("flat")), FittedRegularizer
+    return kind(
+        penalty=build(penalty, "regularizer.penalty", Penalty),
         target=build(node["target"], "regularizer.target", Target),
         solver=build(settings["solver"], "solver", Solver),
     )
+
+
+def _with_any_strength(penalty: Settings, flat: float | None) -> dict[str, Any]:
+    """Return settings of a penalty that has a strength, and turns flat at `flat` if anywhere."""
+    shape = {} if flat is None else {key: flat / _ANY for key in penalty if penalty[key] is None}
+    return {**penalty, **shape, "lam": _ANY}
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,20 @@
-"""Hooks at the layers that lose channels: replace what they put out, observe what they read.
+"""Hooks at layers: replace what they put out, observe or replace what they read.
 
 Layers whose weights are passed to a function run no hooks; function modes take their place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from prunekit.graph import ChannelGraph
-from prunekit.graph.arguments import input_of
+from prunekit.graph.arguments import input_of, with_input
 from prunekit.graph.layers import channel_dim, is_weighted, layer_named
 from prunekit.graph.table import function_operation, layer_operation, named_arguments
 
@@ -21,6 +22,8 @@ Function = Callable[..., Any]
 Forward = Callable[[Tensor], Tensor]
 # of a layer's name, its channels that are removed (a mask), its output, their dimension, its bias
 Replace = Callable[[str, Tensor, Tensor, int, Tensor | None], Tensor]
+# of a layer's name, its forward and its input; returns the input that the layer gets
+Read = Callable[[str, Forward, Tensor], Tensor]
 # of a layer's name, the layer, its inputs that are removed (a mask), its forward and its input
 Observe = Callable[[str, nn.Module, Tensor, Forward, Tensor], None]
 
@@ -59,21 +62,51 @@ def reading_layers(
             yield name, module, mask
 
 
+def dense_readers(model: nn.Module, graph: ChannelGraph) -> dict[str, nn.Module]:
+    """Return the convolutions and linear layers that compute other channels from removable units.
+
+    A depthwise convolution passes its units on; the layers behind it are their readers.
+    """
+    named = {n: layer_named(model, n) for n, units in graph.ins.items() if bool(units.any())}
+    return {n: layer for n, layer in named.items() if is_weighted(layer) and not _depthwise(layer)}
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    """Return whether a convolution has a filter for every input channel, which it passes on."""
+    return bool(1 < getattr(layer, "groups", 1) == layer.in_channels)
+
+
 @contextmanager
 def observing_inputs(
     model: nn.Module, graph: ChannelGraph, removed: Tensor, observe: Observe
 ) -> Iterator[None]:
     """Let `observe` see the inputs of all convolutions and linear layers that lose inputs."""
+    losing = {name: (module, mask) for name, module, mask in reading_layers(model, graph, removed)}
+
+    def read(name: str, forward: Forward, x: Tensor) -> Tensor:
+        observe(name, *losing[name], forward, x)
+        return x
+
+    with reading_inputs(model, graph, losing, read):
+        yield
+
+
+@contextmanager
+def reading_inputs(
+    model: nn.Module, graph: ChannelGraph, names: Iterable[str], read: Read
+) -> Iterator[None]:
+    """Let `read` see the inputs of convolutions and linear layers, and return what they get."""
     functions = _InputFunctions()
     with ExitStack() as stack:
-        for name, module, mask in reading_layers(model, graph, removed):
-            observer = _observer(observe, name, module, mask)
+        for name in names:
+            module = layer_named(model, name)
             if name in graph.functional:
-                functions.observers[id(module.weight)] = observer
+                functions.reads[id(module.weight)] = partial(read, name)
             else:
-                handle = module.register_forward_pre_hook(_input_hook(observer), with_kwargs=True)
+                hook = _input_hook(partial(read, name))
+                handle = module.register_forward_pre_hook(hook, with_kwargs=True)
                 stack.callback(handle.remove)
-        if functions.observers:
+        if functions.reads:
             stack.enter_context(functions)
         yield
 
@@ -99,21 +132,18 @@ class _OutputFunctions(TorchFunctionMode):
 
 
 class _InputFunctions(TorchFunctionMode):
-    """Observe functions that take the weights of layers; the keys are ids of weights."""
+    """Read the inputs of functions that take the weights of layers; the keys are ids of weights."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.observers: dict[int, Callable[[Forward, Tensor], None]] = {}
+        self.reads: dict[int, Callable[[Forward, Tensor], Tensor]] = {}
 
     def __torch_function__(
         self, func: Function, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        entry = function_operation(func)
-        if entry is not None and entry.weighted:
-            arguments = _layer_arguments(func, args, kwargs)
-            observer = self.observers.get(id(arguments["weight"])) if arguments else None
-            if observer is not None:
-                observer(lambda x: func(x, *args[1:], **(kwargs or {})), arguments["input"])
+        read = self.reads.get(id(_layer_arguments(func, args, kwargs).get("weight")))
+        if read is not None:
+            args, kwargs = _with_read(read, func, args, kwargs or {})
         return func(*args, **(kwargs or {}))
 
 
@@ -139,15 +169,6 @@ def _replacer(replace: Replace, name: str, mask: Tensor) -> Callable[..., Tensor
     return replaced
 
 
-def _observer(
-    observe: Observe, name: str, module: nn.Module, mask: Tensor
-) -> Callable[[Forward, Tensor], None]:
-    def observer(forward: Forward, x: Tensor) -> None:
-        observe(name, module, mask, forward, x)
-
-    return observer
-
-
 def _output_hook(replaced: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         return replaced(out, channel_dim(module, out.ndim), getattr(module, "bias", None))
@@ -155,8 +176,21 @@ def _output_hook(replaced: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return hook
 
 
-def _input_hook(observer: Callable[[Forward, Tensor], None]) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
-        observer(module.forward, input_of(args, kwargs))
+def _input_hook(read: Callable[[Forward, Tensor], Tensor]) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+        return _with_read(read, module.forward, args, kwargs)
 
     return hook
+
+
+def _with_read(
+    read: Callable[[Forward, Tensor], Tensor], call: Function, args: Any, kwargs: Any
+) -> Any:
+    """Return the arguments of a call with the input that `read` returns for it."""
+
+    def forward(x: Tensor) -> Tensor:
+        others, named = with_input(args, kwargs, x)
+        out: Tensor = call(*others, **named)
+        return out
+
+    return with_input(args, kwargs, read(forward, input_of(args, kwargs)))

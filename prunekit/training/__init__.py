@@ -9,7 +9,8 @@ from prunekit.training.evaluation import (
 )
 from prunekit.training.loop import fit, mix_seeds, seed_everything
 from prunekit.training.losses import CrossEntropy, Distillation
-from prunekit.training.orders import Joint, Layerwise, Order, Regularizer, StopRule, Training
+from prunekit.training.orders import Joint, Layerwise, Order, StopRule, Training
+from prunekit.training.regularizer import FittedRegularizer, Regularizer
 from prunekit.training.schedule import Constant, Cosine, Schedule, Steps
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "Cosine",
     "CrossEntropy",
     "Distillation",
+    "FittedRegularizer",
     "Joint",
     "Layerwise",
     "Order",

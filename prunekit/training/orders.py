@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,38 +13,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.data import Data
 from prunekit.graph import ChannelGraph
-from prunekit.penalties import L1, Penalty
+from prunekit.penalties import L1
 from prunekit.rows import Rows
 from prunekit.schema import Checked, NotNegative
 from prunekit.solvers import KeepZeros, Solver
-from prunekit.solvers.base import check_fit
-from prunekit.targets import Target, unit_scores
+from prunekit.targets import unit_scores
 from prunekit.training.checkpoint import Checkpoint
 from prunekit.training.loop import EpochMetrics, Trainable, fit
+from prunekit.training.regularizer import Regularizer
 from prunekit.training.schedule import Schedule
 
 log = logging.getLogger(__name__)
 
 History = list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Regularizer(Checked):
-    """A penalty, its target, and its solver, which has to fit the penalty (ConfigError)."""
-
-    penalty: Annotated[Penalty, "what is added to the loss"]
-    target: Annotated[Target, "which parameters it acts on, row by row"]
-    solver: Annotated[Solver, "how the sum is minimised"]
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_fit(self.solver, self.penalty)
-
-    def bind(self, blocks: Sequence[Rows]) -> Solver:
-        """Return a new solver that acts on the blocks."""
-        solver = copy.deepcopy(self.solver)
-        solver.bind(self.penalty, blocks)
-        return solver
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +44,14 @@ class Training:
     checkpoint: Checkpoint | None = None
     on_epoch: Callable[[History], None] | None = None
     on_note: Callable[[str], None] = log.warning
+
+    def bind(self, regularizer: Regularizer, blocks: Sequence[Rows], prefix: str = "") -> Solver:
+        """Return a solver that acts on the blocks; pass on which strength was chosen, if any."""
+        batches = self.data.train.steps(self.schedule.batch)
+        solver, notes = regularizer.bind(blocks, self.schedule, batches)
+        for note in notes:
+            self.on_note(f"{prefix}{note}")
+        return solver
 
     def finish(self, solver: Solver, prefix: str = "") -> list[Tensor]:
         """End a phase: write the solution into the network, pass the notes on, and return it."""
@@ -114,7 +102,7 @@ class Joint(Order):
     def solve(self, regularizer: Regularizer, training: Training) -> dict[str, Tensor]:
         """Train under the sum of all penalties."""
         blocks = regularizer.target.rows(training.model, training.graph)
-        solver = regularizer.bind(blocks)
+        solver = training.bind(regularizer, blocks)
         fit(
             training.model,
             training.data,
@@ -161,7 +149,7 @@ class Layerwise(Order):
         solutions: list[Tensor] = []
         past: History = []
         for index, block in enumerate(blocks):
-            solver = regularizer.bind([block])
+            solver = training.bind(regularizer, [block], f"{block.name}: ")
             past = self._phase(training, past, f"{index}-{block.name}", training.schedule, solver)
             solutions.extend(training.finish(solver, f"{block.name}: "))
             if self.between is not None:

@@ -230,13 +230,20 @@ def _scales(stage: Path) -> int:
 
 
 def test_a_penalty_without_effect_is_told_and_kept_in_the_report(run, tmp_path):
-    flat = ("regularizer=mcp", "regularizer.flat=0.01")
+    flat = ("regularizer=mcp", "regularizer.flat=0.01", "regularizer.lam=1e-4")
     tiny = [item for item in RESNET if not item.startswith("regularizer")]
     found = run("run", *tiny, *flat, "pipeline=[sparsify]")
     line = "MCP is flat from 0.01 on and the smallest of 688 rows is 1: it does nothing"
     assert found.err.count(line) == 1
     notes = report(tmp_path / "outputs/a/sparsify")["notes"]
     assert sum(note.startswith(line) for note in notes) == 1
+
+
+def test_no_strength_fits_a_penalty_that_is_flat_where_all_rows_are(cli):
+    tiny = [item for item in RESNET if not item.startswith("regularizer")]
+    found = cli("run", *tiny, "regularizer=mcp", "regularizer.flat=0.01", "pipeline=[sparsify]")
+    assert found.code == 1
+    assert "no strength of MCP fits" in found.err and "flat from 0.01 on: raise it" in found.err
 
 
 class TestOnEmpty:

@@ -380,9 +380,12 @@ class TestPrune:
             "like_run": kept == plan(whole),
         }[name]
 
+    # of curves: test_sensitivity.py; of refits: test_refit_error.py
+    ELSEWHERE = ("sensitivity", "refit_error")
+
     @pytest.mark.parametrize(
-        ("group", "cases"), [("criterion", CRITERIA), ("selection", (*SELECTIONS, "sensitivity"))]
-    )  # of curves: test_sensitivity.py
+        ("group", "cases"), [("criterion", CRITERIA), ("selection", (*SELECTIONS, *ELSEWHERE))]
+    )
     def test_no_criterion_or_selection_is_left_out(self, group, cases):
         """Files with numbers for one network share their class with a file tested above.
 

@@ -24,16 +24,21 @@ ALL = (*networks.BLOCKS, *MORE)
 ONE = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-@st.composite
-def graphs(draw: st.DrawFn) -> Recording:
+DRAWS = st.lists(
+    st.tuples(st.integers(1, 5), st.integers(1, 5), st.booleans()), min_size=2, max_size=14
+)
+
+
+def additions(draws: list[tuple[int, int, bool]]) -> Recording:
     """Additions and activations of earlier results, in random order."""
     graph, result = Recording(), torch.empty(1, device="meta")
     nodes = [graph.add(Step(Kind.INPUT, place, (), {}, result)) for place in range(2)]
-    for _ in range(draw(st.integers(2, 14))):
-        first, second = draw(st.tuples(*[st.sampled_from(nodes[-5:])] * 2))
-        pair = draw(st.booleans()) and first is not second
+    for *back, pair in draws:
+        first, second = (nodes[-min(steps, len(nodes))] for steps in back)
         target, args, name = (
-            (torch.add, (first, second), "add") if pair else (torch.relu, (first,), "relu")
+            (torch.add, (first, second), "add")
+            if pair and first is not second
+            else (torch.relu, (first,), "relu")
         )
         nodes.append(graph.add(Step(Kind.CALL, target, args, {}, result, name)))
     graph.add(Step(Kind.OUTPUT, "output", ((nodes[-1],),), {}))
@@ -46,8 +51,9 @@ def before(node: Step) -> set[Step]:
 
 
 @settings(max_examples=150, deadline=None)
-@given(graphs())
-def test_sides_are_what_one_operand_needs_and_the_other_does_not(graph):
+@given(DRAWS)
+def test_sides_are_what_one_operand_needs_and_the_other_does_not(draws):
+    graph = additions(draws)
     place = {node: index for index, node in enumerate(graph.steps)}
     for node in graph.steps:
         if node.target is torch.add:
@@ -64,8 +70,9 @@ def test_sides_are_what_one_operand_needs_and_the_other_does_not(graph):
 
 
 @settings(max_examples=100, deadline=None)
-@given(graphs(), st.integers(0, 3))
-def test_reaching_follows_what_passes(graph, stop):
+@given(DRAWS, st.integers(0, 3))
+def test_reaching_follows_what_passes(draws, stop):
+    graph = additions(draws)
     nodes = [*graph.steps]
     blocked = set(nodes[2 : 2 + stop])
 

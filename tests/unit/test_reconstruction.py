@@ -257,6 +257,19 @@ def test_a_layer_that_is_called_twice_is_refitted_on_both_calls() -> None:
         assert (narrow(x) - dense).norm() < (pruned.model(x) - dense).norm()
 
 
+def test_a_layer_whose_weight_another_one_has_is_left_as_it_is() -> None:
+    """A refit of one of them would change what the other puts out, before or after its own."""
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)), nn.Linear(4, 2))
+    network[2].weight = network[1].weight
+    _, _, refitted = cut_and_refit(network, torch.randn(90, 4), LeastSquares(), keep=0.5)
+    assert [layer.layer for layer in refitted.layers] == ["3"]
+    notes = "\n".join(refitted.notes)
+    assert (
+        "1 was not refitted: it shares its weight or bias with 2" in notes and "2 was not" in notes
+    )
+
+
 def test_what_is_not_finite_is_named() -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))

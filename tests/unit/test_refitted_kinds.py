@@ -152,8 +152,8 @@ def test_what_cannot_be_rewritten_is_told_with_the_reason() -> None:
     assert [layer.layer for layer in refitted.layers] == ["first"]
     assert refitted.notes == (
         "spectral was not refitted: its weight is computed",
-        "tied was not refitted: it shares its weight with twin",
-        "twin was not refitted: it shares its weight with tied",
+        "tied was not refitted: it shares its weight or bias with twin",
+        "twin was not refitted: it shares its weight or bias with tied",
         "scale was not refitted: it is given to a function without a bias",
     )
 

@@ -9,10 +9,13 @@ from prunekit.surgery.reconstruction.base import (
     reconstruction_of,
 )
 from prunekit.surgery.reconstruction.least_squares import LeastSquares
+from prunekit.surgery.reconstruction.merge import Merge, Merged
 
 __all__ = [
     "RECONSTRUCTIONS",
     "LeastSquares",
+    "Merge",
+    "Merged",
     "Reconstruction",
     "Refitted",
     "RefittedLayer",

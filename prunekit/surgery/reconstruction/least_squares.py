@@ -21,7 +21,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, input_of
 from prunekit.graph.called_maps import map_of_calls
 from prunekit.graph.dataflow import batch_norm, followers, weighted_layer
-from prunekit.graph.layers import channel_dim
+from prunekit.graph.layers import channel_dim, with_shared_parameters
 from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
@@ -137,6 +137,7 @@ class _Refit:
         self.network = self.run.narrow.network
         self.pairs = self.run.pairs
         self.following_norms = followers(self.network, [self.run.narrow.recording])
+        self.tied = with_shared_parameters(self.network)
 
     def changed_calls(self) -> dict[str, list[Step]]:
         """Return all calls of the layers and batch norms that read other values than before.
@@ -227,7 +228,7 @@ class _Refit:
 
     def _renormalise(self, name: str, calls: Sequence[Step]) -> None:
         norm = self.network.get_submodule(name)
-        if not can_renormalise(norm):
+        if name in self.tied or not can_renormalise(norm):
             return
         statistics, dense = InputStatistics(), self.run.position[0]
         stops = [(dense, self._position(step)) for step in calls]

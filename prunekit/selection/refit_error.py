@@ -1,0 +1,132 @@
+"""A selection from the errors that layers keep when they are refitted behind a cut."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+import torch
+from torch import Tensor
+
+from prunekit.console import track
+from prunekit.errors import ConfigError
+from prunekit.schema import Count, Positive, Range
+from prunekit.selection.base import SELECTIONS, Scored, order_best_first, validate_scores
+from prunekit.selection.candidates import ignored_groups
+from prunekit.selection.losses import LossSelection, removal_ranks
+from prunekit.selection.ranking import Limit, Ranking
+from prunekit.surgery.elimination import Elimination
+from prunekit.surgery.read_moments import Reading, measure_readings
+
+if TYPE_CHECKING:
+    from prunekit.graph import ChannelGraph
+
+_BATCH = 100
+_LEAST_SAVING = 1e-12  # so that units that save nothing go last
+
+
+@SELECTIONS.register("refit_error")
+@dataclass(frozen=True)
+class RefitError(LossSelection):
+    """The network within a budget whose layers keep the least error after they are refitted.
+
+    For every group and every number of removed units, the lowest scores first, the squared error of
+    all layers that read the group is computed with these layers refitted on the dense network's
+    inputs, relative to the variance of their outputs. The sum of errors over groups is made small
+    for the cost that is saved: units go in the order of the slopes of the lower convex hulls of
+    error against cost (Lagrangian relaxation). Errors that groups cause in each other's readers,
+    and further behind, are not counted; a large ridge allows for them. Training images are read
+    without labels.
+    """
+
+    images: Annotated[Count, "training images, without labels, that errors are measured on"] = 1000
+    rows: Annotated[float, Range(at_least=2), "positions sampled per input of a layer"] = 30
+    ridge: Annotated[
+        Positive, "pull of refitted weights to the old ones, relative to each input's variance"
+    ] = 3.0
+
+    def _ranks(self, scored: Scored) -> dict[str, Tensor]:
+        scores = validate_scores(scored.scores, scored.graph)
+        ignored = ignored_groups(scored.graph, self.budget.ignore)
+        scores = {name: score for name, score in scores.items() if name not in ignored}
+        saved = self._savings(replace(scored, scores=scores))
+        readings = self._readings(scored)
+        slopes = {}
+        for name, score in track(scores.items(), "refitting errors", len(scores)):
+            errors = refit_errors(readings, _units(scored.graph, name), score, self.ridge)
+            slopes[name] = hull_slopes(errors) / saved[name]
+        return removal_ranks(slopes, scores)
+
+    def _readings(self, scored: Scored) -> list[Reading]:
+        model, data = scored.model, scored.data
+        if model is None or data is None or not data.train.size:
+            raise ConfigError(
+                "selection=refit_error measures errors on training images and there are none; "
+                "give data (dataset=...), or choose another selection"
+            )
+        device = next((parameter.device for parameter in model.parameters()), "cpu")
+        batches = (x.to(device) for x, _ in data.train.sample(self.images, _BATCH))
+        count = min(self.images, data.train.size)
+        return measure_readings(model, scored.graph, batches, count, self.rows)
+
+    def _savings(self, scored: Scored) -> dict[str, float]:
+        """Return for every group the share of the budgets' costs that one unit saves.
+
+        It is the mean over all units of the group that may go, with all other groups whole.
+        """
+        pool = self.budget._pool(scored)
+        limits = self.budget._limits(Ranking(pool), scored.cost)
+        savings = {}
+        for place, name in enumerate(pool.names):
+            counts = pool.widths.clone()
+            counts[place] = pool.min_counts[place]
+            gone = int(pool.widths[place] - counts[place])
+            saved = _saved(limits, pool.removed(counts)) / max(gone, 1)
+            savings[name] = max(saved, _LEAST_SAVING)
+        return savings
+
+
+def _units(graph: ChannelGraph, name: str) -> Tensor:
+    return next(group.units.cpu() for group in graph.groups if group.name == name)
+
+
+def _saved(limits: tuple[Limit, ...], removed: Tensor) -> float:
+    """Return which share of the full network's costs goes, summed over limits."""
+    full = torch.zeros_like(removed)
+    return sum(1 - limit.cost_fn(removed) / max(limit.cost_fn(full), 1e-300) for limit in limits)
+
+
+def refit_errors(readings: list[Reading], units: Tensor, scores: Tensor, ridge: float) -> Tensor:
+    """Return the relative error of a group's refitted readers with 0, 1, ... all units removed.
+
+    Units go from the lowest score to the highest.
+    """
+    elimination, errors = Elimination(readings, units, ridge), [0.0]
+    for number in order_best_first(scores).flip(0).tolist():
+        errors.append(errors[-1] + max(elimination.increase(number), 0.0))
+        elimination.remove(number)
+    return torch.tensor(errors, dtype=torch.float64)
+
+
+def hull_slopes(errors: Tensor) -> Tensor:
+    """Return the slope of the lower convex hull of points (i, error i) behind each point but one.
+
+    The slopes do not decrease.
+    """
+    values = errors.tolist()
+    corners = [0]
+    for place in range(1, len(values)):
+        while len(corners) > 1 and _slope(values, corners[-1], place) <= _slope(
+            values, corners[-2], corners[-1]
+        ):
+            corners.pop()
+        corners.append(place)
+    slopes = torch.empty(len(values) - 1, dtype=torch.float64)
+    for start, end in pairwise(corners):
+        slopes[start:end] = _slope(values, start, end)
+    return slopes
+
+
+def _slope(values: list[float], start: int, end: int) -> float:
+    return (values[end] - values[start]) / (end - start)

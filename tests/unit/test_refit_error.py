@@ -1,0 +1,146 @@
+"""Shares by refitting errors, against brute force over all widths."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import prunekit
+from prunekit.data import Data, Normalize, TensorBatches
+from prunekit.errors import ConfigError
+from prunekit.graph import ChannelGraph
+from prunekit.measure import CostModel
+from prunekit.selection import MacsTarget, ParamsTarget, RefitError, Scored
+from prunekit.selection.refit_error import hull_slopes, refit_errors
+from prunekit.surgery.read_moments import measure_readings
+
+
+def data(count: int = 60) -> Data:
+    """Noise images that are read as they are."""
+    images = torch.randn(count, 2, 6, 6, generator=torch.Generator().manual_seed(1))
+    none = Normalize((0.0, 0.0), (1.0, 1.0))
+    batches = TensorBatches(images, torch.zeros(count, dtype=torch.long), none)
+    return Data(batches, batches, batches, 1, (2, 6, 6))
+
+
+class Two(nn.Module):
+    """Two branches of equal cost; the channels of `easy` are sums of two of them."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.easy, self.hard = nn.Conv2d(2, width, 3), nn.Conv2d(2, width, 3)
+        self.easy_out, self.hard_out = nn.Conv2d(width, 3, 1), nn.Conv2d(width, 3, 1)
+        with torch.no_grad():
+            mix = torch.randn(width - 2, 2)
+            self.easy.weight[2:] = torch.einsum("ij,jchw->ichw", mix, self.easy.weight[:2])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        left, right = self.easy_out(self.easy(x)), self.hard_out(self.hard(x).tanh())
+        return (left + right).mean((2, 3))
+
+
+@given(st.lists(st.floats(0, 10), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_slopes_are_those_of_the_largest_convex_function_below(rises: list[float]) -> None:
+    errors = torch.tensor([0.0, *rises], dtype=torch.float64).cumsum(0)
+    hull = torch.cat([torch.zeros(1, dtype=torch.float64), hull_slopes(errors).cumsum(0)])
+    chords = torch.tensor(
+        [
+            min(
+                float(errors[a] + (errors[b] - errors[a]) * (i - a) / max(b - a, 1))
+                for a in range(i + 1)
+                for b in range(i, len(errors))
+            )
+            for i in range(len(errors))
+        ],
+        dtype=torch.float64,
+    )
+    torch.testing.assert_close(hull, chords, rtol=1e-9, atol=1e-9)
+
+
+@given(
+    st.lists(st.lists(st.floats(0, 10), min_size=1, max_size=4), min_size=2, max_size=3),
+    st.integers(0, 10),
+)
+@settings(max_examples=60, deadline=None)
+def test_no_other_widths_have_less_error_at_the_same_number(
+    groups: list[list[float]], number: int
+) -> None:
+    """Where errors are convex, taking the lowest slopes first is the optimum of all widths."""
+    errors = [torch.tensor([0.0, *sorted(rises)], dtype=torch.double).cumsum(0) for rises in groups]
+    slopes = torch.cat([hull_slopes(curve) for curve in errors]).sort().values
+    number = min(number, len(slopes))
+    best = min(
+        sum(float(curve[count]) for curve, count in zip(errors, counts, strict=True))
+        for counts in itertools.product(*(range(len(curve)) for curve in errors))
+        if sum(counts) == number
+    )
+    assert float(slopes[:number].sum()) == pytest.approx(best, abs=1e-9)
+
+
+def test_the_group_that_others_explain_is_narrowed() -> None:
+    network = Two().eval()
+    pruned = prunekit.prune(
+        network, torch.zeros(1, 2, 6, 6), data=data(), selection=RefitError(MacsTarget(0.64))
+    )
+    kept = {name: len(indices) for name, indices in pruned.kept.items()}
+    assert kept == {"easy": 2, "hard": 8}
+    assert pruned.after.macs <= 0.64 * pruned.before.macs
+    (budget,) = pruned.budgets
+    assert budget.requested == 0.64 and budget.satisfied
+
+
+def test_errors_fall_to_zero_where_nothing_is_removed_and_never_decrease() -> None:
+    network, images = Two().eval(), data()
+    graph = ChannelGraph.trace(network, torch.zeros(1, 2, 6, 6))
+    batches = [x for x, _ in images.train.sample(60, 20)]
+    readings = measure_readings(network, graph, batches, 60, 1e6)
+    for group in graph.groups:
+        errors = refit_errors(readings, group.units, torch.rand(8), 1e-9)
+        assert errors[0] == 0 and bool((errors.diff() >= 0).all())
+        assert float(errors[-1]) == pytest.approx(1, rel=1e-6)  # only means stay
+        if group.name == "easy":  # two channels explain the others
+            assert float(errors[6]) < 1e-6
+
+
+def test_a_unit_that_saves_more_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two groups with the same errors, the one whose units cost more is narrowed more."""
+
+    class Sizes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.large, self.small = nn.Conv2d(2, 6, 3, padding=1), nn.Conv2d(2, 6, 3, stride=3)
+            self.one, self.two = nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            large = self.one(self.large(x).mean((2, 3)))
+            return large + self.two(self.small(x).mean((2, 3)))
+
+    network = Sizes().eval()
+    graph = ChannelGraph.trace(network, torch.zeros(1, 2, 6, 6))
+    scores = {g.name: torch.arange(6).double() for g in graph.groups}
+    scored = Scored(scores, graph, CostModel(network, graph), model=network, data=data())
+    equal = torch.arange(7, dtype=torch.float64).square()
+    monkeypatch.setattr("prunekit.selection.refit_error.refit_errors", lambda *args: equal)
+    keep = RefitError(MacsTarget(0.7)).select(scored).keep
+    assert keep.counts == {"large": 3, "small": 6}  # of 36 positions, and of 4
+
+
+def test_what_it_needs_is_said() -> None:
+    network = Two().eval()
+    with pytest.raises(ConfigError, match=r"selection=refit_error .* give data"):
+        prunekit.prune(network, torch.zeros(1, 2, 6, 6), selection="refit_error")
+    with pytest.raises(ConfigError, match=r"cannot be reached"):
+        prunekit.prune(
+            network,
+            torch.zeros(1, 2, 6, 6),
+            data=data(),
+            selection=RefitError(ParamsTarget(0.01)),
+        )
