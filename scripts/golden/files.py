@@ -51,7 +51,6 @@ QUICK = ("--config-dir=configs", "experiment=tiny")
 IN_COLOUR = ("dataset.channels=3", "dataset.image_size=16", "diagnose=false")
 SMALL_RESNET = ("model=resnet20", "model._target_=prunekit.models.ResNet", "+model.blocks=1")
 SMALL_PRERESNET = ("model=preresnet164", "model._target_=prunekit.models.PreResNet")
-KEPT = "reconstruct=none"  # as before there was another default
 STAGES = ("pretrain", "sparsify", "sensitivity", "prune", "features", "finetune", "measure")
 
 
@@ -180,7 +179,7 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
         "prune",
         (
             *(*IN_COLOUR, *SMALL_PRERESNET, "+model.blocks=1", "+model.widths=[3,4,4]"),
-            *("+model.stem=4", "channel_selection=true", "criterion=bn_scale", KEPT),
+            *("+model.stem=4", "channel_selection=true", "criterion=bn_scale"),
         ),
     ),
     "resnet_attached": (
@@ -194,7 +193,7 @@ _COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {
         "prune",
         (
             *(*IN_COLOUR, *SMALL_RESNET, "+model.widths=[4,6,8]"),
-            *("placement=low_rank", "criterion=matrix", KEPT),
+            *("placement=low_rank", "criterion=matrix"),
         ),
     ),
     "vgg_narrow_head": (
