@@ -57,15 +57,18 @@ class PairedRun:
             if key in counterparts
         }
 
-    def activate(self, dense: int, narrow: int, wanted: int) -> int:
+    def activate(self, dense: int, narrow: int, least: int, wanted: int) -> int:
         """Return how many batches are run up to these steps: all if their states fit into memory.
 
-        Otherwise it is the number that is `wanted`, and never fewer than before. So states fit
-        where tensors are large, and every batch passes each step once.
+        Otherwise as many of those `wanted` as fit, at least the `least`, and never fewer than
+        before. So states fit where tensors are large, and every batch passes each step once.
         """
-        size = self._bytes(dense, narrow)
-        fits = size * self.count <= self.memory
-        self.active = self.count if fits else max(self.active, min(wanted, self.count))
+        room = int(self.memory // max(self._bytes(dense, narrow), 1))
+        if room < self.count:
+            number = max(self.active, least, min(wanted, room))
+            self.active = min(number, self.count)
+        else:
+            self.active = self.count
         return self.active
 
     def advance(self, dense: int, narrow: int) -> Iterator[State]:
