@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from prunekit.errors import PrunekitError, SurgeryError
+from prunekit.errors import ConfigError, DataError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Example
 from prunekit.modes import random_states_kept, unchanged, uncompiled
@@ -49,7 +49,7 @@ def _timed(
     start = time.monotonic()
     try:
         refitted = reconstruction.apply(dense, cut.model, graph, cut.keep.removed, sample)
-    except PrunekitError:
+    except (ConfigError, DataError):  # these say how to go on
         raise
     except Exception as error:  # forwards that run on no other batch, memory that ran out
         first = next(iter(str(error).splitlines()), "") or type(error).__name__
