@@ -85,7 +85,7 @@ def test_a_network_that_does_not_run_on_batches_is_told_how_to_go_on() -> None:
     torch.manual_seed(0)
     x, labels = torch.randn(60, 3, 8, 8), torch.zeros(60, dtype=torch.long)
     network, data = Rigid().eval(), [(x[:2], labels[:2]), (x[2:], labels[2:])]
-    with pytest.raises(SurgeryError, match="could not be refitted: .*two at most; ") as caught:
+    with pytest.raises(SurgeryError, match=r"could not be refitted: .*two at most; ") as caught:
         prunekit.prune(network, x[:2], keep=0.5, data=data, check=False)
     assert str(caught.value).endswith("reconstruct=none leaves them as they are")
     assert "\n" not in str(caught.value)
