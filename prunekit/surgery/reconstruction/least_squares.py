@@ -80,7 +80,7 @@ class LeastSquares(Reconstruction):
 
     def _batch_size(self, dense: Program) -> int:
         """Return how many examples are run at once; `dense` is recorded with one."""
-        most = max(dense.live_bytes(index) for index in range(len(dense.steps)))
+        most = dense.most_live_bytes()
         return max(1, min(_LARGEST_BATCH, int(self.memory * _GIB / 8 / max(most, 1))))
 
 

@@ -58,17 +58,19 @@ class PairedRun:
         }
 
     def activate(self, dense: int, narrow: int, least: int, wanted: int) -> int:
-        """Return how many batches are run up to these steps: all if their states fit into memory.
+        """Return how many batches are run up to these steps.
 
-        Otherwise as many of those `wanted` as fit, at least the `least`, and never fewer than
-        before. So states fit where tensors are large, and every batch passes each step once.
+        It is as many as fit into memory with their states from here on; otherwise those `wanted`
+        that fit, at least the `least`. This number only grows from step to step, but for what
+        a layer itself needs, so that nearly every batch passes each step once.
         """
-        room = int(self.memory // max(self._bytes(dense, narrow), 1))
-        if room < self.count:
-            number = max(self.active, least, min(wanted, room))
-            self.active = min(number, self.count)
-        else:
-            self.active = self.count
+        most = self.dense.most_live_bytes(dense) + self.narrow.most_live_bytes(narrow)
+        room = int(self.memory // max(most, 1))
+        number = (
+            self.count if room >= self.count else max(least, min(max(wanted, self.active), room))
+        )
+        self.active = min(max(number, 1), self.count)
+        del self._states[self.active :]
         return self.active
 
     def advance(self, dense: int, narrow: int) -> Iterator[State]:
