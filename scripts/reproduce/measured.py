@@ -144,8 +144,8 @@ def _place_of_images(root: Path, job: Job) -> dict[str, str]:
     """Return the folder of images that a run was started with, which is no part of its settings."""
     receipt = log_of(job.name, root).with_suffix(".json")
     arguments = read_json(receipt)["arguments"] if receipt.is_file() else []
-    word = "dataset.root="
-    return {"root": a.removeprefix(word) for a in arguments if a.startswith(word)}
+    settings = dict(word.split("=", 1) for word in arguments if "=" in word)
+    return {"root": settings["dataset.root"]} if "dataset.root" in settings else {}
 
 
 def _network_stage(job: Job) -> str:
