@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated
@@ -17,6 +18,7 @@ from prunekit.selection.candidates import ignored_groups
 from prunekit.selection.losses import LossSelection, removal_ranks
 from prunekit.selection.ranking import Limit, Ranking
 from prunekit.surgery.elimination import Elimination
+from prunekit.surgery.output_slopes import in_network_outputs, output_slopes
 from prunekit.surgery.read_moments import Reading, measure_readings
 
 if TYPE_CHECKING:
@@ -33,11 +35,11 @@ class RefitError(LossSelection):
 
     For every group and every number of removed units, the lowest scores first, the squared error of
     all layers that read the group is computed with these layers refitted on the dense network's
-    inputs, relative to the variance of their outputs. The sum of errors over groups is made small
-    for the cost that is saved: units go in the order of the slopes of the lower convex hulls of
-    error against cost (Lagrangian relaxation). Errors that groups cause in each other's readers,
-    and further behind, are not counted; a large ridge allows for them. Training images are read
-    without labels.
+    inputs, and weighted by what it changes in the network's outputs to first order
+    (`output_slopes`). The sum of errors over groups is made small for the cost that is saved: units
+    go in the order of the slopes of the lower convex hulls of error against cost (Lagrangian
+    relaxation). That inputs change by other cuts is allowed for by a large ridge only. Training
+    images are read without labels.
     """
 
     images: Annotated[Count, "training images, without labels, that errors are measured on"] = 1000
@@ -66,9 +68,15 @@ class RefitError(LossSelection):
                 "give data (dataset=...), or choose another selection"
             )
         device = next((parameter.device for parameter in model.parameters()), "cpu")
-        batches = (x.to(device) for x, _ in data.train.sample(self.images, _BATCH))
-        count = min(self.images, data.train.size)
-        return measure_readings(model, scored.graph, batches, count, self.rows)
+        train, graph = data.train, scored.graph
+
+        def batches() -> Iterator[Tensor]:
+            return (x.to(device) for x, _ in train.sample(self.images, _BATCH))
+
+        count = min(self.images, train.size)
+        readings = measure_readings(model, graph, batches(), count, self.rows)
+        layers = dict.fromkeys(reading.layer for reading in readings)
+        return in_network_outputs(readings, output_slopes(model, graph, layers, batches()))
 
     def _savings(self, scored: Scored) -> dict[str, float]:
         """Return for every group the share of the budgets' costs that one unit saves.
