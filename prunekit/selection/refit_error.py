@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -19,10 +19,7 @@ from prunekit.selection.losses import LossSelection, removal_ranks
 from prunekit.selection.ranking import Limit, Ranking
 from prunekit.surgery.elimination import Elimination
 from prunekit.surgery.output_slopes import in_network_outputs, output_slopes
-from prunekit.surgery.read_moments import Reading, measure_readings
-
-if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
+from prunekit.surgery.read_moments import Reading, measure_readings, measured_units
 
 _BATCH = 100
 _LEAST_SAVING = 1e-12  # so that units that save nothing go last
@@ -49,18 +46,30 @@ class RefitError(LossSelection):
     ] = 3.0
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
-        scores = validate_scores(scored.scores, scored.graph)
-        ignored = ignored_groups(scored.graph, self.budget.ignore)
-        scores = {name: score for name, score in scores.items() if name not in ignored}
+        """Leave out the groups that a layer reads which cannot be measured; they are kept whole."""
+        graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
+        ignored = ignored_groups(graph, self.budget.ignore)
+        readings, known = self._readings(scored)
+        units = {group.name: group.units.cpu() for group in graph.groups}
+        scores = {
+            name: score
+            for name, score in scores.items()
+            if name not in ignored and bool(known[units[name]].all())
+        }
+        if not scores:
+            raise ConfigError(
+                "selection=refit_error: in every group there is a unit that something other than "
+                "convolutions and linear layers reads; choose another selection"
+            )
         saved = self._savings(replace(scored, scores=scores))
-        readings = self._readings(scored)
-        slopes = {}
+        rises = {}
         for name, score in track(scores.items(), "refitting errors", len(scores)):
-            errors = refit_errors(readings, _units(scored.graph, name), score, self.ridge)
-            slopes[name] = hull_slopes(errors) / saved[name]
-        return removal_ranks(slopes, scores)
+            errors = refit_errors(readings, units[name], score, self.ridge)
+            rises[name] = hull_slopes(errors) / saved[name]
+        return removal_ranks(rises, scores)
 
-    def _readings(self, scored: Scored) -> list[Reading]:
+    def _readings(self, scored: Scored) -> tuple[list[Reading], Tensor]:
+        """Return readings, and a mask over the ids of units of which every reader has one."""
         model, data = scored.model, scored.data
         if model is None or data is None or not data.train.size:
             raise ConfigError(
@@ -76,7 +85,8 @@ class RefitError(LossSelection):
         count = min(self.images, train.size)
         readings = measure_readings(model, graph, batches(), count, self.rows)
         layers = dict.fromkeys(reading.layer for reading in readings)
-        return in_network_outputs(readings, output_slopes(model, graph, layers, batches()))
+        readings = in_network_outputs(readings, output_slopes(model, graph, layers, batches()))
+        return readings, measured_units(model, graph, readings)
 
     def _savings(self, scored: Scored) -> dict[str, float]:
         """Return for every group the share of the budgets' costs that one unit saves.
@@ -93,10 +103,6 @@ class RefitError(LossSelection):
             saved = _saved(limits, pool.removed(counts)) / max(gone, 1)
             savings[name] = max(saved, _LEAST_SAVING)
         return savings
-
-
-def _units(graph: ChannelGraph, name: str) -> Tensor:
-    return next(group.units.cpu() for group in graph.groups if group.name == name)
 
 
 def _saved(limits: tuple[Limit, ...], removed: Tensor) -> float:

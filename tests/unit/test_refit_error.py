@@ -192,6 +192,30 @@ def test_weighted_errors_are_those_of_the_logits() -> None:
     assert error == pytest.approx(float(rest.square().mean() * scale), rel=1e-4)
 
 
+class Lent(nn.Module):
+    """Gives the weights of the layer that reads `first` to a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.conv = nn.Conv2d(2, 6, 3), nn.Conv2d(6, 5, 3)
+        self.middle, self.last = nn.Linear(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.conv2d(self.first(x).tanh(), self.conv.weight, self.conv.bias)
+        return self.last(self.middle(x.mean((2, 3))).tanh())
+
+
+def test_groups_that_cannot_be_measured_are_kept_whole() -> None:
+    selection = RefitError(ParamsTarget(0.95))
+    pruned = prunekit.prune(
+        Lent().eval(), torch.zeros(1, 2, 6, 6), data=data(), selection=selection, reconstruct=None
+    )
+    kept = {name: len(indices) for name, indices in pruned.kept.items()}
+    assert kept["first"] == 6 and sum(kept.values()) < 17
+    assert any("first" in note and "kept whole" in note for note in pruned.notes)
+
+
 def test_what_it_needs_is_said() -> None:
     network = Two().eval()
     with pytest.raises(ConfigError, match=r"selection=refit_error .* give data"):
