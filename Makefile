@@ -6,14 +6,14 @@ TABLE ?= ssr_t1
 SCALE ?= short
 DATA ?= data
 # other faults come first after every commit
-CLEAN := --kind kill --kind places
 SEED ?= $(shell git rev-list --count HEAD 2>/dev/null || echo 0)
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 # the tests of arithmetic; their results differ in the last bits from processor to processor
 AGAIN := -m 'not slow' --hypothesis-profile=few
 NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
 	bias_compensation channel_selection criteria equivalence distillation graph_lasso hinge hinge_solver hrank \
-	low_rank patterns penalties pruning recalibrate regression remove_block similarity slimming \
+	low_rank patterns penalties pruning recalibrate reconstruction refitted_cut refitted_inputs \
+	refitted_kinds regression remove_block similarity slimming \
 	solvers surgery targets threshold training tree_lasso whole_groups inputs preserved)
 
 .DEFAULT_GOAL := help
@@ -36,19 +36,20 @@ demo: $(STAMP)  ## prune LeNet on bundled digits through all stages (about a min
 test: $(STAMP)  ## the tests, without the slow ones and the faults
 	$(PYTEST) -m 'not slow' --ignore=tests/faults
 
-numbers: $(STAMP)  ## the tests of numbers again, as two older processors compute
+numbers: $(STAMP)  ## the tests of numbers again, as an old processor computes
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(PYTEST) $(AGAIN) $(NUMBERS)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(AGAIN) $(NUMBERS)
 
 faults: $(STAMP)  ## tests of runs that are killed and files that are damaged, and 3 minutes of the campaign
 	$(PYTEST) -m 'not slow' tests/faults
-	$(BIN)/python -m scripts.faults $(CLEAN) --minutes 3 --seed $(SEED) --anew --out build/faults/some.csv
+	$(BIN)/python -m scripts.faults --minutes 3 --seed $(SEED) --anew --out build/faults/some.csv
 
 campaign: $(STAMP)  ## the whole fault campaign, half an hour: docs/results/faults.csv, docs/reliability.md
 	$(BIN)/python -m scripts.faults
 
-test-all: $(STAMP)  ## all tests
+test-all: $(STAMP)  ## all tests, and those of numbers as two older processors compute
 	$(PYTEST)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(AGAIN) $(NUMBERS)
+	$(MAKE) numbers
 
 lint: $(STAMP)  ## style, formatting and types
 	$(BIN)/ruff check .

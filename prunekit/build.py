@@ -14,9 +14,12 @@ from types import ModuleType
 from typing import Any
 
 from prunekit.errors import ConfigError, PrunekitError, one_of
+from prunekit.reasons import reason_of
 from prunekit.renamed import current_path
+from prunekit.schema import accepted_arguments
 
 Settings = Mapping[str, Any]
+_EXAMPLE = "write one such as my_package.nets.Net"
 
 
 def build(node: Any, where: str = "settings", kind: type | None = None) -> Any:
@@ -53,6 +56,8 @@ def _build(node: Any, where: str) -> Any:
 
 def locate(path: str, where: str = "settings") -> Callable[..., Any]:
     """Import the class or function at a dotted path, such as `my_package.nets.Net`."""
+    if "." not in str(path):
+        raise ConfigError(f"{where}._target_={path!r} is no dotted path to a class; {_EXAMPLE}")
     if (present := current_path(str(path))) is not None:
         raise ConfigError(f"{where}._target_={path!r} is now {present}; write that")
     module, _, name = str(path).rpartition(".")
@@ -89,16 +94,15 @@ def _call(node: Settings, arguments: dict[str, Any], where: str) -> Any:
     partial = bool(node.get("_partial_", False))
     arguments = _without_label(target, arguments)
     _check(target, arguments, where, partial)
-    if partial:
-        return functools.partial(target, **arguments)
     try:
-        return target(**arguments)
+        arguments = accepted_arguments(target, arguments)
+        return functools.partial(target, **arguments) if partial else target(**arguments)
     except PrunekitError as error:
         raise type(error)(_with_key(str(error), where, target)) from error
     except (TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"{where}: {node['_target_']} refuses {_call_text(arguments)}: {reason}"
+            f"{where}: {node['_target_']} refuses {_call_text(arguments)}: {reason_of(error)}; "
+            "give other values"
         ) from error
 
 
@@ -147,4 +151,5 @@ def _check(
                 f"{where}.{unknown[0]} is no setting of {owner}; {hint} (where something else set "
                 f"it, ~{where}.{unknown[0]} takes it out)"
             ) from error
-        raise ConfigError(f"{where}: {getattr(target, '__name__', target)}: {error}") from error
+        owner = getattr(target, "__name__", target)
+        raise ConfigError(f"{where}: {owner} needs more: {reason_of(error)}; give it") from error

@@ -6,16 +6,17 @@ import hashlib
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from prunekit.comments import read_comments, write_comments
 from prunekit.console import complain
-from prunekit.errors import ConfigError
+from prunekit.errors import ConfigError, one_of
 from prunekit.validate import number
 
 _NOT_REPEATED = (
@@ -25,6 +26,7 @@ _NOT_REPEATED = (
     "launch=",
 )  # overrides of a sweep, or of one attempt only
 _WITHOUT_SETTINGS = ("experiment", "launch", "search")  # groups that set other ones
+_SCHEDULES = "schedule"
 _USER = "command-line"  # Hydra's name for the source that --config-dir adds
 _NAME_BYTES = 200  # of a folder's name; most file systems allow 255
 
@@ -48,14 +50,35 @@ def groups(directory: Path | None = None) -> dict[str, list[str]]:
 
 def top_names() -> frozenset[str]:
     """Return the names of all config groups and of the settings that belong to no group."""
-    text = (config_dir() / "config.yaml").read_text(encoding="utf-8")
-    return frozenset(groups()) | frozenset(re.findall(r"^(\w+):", text, re.MULTILINE))
+    return frozenset(groups()) | _names_in(config_dir() / "config.yaml")
 
 
-def check_complete(settings: Mapping[str, Any], command: str) -> None:
-    """Raise ConfigError where an override such as ~solver took out what every command reads."""
-    for name in sorted(top_names() - {*settings, "defaults", "hydra", *_WITHOUT_SETTINGS}):
+def _names_in(*files: Path) -> frozenset[str]:
+    """Return the names that are not indented in files."""
+    texts = (file.read_text(encoding="utf-8") for file in files)
+    return frozenset(name for text in texts for name in re.findall(r"^(\w+):", text, re.MULTILINE))
+
+
+def check_complete(config: Any, command: str) -> None:
+    """Raise ConfigError where an override took out what every command reads, or added a name.
+
+    A new name, as from +new=1, may serve other settings, which then refer to it: `${new}`.
+    """
+    known = top_names()
+    for name in sorted(known - {*config, "defaults", "hydra", *_WITHOUT_SETTINGS}):
         raise ConfigError(f"~{name} takes out what {command} reads; choose another {name}=...")
+    _refuse_unread(config, known, "", config)
+    if isinstance(config.get(_SCHEDULES), DictConfig):  # no class takes its entries
+        files = (config_dir() / _SCHEDULES).glob("*.yaml")
+        _refuse_unread(config[_SCHEDULES], _names_in(*files) | {"name"}, f"{_SCHEDULES}.", config)
+
+
+def _refuse_unread(node: Any, known: frozenset[str], prefix: str, config: Any) -> None:
+    """Raise ConfigError for an entry that is not known, and that nothing else refers to."""
+    for name in sorted({str(key) for key in node} - known):
+        pattern = rf"\$\{{[^}}]*\b{re.escape(name)}\b"
+        if not re.search(pattern, OmegaConf.to_yaml(config)):
+            raise ConfigError(f"{prefix}{name} is no setting; {one_of(name, known - {'defaults'})}")
 
 
 def resolve(config: Any) -> dict[str, Any]:
@@ -63,11 +86,25 @@ def resolve(config: Any) -> dict[str, Any]:
     try:
         settings = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        text = str(error).splitlines()[0]
-        raise ConfigError(describe_missing(str(error)) or unwrap(text)) from error
+        raise ConfigError(describe_reference(str(error)) or unwrap(str(error))) from error
     if not isinstance(settings, dict):
         raise ConfigError("the composed config is not a mapping")
     return {str(key): value for key, value in settings.items()}
+
+
+def choose_reconstruction(settings: dict[str, Any], command: str) -> dict[str, Any]:
+    """Return the settings with a choice in place of `reconstruct=auto`.
+
+    Layers are refitted if there are images and no fine-tuning follows. The choice is part of the
+    settings from here on, so that it is recorded and decides whether a stage is run again.
+    """
+    if settings["reconstruct"].get("name") != "auto":
+        return settings
+    is_tuned = command == "run" and "finetune" in settings["pipeline"]
+    has_images = settings["dataset"].get("name") != "none"
+    refits = has_images and not is_tuned and settings["absorb"] != "maps"
+    file = config_dir() / "reconstruct" / f"{'least_squares' if refits else 'none'}.yaml"
+    return {**settings, "reconstruct": yaml.safe_load(file.read_text(encoding="utf-8"))}
 
 
 def command_line(stage: str, hydra: Any) -> str:
@@ -167,16 +204,31 @@ def user_folders(argv: Sequence[str]) -> list[Path]:
 
 
 def unwrap(text: str) -> str:
-    """Return the message of a function that an interpolation called, without OmegaConf's prefix."""
-    prefix = "ConfigError raised while resolving interpolation: "
-    return text.removeprefix(prefix).split(" full_key: ")[0] if text.startswith(prefix) else text
+    """Return the message of a function that an interpolation called, without OmegaConf's frame."""
+    line = re.sub(r"\s+(full_key|object_type|reference_type)[:=].*", "", " ".join(text.split()))
+    return re.sub(r"^\w+ raised while resolving interpolation: ", "", line)
 
 
-def describe_missing(text: str) -> str | None:
-    """Return a message that names the mandatory value that is missing, if the error is of one."""
-    value = re.search(r"Missing mandatory value: ([\w.]+)", text)
+def describe_reference(text: str, suspect: str = "a setting") -> str | None:
+    """Return a message where a value is missing, or refers to what does not exist or to itself.
+
+    `suspect` is the setting that is named where the error names a path that Hydra made of it.
+    """
     full = re.search(r"full_key: ([\w.]+)", text)
-    if value is None or full is None:
-        return None
-    key = value.group(1) if "." in value.group(1) else full.group(1)
-    return f"{key} is not set; give {key}=..."
+    place = full[1] if full and not full[1].startswith("hydra.") else suspect
+    if value := re.search(r"Missing mandatory value: ([\w.]+)", text):
+        key = value[1] if "." in value[1] or full is None else full[1]
+        return f"{key} is not set; give {key}=..."
+    if variable := re.search(r"Environment variable '([^']*)' not found", text):
+        name = variable[1]
+        return (
+            f"{place} reads the environment variable {name}, which is not set; set it, or write "
+            f"${{oc.env:{name},DEFAULT}}"
+        )
+    if "Recursive interpolation" in text:
+        return f"{place}=${{...}} refers to itself; give it a value"
+    if resolver := re.search(r"Unsupported interpolation type (\S+)", text):
+        return f"{place} calls ${{{resolver[1]}:...}}, which does not exist; give it a value"
+    if unknown := re.search(r"Interpolation key '([^']+)' not found", text):
+        return f"{place} refers to ${{{unknown[1]}}}, which is no setting; name another one"
+    return None

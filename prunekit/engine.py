@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from prunekit.criteria import Criterion, Scores
 from prunekit.data import Batches, Data
+from prunekit.data.base import draw, regrouped
 from prunekit.errors import ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.graph.arguments import Arguments, Example
@@ -23,8 +24,8 @@ from prunekit.selection import Scored, Selected, Selection
 from prunekit.selection.nothing_removed import check_removal
 from prunekit.surgery import Edit
 from prunekit.surgery.cut import Cut, cut
-from prunekit.surgery.distance import measure_distance
 from prunekit.surgery.reconstruction import Reconstruction, Sample
+from prunekit.surgery.refit import refit_cut
 from prunekit.validate import choice
 
 ABSORB = (True, False, "auto", "maps")
@@ -38,12 +39,13 @@ class CutOptions:
     `absorb` moves constants into the next layer: True always, False never, and "maps" exactly at
     padded borders too, for one input size. "auto" moves those that are known exactly, and the
     others too unless all removed units score exactly zero. `reconstruct` refits the layers behind
-    every cut on training images.
+    every cut on training images, which `seed` chooses.
     """
 
     absorb: bool | str = "auto"
     check: bool = True
     reconstruct: Reconstruction | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
         choice("absorb", self.absorb, ABSORB)
@@ -152,29 +154,26 @@ class Traced:
         )
 
     def refit(
-        self, cut: Cut, keep: ChannelMask, reconstruction: Reconstruction, data: Data | None
+        self, cut: Cut, reconstruction: Reconstruction, data: Data | None, seed: int = 0
     ) -> Cut:
-        """Refit the network of a cut to `keep`, in place, on training images without labels.
+        """Refit the network of a cut, in place, on training images without labels.
 
-        Raises ConfigError without images.
+        The seed chooses the images. Raises ConfigError without images.
         """
-        sample = None if data is None or not data.train.size else self._sample(data.train)
+        sample = None if data is None or not data.train.size else self._sample(data.train, seed)
         if sample is None and reconstruction.needs_images:
             raise ConfigError(
                 "reconstruct refits layers on images and there are none; give data (dataset=...), "
                 "or reconstruct=none"
             )
-        with unchanged(self.model), uncompiled(), random_states_kept():
-            refitted = reconstruction.apply(self.model, cut.model, self.graph, keep.removed, sample)
-        measured = cut.distance is not None and self.batch is not None
-        distance = measure_distance(self.model, cut.model, self.batch) if measured else None
-        return cut.with_refit(refitted, distance)
+        return refit_cut(cut, self.model, self.graph, reconstruction, sample, self.batch)
 
-    def _sample(self, images: Batches) -> Sample:
+    def _sample(self, images: Batches, seed: int) -> Sample:
         """Return a function that yields arguments of the network with images in them."""
 
         def sample(count: int, batch: int) -> Iterator[Arguments]:
-            for inputs, _ in images.sample(count, batch):
+            inputs_only = (inputs for inputs, _ in draw(images, count, batch, seed))
+            for inputs in regrouped(inputs_only, batch):
                 yield self.example.with_batch(inputs).to(self.device)
 
         return sample
@@ -371,7 +370,7 @@ def _cut(
     )
     if options.reconstruct is None:
         return result
-    return traced.refit(result, keep, options.reconstruct, data)
+    return traced.refit(result, options.reconstruct, data, options.seed)
 
 
 def _round_mask(goal: Tensor, keep: Tensor, score: Tensor | None, rounds_left: int) -> Tensor:

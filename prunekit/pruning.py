@@ -42,7 +42,7 @@ from prunekit.surgery.bias_compensation import Absorbed
 from prunekit.surgery.cut import Cut
 from prunekit.surgery.distance import Distance
 from prunekit.surgery.equivalence import Agreement
-from prunekit.surgery.reconstruction import RECONSTRUCTIONS, Reconstruction, Refitted
+from prunekit.surgery.reconstruction import Reconstruction, Refitted, reconstruction_of
 from prunekit.validate import choice, number
 
 _LISTED = 20  # groups that are printed
@@ -167,7 +167,8 @@ class Pruned:
         """Cut another copy of the dense network alike, such as a moving average of its weights.
 
         Wrappers (`AveragedModel`, `DataParallel`) are copied with their state. If this result
-        absorbed constants, those of the copy's own channels are absorbed too.
+        absorbed constants, those of the copy's own channels are absorbed too. Layers are not
+        refitted: weights of the copy stay its own.
         """
         network = network_in(model)
         inner = getattr(network, "module", None)
@@ -201,12 +202,15 @@ class Pruned:
     def _repeat_cut(self, model: nn.Module) -> nn.Module:
         traced = Traced(model, self.graph, self.pruning.dense.example, self.pruning.last.batch)
         absorb = self.absorbed is not None
-        return traced.cut(
+        narrow = traced.cut(
             self.pruning.last_keep,
             absorb=absorb,
             check=False,
             per_position=self.absorbed is not None and self.absorbed.per_position,
         ).model
+        for edit in self.refitted.edits if self.refitted else ():  # parameters stay in line
+            edit.apply(narrow)
+        return narrow
 
     def __str__(self) -> str:
         old, new = self.before, self.after
@@ -245,7 +249,7 @@ def prune(
     layers: Mapping[str, float] | None = None,
     data: Data | Iterable[tuple[Tensor, Tensor]] | None = None,
     absorb: bool | str = "auto",
-    reconstruct: Reconstruction | str | None = None,
+    reconstruct: Reconstruction | str | None = "auto",
     check: bool = True,
     over_norms: bool = False,
     on_miss: str = "refuse",
@@ -274,8 +278,9 @@ def prune(
     channels under a layer norm can be removed too; that is not exact, and the difference is
     reported.
 
-    With `reconstruct="least_squares"` the layers behind the cut are then refitted on `data`,
-    without labels, so that they put out again what those of the dense network do.
+    Where there is `data`, the layers behind the cut are then refitted on it, without labels, so
+    that they put out again what those of the dense network do (`reconstruct="least_squares"`). None
+    or "none" leaves them as they are.
 
     Raises ConfigError for settings, TraceError and SurgeryError.
     """
@@ -289,11 +294,11 @@ def prune(
         others = {"scope": scope, "layers": layers, **common, "on_miss": on_miss}
         _check_alone(rule, shares | others)
     choice("over_norms", over_norms, (True, False))
-    if reconstruct is not None:
-        reconstruct = RECONSTRUCTIONS.resolve(reconstruct, Reconstruction)
-    options = CutOptions(absorb, check, reconstruct)
+    has_images = data.train.size > 0 if isinstance(data, Data) else data is not None
+    refitting = reconstruction_of(reconstruct, has_images and absorb != "maps")
+    options = CutOptions(absorb, check, refitting)
     with random_states_kept():  # a loader that shuffles draws from the global generator, too
-        dataset = _as_data(data, criterion, reconstruct)
+        dataset = _as_data(data, criterion, refitting)
         inputs = None if dataset is None else dataset.inputs(CHECKED)
         dense = Traced.of(model, example, inputs, over_norms)
         with unchanged(dense.model), _renamed_settings(shares):

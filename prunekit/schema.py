@@ -74,6 +74,22 @@ class Filled:
         return ""
 
 
+@dataclass(frozen=True)
+class Entries:
+    """The rule that a list has so many entries."""
+
+    count: int
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ConfigError for a shorter or longer list."""
+        if len(value) != self.count:
+            written = ",".join(map(word, value))
+            raise ConfigError(f"{name}=[{written}] must be a list of {self.count} values")
+
+    def __str__(self) -> str:
+        return ""
+
+
 Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(at_least=0)]
 Share = Annotated[float, Range(at_least=0, at_most=1)]
@@ -136,6 +152,29 @@ class Checked:
 def settings_of(target: Callable[..., Any]) -> tuple[Setting, ...]:
     """Return everything that a class or a function takes by name, in order."""
     return _settings_of(target)
+
+
+def accepted_arguments(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a call as their annotations accept them; ConfigError for others.
+
+    Only limits that an `Annotated` declares are checked: other annotations are no promise. A
+    `Checked` class checks itself.
+    """
+    if isinstance(target, type) and issubclass(target, Checked):
+        return {**arguments}
+    limited = {s.name: s for s in _declared(target) if get_origin(s.hint) is Annotated}
+    return {
+        key: limited[key].accept(value) if key in limited else value
+        for key, value in arguments.items()
+    }
+
+
+def _declared(target: Callable[..., Any]) -> tuple[Setting, ...]:
+    """Return the settings of a target; none where it is a built-in, or its hints have no value."""
+    try:
+        return settings_of(target)
+    except (TypeError, ValueError, NameError, AttributeError):
+        return ()
 
 
 @functools.cache

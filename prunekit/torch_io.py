@@ -85,7 +85,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _refuse_absent(path: Path) -> None:
     if not path.is_file():
-        raise ArtifactError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
+        if path.exists():
+            raise ArtifactError(f"{path} is no file; remove it, or give the path of a file")
+        raise ArtifactError(f"{path} does not exist; give the path of a file")
 
 
 def _intact(path: Path) -> bool:

@@ -28,7 +28,7 @@ LAYERS = (
             "console",
             "atomic_write",
         ),
-        *("torch_io", "config", "modes", "outputs", "renamed", "termination", "text"),
+        *("torch_io", "config", "modes", "outputs", "reasons", "renamed", "termination", "text"),
     },
     {"rows", "penalties", "graph", "models", "data", "export"},
     {"targets", "solvers", "surgery", "measure"},
@@ -45,7 +45,7 @@ LAYER = {name: depth for depth, names in enumerate(LAYERS) for name in names}
 ONLY = {  # narrower than the layer: the whole list of what these may import
     "solvers": {"rows", "penalties", "errors", "registry", "validate", "schema"},
     "penalties": {"errors", "registry", "validate", "schema"},
-    "models": {"errors", "validate", "schema"},
+    "models": {"errors", "reasons", "validate", "schema"},
 }
 THIRD_PARTY = {
     "hydra": {"cli", "cli.explain", "cli.jobs", "cli.sweep"},

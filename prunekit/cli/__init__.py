@@ -99,8 +99,10 @@ def _launch(stage: str, argv: Sequence[str]) -> None:
 
     from prunekit.cli import jobs, sweep
     from prunekit.cli.explain import admit_own_arguments, explain
+    from prunekit.cli.own_files import check_own_files
     from prunekit.config import config_dir, top_names, warn_about_shadowed
 
+    check_own_files(argv)
     argv = admit_own_arguments(stage, hydra_arguments(argv, top_names()))
     warn_about_shadowed(argv)
     with_trace = "HYDRA_FULL_ERROR" in os.environ

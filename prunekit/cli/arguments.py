@@ -19,6 +19,8 @@ _WITH_VALUE = (
 )
 _SHOWN = ("all", "hydra", "job")  # what --cfg prints
 _GRAMMAR = frozenset("()[]{}")  # of lists, mappings and functions; Hydra reads such values itself
+_TEXTS = ("name", "root", "source", "weights", "dataset.root")  # what people name as they like
+_NOT_TEXT = re.compile(r"true|false|[\[{].*|[+-]?(\d|\.\d|inf|nan).*", re.IGNORECASE)
 _UNREADABLE = re.compile(r"[^\w/\\.+$%*@?|:,\s-]", re.ASCII)  # in a value without quotes
 
 
@@ -53,10 +55,15 @@ def _quote(argument: str, separators: str) -> str:
     """Quote a value with characters that Hydra reads only in quotes, as in paths of sweeps.
 
     Values with characters of Hydra's grammar, or with separators of a sweep, stay as they are
-    unless they are existing paths.
+    unless they are existing paths. A name stays as it was typed also where Hydra would read a
+    number or a list.
     """
     key, _, value = argument.partition("=")
-    if not is_override(argument) or not _UNREADABLE.search(value) or {*value} & {*"'\"\\"}:
+    if not is_override(argument) or {*value} & {*"'\"\\"}:
+        return argument
+    if key in _TEXTS and _NOT_TEXT.fullmatch(value) and not {*value} & {*"$,"}:
+        return f'{key}="{value}"'
+    if not _UNREADABLE.search(value):
         return argument
     plain = not {*value} & {*_GRAMMAR, *separators}
     return f'{key}="{value}"' if plain or os.path.exists(value) else argument

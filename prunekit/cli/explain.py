@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from prunekit.cli.arguments import plain_arguments
-from prunekit.config import config_dir, describe_missing, groups, resolve, unwrap, user_folders
+from prunekit.config import config_dir, describe_reference, groups, resolve, unwrap, user_folders
 from prunekit.errors import PrunekitError, one_of
 
 _UNREADABLE = (
@@ -92,7 +92,8 @@ def _explain_choice(text: str, argv: Sequence[str]) -> str | None:
             group, _, choice = override.lstrip("+").partition("=")
             if group in built_in and choice not in built_in[group]:
                 return f"{override} is no choice; {one_of(choice, built_in[group])}"
-        return f"an override has no name in front of its '=': {' '.join(argv)}"
+        nameless = next((a for a in argv if a.lstrip("+").startswith("=")), "an override")
+        return f"{nameless} has no name in front of its =; write KEY=VALUE"
     return None
 
 
@@ -105,7 +106,9 @@ def _explain_plugin(group: str, choice: str) -> str:
 
 def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
     """Explain a missing or unknown key, or an override that cannot be read."""
-    if missing := describe_missing(text):
+    referring = (a.lstrip("+").partition("=") for a in argv if "${" in a)
+    suspect = next((key for key, _, _ in referring), "a setting")
+    if missing := describe_reference(text, suspect):
         return missing
     if re.search(_UNREADABLE, text):
         unread = next((a for a in plain_arguments(argv) if "=" not in a and a[0] != "~"), None)
@@ -114,6 +117,8 @@ def _explain_key(text: str, command: str, argv: Sequence[str]) -> str:
         typed = _first_unreadable(argv) or next((a for a in argv if a in text), "an override")
         key, _, value = typed.partition("=")
         return f"{typed} cannot be read; quote the value: '{key}=\"{value}\"'"
+    if again := re.search(r"An item is already at '([^']+)'", text):
+        return f"{again[1]} is there already; write {again[1]}=... without +"
     unknown = re.search(r"Could not (?:override|append) '([^']+)'", text) or re.search(
         r"Key '([^']+)' is not in struct", text
     )
@@ -153,8 +158,10 @@ def _explain_override(text: str, command: str, argv: Sequence[str]) -> str | Non
         keys = _keys(command, argv)
         mend = "it is null already" if absent[1] in keys else one_of(absent[1], keys)
         return f"~{absent[1]} takes out what is not there; {mend}"
-    if unknown := re.search(r"Interpolation key '([^']+)' not found", text):
-        return f"${{{unknown[1]}}} names no setting; {one_of(unknown[1], _keys(command, argv))}"
+    if lacking := re.search(r"In '([^']+)': Could not (?:load|find) '([^']+)'", text):
+        return (
+            f"{lacking[1]}.yaml names {lacking[2]} in its defaults, which does not exist; mend it"
+        )
     if folder := re.search(r"Additional config directory '([^']+)' not found", text):
         return f"--config-dir: there is no folder {folder[1]}"
     if "Cannot find primary config" in text:

@@ -81,10 +81,11 @@ def _settings(command: str, config: Any) -> dict[str, Any]:
     """Return the composed settings, with the command line that repeats them."""
     from hydra.core.hydra_config import HydraConfig
 
-    from prunekit.config import check_complete, command_line, resolve
+    from prunekit.config import check_complete, choose_reconstruction, command_line, resolve
 
+    check_complete(config, command)
     settings = resolve(config)
-    check_complete(settings, command)
+    settings = choose_reconstruction(settings, command)
     return {**settings, "command": command_line(command, HydraConfig.get())}
 
 

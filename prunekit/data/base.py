@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -171,6 +171,28 @@ def sample_indices(size: int, count: int, seed: int = 0) -> Tensor:
     return torch.randperm(size, generator=torch.Generator().manual_seed(seed))[:count]
 
 
+def draw(batches: Batches, count: int, batch: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield at most `count` unchanged examples, others for every seed.
+
+    Seed 0 draws those of `Batches.sample`.
+    """
+    if seed == 0:
+        return batches.sample(count, batch)
+    return batches.pick(sample_indices(batches.size, count, seed), batch)
+
+
+def regrouped(parts: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Yield the same examples in batches of `size`; the last one may be smaller."""
+    rest: Tensor | None = None
+    for part in parts:
+        rest = part if rest is None else torch.cat([rest, part])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
+
+
 def balanced_indices(labels: Tensor, count: int, seed: int) -> Tensor:
     """Draw the indices of `count` examples with classes as balanced as possible.
 
@@ -216,7 +238,9 @@ def split_by_class(labels: Tensor, size: float, seed: int) -> tuple[Tensor, Tens
     """
     count = round(size * len(labels)) if size < 1 else int(size)
     if count >= len(labels):
-        raise DataError(f"dataset.val={size} leaves none of {len(labels)} training examples")
+        raise DataError(
+            f"dataset.val={size} leaves none of {len(labels)} training examples; lower it"
+        )
     present, sizes = labels.unique(return_counts=True)
     shares = sizes.double() * count / len(labels)
     quota = shares.floor().long()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunekit.data.files import irregular
 from prunekit.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def read_image(path: str) -> Image | Tensor:
     from PIL import Image, ImageOps
 
     if not _is_regular(path):
-        raise DataError(f"{path} is no regular file but a pipe, device or folder; remove it")
+        raise irregular(path)
     try:
         with warnings.catch_warnings(), Image.open(path) as image:
             warnings.simplefilter("ignore")  # about tags, and sizes that are decoded all the same

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import stat
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -123,7 +124,7 @@ def identity_of_files(files: Files) -> dict[str, Any]:
     size or its times. Raises DataError where a file cannot be read.
     """
     with _readable():
-        facts = {name: os.stat(files[name]) for name in sorted(files)}
+        facts = _facts(files)
         sizes = {name: fact.st_size for name, fact in facts.items()}
         content = _cached(_stamp(facts), facts, lambda: _content(files, sizes))
     return {"files": len(sizes), "bytes": sum(sizes.values()), "content": f"sha256:{content}"}
@@ -135,8 +136,22 @@ def cached_text(kind: str, files: Files, compute: Callable[[], str]) -> str:
     `kind` says which text of these files it is. Raises DataError where a file cannot be read.
     """
     with _readable():
-        facts = {name: os.stat(files[name]) for name in sorted(files)}
+        facts = _facts(files)
         return _cached(f"{kind} {_stamp(facts)}", facts, compute)
+
+
+def _facts(files: Files) -> dict[str, os.stat_result]:
+    """Return size and times of every file; DataError for one from which reading may never end."""
+    facts = {name: os.stat(files[name]) for name in sorted(files)}
+    for name, fact in facts.items():
+        if not stat.S_ISREG(fact.st_mode):
+            raise irregular(files[name])
+    return facts
+
+
+def irregular(path: str | Path) -> DataError:
+    """Return the error for what has the name of a file but is none."""
+    return DataError(f"{path} is no regular file but a pipe, device or folder; remove it")
 
 
 @contextmanager

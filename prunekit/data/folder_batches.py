@@ -15,6 +15,7 @@ from prunekit.data.base import sample_indices, shuffled_steps
 from prunekit.data.decoding import read_image
 from prunekit.data.listing import Samples
 from prunekit.errors import DataError
+from prunekit.reasons import reason_of
 
 Transform = Callable[[Any], Any]  # of torchvision; in the end, an image becomes a tensor
 
@@ -127,7 +128,20 @@ class _Decoded(TorchDataset):
         path, label = self.samples[index]
         image = read_image(path)
         if self.seed is None:
-            return self.transform(image), label
+            return self._changed(image, path), label
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed + 1_000_003 * (index + 1))
-            return self.transform(image), label
+            return self._changed(image, path), label
+
+    def _changed(self, image: Any, path: str) -> Tensor:
+        """Return the transformed image; DataError where a transform of the user's own fails."""
+        try:
+            changed: Tensor = self.transform(image)
+            return changed
+        except (DataError, MemoryError):
+            raise
+        except Exception as error:
+            raise DataError(
+                f"{path}: the transform of the data set fails: {reason_of(error)}; mend the class "
+                "that dataset._target_ names"
+            ) from error

@@ -32,7 +32,7 @@ def list_classes(folder: Path) -> Listing:
     names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     found = {name: _walk(folder / name) for name in names if not is_hidden(name)}
     files = {name: own for name, (own, _) in found.items()}
-    misnamed = sum(count for _, count in found.values())
+    misnamed = [os.path.relpath(path, folder.parent) for _, own in found.values() for path in own]
     images = {name: [file for file in own if _is_image(file)] for name, own in files.items()}
     others = {
         name: Counter(_ending(file) for file in own if not _is_image(file))
@@ -47,7 +47,9 @@ def list_classes(folder: Path) -> Listing:
     if stray:
         left_out.append(f"images in {folder.name} itself, outside its folders: {stray}")
     if misnamed:
-        left_out.append(f"folders in {folder.name} whose names end like images: {misnamed}")
+        left_out.append(
+            f"folders in {folder.name} whose names end like images: {listed(sorted(misnamed))}"
+        )
     return Listing(samples, [*images], left_out)
 
 
@@ -59,15 +61,15 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(IMAGES)
 
 
-def _walk(folder: Path) -> tuple[list[str], int]:
+def _walk(folder: Path) -> tuple[list[str], list[str]]:
     """Return the files below a folder in the order of torchvision, without hidden ones.
 
-    The number is that of folders that have names of images.
+    The other paths are those of folders that have names of images.
     """
-    found, misnamed = [], 0
+    found, misnamed = [], []
     for directory, folders, names in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not is_hidden(name)]
-        misnamed += sum(map(_is_image, folders))
+        misnamed += [os.path.join(directory, name) for name in folders if _is_image(name)]
         found.append((directory, names))
     files = [
         os.path.join(directory, name)

@@ -35,6 +35,7 @@ from prunekit.graph.ops.weights import weight_path
 from prunekit.graph.recording.steps import Kind, Recording, Step
 from prunekit.graph.replay import Repeats, Replay, concatenate_labels
 from prunekit.graph.whole_groups import removes_whole_groups
+from prunekit.reasons import reason_of
 
 LabelTables = dict[str, dict[int, Tensor]]
 
@@ -102,10 +103,9 @@ class Dependencies(Replay):
         except PrunekitError:
             raise
         except Exception as error:
-            reason = str(error).splitlines()[0] if str(error) else repr(error)
             raise TraceError(
                 f"{type(self.network).__name__} fails on the example at {self._describe(step)}: "
-                f"{reason}"
+                f"{reason_of(error)}; give an example that the network takes, or mend that layer"
             ) from error
         self._remember(step)
 

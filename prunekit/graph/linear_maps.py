@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from prunekit.graph.layers import TRANSPOSED, WEIGHTED_LAYERS, widths
+from prunekit.graph.layers import TRANSPOSED, weight_norm, widths
+from prunekit.graph.ops.weights import put_weight, weight_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,12 +23,6 @@ class LinearMap:
     """
 
     layer: Any
-
-    @classmethod
-    def of(cls, layer: nn.Module) -> LinearMap | None:
-        """Return the map of a layer whose weight is a parameter, else None."""
-        known = isinstance(layer, WEIGHTED_LAYERS) and "weight" in layer._parameters
-        return cls(layer) if known else None
 
     @property
     def groups(self) -> int:
@@ -50,7 +45,7 @@ class LinearMap:
 
     def matrix(self) -> Tensor:
         """Return the weights as (groups, p, o)."""
-        weight: Tensor = self.layer.weight.detach()
+        weight = weight_of(self.layer)
         if self._transposed:
             kernel = tuple(range(2, weight.ndim))
             weight = weight.flip(kernel).reshape(self.groups, -1, *weight.shape[1:])
@@ -59,15 +54,23 @@ class LinearMap:
 
     @torch.no_grad()
     def set_matrix(self, matrix: Tensor) -> None:
-        """Write weights (groups, p, o) into the layer, in its number format."""
-        weight: Tensor = self.layer.weight
+        """Write weights (groups, p, o) into the layer, in its number format.
+
+        A parametrised weight is written through its parametrisation.
+        """
+        weight = weight_of(self.layer)
         if self._transposed:
             kernel = weight.shape[2:]
             split = matrix.reshape(self.groups, -1, *kernel, matrix.shape[-1]).movedim(-1, 2)
             values = split.reshape(weight.shape).flip(tuple(range(2, weight.ndim)))
         else:
             values = matrix.transpose(1, 2).reshape(weight.shape)
-        weight.copy_(values)
+        if "weight" in self.layer._parameters:
+            self.layer.weight.copy_(values)
+        elif weight_norm(self.layer) is not None:
+            put_weight(self.layer, values.to(weight))
+        else:
+            self.layer.weight = values.to(weight)
 
     def count_rows(self, output: Tensor) -> int:
         """Return the number of rows in an output."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prunekit.errors import ConfigError, DataError, one_of
 from prunekit.models.init import Classes
+from prunekit.reasons import reason_of
 from prunekit.schema import Text, Whole
 from prunekit.validate import integer
 
@@ -134,7 +135,9 @@ def _build(
         return builder(*args, **settings)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         listing = ", ".join(f"{key}={value!r}" for key, value in settings.items())
-        raise ConfigError(f"{arch} refuses {listing}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(
+            f"{arch} refuses {listing}: {reason_of(error)}; give other values"
+        ) from error
 
 
 def _offline(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 from torch import nn
 
-from prunekit.schema import Count
+from prunekit.schema import Count, Entries
 
 Classes = Annotated[Count, "number of classes"]
+ThreeWidths = Annotated[Sequence[Count], Entries(3), "widths of the three stages"]
 Scale = Annotated[float, "initial scale of batch norms"]
 
 

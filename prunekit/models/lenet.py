@@ -8,7 +8,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from prunekit.models.init import Classes
-from prunekit.schema import Count
+from prunekit.schema import Count, Entries
 
 
 class LeNet5(nn.Module):
@@ -21,7 +21,7 @@ class LeNet5(nn.Module):
 
     def __init__(
         self,
-        widths: Annotated[Sequence[Count], "outputs of conv1, conv2 and fc1"] = (
+        widths: Annotated[Sequence[Count], Entries(3), "outputs of conv1, conv2 and fc1"] = (
             20,
             50,
             500,

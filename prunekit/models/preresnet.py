@@ -10,12 +10,11 @@ last batch norm has momentum 0.9. Convolutions start normal with variance 2 / (k
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 
-from prunekit.models.init import Classes, Scale, init_for_slimming
+from prunekit.models.init import Classes, Scale, ThreeWidths, init_for_slimming
 
 
 class PreResNet(nn.Module):
@@ -30,7 +29,7 @@ class PreResNet(nn.Module):
         self,
         blocks: int = 18,
         classes: int = 10,
-        widths: Sequence[int] = (16, 32, 64),
+        widths: ThreeWidths = (16, 32, 64),
         stem: int = 16,
         scale: float = 1.0,
         in_channels: int = 3,

@@ -10,13 +10,12 @@ norms start with scale 1 and shift 0.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prunekit.models.init import Classes, init_for_slimming
+from prunekit.models.init import Classes, ThreeWidths, init_for_slimming
 
 
 class ResNet(nn.Module):
@@ -29,7 +28,7 @@ class ResNet(nn.Module):
         self,
         blocks: int = 3,
         classes: int = 10,
-        widths: Sequence[int] = (16, 32, 64),
+        widths: ThreeWidths = (16, 32, 64),
         in_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -126,7 +125,7 @@ class BottleneckResNet(nn.Module):
         self,
         blocks: int = 18,
         classes: int = 10,
-        widths: Sequence[int] = (16, 32, 64),
+        widths: ThreeWidths = (16, 32, 64),
         stem: int = 16,
         in_channels: int = 3,
     ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +64,14 @@ def _find_stages(root: Path) -> list[tuple[str, Path]]:
     belongs to each of them.
     """
     top = Path(os.path.abspath(root))
+    real = cache(os.path.realpath)  # asks the file system about every folder above, every time
     found: dict[Path, Path] = {}  # the first path of every stage
     for path in _walk(str(top)):
         if path.name in STAGES:
-            found.setdefault(Path(os.path.realpath(path.parent)) / path.name, path)
+            found.setdefault(Path(real(path.parent)) / path.name, path)
     stages = [*found.values()]
     stages.sort(key=lambda path: (str(path.parent), STAGES.index(path.name)))
-    runs = {path.parent: Path(os.path.realpath(path.parent)) for path in stages}
+    runs = {path.parent: Path(real(path.parent)) for path in stages}
     return [
         (_run_name(top, path, runs[path.parent]), runs[path.parent] / path.name) for path in stages
     ]
@@ -79,9 +81,12 @@ def _walk(root: str) -> Iterator[Path]:
     """Yield directories that hold a report or settings; links are followed last, and only once."""
     pending, seen = [root], set()
     while pending:
-        for folder, subfolders, files in os.walk(pending.pop(0)):
+        top = pending.pop(0)
+        real = os.path.realpath(top)
+        for folder, subfolders, files in os.walk(top):
             subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            if (place := os.path.realpath(folder)) in seen:
+            place = real + folder[len(top) :]  # os.walk follows no links
+            if place in seen:
                 subfolders.clear()
                 continue
             seen.add(place)
@@ -111,7 +116,7 @@ def _record(run: str, stage: Path) -> Record:
         report = Report.from_dict(read_json(stage / "report.json"))
         changed = _changed_files(stage, report)
         return {**record, "status": "finished", "changed": changed, **_report_values(report)}
-    except (ArtifactError, TypeError, ValueError, AttributeError) as error:
+    except (ArtifactError, TypeError, ValueError, AttributeError, OverflowError) as error:
         return {**record, "status": "damaged", "reason": " ".join(str(error).split())}
 
 

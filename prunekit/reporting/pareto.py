@@ -60,24 +60,29 @@ def setting_means(runs: DataFrame, cost: str) -> DataFrame:
     keys: Any = measured.get("run")
     if "setting" in measured:
         keys = measured["setting"].fillna(keys)
-    records = [
-        {
-            "setting": setting,
-            "run": shared_name(group["run"].tolist()),
-            "method": group["method"].iloc[0] if "method" in group else "",
-            "seeds": len(group),
-            "top1": float(group["top1"].mean()),
-            "top1_std": float(group["top1"].std()),
-            cost: float(group[cost].mean()),
-        }
-        for setting, group in (measured.groupby(keys, sort=False) if len(measured) else ())
-    ]
     points = pd.DataFrame(
-        records, columns=["setting", "run", "method", "seeds", "top1", "top1_std", cost]
+        _means(measured, keys, cost) if len(measured) else {},
+        columns=["setting", "run", "method", "seeds", "top1", "top1_std", cost],
     )
     on_front = front(points[cost].tolist(), points["top1"].tolist())
     points["on_front"] = pd.Series(on_front, dtype=bool)
     return points
+
+
+def _means(measured: DataFrame, keys: Any, cost: str) -> dict[str, list[Any]]:
+    """Return the columns of `setting_means`, computed for all settings at once."""
+    groups = measured.astype({"top1": float, cost: float}).groupby(keys, sort=False)
+    names = groups["run"].agg(list)
+    first = groups["method"].first() if "method" in measured else [""] * len(names)
+    return {
+        "setting": [*names.index],
+        "run": [shared_name(own) for own in names],
+        "method": [*first],
+        "seeds": [len(own) for own in names],
+        "top1": [*groups["top1"].mean()],
+        "top1_std": [*groups["top1"].std()],
+        cost: [*groups[cost].mean()],
+    }
 
 
 def fronts(runs: DataFrame, path: str | Path, costs: Sequence[str]) -> None:

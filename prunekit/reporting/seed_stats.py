@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import os
-import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -80,8 +80,10 @@ def spread(values: Iterable[object], form: str = "{:.2f}") -> str:
     if len(texts) < 2:
         return next(iter(texts), format_value(None, form))
     numbers = [float(value) for value in present if isinstance(value, int | float)]
-    mean = format_value(statistics.fmean(numbers), form)
-    deviation = format_value(statistics.stdev(numbers), form)
+    average = sum(numbers) / len(numbers)
+    squares = sum((number - average) * (number - average) for number in numbers)
+    mean = format_value(average, form)
+    deviation = format_value(math.sqrt(squares / (len(numbers) - 1)), form)
     return f"{mean.removesuffix('x')} ± {deviation.removeprefix('+')}"
 
 

@@ -27,6 +27,7 @@ class StageEntry:
     read_only: bool = False
 
 
+_PRUNE_FILES = ("plan.json", "refit.csv", "refit.png")
 PIPELINE = (
     StageEntry("pretrain", "train the dense network, or load weights into it"),
     StageEntry("sparsify", "train it under a sparsity penalty", ("scores.pt",)),
@@ -36,7 +37,7 @@ PIPELINE = (
         ("sensitivity.csv", "sensitivity.png"),
         read_only=True,
     ),
-    StageEntry("prune", "remove the channels that score lowest", ("plan.json",)),
+    StageEntry("prune", "remove the channels that score lowest", _PRUNE_FILES),
     StageEntry(
         "features",
         "draw test images as the network sees them: t-SNE, before fine-tuning",

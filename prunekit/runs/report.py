@@ -76,6 +76,9 @@ class Report:
             for value in node.values() if isinstance(node, Mapping) else node:
                 if not isinstance(value, plain):
                     raise ValueError(f"{key} holds a {type(value).__name__}")
+        for key, number in {**report.metrics, "seconds": report.seconds}.items():
+            if isinstance(number, int) and abs(number) > _LARGEST:
+                raise ValueError(f"{key} holds a number that no measurement gives")
         elsewhere = [n for n in report.files if n != PurePath(n).name or n == ".."]
         if elsewhere:
             raise ValueError(f"files names {elsewhere[0]!r}, which lies elsewhere")
@@ -91,6 +94,7 @@ def _digest(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+_LARGEST = 1 << 62  # of whole numbers; tables hold them in 64 bits
 _OPTIONAL = (str, type(None))
 _KINDS: Mapping[str, type | tuple[type, ...]] = {
     **{"stage": str, "settings": Mapping, "metrics": Mapping, "files": Mapping},
@@ -106,7 +110,7 @@ def flatten(settings: Settings, prefix: str = "") -> dict[str, Any]:
     """Return nested settings with dotted keys, for example {"solver.rho": 1.0}."""
     values: dict[str, Any] = {}
     for key, value in settings.items():
-        if isinstance(value, Mapping) and value:
+        if (type(value) is dict or isinstance(value, Mapping)) and value:  # dicts are told fast
             values.update(flatten(value, f"{prefix}{key}."))
         else:
             values[f"{prefix}{key}"] = list(value) if isinstance(value, tuple) else value

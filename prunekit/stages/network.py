@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from prunekit.build import Settings, build
 from prunekit.data import Data, images_id
-from prunekit.errors import ConfigError, listed
+from prunekit.errors import ArtifactError, ConfigError, listed
 from prunekit.graph import ChannelGraph
 from prunekit.measure import CostModel, nonzero_params
 from prunekit.methods.hinge import InsertMatrices, layers_with_matrix
@@ -23,6 +24,7 @@ from prunekit.methods.slimming import ChannelSelector, InsertChannelSelectors
 from prunekit.models import timm_weights, torchvision_weights
 from prunekit.modes import evaluating
 from prunekit.outputs import describe_output, logits_of
+from prunekit.reasons import reason_of
 from prunekit.runs.report import Metrics
 from prunekit.runs.rundir import StageDir
 from prunekit.stages.settings import ChannelSelections, Runtime
@@ -140,12 +142,25 @@ def build_network(dense: Dense, runtime: Runtime) -> SavedModel:
         arch = {**needed, **arch}
         model = _module(arch)
         load_matching(model, fetch(), f"weights={weights}")
+    if weights is not None:
+        _refuse_not_finite(model, f"weights={weights}")
     return SavedModel(model.to(runtime.device), arch, (), {})
 
 
+def _refuse_not_finite(model: nn.Module, origin: str) -> None:
+    """Raise ArtifactError for parameters with nan or infinite numbers, which nothing could use."""
+    for name, parameter in model.named_parameters():
+        if count := int((~parameter.isfinite()).sum()):
+            raise ArtifactError(
+                f"{origin}: {name} holds {count:,} values that are nan or infinite; start from "
+                "other weights (weights=..., source=...)"
+            )
+
+
 def load_source(file: Path, runtime: Runtime) -> SavedModel:
-    """Load a model file onto the device of the runtime."""
+    """Load a model file onto the device of the runtime; ArtifactError where it cannot be used."""
     saved = load_model(file, trust=runtime.trust)
+    _refuse_not_finite(saved.model, os.path.relpath(file))
     saved.model.to(runtime.device)
     return saved
 
@@ -212,9 +227,9 @@ def count_outputs(model: nn.Module, data: Data) -> int:
             output = model(data.example.to(_device(model)))
     except (RuntimeError, ValueError, AssertionError) as error:
         shape = tuple(data.shape)
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
-            f"model={type(model).__name__} cannot take images of shape {shape}: {reason}; "
+            f"model={type(model).__name__} cannot take images of shape {shape}: "
+            f"{reason_of(error)}; "
             f"{_way_to_fit(model, data)}"
         ) from error
     return _logits_width(model, output, data.classes)

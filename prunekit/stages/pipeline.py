@@ -63,7 +63,7 @@ class Request:
         runtime: Runtime = build(settings["runtime"], "runtime", Runtime)
         return cls(
             settings=settings,
-            runtime=replace(runtime, trust=(*runtime.trust, settings["model"]["_target_"])),
+            runtime=replace(runtime, trust=(*runtime.trust, str(settings["model"]["_target_"]))),
             root=Root.of(settings),
             tracker=build_tracker(settings),
             command=settings.get("command"),
@@ -112,7 +112,9 @@ def stage_names(settings: Settings) -> tuple[str, ...]:
     """Return the stages that `run` goes through; sparsify is left out without a penalty."""
     names = settings["pipeline"]
     if not isinstance(names, list) or not names:
-        raise ConfigError(f"pipeline={names!r} is no list of stages")
+        raise ConfigError(
+            f"pipeline={names!r} is no list of stages; write some of [{','.join(STAGES)}]"
+        )
     for name in names:
         if name not in STAGES:
             raise ConfigError(f"pipeline names {name!r}, which is no stage; {one_of(name, STAGES)}")

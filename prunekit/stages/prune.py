@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +18,8 @@ from prunekit.errors import ArtifactError, ConfigError
 from prunekit.graph import ChannelGraph, ChannelMask
 from prunekit.methods.hinge import fold, layers_with_matrix
 from prunekit.modes import duplicate
-from prunekit.runs.files import write_json
+from prunekit.reporting.refitting import draw
+from prunekit.runs.files import write_csv, write_json
 from prunekit.runs.report import Metrics, Outcome
 from prunekit.runs.rundir import StageDir
 from prunekit.selection import BudgetResult, Selection
@@ -69,24 +70,27 @@ class Prune(FromNetwork, Stage):
             dense,
             self.criterion,
             self.selection,
-            CutOptions(self.absorb, reconstruct=self.reconstruct),
+            CutOptions(self.absorb, reconstruct=self.reconstruct, seed=self.seed),
             data,
             self._tuning(stage_dir, data, runtime),
             track,
         )
         chosen = _chosen_variant(pruning, self.statistics)
         names = _compared_variants(pruning, data) if self.diagnose else ()
-        variants = _measure_variants(pruning, dict.fromkeys((*names, chosen)), data, runtime)
+        wanted = dict.fromkeys((*names, chosen))
+        variants = _measure_variants(pruning, wanted, data, runtime, self.seed)
         model, after = variants[chosen].model, _variant_metrics(variants, names)
         folded = fold(model, dense.batch) if layers_with_matrix(model) else None
         edits = [*pruning.edits, *([folded.edit] if folded else [])]
         model = folded.model if folded else model
         write_json(stage_dir.path / "plan.json", _plan(dense.graph, pruning.keep))
+        _write_refit(pruning.cuts, stage_dir.path)
         save_model(stage_dir.path / "model.pt", model, saved.arch, [*saved.edits, *edits])
         metrics = {
             **variants[chosen].accuracy,
             **measure_size(model, data),
             **_cut_metrics(pruning.cuts),
+            **_refit_metrics(pruning.cuts),
             **({"fold_error": folded.gap.relative} if folded else {}),
             **_budget_metrics(pruning.selected.budgets),
             **after,
@@ -188,9 +192,9 @@ def _compared_variants(pruning: Pruning, data: Data) -> tuple[str, ...]:
 
 
 def _measure_variants(
-    pruning: Pruning, names: Collection[str], data: Data, runtime: Runtime
+    pruning: Pruning, names: Collection[str], data: Data, runtime: Runtime, seed: int
 ) -> dict[str, _Variant]:
-    """Return the variants of these names with their accuracy."""
+    """Return the variants of these names with their accuracy; the seed chooses images."""
     cut: dict[str, nn.Module] = {}
     variants = {}
     for name in names:
@@ -201,16 +205,18 @@ def _measure_variants(
                 pruning.model if is_last else pruning.with_constants(constants == "absorbed")
             )
         model = (
-            _with_new_statistics(cut[constants], data, runtime) if recomputed else cut[constants]
+            _with_new_statistics(cut[constants], data, runtime, seed)
+            if recomputed
+            else cut[constants]
         )
         variants[name] = _Variant(model, measure_accuracy(model, data, runtime))
     return variants
 
 
-def _with_new_statistics(model: nn.Module, data: Data, runtime: Runtime) -> nn.Module:
+def _with_new_statistics(model: nn.Module, data: Data, runtime: Runtime, seed: int) -> nn.Module:
     """Return a copy whose batch-norm statistics are those of training images."""
     copy = duplicate(model)
-    recompute_statistics(copy, data.train, STATISTICS_IMAGES, runtime.device)
+    recompute_statistics(copy, data.train, STATISTICS_IMAGES, runtime.device, seed)
     return copy
 
 
@@ -279,6 +285,38 @@ def _cut_metrics(cuts: Sequence[Cut]) -> Metrics:
     if absorbed:
         metrics["absorbed_change"] = max(each.change.moved for each in absorbed)
     return metrics
+
+
+def _refit_metrics(cuts: Sequence[Cut]) -> Metrics:
+    """Return what refitting did: errors of layers in the last round, otherwise of all rounds.
+
+    `refit_change` is by how much it moved the outputs, relative to the largest one.
+    """
+    found = [cut.refitted for cut in cuts if cut.refitted is not None]
+    if not found:
+        return {}
+    gaps = [refitted.moved.relative for refitted in found if refitted.moved is not None]
+    return {
+        "refit_layers": len(found[-1].layers),
+        "refit_images": found[-1].examples,
+        "refit_before": found[-1].error_before,
+        "refit_after": found[-1].error_after,
+        "refit_change": max(gaps) if gaps else None,
+        "refit_seconds": sum(refitted.seconds for refitted in found),
+    }
+
+
+def _write_refit(cuts: Sequence[Cut], folder: Path) -> None:
+    """Write refit.csv, a line for every refitted layer of every round, and refit.png from it."""
+    records = [
+        {**({"round": number} if len(cuts) > 1 else {}), **asdict(layer)}
+        for number, cut in enumerate(cuts, start=1)
+        if cut.refitted is not None
+        for layer in cut.refitted.layers
+    ]
+    if records:
+        write_csv(folder / "refit.csv", records)
+        draw(records, folder / "refit.png")
 
 
 def _budget_metrics(budgets: tuple[BudgetResult, ...]) -> Metrics:

@@ -44,8 +44,10 @@ class Cut:
 
     def with_refit(self, refitted: Refitted, distance: Distance | None) -> Cut:
         """Return the cut after its network was refitted, with the new distance to the dense one."""
-        edits = (*self.edits, *refitted.edits)
-        return replace(self, edits=edits, refitted=refitted, distance=distance)
+        edits, agreement = (*self.edits, *refitted.edits), self.agreement
+        if agreement is not None and refitted.layers:
+            agreement = agreement.with_note("before layers were refitted")
+        return replace(self, edits=edits, agreement=agreement, refitted=refitted, distance=distance)
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -39,10 +40,18 @@ def measure_distance(model: nn.Module, narrow: nn.Module, batch: Example) -> Dis
 
     Raises SurgeryError where one of them fails on the batch.
     """
-    inputs = check_inputs(batch)
-    with evaluating(model, narrow):
-        reference = compute_outputs(model, inputs, "the dense network")
-        outputs = compute_outputs(narrow, inputs, "the narrow network")
+    reference = outputs_in_eval(model, batch, "the dense network")
+    return distance_between(outputs_in_eval(narrow, batch, "the narrow network"), reference)
+
+
+def outputs_in_eval(model: nn.Module, batch: Example, who: str) -> Any:
+    """Return what a network puts out in eval mode; SurgeryError with its name where it fails."""
+    with evaluating(model):
+        return compute_outputs(model, check_inputs(batch), who)
+
+
+def distance_between(outputs: Any, reference: Any) -> Distance:
+    """Return the distance of the outputs of two networks on one batch."""
     try:
         gap = Gap.between(outputs, reference)
     except SurgeryError as error:  # as of detectors, which find other numbers of things

@@ -15,6 +15,7 @@ from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import is_weighted, layer_named, widths
 from prunekit.graph.slicing import kept_indices, narrow_tensor, put_weight_back, renumber
 from prunekit.graph.table import Indices, layer_operation
+from prunekit.reasons import reason_of
 from prunekit.registry import load_methods
 from prunekit.surgery.history import remember
 
@@ -56,12 +57,17 @@ def register(edit: type[Edit]) -> type[Edit]:
     return edit
 
 
+def damaged_edit(kind: str, error: Exception) -> ArtifactError:
+    """Return the error for an edit whose entries are not those that `to_dict` writes."""
+    return ArtifactError(f"an edit of kind {kind!r} is damaged: {reason_of(error)}")
+
+
 def edit_from_dict(plain: Mapping[str, Any]) -> Edit:
     """Rebuild an edit from `to_dict`; raise ArtifactError when its kind is unknown."""
-    kind = plain.get("edit")
+    kind = plain.get("edit") if isinstance(plain, Mapping) else None
     if kind not in KINDS:
         load_methods()
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ArtifactError(f"edit {kind!r} is unknown; {one_of(kind, KINDS)}")
     return KINDS[kind].from_dict(plain)
 
@@ -214,7 +220,7 @@ class Narrow:
                 {path: tensors(kept) for path, kept in plain.get("tensors", {}).items()},
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"an edit of kind 'narrow' is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
 
 class BiasMap(nn.Module):
@@ -260,7 +266,7 @@ class NewBiases:
         try:
             return cls(tuple(str(name) for name in plain["layers"]))
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
 
 @register
@@ -297,7 +303,7 @@ class BiasMaps:
         try:
             return cls({str(n): tuple(map(int, shape)) for n, shape in plain["layers"].items()})
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
 
 def _indices(plain: Mapping[str, Any], key: str) -> tuple[int, ...] | None:

@@ -17,6 +17,7 @@ from prunekit.build import Settings, locate
 from prunekit.errors import ArtifactError, PrunekitError, listed
 from prunekit.graph.wrappers import network_in, renew, rewrapped
 from prunekit.modes import duplicate
+from prunekit.reasons import reason_of
 from prunekit.renamed import current
 from prunekit.surgery.edits import Edit, edit_from_dict
 from prunekit.surgery.history import ATTRIBUTE, all_edits
@@ -24,6 +25,14 @@ from prunekit.surgery.rebuild import check_weights, in_proportion, rebuild, repe
 from prunekit.torch_io import read_safetensors, read_torch, write_torch
 
 FORMAT = "prunekit-model-1"
+_MEND = "save or compute it again"
+_PARTS: dict[str, tuple[type, ...]] = {
+    "arch": (Mapping, type(None)),
+    "edits": (list, tuple),
+    "weights": (Mapping,),
+    "facts": (Mapping,),
+}
+_LONGEST = 60  # characters of a name in a message
 _PLAIN = (bool, int, float, str, tuple, list, type(None))
 
 
@@ -83,16 +92,32 @@ def load_model(
     path = Path(path)
     content = read_torch(path)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise ArtifactError(f"{path} is not a prunekit model file: {_describe(content)}")
+        raise ArtifactError(
+            f"{path} is not a prunekit model file: {_describe(content)}; give one of prunekit"
+        )
+    _check_parts(path, content)
     try:
         return _loaded(path, content, trust, module)
     except PrunekitError as error:
         if isinstance(error, ArtifactError) and str(error).startswith(str(path)):
             raise
-        raise ArtifactError(f"{path} is a damaged model file: {error}") from error
+        raise ArtifactError(f"{path} is a damaged model file: {error}; {_MEND}") from error
     except Exception as error:  # values of other kinds than `save_model` wrote raise anything
-        reason = " ".join(repr(error).split())
-        raise ArtifactError(f"{path} is a damaged model file: {reason}") from error
+        raise ArtifactError(
+            f"{path} is a damaged model file: {reason_of(error)}; {_MEND}"
+        ) from error
+
+
+def _check_parts(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise ArtifactError where a part of a model file is missing, or of another kind."""
+    for key, kinds in _PARTS.items():
+        if key not in content:
+            raise ArtifactError(f"{path} is a damaged model file: it has no {key}; {_MEND}")
+        if not isinstance(content[key], kinds):
+            owner = type(content[key]).__name__
+            raise ArtifactError(
+                f"{path} is a damaged model file: {key} in it is of type {owner}; {_MEND}"
+            )
 
 
 def _loaded(
@@ -108,8 +133,9 @@ def _loaded(
             model = duplicate(network_in(module))
         repeat(path, edits, model)
     renew(model)
+    _refuse_others(model, weights, str(path))
     _cast(model, weights)
-    load_matching(model, weights, str(path))
+    model.load_state_dict(weights)
     return SavedModel(model if module is None else rewrapped(module, model), arch, edits, facts)
 
 
@@ -201,6 +227,7 @@ def _describe(content: Any) -> str:
     return describe_content(content)
 
 
+_REAL = "real numbers"
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "net", "network")
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 
@@ -215,7 +242,10 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     path = Path(path)
     content = read_checkpoint(path)
     if not is_state_dict(content):
-        raise ArtifactError(f"{path} holds no state dict: {describe_content(content)}")
+        raise ArtifactError(
+            f"{path} holds no state dict: {describe_content(content)}; save one of tensors alone"
+        )
+    check_weights(path, content)
     own = model.state_dict()
     load_matching(model, _omitted(model, content) | strip_prefixes(content, own), str(path))
 
@@ -264,32 +294,40 @@ def _common_prefix(names: Collection[str]) -> str:
 
 def load_matching(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
     """Load weights; raise one ArtifactError that lists missing, unexpected and misshapen ones."""
+    _refuse_others(model, weights, origin)
+    model.load_state_dict(weights)
+
+
+def _refuse_others(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Raise one ArtifactError that lists what is missing, unexpected, or of another kind."""
     own = model.state_dict()
     sizes = [
-        f"{name} is {tuple(weights[name].shape)} in the file, {tuple(own[name].shape)} here"
+        f"{_short(name)} is {_shape(weights[name])} in the file, {_shape(own[name])} here"
         for name in own
         if name in weights and _shape(weights[name]) != _shape(own[name])
     ]
+    kinds = [
+        f"{_short(name)} holds {_numbers(weights[name])} in the file, {_numbers(own[name])} here"
+        for name in own
+        if name in weights and _numbers(own[name]) == _REAL != _numbers(weights[name])
+    ]
     mismatches = [
-        *_listing("missing", [name for name in own if name not in weights]),
-        *_listing("unexpected", [name for name in weights if name not in own]),
+        *_listing("missing", [_short(name) for name in own if name not in weights]),
+        *_listing("unexpected", [_short(name) for name in weights if name not in own]),
         *_listing("of another size", sizes),
+        *_listing("of another kind", kinds),
     ]
     if mismatches:
         raise ArtifactError(
             f"{origin} holds the weights of another network than this {type(model).__name__}: "
             + "; ".join(mismatches)
+            + "; give the network that it belongs to"
         )
-    model.load_state_dict(weights)
 
 
 def is_state_dict(content: Any) -> bool:
     """Return whether the content is a mapping to tensors only."""
-    return (
-        isinstance(content, Mapping)
-        and bool(content)
-        and all(isinstance(value, Tensor) for value in content.values())
-    )
+    return isinstance(content, Mapping) and bool(content) and _odd_entry(content) is None
 
 
 def describe_content(content: Any) -> str:
@@ -297,8 +335,18 @@ def describe_content(content: Any) -> str:
     if is_state_dict(content):
         return "it holds a bare state dict, which load_weights reads"
     if isinstance(content, Mapping):
-        return f"it holds {', '.join(sorted(map(str, content))[:4]) or 'nothing'}"
+        names = [_short(str(name)) for name in content]
+        odd = _odd_entry(content)
+        if odd is not None and any(isinstance(value, Tensor) for value in content.values()):
+            return f"{_short(str(odd))} in it is no tensor"
+        return f"it holds {', '.join(sorted(names)[:4]) or 'nothing'}"
     return f"it holds a {type(content).__name__}"
+
+
+def _odd_entry(content: Mapping[Any, Any]) -> object | None:
+    """Return the name of the first entry that is no named tensor."""
+    named = ((name, isinstance(name, str), value) for name, value in content.items())
+    return next((n for n, text, v in named if not text or not isinstance(v, Tensor)), None)
 
 
 def _prefix(weights: Mapping[str, Tensor], own: Mapping[str, Any]) -> str | None:
@@ -325,6 +373,19 @@ def _omitted(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tenso
 
 def _shape(value: Any) -> Any:
     return tuple(getattr(value, "shape", ()))
+
+
+def _numbers(value: Any) -> str:
+    """Return the kind of numbers of a tensor, which loading must not change."""
+    if not isinstance(value, Tensor):
+        return "no numbers"
+    if value.is_complex():
+        return "complex numbers"
+    return _REAL if value.is_floating_point() else "whole numbers"
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
 
 
 def _listing(label: str, names: Sequence[str]) -> list[str]:

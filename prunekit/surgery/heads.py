@@ -9,12 +9,12 @@ from typing import Annotated, Any, ClassVar
 
 from torch import nn
 
-from prunekit.errors import ArtifactError, SurgeryError
+from prunekit.errors import SurgeryError
 from prunekit.graph.arguments import Example
 from prunekit.graph.classifier import ending, last_layer
 from prunekit.graph.layers import CONVOLUTIONS, layer_named, widths
 from prunekit.schema import Checked, Positive
-from prunekit.surgery.edits import register, replace_module
+from prunekit.surgery.edits import damaged_edit, register, replace_module
 
 
 @register
@@ -59,7 +59,7 @@ class NewHead:
             sizes = int(plain["features"]), int(plain["classes"])
             return cls(str(plain["last"]), *sizes, None if pool is None else str(pool), removed)
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
     def __str__(self) -> str:
         pooled = f"{self.pool} pools globally, " if self.pool else ""

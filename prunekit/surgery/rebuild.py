@@ -27,6 +27,7 @@ _OURS = ("prunekit.", "torchvision.models.")
 _FETCHED = ("weights", "weights_backbone", "pretrained", "pretrained_backbone")
 _TIMES_STORED = 256  # how many times larger than the stored weights a dense network may be
 _SMALL = 1 << 30  # bytes that a dense network may have in any case
+_MEND = "save or compute it again"
 _MODULES = 10_000  # modules that it may have in any case, and 100 more for each stored tensor
 
 
@@ -45,7 +46,7 @@ def rebuild(path: Path, arch: Settings | None, trust: Collection[str], kind: str
         if not isinstance(model, nn.Module):
             raise ConfigError(f"arch describes a {type(model).__name__}, not a network")
     except PrunekitError as error:
-        raise ArtifactError(f"{path} cannot be rebuilt: {error}") from error
+        raise ArtifactError(f"{path} cannot be rebuilt: {error}; {_MEND}") from error
     return model
 
 
@@ -57,7 +58,8 @@ def repeat(path: Path, edits: Sequence[Edit], model: nn.Module) -> None:
                 edit.apply(model)
     except PrunekitError as error:
         raise ArtifactError(
-            f"{path} was cut from another network than this {type(model).__name__}: {error}"
+            f"{path} was cut from another network than this {type(model).__name__}: {error}; "
+            f"give that network, or make the file again"
         ) from error
 
 
@@ -101,19 +103,17 @@ def in_proportion(weights: Mapping[str, Tensor]) -> Iterator[None]:
         yield
 
 
-def check_weights(path: Path, weights: Any) -> None:
+def check_weights(path: Path, weights: Mapping[Any, Any]) -> None:
     """Raise ArtifactError unless these are plain tensors by name, as large as they claim to be."""
-    if not isinstance(weights, Mapping):
-        raise ArtifactError(f"{path} is a damaged model file: its weights are no mapping")
     for name, value in weights.items():
         plain = isinstance(value, Tensor) and value.layout is torch.strided
         if not isinstance(name, str) or not plain or value.is_meta or value.is_quantized:
-            raise ArtifactError(f"{path} is a damaged model file: {name!r} is no plain tensor")
+            raise ArtifactError(f"{path} is damaged: {name!r} in it is no plain tensor; {_MEND}")
     claimed = sum(value.numel() * value.element_size() for value in weights.values())
     held = path.stat().st_size
     if claimed > 4 * held + (64 << 20):  # entries of an expanded tensor are stored once
         raise ArtifactError(
-            f"{path} is a damaged model file: it claims {claimed:,} bytes of weights in {held:,}"
+            f"{path} is damaged: it claims {claimed:,} bytes of weights in {held:,}; {_MEND}"
         )
 
 

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import ArtifactError, SurgeryError, one_of
+from prunekit.errors import SurgeryError, one_of
 from prunekit.graph import ChannelGraph
 from prunekit.graph.layers import layer_named
 from prunekit.graph.recording.steps import STORED, Kind, Recording, Step
 from prunekit.graph.table import all_operations, named_operation
 from prunekit.modes import copy_hooks
-from prunekit.surgery.edits import BiasMap, groups_at, register, replace_module
+from prunekit.surgery.edits import BiasMap, damaged_edit, groups_at, register, replace_module
 
 ADDED = "+"  # the step at which the branch was added
 FUNCTIONS: Mapping[str, type[nn.Module]] = {
@@ -98,7 +98,7 @@ class SkipBlock:
             shift = tuple(map(int, plain["shift"])) if "shift" in plain else None
             return cls(str(plain["block"]), tuple(map(str, plain["steps"])), shift)
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
 
 @dataclass(frozen=True)

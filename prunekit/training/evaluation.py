@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit.console import track
 from prunekit.data import Batches
+from prunekit.data.base import draw
 from prunekit.data.folder_batches import explain_lost_workers
 from prunekit.errors import DataError
 from prunekit.modes import evaluating
@@ -72,12 +73,16 @@ def has_running_statistics(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def recompute_statistics(
-    model: nn.Module, batches: Batches, count: int, device: torch.device | str = "cpu"
+    model: nn.Module,
+    batches: Batches,
+    count: int,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
 ) -> None:
     """Recompute running means and variances on `count` of the examples, in place.
 
-    Statistics are averaged over batches. Weights do not change, and dropout is off. Without batch
-    norm nothing happens. Raises DataError where there are no examples.
+    The seed chooses the examples. Statistics are averaged over batches. Weights do not change, and
+    dropout is off. Without batch norm nothing happens. Raises DataError without examples.
     """
     norms = _batch_norms(model)
     if not norms:
@@ -86,7 +91,7 @@ def recompute_statistics(
         raise DataError("there are no examples to take batch-norm statistics from; set dataset=...")
     total = -(-min(count, batches.size) // _STATISTICS_BATCH)
     with evaluating(model), _averaging(norms), explain_lost_workers():
-        for inputs, _ in track(batches.sample(count, _STATISTICS_BATCH), "statistics", total):
+        for inputs, _ in track(draw(batches, count, _STATISTICS_BATCH, seed), "statistics", total):
             if len(inputs) > 1 or total == 1:  # a single example may be too few for batch norm
                 model(to_device(inputs, device))
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from math import isfinite
 from typing import Annotated
 
 from prunekit.errors import ConfigError
@@ -47,7 +49,8 @@ class Regularizer(Checked):
 class FittedRegularizer(Regularizer):
     """A regularizer that chooses the strength of its penalty to fit the schedule.
 
-    The strength of the penalty that it has is not used; see `fitting_strength`.
+    Without a loss, the penalty would empty half of the rows half-way, see `fitting_strength`: the
+    loss resists it, and what is left needs time to recover. The strength of `penalty` is not used.
     """
 
     def bind(
@@ -56,14 +59,23 @@ class FittedRegularizer(Regularizer):
         """Return a new solver, and which strength its penalty has; ConfigError where none fits."""
         steps = -(-batches // schedule.accumulate)
         lengths = self.solver.prox_lengths(*schedule.rates(steps))
-        lam = fitting_strength(self.penalty, blocks, lengths)
+        lam = fitting_strength(self.penalty, blocks, _first_half(lengths))
         if lam is None:
+            flat = self.penalty.flat_from
+            hint = f", and is flat from {flat:g} on: raise it" if isfinite(flat) else ""
             raise ConfigError(
                 f"no strength of {type(self.penalty).__name__} fits {schedule.epochs} epochs of "
-                f"{steps} steps; set regularizer.lam, or train for more steps"
+                f"{steps} steps; it would have to empty half of the rows{hint}; set "
+                "regularizer.lam, or train for more steps"
             )
         note = (
             f"regularizer.lam={lam:g} was chosen to fit: without a loss, half of the rows would "
-            f"be zero after {schedule.epochs * steps} steps"
+            f"be zero half-way through {schedule.epochs * steps} steps"
         )
         return self._bound(self.penalty.with_strength(lam), blocks), (note,)
+
+
+def _first_half(lengths: Sequence[float]) -> list[float]:
+    """Return as many of the first lengths as add up to half of their sum, at least one."""
+    totals = [*accumulate(lengths)]
+    return [x for x, total in zip(lengths, totals, strict=True) if total - x < totals[-1] / 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
@@ -12,7 +13,9 @@ from torch import nn
 from torch.optim import LBFGS, Optimizer
 
 from prunekit.errors import ConfigError
+from prunekit.reasons import reason_of
 from prunekit.schema import Checked, Count, NotNegative, OneOf, PartShare, Positive, Whole
+from prunekit.validate import number
 
 MEMORY_FORMAT = torch.channels_last  # of images and of convolutions' weights, in training
 HALF_PRECISIONS = {"bfloat16": torch.bfloat16, "float16": torch.float16}  # used with autocast
@@ -107,14 +110,13 @@ class Schedule(Checked):
 
     def _check_optimizer(self) -> None:
         """Build the optimizer for one number, to find bad settings before data is read."""
+        for key, value in getattr(self.optimizer, "keywords", {}).items():
+            if isinstance(value, float):
+                number(f"optimizer.{key}", value)
         try:
             optimizer: Any = self.optimizer([nn.Parameter(torch.zeros(1))])
         except (TypeError, ValueError) as error:
-            arguments = getattr(self.optimizer, "keywords", {})
-            listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
-            raise ConfigError(
-                f"optimizer refuses its settings: {error} ({listed or self.optimizer!r})"
-            ) from error
+            raise ConfigError(_refusal(self.optimizer, reason_of(error))) from error
         if not isinstance(optimizer, Optimizer):
             raise ConfigError(
                 f"optimizer={self.optimizer!r} makes no PyTorch optimizer; give a class of "
@@ -122,6 +124,20 @@ class Schedule(Checked):
             )
         if isinstance(optimizer, LBFGS):
             raise ConfigError("optimizer=LBFGS evaluates the loss by itself; use SGD or Adam")
+
+
+def _refusal(optimizer: Any, reason: str) -> str:
+    """Return a message that names the argument without which the optimizer can be made."""
+    arguments = getattr(optimizer, "keywords", {})
+    made = getattr(optimizer, "func", optimizer)
+    owner = getattr(made, "__name__", made)
+    for key, value in arguments.items():
+        others = {other: kept for other, kept in arguments.items() if other != key}
+        with suppress(TypeError, ValueError):
+            made([nn.Parameter(torch.zeros(1))], **others)
+            return f"optimizer.{key}={value!r} is refused by {owner}: {reason}; give another value"
+    listed = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
+    return f"optimizer={owner} refuses {listed or 'to be made'}: {reason}; give other values"
 
 
 def precision_warning(precision: str, device_type: str) -> str | None:

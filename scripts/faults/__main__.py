@@ -41,7 +41,8 @@ def main() -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     lines = carry_out(chosen, arguments.out, arguments.work, minutes, all_faults())
     table = as_markdown(lines)
-    say(table)
+    for line in table.splitlines():
+        say(line)
     if arguments.out == FINDINGS and len(lines) == len(all_faults()):
         write_into(PAGE, table)
     bad = [line for line in lines if line.outcome.is_bad]

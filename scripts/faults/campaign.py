@@ -13,6 +13,7 @@ from pathlib import Path
 
 from prunekit.console import track
 from prunekit.runs.files import write_csv
+from prunekit.text import unguarded
 from scripts.faults.children import Children
 from scripts.faults.small import SmallRuns
 from scripts.faults.trial import Finding, Outcome, Trial
@@ -56,7 +57,9 @@ def read(path: Path) -> list[Line]:
         return []
     with open(path, encoding="utf-8", newline="") as lines:
         return [
-            Line(row["kind"], row["name"], Outcome(row["outcome"]), row["line"])
+            Line(
+                row["kind"], unguarded(row["name"]), Outcome(row["outcome"]), unguarded(row["line"])
+            )
             for row in csv.DictReader(lines)
         ]
 

@@ -64,6 +64,16 @@ def _read_numbers(file: Path) -> object:
         return [timeless(row) for row in csv.DictReader(lines)]
 
 
+def runs_with_seed(folder: Path, seed: int) -> list[Path]:
+    """Return the runs below a folder whose finetune has this seed; long names do not tell it."""
+    reports = {
+        file: json.loads(file.read_text()) for file in folder.glob("**/finetune/report.json")
+    }
+    return [
+        file.parents[1] for file, report in reports.items() if report["settings"]["seed"] == seed
+    ]
+
+
 def timeless(row: dict[str, Any]) -> dict[str, Any]:
     """Return the values that no clock gave."""
     return {key: value for key, value in row.items() if not any(mark in key for mark in TIMES)}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scripts.faults.children import Children, Command, Ended
 from scripts.faults.messages import find_fault
-from scripts.faults.results import numbers
+from scripts.faults.results import numbers, runs_with_seed
 from scripts.faults.small import SmallRuns
 
 CANARY = "code-was-run"  # what payloads of hostile files create in the folder of the command
@@ -99,6 +99,15 @@ class Trial:
     def equals(self, name: str, run: str | None = None) -> bool:
         """Return whether a run has the numbers of the prepared run `name`."""
         return numbers(self.place / "outputs" / (run or name)) == self.small.numbers(name)
+
+    def equals_sweep(self, name: str) -> bool:
+        """Return whether the sweep has two jobs, the one with seed 0 equal to a prepared run."""
+        first, second = (runs_with_seed(self.place / "outputs/swept", seed) for seed in (0, 1))
+        return (
+            (len(first), len(second)) == (1, 1)
+            and numbers(first[0]) == self.small.numbers(name)
+            and numbers(second[0]) != self.small.numbers(name)
+        )
 
     def judge(
         self,

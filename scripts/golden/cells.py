@@ -133,6 +133,7 @@ def _order() -> Any:
     return lasso.EntryOrder(points=2, least=0.4)
 
 
+SAMPLES = ("criterion.samples=1000",)
 CRITERIA = {
     "apib": Criterion(lambda _: lasso.APIB(solver=lasso.FISTA(), order=_order()), FEW),
     "apoz": Criterion(lambda _: criteria.APoZ(1000), ("criterion.samples=1000",)),
@@ -162,6 +163,11 @@ CRITERIA = {
         source="stored",
     ),
     "taylor": Criterion(lambda _: criteria.Taylor(1000), ("criterion.samples=1000",)),
+    # at the end: the place of a criterion decides what it is asked on the command line
+    "contribution_variance": Criterion(lambda _: criteria.ContributionVariance(1000), SAMPLES),
+    "layer_obs": Criterion(lambda _: criteria.LayerOBS(1000), SAMPLES),
+    "thinet": Criterion(lambda _: criteria.ThiNet(1000), SAMPLES),
+    "unexplained_variance": Criterion(lambda _: criteria.UnexplainedVariance(1000), SAMPLES),
 }
 
 

@@ -32,6 +32,7 @@ ON_THE_COMMAND_LINE = (  # one for every file of configs/selection
 )
 TIMED = ("l1_norm", "lamp", "matrix", "taylor")  # a clock decides what is kept: that it runs
 ALIKE, RUNS, REFUSED = "as in python", "runs", "refused"
+UNFITTED = "reconstruct=none"  # what is kept does not depend on it
 DEFAULTS = "defaults"  # the part that is meant to change with the defaults
 TRIED = ("per_layer", "global", "macs_global", "slimming")
 EVERY = 3  # of the pairs a network is asked on the command line, so that each is on two networks
@@ -118,7 +119,8 @@ class Bench:
 
     def _kept(self, model: nn.Module, criterion: Any, selection: Any, **more: Any) -> str:
         beside = {} if selection is None else {"selection": selection}
-        settings = {"data": self.data, "check": False, "absorb": False, **beside, **more}
+        settings: dict[str, Any] = {"data": self.data, "check": False, "absorb": False}
+        settings |= {"reconstruct": None, **beside, **more}
         try:
             pruned = prunekit.prune(model, self.data.example, criterion=criterion, **settings)
         except PrunekitError as error:
@@ -130,7 +132,7 @@ class Bench:
         source = self.place.source(CRITERIA[criterion].source)
         run = self.place.path / "run"
         shutil.rmtree(run, ignore_errors=True)
-        words = (f"source={source}", f"criterion={criterion}", *chosen, "name=run")
+        words = (f"source={source}", f"criterion={criterion}", *chosen, "name=run", UNFITTED)
         ended = call(self.place.path, "prune", *QUIET, *self.network.overrides(), *words)
         if ended.code:
             return self._refusal(ended.refusal)

@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from prunekit.build import build
 from prunekit.methods.slimming import slimming_flops
 from prunekit.runs.files import read_json
 from prunekit.surgery import load_model
+from prunekit.training import predictions
 from scripts.reproduce.jobs import Job
 from scripts.reproduce.rows import arithmetic
 
@@ -122,9 +124,30 @@ def overlaps(pairs: Sequence[tuple[Measured, Measured]]) -> str:
     return "equal" if shares and min(shares) == 1 else spread(shares)
 
 
+@torch.inference_mode()
+def agreement(one: Measured) -> float:
+    """Return on how many percent of all test images the last network says what the first does.
+
+    Where the runs used a part of the images, such as the exact ones, it is all the same of all.
+    """
+    ends = one.jobs[0], one.jobs[-1]
+    files = [one.root / job.name / _network_stage(job) / "model.pt" for job in ends]
+    dataset = read_json(files[-1].with_name("settings.json"))["dataset"]
+    whole = {key: value for key, value in dataset.items() if key != "only_exact"}
+    images = build(whole, "dataset").load("cpu", 0).test
+    first, last = (predictions(load_model(file).model, images, "cpu")[0] for file in files)
+    return 100 * float((first.argmax(1) == last.argmax(1)).double().mean())
+
+
+def _network_stage(job: Job) -> str:
+    """Return the last stage of a job that leaves a network."""
+    return next(stage for stage in reversed(job.stages) if stage != "measure")
+
+
 SPECIAL: Mapping[str, Callable[[Measured], float]] = {
     "flops of slimming": Measured.flops,
     "share of layers": layer_share,
+    "agreement": agreement,
 }
 
 

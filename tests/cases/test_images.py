@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -73,4 +75,34 @@ def test_a_folder_with_the_name_of_an_image_is_told(tmp_path):
     image.mkdir()
     data = load(root, 8)
     assert data.train.size == 7
-    assert any("folders in train whose names end like images: 1" in note for note in data.notes)
+    assert any("names end like images: train/left/1.png" in note for note in data.notes)
+
+
+def test_a_pipe_among_images_is_refused_before_anything_waits_for_it(tmp_path):
+    root = folder(tmp_path, [Image.new("RGB", (8, 8), (60 * n, 0, 0)) for n in range(4)])
+    (root / "test" / "left" / "1.png").unlink()
+    os.mkfifo(root / "test" / "left" / "1.png")
+    images = ImageFolder(root=str(root), image_size=8, val=0, workers=0)
+    for act in (images.identity, images.load):
+        with pytest.raises(PrunekitError, match=r"test/left/1\.png is no regular file but a pipe"):
+            act()
+
+
+class Failing(ImageFolder):
+    """A set with a transform of one's own that cannot work."""
+
+    def plain(self):
+        return lambda image: 1 / 0
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_transform_of_ones_own_that_fails_is_one_line(tmp_path, workers):
+    root = folder(tmp_path, [Image.new("RGB", (8, 8), (60 * n, 0, 0)) for n in range(2)])
+    plain = {"mean": (0, 0, 0), "std": (1, 1, 1), "val": 0, "workers": workers}
+    data = Failing(root=str(root), image_size=8, **plain).load()
+    with pytest.raises(PrunekitError) as caught:
+        list(data.test.epoch(8, None))
+    assert str(caught.value) == (
+        f"{root}/test/left/0.png: the transform of the data set fails: division by zero; "
+        "mend the class that dataset._target_ names"
+    )

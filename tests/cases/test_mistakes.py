@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import prunekit
+from prunekit.cli.arguments import hydra_arguments
 from prunekit.cli.explain import explain
 from prunekit.data import data_from_batches
 from prunekit.errors import ArtifactError, ConfigError, TrainingError
@@ -92,7 +93,7 @@ TYPED = [
     ("run ~foo", "~foo takes out what is not there"),
     ("run ~solver.inner", "~solver.inner takes out what is not there; it is null already"),
     ("run ~solver", "~solver takes out what run reads"),
-    ("pretrain name=${foo}", "${foo} names no setting"),
+    ("pretrain name=${foo}", "name refers to ${foo}, which is no setting"),
     ("pretrain name=${", "name=${ cannot be read"),
     ("run --config-dir nowhere model=mine", "there is no folder", "nowhere"),
     ("run --config-name foo", "leave --config-name"),
@@ -131,6 +132,19 @@ def test_a_model_file_of_ones_own_class_names_the_setting_that_trusts_it(place):
     refused(place, *cut, "name=cut", says=("mynet.MyNet", "runtime.trust=[mynet.MyNet]"))
     ended = call(place, *cut, "runtime.trust=[mynet.MyNet]", "name=cut")
     assert ended.code == 0, ended.err
+
+
+@pytest.mark.parametrize(
+    ("typed", "passed"),
+    [
+        *((f"name={name}", f'name="{name}"') for name in ("[red]", "{a}", "true", "1e5", "0")),
+        ("root=[a,b]", "root=[a,b]"),
+        *((same, same) for same in ("name=a,b", "source=null", "name='q'", "name=${oc.env:X}")),
+        *((same, same) for same in ("name=red", "seed=1", "pipeline=[prune]", "absorb=true")),
+    ],
+)
+def test_a_name_is_what_was_typed_where_hydra_would_read_something_else(typed, passed):
+    assert hydra_arguments([typed], ["name", "root", "seed"]) == [passed]
 
 
 def test_odd_names_need_no_quotes(place):

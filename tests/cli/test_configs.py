@@ -472,7 +472,7 @@ def config_built() -> set[type]:
             collect([getattr(thing, field.name) for field in fields(thing)])
 
     for choices in rows():
-        settings = resolve(told(composed("run", *choices)))
+        settings = resolve(told(composed("run", *choices, "regularizer.lam=0.001")))
         for group in GROUPS.keys() - {"experiment", "model"}:
             collect(build(settings[group], group))
     return found

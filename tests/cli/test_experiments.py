@@ -81,7 +81,8 @@ class TestWhereAPenaltyTurnsFlat:
         for lam in (1e-5, 1e-4, 0.02):
             found = settings(f"regularizer={penalty}", f"regularizer.lam={lam}")["regularizer"]
             assert found["penalty"][key] * lam == pytest.approx(1.0, rel=1e-12)
-        half = settings(f"regularizer={penalty}", "regularizer.flat=0.5")["regularizer"]
+        weak = (f"regularizer={penalty}", "regularizer.lam=1e-4")
+        half = settings(*weak, "regularizer.flat=0.5")["regularizer"]
         assert half["penalty"] == {**half["penalty"], key: 5000.0, "lam": 1e-4}
 
     def test_the_published_parameter_can_be_given_itself(self, penalty, key):

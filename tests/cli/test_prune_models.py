@@ -328,7 +328,7 @@ class TestAbsorb:
         net = LeNet5((6, 8, 20))
         net.conv1.bias.data.fill_(1.0)
         torch.save(net.state_dict(), "w.pth")
-        given = ("weights=w.pth", "dataset=synthetic")
+        given = ("weights=w.pth", "dataset=synthetic", "reconstruct=none")
         absorbed = self.run(cli, *given, "name=a")
         told = (
             f"narrow and dense network differ by {metrics(tmp_path, run='a')['dense_distance']:.2%}"

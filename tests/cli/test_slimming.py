@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ TINY = (
     *("solver=subgradient", "solver.threshold=0"),
 )
 RESNET = (*TINY, "model=resnet20", "selection=macs", "selection.normalise=null")
+KEPT = "reconstruct=none"  # layers keep their weights although no fine-tuning follows
 FIGURES = ("dropped", "absorbed", "dropped_recomputed", "absorbed_recomputed")
 
 
@@ -46,7 +48,7 @@ class TestAfterPruning:
 
     def test_they_are_those_of_the_networks(self, run, tmp_path):
         stages = "pipeline=[pretrain,sparsify,prune]"
-        found = run("run", *RESNET, stages, "absorb=false", "regularizer.lam=0.3")
+        found = run("run", *RESNET, stages, "absorb=false", "regularizer.lam=0.3", KEPT)
         place = tmp_path / "outputs/a"
         values = report(place / "prune")["metrics"]
         assert {f"after/{name}" for name in FIGURES} <= values.keys()
@@ -62,19 +64,19 @@ class TestAfterPruning:
     def test_the_one_that_is_written(self, run, tmp_path):
         run("run", *RESNET, "pipeline=[pretrain,sparsify]", "regularizer.lam=0.3")
         source, place = "source=outputs/a/sparsify", tmp_path / "outputs/a/prune"
-        run("prune", *RESNET, source, "absorb=true", "statistics=recomputed")
+        run("prune", *RESNET, source, "absorb=true", "statistics=recomputed", KEPT)
         values = report(place)["metrics"]
         assert values["top1"] == values["after/absorbed_recomputed"]
         assert values["val_top1"] == pytest.approx(values["val_after/absorbed_recomputed"])
 
     def test_none_where_they_are_not_wanted(self, run, tmp_path):
-        run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false")
+        run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false", KEPT)
         values = report(tmp_path / "outputs/a/prune")["metrics"]
         assert "top1" in values and not any("after" in key for key in values)
 
     def test_two_without_batch_norm(self, run, tmp_path):
         lenet = ("model.widths=[6,8,20]", "selection=per_layer", "criterion=l1_norm")
-        found = run("run", *lenet, "pipeline=[pretrain,prune]")
+        found = run("run", *lenet, "pipeline=[pretrain,prune]", KEPT)
         values = report(tmp_path / "outputs/a/prune")["metrics"]
         assert {key for key in values if key.startswith("after/")} == {
             *("after/dropped", "after/absorbed")
@@ -93,14 +95,36 @@ class TestAfterPruning:
         assert evaluate(saved.model, data().test, "cpu")["top1"] == pytest.approx(values["top1"])
         settings = json.loads((place / "settings.json").read_text())
         assert settings["reconstruct"]["images"] == 32
+        assert values["refit_change"] > 0 and values["refit_after"] < values["refit_before"]
+        assert values["refit_images"] == 32 and values["refit_seconds"] > 0
+        layers = pd.read_csv(place / "refit.csv")
+        assert [*layers] == ["layer", "before", "after", "rows", "unknowns"]
+        assert len(layers) == values["refit_layers"]
+        assert layers["after"].mean() == pytest.approx(values["refit_after"])
+        assert (place / "refit.png").read_bytes().startswith(b"\x89PNG")
+        assert "float32; before layers were refitted" in found.out
+        run("report", "outputs/a")
+        assert "Errors of layers behind the cut" in (tmp_path / "outputs/a/report.html").read_text()
+
+    def test_layers_are_refitted_where_no_fine_tuning_follows(self, run, tmp_path):
+        run("run", *RESNET, "pipeline=[pretrain]")
+        half = ("criterion=l1_norm", "selection=per_layer", "selection.keep=0.5")
+        prune = ("prune", *TINY, "source=outputs/a/pretrain", *half, "diagnose=false")
+        found = run(*prune)
+        settings = json.loads((tmp_path / "outputs/a/prune/settings.json").read_text())
+        assert settings["reconstruct"]["images"] == 1000
+        assert "reconstruct=none leaves layers as they are" in found.out
+        assert "finished before" in run(*prune, "reconstruct=least_squares").out
+        kept = run(*prune, KEPT, "overwrite=true")
+        assert "refitted" not in kept.out
 
     def test_a_run_without_the_setting_is_one_that_refits_nothing(self, run, cli, tmp_path):
-        run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false")
+        run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false", KEPT)
         file = tmp_path / "outputs/a/prune/settings.json"
         settings = json.loads(file.read_text())
         del settings["reconstruct"]
         file.write_text(json.dumps(settings))
-        found = run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false")
+        found = run("run", *RESNET, "pipeline=[pretrain,prune]", "diagnose=false", KEPT)
         assert "cached" in found.out or "finished" in found.out
         other = cli("prune", *RESNET, "diagnose=false", "reconstruct=least_squares", "name=a")
         assert other.code == 1 and "reconstruct" in other.err
@@ -170,7 +194,7 @@ class TestChannelSelection:
     def test_prune_by_itself_puts_it_in_too(self, run, small, tmp_path):
         settings = small("PreResNet")
         run("run", *settings, "pipeline=[pretrain,sparsify]")
-        run("prune", *settings, "channel_selection=true", "selection=slimming")
+        run("prune", *settings, "channel_selection=true", "selection=slimming", KEPT)
         kinds = [e.kind for e in load_model(tmp_path / "outputs/a/prune/model.pt").edits]
         assert kinds == ["select", "narrow"]
 
@@ -206,13 +230,20 @@ def _scales(stage: Path) -> int:
 
 
 def test_a_penalty_without_effect_is_told_and_kept_in_the_report(run, tmp_path):
-    flat = ("regularizer=mcp", "regularizer.flat=0.01")
+    flat = ("regularizer=mcp", "regularizer.flat=0.01", "regularizer.lam=1e-4")
     tiny = [item for item in RESNET if not item.startswith("regularizer")]
     found = run("run", *tiny, *flat, "pipeline=[sparsify]")
     line = "MCP is flat from 0.01 on and the smallest of 688 rows is 1: it does nothing"
     assert found.err.count(line) == 1
     notes = report(tmp_path / "outputs/a/sparsify")["notes"]
     assert sum(note.startswith(line) for note in notes) == 1
+
+
+def test_no_strength_fits_a_penalty_that_is_flat_where_all_rows_are(cli):
+    tiny = [item for item in RESNET if not item.startswith("regularizer")]
+    found = cli("run", *tiny, "regularizer=mcp", "regularizer.flat=0.01", "pipeline=[sparsify]")
+    assert found.code == 1
+    assert "no strength of MCP fits" in found.err and "flat from 0.01 on: raise it" in found.err
 
 
 class TestOnEmpty:

@@ -207,6 +207,7 @@ class TestCommands:
 
     def test_the_stages_one_by_one_do_what_run_does(self, go, place, whole):
         settings = ("name=single", "regularizer.lam=29", "selection=per_layer")
+        settings += ("reconstruct=none",)  # prune by itself does not know that tuning follows
         for command in (*MODELS, "measure"):
             out = go(command, *settings)
             assert out.startswith(f"{command} ") and ("dense and narrow" in out) == (
@@ -379,9 +380,12 @@ class TestPrune:
             "like_run": kept == plan(whole),
         }[name]
 
+    # of curves: test_sensitivity.py; of refits: test_refit_error.py
+    ELSEWHERE = ("sensitivity", "refit_error")
+
     @pytest.mark.parametrize(
-        ("group", "cases"), [("criterion", CRITERIA), ("selection", (*SELECTIONS, "sensitivity"))]
-    )  # of curves: test_sensitivity.py
+        ("group", "cases"), [("criterion", CRITERIA), ("selection", (*SELECTIONS, *ELSEWHERE))]
+    )
     def test_no_criterion_or_selection_is_left_out(self, group, cases):
         """Files with numbers for one network share their class with a file tested above.
 

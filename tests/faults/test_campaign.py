@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from prunekit.runs.files import write_csv
 from scripts.faults.campaign import (
     Fault,
     Line,
@@ -20,7 +22,9 @@ from scripts.faults.campaign import (
 )
 from scripts.faults.children import ROOT, Ended
 from scripts.faults.kinds import KINDS, all_faults
+from scripts.faults.kinds.names import meant_name
 from scripts.faults.messages import find_fault
+from scripts.faults.results import runs_with_seed
 from scripts.faults.small import SmallRuns
 from scripts.faults.table import BEGIN, END, as_markdown, write_into
 from scripts.faults.trial import CANARY, OUTSIDE, Finding, Outcome, Trial
@@ -34,6 +38,11 @@ class TestList:
         assert all(counts[kind.name] >= kind.least for kind in KINDS)
         assert len(all_faults()) >= 600
         assert len({fault.key for fault in all_faults()}) == len(all_faults())
+
+    def test_a_name_like_a_formula_is_found_again(self, tmp_path):
+        line = Line("overrides", "+new=1", Outcome.REFUSED, "=1 has no name; write KEY=VALUE")
+        write_csv(tmp_path / "found.csv", [line.to_dict()])
+        assert read(tmp_path / "found.csv") == [line]
 
     def test_a_share_has_all_kinds_and_they_come_in_turns(self):
         some = interleaved(sample(all_faults(), 0.1))
@@ -179,6 +188,24 @@ class TestCourse:
 
     def test_no_time_is_no_faults(self, tmp_path):
         assert carry_out(all_faults()[:3], tmp_path / "faults.csv", tmp_path, minutes=0.0) == []
+
+
+def test_jobs_of_a_sweep_are_found_by_their_seed(tmp_path):
+    """The name of a folder may be cut off in front of the seed."""
+    for name, seed in (("cut-off-1", 0), ("cut-off-2", 1), ("seed=0", 1)):
+        folder = tmp_path / name / "finetune"
+        folder.mkdir(parents=True)
+        (folder / "report.json").write_text(json.dumps({"settings": {"seed": seed}}))
+    assert [run.name for run in runs_with_seed(tmp_path, 0)] == ["cut-off-1"]
+    assert {run.name for run in runs_with_seed(tmp_path, 1)} == {"cut-off-2", "seed=0"}
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("'q'", "q"), ('"a b"', "a b"), ("[red]", "[red]"), ("'", "'"), ("", ""), ("'a", "'a")],
+)
+def test_a_name_without_the_quotes_of_the_grammar(typed, meant):
+    assert meant_name(typed) == meant
 
 
 def test_the_table_counts(tmp_path):

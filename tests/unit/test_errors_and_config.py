@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 
 from prunekit import errors
 from prunekit.cli.explain import explain
-from prunekit.config import config_dir, groups, resolve
+from prunekit.config import choose_reconstruction, config_dir, groups, resolve
 from prunekit.errors import ConfigError, PrunekitError, one_of
 from prunekit.validate import choice, integer, number
 
@@ -58,6 +58,35 @@ def test_resolve_follows_interpolations_and_names_what_is_missing():
         with pytest.raises(ConfigError) as caught:
             resolve(OmegaConf.create(broken))
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("command", "changes", "chosen"),
+    [
+        ("prune", {}, "least_squares"),
+        ("run", {}, "none"),  # fine-tuning follows
+        ("run", {"pipeline": ["pretrain", "prune"]}, "least_squares"),
+        ("prune", {"dataset": {"name": "none"}}, "none"),
+        ("prune", {"absorb": "maps"}, "none"),
+        ("prune", {"reconstruct": {"name": "none"}}, "none"),
+        ("run", {"reconstruct": {"name": "least_squares", "images": 7}}, "least_squares"),
+    ],
+    ids=["alone", "tuned", "short", "imageless", "maps", "off", "on"],
+)
+def test_auto_refits_where_there_are_images_and_nothing_follows(command, changes, chosen):
+    settings = {
+        "reconstruct": {"name": "auto"},
+        "dataset": {"name": "digits"},
+        "absorb": "auto",
+        "pipeline": ["pretrain", "prune", "finetune"],
+        **changes,
+    }
+    found = choose_reconstruction(settings, command)
+    assert found["reconstruct"]["name"] == chosen
+    assert ("_target_" in found["reconstruct"]) == (
+        chosen != "none" and "reconstruct" not in changes
+    )
+    assert {**found, "reconstruct": None} == {**settings, "reconstruct": None}
 
 
 def test_groups_are_the_folders():

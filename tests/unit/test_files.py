@@ -79,8 +79,8 @@ def test_a_failed_write_leaves_the_old_file(net, path, monkeypatch):
 
 
 def test_missing_and_damaged_files(net, path):
-    assert refused(path) == "does not exist"
-    assert refused(path.parent.parent) == "is no file"
+    assert refused(path) == "does not exist; give the path of a file"
+    assert refused(path.parent.parent) == "is no file; remove it, or give the path of a file"
     save_model(path, net, ARCH)
     path.write_bytes(path.read_bytes()[:1000])
     assert refused(path) == "is damaged or no file of torch; make it again"
@@ -93,16 +93,19 @@ def test_missing_and_damaged_files(net, path):
 def test_foreign_files(net, path):
     write(path, net.state_dict())
     assert refused(path) == (
-        "is not a prunekit model file: it holds a bare state dict, which load_weights reads"
+        "is not a prunekit model file: it holds a bare state dict, which load_weights reads; give "
+        "one of prunekit"
     )
     write(path, {"epoch": 3, "optimizer": {}, "state_dict": net.state_dict()})
-    assert refused(path) == ("is not a prunekit model file: it holds epoch, optimizer, state_dict")
+    assert "file: it holds epoch, optimizer, state_dict; give one of prunekit" in refused(path)
     write(path, torch.ones(2))
-    assert refused(path) == "is not a prunekit model file: it holds a Tensor"
+    assert "is not a prunekit model file: it holds a Tensor; give" in refused(path)
     write(path, {"format": "prunekit-model-9"})
     assert "format is 'prunekit-model-9', this version reads 'prunekit-model-1'" in refused(path)
     write(path, {"format": "prunekit-model-1", "arch": ARCH})
-    assert refused(path) == "is a damaged model file: KeyError('weights')"
+    assert refused(path) == "is a damaged model file: it has no edits; save or compute it again"
+    write(path, {"format": "prunekit-model-1", "arch": 5})
+    assert refused(path).startswith("is a damaged model file: arch in it is of type int; save or")
 
 
 class Evil:
@@ -173,7 +176,8 @@ def test_what_cannot_be_rebuilt(net, path):
         "holds the weights of another network than this Network: of another size: "
         "blocks.0.conv.weight is (4, 3, 3, 3) in the file, (8, 3, 3, 3) here, "
         "blocks.0.conv.bias is (4,) in the file, (8,) here, "
-        "blocks.0.bn.weight is (4,) in the file, (8,) here and 4 more"
+        "blocks.0.bn.weight is (4,) in the file, (8,) here and 4 more; "
+        "give the network that it belongs to"
     )
     save_model(path, net, {**ARCH, "depth": 3})
     assert "cannot be rebuilt: arch.depth is" in refused(path, trust=trust)
@@ -192,12 +196,24 @@ def test_weights_of_another_network(net, path):
     assert message(other.state_dict()) == (
         f"{path} holds the weights of another network than this Network: missing: "
         "blocks.0.conv.weight, blocks.0.conv.bias, blocks.0.bn.weight and 7 more; "
-        "unexpected: 0.weight, 0.bias"
+        "unexpected: 0.weight, 0.bias; give the network that it belongs to"
     )
     assert "of another size: 0.weight is (3, 2) in the file, (2, 2) here" in message(
         nn.Sequential(nn.Linear(2, 3)).state_dict(), other
     )
-    assert message({"epoch": 1}) == f"{path} holds no state dict: it holds epoch"
+    assert f"{path} holds no state dict: it holds epoch; save one" in message({"epoch": 1})
+    state = net.state_dict()
+    name = next(iter(state))
+    for odd in (5, "text", None):
+        assert f"no state dict: {name} in it is no tensor; save" in message({**state, name: odd})
+    for odd in (state[name].to("meta"), state[name].to_sparse()):
+        assert f"{name!r} in it is no plain tensor; save or" in message({**state, name: odd})
+    assert f"{name} holds whole numbers in the file, real numbers here" in message(
+        {**state, name: state[name].long()}
+    )
+    assert "unexpected: xxxxx" in (said := message({**state, "x" * 10_000: state[name]}))
+    assert len(said.removeprefix(str(path))) < 200
+    assert "no state dict: 5 in it is no tensor" in message({**state, 5: state[name]})
     write(path, Evil())
     with pytest.raises(ArtifactError, match="since it could run code; save its state dict alone"):
         load_weights(net, path)

@@ -50,7 +50,12 @@ def test_json_that_is_nested_deeply_is_damaged(tmp_path, depth):
     [
         *({key: 5} for key in ("stage", "settings", "metrics", "files", "environment", "source")),
         *({key: None} for key in ("seconds", "notes", "environment")),
-        *({"notes": [[]]}, {"metrics": {"top1": [1]}}, {"files": {"model.pt": 3}}),
+        *(
+            {"notes": [[]]},
+            {"metrics": {"top1": [1]}},
+            {"metrics": {"macs": 10**400}},
+            {"files": {"model.pt": 3}},
+        ),
         *({"files": {name: "0"}} for name in ("../mine", "/etc/passwd", "a/b", "..", ".")),
     ],
     ids=str,

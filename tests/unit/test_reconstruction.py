@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from refits import EXACT, Block, cut_and_refit, lstsq, trained
 from torch import Tensor, nn
 
 import prunekit
@@ -16,12 +17,9 @@ from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
 from prunekit.surgery import load_model
-from prunekit.surgery.reconstruction.base import Refitted
 from prunekit.surgery.reconstruction.least_squares import LeastSquares, refit
 from prunekit.surgery.reconstruction.residual import Addition
 from prunekit.surgery.reconstruction.ridge import GramRegression, RowRegression
-
-EXACT = LeastSquares(ridge=1e-12)
 
 LAYERS = {
     "linear": (lambda: nn.Linear(6, 4), (6,)),
@@ -64,17 +62,6 @@ def test_a_matrix_that_is_read_can_be_written(kind: str) -> None:
     nn.init.zeros_(other.weight)
     LinearMap(other).set_matrix(LinearMap(layer).matrix())
     assert torch.equal(other.weight, layer.weight)
-
-
-def lstsq(x: Tensor, y: Tensor, old: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Solve the stacked system of one group directly, with a column of ones."""
-    n, p = x.shape
-    strength = ridge * (x - x.mean(0)).square().mean()
-    rows = torch.cat([x, torch.ones(n, 1, dtype=x.dtype)], 1) / n**0.5
-    prior = torch.cat([strength.sqrt() * torch.eye(p, dtype=x.dtype), torch.zeros(p, 1)], 1)
-    targets = torch.cat([y / n**0.5, strength.sqrt() * old])
-    solution = torch.linalg.lstsq(torch.cat([rows, prior]), targets).solution
-    return solution[:-1], solution[-1]
 
 
 @pytest.mark.parametrize("kind", [GramRegression, RowRegression])
@@ -146,17 +133,6 @@ def test_a_recording_runs_on_numbers_from_any_step(stop: int) -> None:
         torch.testing.assert_close(result, network(x))
 
 
-def cut_and_refit(
-    network: nn.Module, x: Tensor, settings: LeastSquares, **keep: float
-) -> tuple[nn.Module, prunekit.Pruned, Refitted]:
-    """Cut a network, and refit a copy of the result on the inputs in three batches."""
-    pruned = prunekit.prune(network.eval(), x[:2], absorb=False, **keep)
-    narrow = copy.deepcopy(pruned.model)
-    chunks = [Arguments.of(chunk) for chunk in x.chunk(3)]
-    removed = pruned.masks.removed
-    return narrow, pruned, refit(network, narrow, pruned.graph, removed, lambda: chunks, settings)
-
-
 def in_front(width: int, rank: int) -> nn.Module:
     """A layer whose channels are removed, in front of the one that is refitted."""
     kinds = {1: nn.Linear, 2: nn.Conv1d, 3: nn.Conv2d, 4: nn.Conv3d}
@@ -217,38 +193,6 @@ def test_channels_that_are_sums_of_others_are_made_up_for() -> None:
     narrow, _, _ = cut_and_refit(network, x, EXACT, keep=0.5, ignore=["2"])
     with torch.no_grad():
         torch.testing.assert_close(narrow(x), network(x), rtol=1e-5, atol=1e-6)
-
-
-class Block(nn.Module):
-    """Two convolutions with norms around a shortcut whose channels are not removed."""
-
-    def __init__(self, width: int = 6) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3, padding=1)
-        self.enter = nn.Conv2d(8, width, 3, padding=1, bias=False)
-        self.norm0, self.norm1, self.norm2 = (nn.BatchNorm2d(n) for n in (width, 4, width))
-        self.conv1 = nn.Conv2d(width, 4, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(4, width, 3, padding=1, bias=False)
-        self.head = nn.Linear(width, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.stream(x).relu().mean((2, 3)))
-
-    def stream(self, x: Tensor) -> Tensor:
-        x = self.norm0(self.enter(self.stem(x).relu()))
-        return x + self.norm2(self.conv2(self.norm1(self.conv1(x)).relu()))
-
-
-def trained(network: nn.Module, x: Tensor) -> nn.Module:
-    """Give batch norms statistics of these inputs, and scales that differ."""
-    torch.manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 2)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-            module.momentum = None
-    network.train()(x)
-    return network.eval()
 
 
 def test_training_mode_agrees_after_refitting() -> None:
@@ -321,7 +265,9 @@ def test_a_layer_whose_weight_another_one_has_is_left_as_it_is() -> None:
     _, _, refitted = cut_and_refit(network, torch.randn(90, 4), LeastSquares(), keep=0.5)
     assert [layer.layer for layer in refitted.layers] == ["3"]
     notes = "\n".join(refitted.notes)
-    assert "1 was not refitted: another layer has the same weight" in notes and "2 was" in notes
+    assert (
+        "1 was not refitted: it shares its weight or bias with 2" in notes and "2 was not" in notes
+    )
 
 
 def test_what_is_not_finite_is_named() -> None:

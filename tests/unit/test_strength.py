@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 
 import pytest
@@ -9,9 +10,9 @@ import torch
 from torch import nn
 
 from prunekit.errors import ConfigError
-from prunekit.penalties import L0, L1, MCP, SCAD, L1MinusL2, LogSum, Lp, TransformedL1
+from prunekit.penalties import L0, L1, MCP, SCAD, L1MinusL2, LogSum, Lp, Penalty, TransformedL1
 from prunekit.rows import Rows, Slice
-from prunekit.solvers import AULM, PALM, Proximal, Subgradient, fitting_strength
+from prunekit.solvers import AULM, PALM, Proximal, Solver, Subgradient, fitting_strength
 from prunekit.targets import Filters
 from prunekit.training import Cosine, FittedRegularizer, Regularizer, Schedule, Steps
 
@@ -49,10 +50,12 @@ def rows_of(count: int = 200, features: int = 5) -> tuple[nn.Parameter, Rows]:
     return param, Rows("fc", (Slice(param),), torch.arange(1, count + 1))
 
 
-def run(regularizer: Regularizer, schedule: Schedule) -> torch.Tensor:
+def run(penalty: Penalty, solver: Solver, schedule: Schedule) -> torch.Tensor:
     """Run the solver as training does, with gradients of zero; return its solution."""
     param, block = rows_of()
-    solver, _ = regularizer.bind([block], schedule, BATCHES)
+    lam = fitting_strength(penalty, [block], solver.prox_lengths(*schedule.rates(BATCHES)))
+    solver = copy.deepcopy(solver)
+    solver.bind(penalty.with_strength(lam), [block])
     optimizer = schedule.optimizer([param])
     solver.expect(schedule.epochs * BATCHES, optimizer)
     rate = optimizer.param_groups[0]["lr"]
@@ -70,15 +73,15 @@ def run(regularizer: Regularizer, schedule: Schedule) -> torch.Tensor:
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("penalty", PENALTIES)
 def test_the_penalty_alone_empties_about_half(penalty, solver, schedule):
-    fitted = FittedRegularizer(PENALTIES[penalty], Filters(), SOLVERS[solver])
-    zero = (run(fitted, SCHEDULES[schedule]) == 0).all(dim=1)
+    solution = run(PENALTIES[penalty], SOLVERS[solver], SCHEDULES[schedule])
+    zero = (solution == 0).all(dim=1)
     assert 0.15 <= float(zero.float().mean()) <= 0.8
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_subgradient_brings_half_of_the_rows_near_zero(schedule):
-    fitted = FittedRegularizer(L1(1.0), Filters(), Subgradient(threshold=0.0))
-    near = run(fitted, SCHEDULES[schedule]).norm(dim=1) < 0.1
+    solution = run(L1(1.0), Subgradient(threshold=0.0), SCHEDULES[schedule])
+    near = solution.norm(dim=1) < 0.1
     assert 0.4 <= float(near.float().mean()) <= 0.7
 
 
@@ -104,6 +107,17 @@ def test_published_slimming_gets_about_its_published_strength():
     block = Rows("bn", (Slice(scales),), torch.arange(1, 65))
     lengths = Proximal().prox_lengths(rates, momentum)
     assert 0.5e-4 < fitting_strength(L1(1.0), [block], lengths) < 2e-4
+
+
+def test_a_regularizer_chooses_what_fits_half_of_its_schedule():
+    _, block = rows_of()
+    schedule = Schedule(5, 32, partial(torch.optim.SGD, lr=0.02), accumulate=2)
+    fitted = FittedRegularizer(L1(1.0), Filters(), Proximal())
+    solver, (note,) = fitted.bind([block], schedule, 2 * BATCHES)
+    assert solver.penalty.lam == pytest.approx(1.0 / (0.02 * 100), rel=0.05)
+    assert f"regularizer.lam={solver.penalty.lam:g} was chosen" in note and "200 steps" in note
+    given, notes = Regularizer(L1(0.3), Filters(), Proximal()).bind([block], schedule, BATCHES)
+    assert given.penalty.lam == 0.3 and notes == ()
 
 
 def test_a_penalty_that_turns_flat_does_so_at_the_same_norm_whatever_its_strength():

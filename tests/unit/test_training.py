@@ -1,6 +1,7 @@
 """The training loop: order of a step, rates, exact resumption, evaluation, refusals."""
 
 import copy
+import math
 from functools import partial
 
 import pytest
@@ -565,8 +566,16 @@ def test_decays_by_hand(decay, expected):
             "precision='half' is unknown; accepted: float32, bfloat16, float16",
         ),
         (lambda: plan(decay="cosine"), "decay='cosine' is no plan; use Constant, Steps or Cosine"),
-        (lambda: plan(1, partial(SGD, lr=-1)), "optimizer refuses its settings: .*learning rate"),
-        (lambda: plan(1, partial(SGD, lr="a")), "optimizer refuses its settings"),
+        (
+            lambda: plan(1, partial(SGD, lr=-1)),
+            "optimizer.lr=-1 is refused by SGD: .*learning rate",
+        ),
+        (lambda: plan(1, partial(SGD, lr="a")), "lr='a' is refused by SGD: text stands where a n"),
+        (lambda: plan(1, partial(SGD, momentum=math.inf)), "momentum=inf is not a finite number"),
+        (
+            lambda: plan(1, partial(SGD, lr=-1, momentum=-1)),
+            "optimizer=SGD refuses lr=-1, momentum=-1: .*; give other values",
+        ),
         (
             lambda: plan(1, SGD(network().parameters(), 1)),
             "optimizer is a SGD, not a function",

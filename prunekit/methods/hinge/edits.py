@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from prunekit.errors import ArtifactError, SurgeryError
+from prunekit.errors import SurgeryError
 from prunekit.graph.arguments import Example
 from prunekit.graph.layers import CONVOLUTIONS, layer_named
 from prunekit.graph.slicing import like_strides
@@ -19,7 +19,7 @@ from prunekit.graph.whole_groups import WholeGroups, plain_groups, whole_groups
 from prunekit.methods.hinge.matrices import Conv, Hinged, Site, hinged_modules
 from prunekit.methods.hinge.placement import Placement
 from prunekit.modes import duplicate, evaluating
-from prunekit.surgery.edits import register, replace_module
+from prunekit.surgery.edits import damaged_edit, register, replace_module
 from prunekit.surgery.equivalence import Gap, check_inputs, compute_outputs
 
 MAX_GAP = 1e-5  # relative: rounding of the weights moves outputs by less
@@ -71,7 +71,7 @@ class InsertMatrices:
             sites = [Site(**{**site, "sides": tuple(site["sides"])}) for site in plain["sites"]]
             return cls(tuple(sites), tuple(str(name) for name in plain["whole"]))
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
 
 _FOLD_KEYS = ("merged", "parted", "marked")  # in model files, in the order of the fields of Fold
@@ -133,7 +133,7 @@ class Fold:
         try:
             return cls(*(tuple(str(name) for name in plain[key]) for key in _FOLD_KEYS))
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit.errors import ArtifactError, SurgeryError
+from prunekit.errors import SurgeryError
 from prunekit.graph.arguments import Arguments, Example
 from prunekit.graph.calls import Call
 from prunekit.graph.dataflow import producing_layers, steps_after
@@ -25,7 +25,7 @@ from prunekit.graph.recording.steps import Kind, Recording, Step
 from prunekit.graph.replay import Replay
 from prunekit.graph.slicing import indices, narrow_tensor
 from prunekit.graph.table import Indices, register_operation, step_operation
-from prunekit.surgery.edits import register, replace_module
+from prunekit.surgery.edits import damaged_edit, register, replace_module
 
 
 class ChannelSelector(nn.Module):
@@ -168,7 +168,7 @@ class InsertChannelSelectors:
         try:
             return cls(tuple(str(name) for name in plain["norms"]))
         except (KeyError, TypeError) as error:
-            raise ArtifactError(f"an edit of kind {cls.kind!r} is damaged: {error!r}") from error
+            raise damaged_edit(cls.kind, error) from error
 
 
 def _batch_norm(model: nn.Module, name: str) -> _BatchNorm:

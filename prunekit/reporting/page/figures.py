@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from prunekit.errors import ArtifactError
+from prunekit.reporting import refitting
 from prunekit.reporting.embedding import draw
 from prunekit.reporting.page.run_files import Run
 from prunekit.reporting.pareto import fronts
 from prunekit.reporting.plots import convergence, filters, layer_costs, scores, widths
+from prunekit.reporting.tables import to_dicts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -86,6 +88,9 @@ def run_figures(run: Run) -> Iterator[PageFigure | None]:
         before = {name: group["of"] for name, group in run.plan.items()}
         after = {name: group["kept"] for name, group in run.plan.items()}
         yield svg(partial(widths, before, after), "Channels before and after")
+    if run.refitted is not None:
+        errors = partial(refitting.draw, to_dicts(run.refitted))
+        yield svg(errors, "Errors of layers behind the cut, before and after they were refitted")
     if run.scores:
         yield svg(partial(scores, run.scores, run.kept), "Norms of units after sparsifying")
     histories = {stage: run.history(stage) for stage in _TRAINING_STAGES}

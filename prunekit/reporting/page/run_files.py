@@ -77,6 +77,14 @@ class Run:
         )
 
     @property
+    def refitted(self) -> DataFrame | None:
+        """The refit.csv of prune: the errors of refitted layers before and after."""
+        frame = self._read_csv("prune", "refit.csv", ("layer", "before", "after"))
+        return (
+            None if frame is None else frame.assign(layer=frame["layer"].astype(str).map(unguarded))
+        )
+
+    @property
     def comparison(self) -> DataFrame | None:
         """The comparison.csv of measure."""
         return self._read_csv("measure", "comparison.csv", ("network",))

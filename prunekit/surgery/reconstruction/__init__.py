@@ -6,6 +6,7 @@ from prunekit.surgery.reconstruction.base import (
     Refitted,
     RefittedLayer,
     Sample,
+    reconstruction_of,
 )
 from prunekit.surgery.reconstruction.least_squares import LeastSquares
 from prunekit.surgery.reconstruction.merge import Merge, Merged
@@ -19,4 +20,5 @@ __all__ = [
     "Refitted",
     "RefittedLayer",
     "Sample",
+    "reconstruction_of",
 ]

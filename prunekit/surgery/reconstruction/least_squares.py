@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Annotated, Any
 
 import torch
@@ -18,12 +19,13 @@ from prunekit.console import track
 from prunekit.errors import DataError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Arguments, input_of
+from prunekit.graph.called_maps import map_of_calls
 from prunekit.graph.dataflow import batch_norm, followers, weighted_layer
 from prunekit.graph.layers import channel_dim, with_shared_parameters
 from prunekit.graph.linear_maps import LinearMap
 from prunekit.graph.program import Program
 from prunekit.graph.recording.passes import record_batch
-from prunekit.graph.recording.steps import Kind, Step, with_results
+from prunekit.graph.recording.steps import Step, with_results
 from prunekit.modes import evaluating, random_states_kept
 from prunekit.schema import Count, Positive, Range
 from prunekit.surgery.edits import NewBiases
@@ -38,7 +40,7 @@ from prunekit.surgery.reconstruction.norms import InputStatistics, can_renormali
 from prunekit.surgery.reconstruction.paired_run import Batches, PairedRun, State
 from prunekit.surgery.reconstruction.residual import Addition
 from prunekit.surgery.reconstruction.ridge import Fit
-from prunekit.surgery.reconstruction.sampling import RowSample
+from prunekit.surgery.reconstruction.sampling import RowSample, batches_wanted
 
 _GIB = 2**30
 _LARGEST_BATCH = 250
@@ -64,16 +66,17 @@ class LeastSquares(Reconstruction):
     ) -> Refitted:
         """Refit all layers that read other values than before, in order of execution."""
         assert sample is not None, "least squares needs images"
-        size = self._batch_size(Program(dense, graph.recordings[0]))
+        most = self._batch_size(Program(dense, graph.recordings[0]))
+        total = sum(len(batch.tensors[0]) for batch in sample(self.images, most))
+        size = total // max(ceil(total / most), 1)  # batches of one size leave few images out
 
         def batches() -> Iterator[Arguments]:
-            full = 0
             for batch in sample(self.images, size):
-                full = full or len(batch.tensors[0])
-                if len(batch.tensors[0]) == full:  # a recording takes one size
+                if len(batch.tensors[0]) == size:  # a recording takes one size
                     yield batch
 
-        return refit(dense, narrow, graph, removed, batches, self)
+        count = total // size if size else 0
+        return refit(dense, narrow, graph, removed, batches, self, count)
 
     def _batch_size(self, dense: Program) -> int:
         """Return how many examples are run at once; `dense` is recorded with one."""
@@ -88,13 +91,14 @@ def refit(
     removed: Tensor,
     batches: Batches,
     settings: LeastSquares,
+    count: int | None = None,
 ) -> Refitted:
     """Refit the layers of `narrow`, in place, on batches of inputs; see `Reconstruction.apply`.
 
-    `batches` returns the same inputs in every call, all in batches of one size.
+    `batches` returns the same inputs in every call, `count` batches of one size.
     """
-    sizes = [len(batch.tensors[0]) for batch in batches()]
-    if not sizes:
+    count = sum(1 for _ in batches()) if count is None else count
+    if not count:
         raise DataError(
             "there are no images to refit layers on; set dataset=..., or reconstruct=none"
         )
@@ -104,7 +108,7 @@ def refit(
             Program(dense, record_batch(dense, first)),
             Program(narrow, record_batch(narrow, first)),
             batches,
-            len(sizes),
+            count,
             settings.memory * _GIB / 2,
         )
         work = _Refit(run, graph, removed.cpu(), settings)
@@ -113,7 +117,7 @@ def refit(
             work.visit(name, calls)
     edits = (NewBiases(tuple(work.new_biases)),) if work.new_biases else ()
     results = (tuple(work.layers), tuple(work.norms), tuple(work.notes))
-    return Refitted(edits, *results, examples=sum(sizes))
+    return Refitted(edits, *results, examples=count * len(first.tensors[0]))
 
 
 @dataclass(eq=False)
@@ -160,12 +164,10 @@ class _Refit:
         if batch_norm(self.network, calls[0]) == name:
             self._renormalise(name, calls)
             return
-        is_layer = all(step.kind is Kind.LAYER for step in calls)
-        layer = LinearMap.of(self.network.get_submodule(name)) if is_layer else None
-        if layer is None:
-            self.notes.append(f"{name} was not refitted: its weight is computed or lent")
-        elif name in self.tied:
-            self.notes.append(f"{name} was not refitted: another layer has the same weight or bias")
+        needs_bias = name not in self.following_norms
+        layer = map_of_calls(self.network, name, calls, needs_bias)
+        if isinstance(layer, str):
+            self.notes.append(f"{name} was not refitted: {layer}")
         elif not all(step in self.pairs for step in calls):
             self.notes.append(f"{name} was not refitted: the dense network calls it otherwise")
         else:
@@ -174,9 +176,11 @@ class _Refit:
     def _refit(self, name: str, layer: LinearMap, calls: Sequence[Step]) -> None:
         kept = (~self.removed[self.graph.outs[name]]).nonzero().flatten()
         additions = self._additions(calls)
-        memory, chunks = self.settings.memory * _GIB / 2, self.run.count * len(calls)
-        sample = RowSample(name, layer, self.settings.rows, memory, chunks)
         stops = [(self.run.dense.position[self.pairs[s]] + 1, self._position(s)) for s in calls]
+        memory, rows = self.settings.memory * _GIB / 2, self.settings.rows
+        wanted = batches_wanted(layer, calls[0].result, rows)
+        chunks = self.run.activate(*stops[0], wanted) * len(calls)
+        sample = RowSample(name, layer, rows, memory, chunks)
         for number, state in self._states(stops):
             output = state.dense[self.pairs[calls[number]]]
             kept = kept.to(output.device)
@@ -227,7 +231,9 @@ class _Refit:
         if name in self.tied or not can_renormalise(norm):
             return
         statistics, dense = InputStatistics(), self.run.position[0]
-        for number, state in self._states([(dense, self._position(step)) for step in calls]):
+        stops = [(dense, self._position(step)) for step in calls]
+        self.run.activate(*stops[0], self.run.active)
+        for number, state in self._states(stops):
             statistics.add(_input(calls[number], state))
         renormalise(norm, statistics)
         self.norms.append(name)

@@ -270,7 +270,8 @@ def _filters(layer: Any) -> Tensor:
     full: Tensor = weight.new_zeros(groups, outs, groups, ins, kernel)
     for number, block in enumerate(blocks):
         full[number, :, number] = block
-    return full.reshape(groups * outs, groups * ins, kernel)
+    flat: Tensor = full.reshape(groups * outs, groups * ins, kernel)
+    return flat
 
 
 def _write_filters(layer: Any, filters: Tensor) -> None:

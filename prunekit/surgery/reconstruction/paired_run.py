@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 from torch import Tensor
 
 from prunekit.graph.arguments import Arguments
+from prunekit.graph.dataflow import weighted_layer
 from prunekit.graph.program import Program, Values
 from prunekit.graph.recording.nests import tree_map
 from prunekit.graph.recording.steps import Kind, Step
@@ -29,11 +31,11 @@ class State:
 
 @dataclass(eq=False)
 class PairedRun:
-    """Both networks, stopped before the steps in `position`, and their states for all batches.
+    """Both networks, stopped before the steps in `position`, and their states for batches.
 
-    `count` is the number of batches, which have the shapes of the recordings. States are kept where
-    they fit into `memory` (bytes); else the run starts again from the last ones that did, at first
-    from the images.
+    `count` is the number of batches, which have the shapes of the recordings; the first `active` of
+    them are run. States are kept where they fit into `memory` (bytes); else the run starts again
+    from the last ones that did, at first from the images.
     """
 
     dense: Program
@@ -42,6 +44,7 @@ class PairedRun:
     count: int
     memory: float
     position: tuple[int, int] = (0, 0)
+    active: int = 1
     _states: list[State] = field(default_factory=list)
 
     @property
@@ -54,33 +57,47 @@ class PairedRun:
             if key in counterparts
         }
 
+    def activate(self, dense: int, narrow: int, wanted: int) -> int:
+        """Return how many batches are run up to these steps: all if their states fit into memory.
+
+        Otherwise it is the number that is `wanted`, and never fewer than before. So states fit
+        where tensors are large, and every batch passes each step once.
+        """
+        size = self._bytes(dense, narrow)
+        fits = size * self.count <= self.memory
+        self.active = self.count if fits else max(self.active, min(wanted, self.count))
+        return self.active
+
     def advance(self, dense: int, narrow: int) -> Iterator[State]:
-        """Yield the states of all batches before these steps."""
-        size = self.dense.live_bytes(dense) + self.narrow.live_bytes(narrow)
-        kept: list[State] | None = [] if size * self.count <= self.memory else None
-        stored = bool(self._states)
-        for number, state in enumerate(self._stored_states()):
+        """Yield the states of all active batches before these steps."""
+        fits = self._bytes(dense, narrow) * self.active <= self.memory
+        kept: list[State] | None = [] if fits else None
+        for number, (state, start) in enumerate(self._starts()):
+            stored = number < len(self._states)
             state = state.cloned() if stored and kept is None else state
-            self.resume(state, self.position, (dense, narrow))
+            self.resume(state, start, (dense, narrow))
             yield state
             if kept is not None:
                 kept.append(state)
-                if stored:
-                    self._states[number] = state
         if kept is not None:
             self._states, self.position = kept, (dense, narrow)
+
+    def _bytes(self, dense: int, narrow: int) -> int:
+        """Return the bytes of the state of one batch before these steps."""
+        return self.dense.live_bytes(dense) + self.narrow.live_bytes(narrow)
 
     def resume(self, state: State, start: tuple[int, int], stop: tuple[int, int]) -> None:
         """Run both networks on, from one position to another."""
         self.dense.run(state.dense, start[0], stop[0])
         self.narrow.run(state.narrow, start[1], stop[1])
 
-    def _stored_states(self) -> Iterator[State]:
-        if self._states:
-            yield from self._states
-        else:
-            for batch in self.batches():
-                yield State(self.dense.start(batch), self.narrow.start(batch))
+    def _starts(self) -> Iterator[tuple[State, tuple[int, int]]]:
+        """Yield where every active batch starts: at its stored state, or from its images."""
+        for state in self._states:
+            yield state, self.position
+        if len(self._states) < self.active:
+            for batch in islice(self.batches(), len(self._states), self.active):
+                yield State(self.dense.start(batch), self.narrow.start(batch)), (0, 0)
 
 
 def _cloned(values: Values) -> Values:
@@ -94,7 +111,8 @@ def _numbered_calls(program: Program) -> Iterator[tuple[tuple[str, int], Step]]:
     """Yield the calls of layers by the name of the layer and the number of the call."""
     counts: dict[str, int] = {}
     for step in program.steps:
-        if step.kind is Kind.LAYER:
-            path = str(step.target)
+        is_layer = step.kind is Kind.LAYER
+        path = str(step.target) if is_layer else weighted_layer(program.network, step)
+        if path is not None:
             counts[path] = counts.get(path, -1) + 1
             yield (path, counts[path]), step

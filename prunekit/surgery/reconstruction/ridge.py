@@ -2,7 +2,7 @@
 
 For inputs x, targets y and old weights W0 it finds the W that minimises the mean over rows of
 |x W + b - y|^2, plus r |W - W0|^2 with r = `ridge` times the mean variance of the inputs. The
-intercept b is not penalised. All sums are in float64.
+intercept b is not penalised. Sums are in float64, over products in the precision of the rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+_ATTEMPTS = 30  # at a ridge that is ten times as high each time
+_AT_ONCE = 4096  # rows whose products are summed in their own precision
 _SMALLEST = 1e-12  # of the mean square of inputs, so that constant inputs can be solved
 
 
@@ -55,13 +57,22 @@ class GramRegression:
 
     def add(self, x: Tensor, y: Tensor, correction: Tensor | None) -> None:
         """Add a chunk of rows."""
-        x, z = x.double(), _with_correction(y, correction)
+        x, z = _single(x), _single(_with_correction(y, correction))
         if self._shift is None:
-            self._shift = x.mean(1, keepdim=True), z.mean(-2, keepdim=True)
-        x, z = x - self._shift[0], z - self._shift[1]
-        terms = [x.sum(1), z.sum(-2), x.mT @ x, x.mT @ z, *_products(z)]
-        self._sums = [a + b for a, b in zip(self._sums, terms, strict=True)] if self.rows else terms
+            self._shift = x.mean(1, keepdim=True).double(), z.mean(-2, keepdim=True).double()
+        shift_x, shift_z = (shift.to(x) for shift in self._shift)
+        for start in range(0, x.shape[1], _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            self._add(x[:, part] - shift_x, z[:, :, part] - shift_z)
         self.rows += x.shape[1]
+
+    def _add(self, x: Tensor, z: Tensor) -> None:
+        terms = [x.sum(1), z.sum(-2), x.mT @ x, x.mT @ z, *_products(z)]
+        if self._sums:
+            for total, term in zip(self._sums, terms, strict=True):
+                total += term
+        else:
+            self._sums = [term.double() for term in terms]
 
     def solve(self, old: Tensor, bias: Tensor, ridge: float) -> Fit:
         """Return the solution by a Cholesky decomposition of the Gram matrix."""
@@ -76,17 +87,16 @@ class GramRegression:
         square = xx.diagonal(dim1=1, dim2=2).mean(1) + (self._shift[0] ** 2).mean((1, 2))
         strength = _strength(gram.diagonal(dim1=1, dim2=2).mean(1), square, ridge)
         residual = cross - gram @ old
-        eye = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
-        factor = torch.linalg.cholesky(gram + strength[:, None, None] * eye)
-        step = torch.cholesky_solve(residual, factor)
+        step = torch.cholesky_solve(residual, _factor(gram, strength))
         variance = spreads[0] + 2 * share * spreads[1] + share**2 * spreads[2]
         scattered = variance - ((2 * cross - gram @ old) * old).sum(1)
         after = scattered - ((2 * residual - gram @ step) * step).sum(1)
         mean_x, mean_z = x + self._shift[0][:, 0], z + self._shift[1][:, :, 0]
         mean_y = mean_z[0] + share * mean_z[1]
         before = scattered + (mean_y - _product(mean_x, old) - bias) ** 2
-        intercept = mean_y - _product(mean_x, old + step)
-        return Fit(old + step, intercept, *_relative(before, after, variance), n)
+        new = step.add_(old)  # in place: it is large where there are many unknowns
+        intercept = mean_y - _product(mean_x, new)
+        return Fit(new, intercept, *_relative(before, after, variance), n)
 
 
 class RowRegression:
@@ -102,7 +112,7 @@ class RowRegression:
     def solve(self, old: Tensor, bias: Tensor, ridge: float) -> Fit:
         """Return the solution by a Cholesky decomposition of the products of rows."""
         x = torch.cat([chunk for chunk, _ in self._chunks], 1).double()
-        z = torch.cat([chunk for _, chunk in self._chunks], -2)
+        z = torch.cat([chunk for _, chunk in self._chunks], -2).double()
         self._chunks.clear()
         n, old = x.shape[1], old.double()
         square, mean_x, mean_z = (x**2).mean((1, 2)), x.mean(1, keepdim=True), z.mean(-2)
@@ -113,18 +123,23 @@ class RowRegression:
         residual = y - x @ old
         strength = _strength((x**2).mean((1, 2)), square, ridge)
         kernel = x @ x.mT / n
-        kernel.diagonal(dim1=1, dim2=2).add_(strength[:, None])
-        step = x.mT @ torch.cholesky_solve(residual / n, torch.linalg.cholesky(kernel))
+        step = x.mT @ torch.cholesky_solve(residual / n, _factor(kernel, strength))
         mean_y = mean_z[0] + share * mean_z[1]
         off = mean_y - _product(mean_x[:, 0], old) - bias
         before, after = (residual**2).mean(1) + off**2, ((residual - x @ step) ** 2).mean(1)
-        intercept = mean_y - _product(mean_x[:, 0], old + step)
-        return Fit(old + step, intercept, *_relative(before, after, (y**2).mean(1)), n)
+        new = step.add_(old)
+        intercept = mean_y - _product(mean_x[:, 0], new)
+        return Fit(new, intercept, *_relative(before, after, (y**2).mean(1)), n)
 
 
 def _with_correction(y: Tensor, correction: Tensor | None) -> Tensor:
-    """Return targets and corrections as (2, groups, rows, o) in float64."""
-    return torch.stack([y, torch.zeros_like(y) if correction is None else correction]).double()
+    """Return targets and corrections as (2, groups, rows, o)."""
+    return torch.stack([y, torch.zeros_like(y) if correction is None else correction])
+
+
+def _single(x: Tensor) -> Tensor:
+    """Return numbers in float32 at least: products of halves are too coarse."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _product(mean: Tensor, matrix: Tensor) -> Tensor:
@@ -147,6 +162,19 @@ def _strength(variance: Tensor, square: Tensor, ridge: float) -> Tensor:
     """Return the ridge of every group, above zero also for inputs that do not vary."""
     floor = (_SMALLEST * square).clamp_min(torch.finfo(square.dtype).tiny ** 0.5)
     return torch.maximum(ridge * variance, floor)
+
+
+def _factor(gram: Tensor, strength: Tensor) -> Tensor:
+    """Return the Cholesky factor of matrices with a ridge, raised where rounding defeats it."""
+    for _ in range(_ATTEMPTS):
+        ridged = gram.clone()
+        ridged.diagonal(dim1=1, dim2=2).add_(strength[:, None])
+        factor: Tensor
+        factor, failed = torch.linalg.cholesky_ex(ridged)
+        if not bool(failed.any()):
+            break
+        strength = torch.where(failed > 0, 10 * strength, strength)
+    return factor
 
 
 def _relative(before: Tensor, after: Tensor, variance: Tensor) -> tuple[float, float]:

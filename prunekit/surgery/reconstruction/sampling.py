@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,20 @@ from prunekit.graph.linear_maps import LinearMap
 from prunekit.surgery.reconstruction.ridge import Fit, GramRegression, Regression, RowRegression
 
 _FEWEST_ROWS = 2000  # of a layer with few unknowns
+_FEWEST_EXAMPLES = 64  # positions of one image are alike
 _FLOAT = 8  # bytes; sums are in float64
+
+
+def rows_wanted(layer: LinearMap, rows: float) -> float:
+    """Return how many rows a layer is to be refitted on, at `rows` per unknown weight."""
+    return max(rows * layer.unknowns, _FEWEST_ROWS)
+
+
+def batches_wanted(layer: LinearMap, output: Tensor, rows: float) -> int:
+    """Return how many batches have enough rows; `output` is that of one batch."""
+    per_batch = max(layer.count_rows(output), 1)
+    examples = max(len(output), 1)
+    return ceil(max(rows_wanted(layer, rows) / per_batch, _FEWEST_EXAMPLES / examples))
 
 
 class RowSample:
@@ -25,7 +40,7 @@ class RowSample:
     ) -> None:
         self.name, self.layer, self.chunks = name, layer, chunks
         unknowns, groups = layer.unknowns, layer.groups
-        self._wanted = max(rows * unknowns, _FEWEST_ROWS)
+        self._wanted = rows_wanted(layer, rows)
         self._fits = 3 * groups * unknowns**2 * _FLOAT <= memory
         self._most = max(memory / (3 * groups * unknowns * _FLOAT), 1)
         self._regression: Regression | None = None
@@ -44,7 +59,8 @@ class RowSample:
             for values in (target, error)
         )
         assert self._regression is not None and targets is not None
-        if not bool(inputs.isfinite().all() and targets.isfinite().all()):
+        found = (inputs, targets) if correction is None else (inputs, targets, correction)
+        if not all(bool(values.isfinite().all()) for values in found):
             raise DataError(
                 f"{self.name} cannot be refitted: it reads or puts out NaN or infinity for some "
                 "images; remove them, or leave the layers as they are with reconstruct=none"

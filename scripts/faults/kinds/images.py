@@ -70,6 +70,7 @@ def faults() -> list[Fault]:
             Fault("images", f"folders: {name}", partial(_folders, harm))
             for name, harm in _FOLDERS.items()
         ),
+        Fault("images", "folders: a hidden folder", _hidden),
         *(Fault("images", f"mnist: {name}", partial(_mnist, harm)) for name, harm in _IDX.items()),
         *(
             Fault("images", f"worker: {name} in {part}", partial(_worker, act, part))
@@ -102,7 +103,7 @@ def _unusual(write: Callable[[np.ndarray, Path], object], trial: Trial) -> Findi
         first, second = (numbers(trial.place / "outputs" / name) for name in ("plain", "unusual"))
         return first == second
 
-    return trial.judge(runs[1], ["train/cat/1.png", "train/cat"], same)
+    return trial.judge(runs[1], ["train/cat/1.png", "train/cat", "of more than 8 bits"], same)
 
 
 def _folders(harm: Harm, trial: Trial) -> Finding:
@@ -111,6 +112,16 @@ def _folders(harm: Harm, trial: Trial) -> Finding:
     harm(trial.place / "photos")
     ended = trial.run(*_LINE, "dataset.workers=0", "name=a")
     return trial.judge(ended, ["photos", "dataset"], same=lambda: False)
+
+
+def _hidden(trial: Trial) -> Finding:
+    """A folder whose name begins with a dot is no class: the weights are those without it."""
+    _prepare(trial)
+    trial.run(*_LINE, "dataset.workers=0", "name=plain")
+    shutil.copytree(trial.place / "photos/train/cat", trial.place / "photos/train/.cache")
+    ended = trial.run(*_LINE, "dataset.workers=0", "name=a")
+    first, second = (numbers(trial.place / "outputs" / name) for name in ("plain", "a"))
+    return trial.judge(ended, same=lambda: first == second != {}, refusal=False)
 
 
 def _mnist(harm: Harm, trial: Trial) -> Finding:
@@ -200,7 +211,6 @@ _FOLDERS: dict[str, Harm] = {
     "a class that only test has": lambda root: shutil.copytree(
         root / "test/cat", root / "test/eel"
     ),
-    "a hidden folder": lambda root: shutil.copytree(root / "train/cat", root / "train/.cache"),
     "an image beside the classes": lambda root: shutil.copy(
         root / "train/cat/0.png", root / "train"
     ),

@@ -53,14 +53,7 @@ def _killed_sweep(trouble: dict[str, object], trial: Trial) -> Finding:
         return finding
     trial.protect()
     again = trial.run(*_SWEEP)
-
-    def same() -> bool:
-        runs = [path.parent for path in (trial.place / "outputs/swept").rglob("finetune")]
-        names = [str(path.relative_to(trial.place / "outputs")) for path in runs]
-        first = [name for name in names if "seed=0" in name]
-        return len(names) == 2 and all(trial.equals("trained", name) for name in first)
-
-    return trial.judge(again, same=same, refusal=False)
+    return trial.judge(again, same=lambda: trial.equals_sweep("trained"), refusal=False)
 
 
 def _wrong_end(trouble: dict[str, object], code: int, line: str) -> Finding | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -95,10 +96,16 @@ def _reported(name: str, trial: Trial, inside: Path, finding: Finding) -> Findin
     if name.startswith("<") and name in page:
         return Finding(Outcome.CODE_RUN, "the page holds the name as html")
     if not name.startswith(".") and name.isprintable() and ended.code == 0:
-        shown = name.strip("/").removeprefix("./")
+        shown = meant_name(name).strip("/").removeprefix("./")
         if shown not in ended.out and shown.split("/")[-1] not in ended.out:
             return Finding(Outcome.SILENTLY_WRONG, "the table does not show the name")
     return finding
+
+
+def meant_name(name: str) -> str:
+    """Return the name as the grammar of overrides has it: without quotes, with variables read."""
+    quoted = len(name) > 1 and name[0] == name[-1] and name[0] in ("'", '"')
+    return name[1:-1] if quoted else name.replace("${oc.env:HOME}", os.environ["HOME"])
 
 
 def _images(name: str, trial: Trial) -> Finding:
@@ -116,7 +123,7 @@ def _source(name: str, trial: Trial) -> Finding:
 
 def _root(name: str, trial: Trial) -> Finding:
     ended = trial.run("pretrain", *SMALL, f"root={name}", "name=a")
-    made = (trial.place / name / "a/pretrain/report.json").is_file
+    made = (trial.place / meant_name(name) / "a/pretrain/report.json").is_file
     return trial.judge(ended, [name, "root"], made, refusal=_needs_quotes(name))
 
 

@@ -15,8 +15,8 @@ _WRONG = (  # a setting, and words of which the message has to hold one
     *(("schedule.pretrain.batch=0", "batch"), ("schedule.pretrain.batch=2.5", "batch")),
     *(("schedule.pretrain.optimizer.lr=-1", "lr"), ("schedule.pretrain.optimizer.lr=fast", "lr")),
     *(
-        ("schedule.pretrain.optimizer.lr=nan", "rate"),
-        ("schedule.pretrain.optimizer.lr=inf", "rate"),
+        ("schedule.pretrain.optimizer.lr=nan", "lr"),
+        ("schedule.pretrain.optimizer.lr=inf", "lr"),
     ),
     *(
         ("schedule.pretrain.optimizer.momentum=2e308", "momentum"),
@@ -48,6 +48,7 @@ _WRONG = (  # a setting, and words of which the message has to hold one
         ("model._target_=prunekit", "model"),
         ("model._target_=1", "_target_"),
         ("model.depth=3", "depth"),
+        ("+model.depth=3", "depth"),
     ),
     *(("dataset=imagnet", "imagnet"), ("dataset.train=0", "train"), ("dataset.train=-5", "train")),
     *(("dataset.val=1e9", "val"), ("dataset.val=-1", "val"), ("dataset.val=0.999", "val")),
@@ -57,7 +58,7 @@ _WRONG = (  # a setting, and words of which the message has to hold one
         ("dataset.image_size=0", "image_size"),
     ),
     *(
-        ("dataset.image_size=3", "28"),
+        ("dataset.image_size=3", "(1, 3, 3)"),
         ("dataset.noise=-1", "noise"),
         ("dataset.noise=nan", "noise"),
     ),
@@ -102,6 +103,8 @@ _WRONG = (  # a setting, and words of which the message has to hold one
         ("~seed", "seed"),
         ("~nothing", "nothing"),
         ("seed", "seed"),
+        ("+seed=0", "seed"),
+        ("+schedule.pretain.epochs=1", "pretain"),
         ("=1", "=1"),
     ),
     *(
@@ -118,7 +121,7 @@ _WRONG = (  # a setting, and words of which the message has to hold one
     ),
 )
 _EQUAL = (  # another way to write what is there already
-    *("seed=0", "+seed=0", "runtime.threads=1", "runtime=cpu", "model.widths=[4, 6, 12]"),
+    *("seed=0", "++seed=0", "runtime.threads=1", "runtime=cpu", "model.widths=[4, 6, 12]"),
     *("overwrite=false", "dataset.noise=1", "dataset.noise=1.0", "schedule.pretrain.clip=null"),
 )
 

@@ -77,9 +77,7 @@ def _sweeps(count: int, trial: Trial) -> Finding:
     bad = [finding for one in ended if (finding := trial.judge(one, refusal=False)).outcome.is_bad]
     if bad:
         return bad[0]
-    (run,) = {p.parent for p in (trial.place / "outputs/swept").glob("*seed=0*/finetune")}
-    name = str(run.relative_to(trial.place / "outputs"))
-    return trial.judge(ended[0], same=lambda: trial.equals("trained", name))
+    return trial.judge(ended[0], same=lambda: trial.equals_sweep("trained"))
 
 
 def _settled(trial: Trial, ended: list[Ended], line: tuple[str, ...], name: str) -> Finding:
