@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from torch import Tensor, nn
@@ -61,13 +63,27 @@ class Program:
 
     def live_bytes(self, index: int) -> int:
         """Return the bytes of the results that are needed from a step on."""
-        return sum(
-            tensor.numel() * tensor.element_size()
-            for step in self.steps[:index]
-            if step.kind in (Kind.INPUT, Kind.LAYER, Kind.CALL)
-            and self._last_use.get(step, -1) >= index
-            for tensor in _tensors(step.result)
-        )
+        return self._live[index]
+
+    def most_live_bytes(self, index: int = 0) -> int:
+        """Return the largest number of bytes that are needed from this step or a later one on."""
+        return self._most_live[index]
+
+    @cached_property
+    def _live(self) -> list[int]:
+        """The bytes in front of every step, and behind the last."""
+        changes = [0] * (len(self.steps) + 2)
+        for index, step in enumerate(self.steps):
+            last = self._last_use.get(step, -1)
+            if step.kind in (Kind.INPUT, Kind.LAYER, Kind.CALL) and last > index:
+                size = sum(t.numel() * t.element_size() for t in _tensors(step.result))
+                changes[index + 1] += size
+                changes[last + 1] -= size
+        return [*accumulate(changes[:-1])]
+
+    @cached_property
+    def _most_live(self) -> list[int]:
+        return [*accumulate(reversed(self._live), max)][::-1]
 
     def _execute(self, step: Step, args: Any, kwargs: Any, modules: Mapping[str, nn.Module]) -> Any:
         if step.kind is Kind.TENSOR:

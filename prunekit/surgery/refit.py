@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
+from prunekit.errors import ConfigError, DataError, SurgeryError
 from prunekit.graph import ChannelGraph
 from prunekit.graph.arguments import Example
 from prunekit.modes import random_states_kept, unchanged, uncompiled
@@ -46,5 +47,13 @@ def _timed(
     sample: Sample | None,
 ) -> Refitted:
     start = time.monotonic()
-    refitted = reconstruction.apply(dense, cut.model, graph, cut.keep.removed, sample)
+    try:
+        refitted = reconstruction.apply(dense, cut.model, graph, cut.keep.removed, sample)
+    except (ConfigError, DataError):  # these say how to go on
+        raise
+    except Exception as error:  # forwards that run on no other batch, memory that ran out
+        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise SurgeryError(
+            f"layers could not be refitted: {first}; reconstruct=none leaves them as they are"
+        ) from error
     return replace(refitted, seconds=time.monotonic() - start)

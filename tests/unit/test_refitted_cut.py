@@ -12,6 +12,7 @@ from prunekit import engine
 from prunekit.criteria import L1Norm
 from prunekit.data import data_from_batches
 from prunekit.engine import CutOptions, Traced
+from prunekit.errors import SurgeryError
 from prunekit.selection import PerLayer
 from prunekit.surgery.equivalence import Gap
 from prunekit.surgery.reconstruction import LeastSquares
@@ -69,6 +70,25 @@ def test_layers_are_refitted_where_there_are_images(options: dict, refits: bool)
     found = prunekit.prune(trained(Block(), x), x[:2], keep=0.5, **{"data": batches, **options})
     assert (found.refitted is not None) == refits
     assert ("reconstruct=none leaves layers as they are" in str(found)) == refits
+
+
+class Rigid(Block):
+    """Runs on batches of one or two only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise RuntimeError("two at most\nand no more")
+        return super().forward(x)
+
+
+def test_a_network_that_does_not_run_on_batches_is_told_how_to_go_on() -> None:
+    torch.manual_seed(0)
+    x, labels = torch.randn(60, 3, 8, 8), torch.zeros(60, dtype=torch.long)
+    network, data = Rigid().eval(), [(x[:2], labels[:2]), (x[2:], labels[2:])]
+    with pytest.raises(SurgeryError, match=r"could not be refitted: .*two at most; ") as caught:
+        prunekit.prune(network, x[:2], keep=0.5, data=data, check=False)
+    assert str(caught.value).endswith("reconstruct=none leaves them as they are")
+    assert "\n" not in str(caught.value)
 
 
 class PreActivation(nn.Module):

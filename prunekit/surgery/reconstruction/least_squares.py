@@ -80,7 +80,7 @@ class LeastSquares(Reconstruction):
 
     def _batch_size(self, dense: Program) -> int:
         """Return how many examples are run at once; `dense` is recorded with one."""
-        most = max(dense.live_bytes(index) for index in range(len(dense.steps)))
+        most = dense.most_live_bytes()
         return max(1, min(_LARGEST_BATCH, int(self.memory * _GIB / 8 / max(most, 1))))
 
 
@@ -179,7 +179,7 @@ class _Refit:
         stops = [(self.run.dense.position[self.pairs[s]] + 1, self._position(s)) for s in calls]
         memory, rows = self.settings.memory * _GIB / 2, self.settings.rows
         wanted = batches_wanted(layer, calls[0].result, rows)
-        chunks = self.run.activate(*stops[0], wanted) * len(calls)
+        chunks = self.run.activate(*stops[0], *wanted) * len(calls)
         sample = RowSample(name, layer, rows, memory, chunks)
         for number, state in self._states(stops):
             output = state.dense[self.pairs[calls[number]]]
@@ -232,7 +232,7 @@ class _Refit:
             return
         statistics, dense = InputStatistics(), self.run.position[0]
         stops = [(dense, self._position(step)) for step in calls]
-        self.run.activate(*stops[0], self.run.active)
+        self.run.activate(*stops[0], self.run.active, self.run.active)
         for number, state in self._states(stops):
             statistics.add(_input(calls[number], state))
         renormalise(norm, statistics)

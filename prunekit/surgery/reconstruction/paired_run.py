@@ -57,15 +57,20 @@ class PairedRun:
             if key in counterparts
         }
 
-    def activate(self, dense: int, narrow: int, wanted: int) -> int:
-        """Return how many batches are run up to these steps: all if their states fit into memory.
+    def activate(self, dense: int, narrow: int, least: int, wanted: int) -> int:
+        """Return how many batches are run up to these steps.
 
-        Otherwise it is the number that is `wanted`, and never fewer than before. So states fit
-        where tensors are large, and every batch passes each step once.
+        It is as many as fit into memory with their states from here on; otherwise those `wanted`
+        that fit, at least the `least`. This number only grows from step to step, but for what
+        a layer itself needs, so that nearly every batch passes each step once.
         """
-        size = self._bytes(dense, narrow)
-        fits = size * self.count <= self.memory
-        self.active = self.count if fits else max(self.active, min(wanted, self.count))
+        most = self.dense.most_live_bytes(dense) + self.narrow.most_live_bytes(narrow)
+        room = int(self.memory // max(most, 1))
+        number = (
+            self.count if room >= self.count else max(least, min(max(wanted, self.active), room))
+        )
+        self.active = min(max(number, 1), self.count)
+        del self._states[self.active :]
         return self.active
 
     def advance(self, dense: int, narrow: int) -> Iterator[State]:

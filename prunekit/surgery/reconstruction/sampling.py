@@ -12,7 +12,7 @@ from prunekit.graph.linear_maps import LinearMap
 from prunekit.surgery.reconstruction.ridge import Fit, GramRegression, Regression, RowRegression
 
 _FEWEST_ROWS = 2000  # of a layer with few unknowns
-_FEWEST_EXAMPLES = 64  # positions of one image are alike
+_FEWEST_EXAMPLES = 64  # where their states fit into memory
 _FLOAT = 8  # bytes; sums are in float64
 
 
@@ -21,11 +21,14 @@ def rows_wanted(layer: LinearMap, rows: float) -> float:
     return max(rows * layer.unknowns, _FEWEST_ROWS)
 
 
-def batches_wanted(layer: LinearMap, output: Tensor, rows: float) -> int:
-    """Return how many batches have enough rows; `output` is that of one batch."""
-    per_batch = max(layer.count_rows(output), 1)
-    examples = max(len(output), 1)
-    return ceil(max(rows_wanted(layer, rows) / per_batch, _FEWEST_EXAMPLES / examples))
+def batches_wanted(layer: LinearMap, output: Tensor, rows: float) -> tuple[int, int]:
+    """Return how many batches have enough rows, and enough examples too.
+
+    `output` is that of one batch; positions of one example are alike.
+    """
+    per_batch, examples = max(layer.count_rows(output), 1), max(len(output), 1)
+    least = ceil(rows_wanted(layer, rows) / per_batch)
+    return least, max(least, ceil(_FEWEST_EXAMPLES / examples))
 
 
 class RowSample:
