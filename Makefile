@@ -13,7 +13,7 @@ AGAIN := -m 'not slow' --hypothesis-profile=few
 NUMBERS := tests/property $(patsubst %,tests/unit/test_%.py, \
 	bias_compensation channel_selection criteria equivalence distillation graph_lasso hinge hinge_solver hrank \
 	low_rank patterns penalties pruning recalibrate reconstruction refitted_cut refitted_inputs \
-	refitted_kinds regression remove_block similarity slimming \
+	refitted_kinds readings refit_error merge strength regression remove_block similarity slimming \
 	solvers surgery targets threshold training tree_lasso whole_groups inputs preserved)
 
 .DEFAULT_GOAL := help

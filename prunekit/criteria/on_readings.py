@@ -17,7 +17,7 @@ from prunekit.criteria.base import (
     scores_of_complete_groups,
 )
 from prunekit.schema import Range
-from prunekit.surgery.read_moments import Reading, measure_readings, unread_units
+from prunekit.surgery.read_moments import Reading, measure_readings, measured_units
 
 if TYPE_CHECKING:
     from prunekit.data import Data
@@ -51,10 +51,7 @@ class OnReadings(OnExamples):
         count = min(self.samples, train.size)
         readings = measure_readings(model, graph, batches, count, self.rows)
         total = torch.zeros(graph.count, dtype=torch.float64)
-        read = torch.zeros(graph.count, dtype=torch.bool)
-        for reading in readings:
-            read[reading.units] = True
-        known = read & ~unread_units(graph, model, readings)
+        known = measured_units(model, graph, readings)
         for group in graph.groups:
             units = group.units.cpu()
             if bool(known[units].all()):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -17,10 +18,8 @@ from prunekit.selection.candidates import ignored_groups
 from prunekit.selection.losses import LossSelection, removal_ranks
 from prunekit.selection.ranking import Limit, Ranking
 from prunekit.surgery.elimination import Elimination
-from prunekit.surgery.read_moments import Reading, measure_readings
-
-if TYPE_CHECKING:
-    from prunekit.graph import ChannelGraph
+from prunekit.surgery.output_slopes import in_network_outputs, output_slopes
+from prunekit.surgery.read_moments import Reading, measure_readings, measured_units
 
 _BATCH = 100
 _LEAST_SAVING = 1e-12  # so that units that save nothing go last
@@ -33,11 +32,11 @@ class RefitError(LossSelection):
 
     For every group and every number of removed units, the lowest scores first, the squared error of
     all layers that read the group is computed with these layers refitted on the dense network's
-    inputs, relative to the variance of their outputs. The sum of errors over groups is made small
-    for the cost that is saved: units go in the order of the slopes of the lower convex hulls of
-    error against cost (Lagrangian relaxation). Errors that groups cause in each other's readers,
-    and further behind, are not counted; a large ridge allows for them. Training images are read
-    without labels.
+    inputs, and weighted by what it changes in the network's outputs to first order
+    (`output_slopes`). The sum of errors over groups is made small for the cost that is saved: units
+    go in the order of the slopes of the lower convex hulls of error against cost (Lagrangian
+    relaxation). That inputs change by other cuts is allowed for by a large ridge only. Training
+    images are read without labels.
     """
 
     images: Annotated[Count, "training images, without labels, that errors are measured on"] = 1000
@@ -47,18 +46,30 @@ class RefitError(LossSelection):
     ] = 3.0
 
     def _ranks(self, scored: Scored) -> dict[str, Tensor]:
-        scores = validate_scores(scored.scores, scored.graph)
-        ignored = ignored_groups(scored.graph, self.budget.ignore)
-        scores = {name: score for name, score in scores.items() if name not in ignored}
+        """Leave out the groups that a layer reads which cannot be measured; they are kept whole."""
+        graph, scores = scored.graph, validate_scores(scored.scores, scored.graph)
+        ignored = ignored_groups(graph, self.budget.ignore)
+        readings, known = self._readings(scored)
+        units = {group.name: group.units.cpu() for group in graph.groups}
+        scores = {
+            name: score
+            for name, score in scores.items()
+            if name not in ignored and bool(known[units[name]].all())
+        }
+        if not scores:
+            raise ConfigError(
+                "selection=refit_error: in every group there is a unit that something other than "
+                "convolutions and linear layers reads; choose another selection"
+            )
         saved = self._savings(replace(scored, scores=scores))
-        readings = self._readings(scored)
-        slopes = {}
+        rises = {}
         for name, score in track(scores.items(), "refitting errors", len(scores)):
-            errors = refit_errors(readings, _units(scored.graph, name), score, self.ridge)
-            slopes[name] = hull_slopes(errors) / saved[name]
-        return removal_ranks(slopes, scores)
+            errors = refit_errors(readings, units[name], score, self.ridge)
+            rises[name] = hull_slopes(errors) / saved[name]
+        return removal_ranks(rises, scores)
 
-    def _readings(self, scored: Scored) -> list[Reading]:
+    def _readings(self, scored: Scored) -> tuple[list[Reading], Tensor]:
+        """Return readings, and a mask over the ids of units of which every reader has one."""
         model, data = scored.model, scored.data
         if model is None or data is None or not data.train.size:
             raise ConfigError(
@@ -66,9 +77,16 @@ class RefitError(LossSelection):
                 "give data (dataset=...), or choose another selection"
             )
         device = next((parameter.device for parameter in model.parameters()), "cpu")
-        batches = (x.to(device) for x, _ in data.train.sample(self.images, _BATCH))
-        count = min(self.images, data.train.size)
-        return measure_readings(model, scored.graph, batches, count, self.rows)
+        train, graph = data.train, scored.graph
+
+        def batches() -> Iterator[Tensor]:
+            return (x.to(device) for x, _ in train.sample(self.images, _BATCH))
+
+        count = min(self.images, train.size)
+        readings = measure_readings(model, graph, batches(), count, self.rows)
+        layers = dict.fromkeys(reading.layer for reading in readings)
+        readings = in_network_outputs(readings, output_slopes(model, graph, layers, batches()))
+        return readings, measured_units(model, graph, readings)
 
     def _savings(self, scored: Scored) -> dict[str, float]:
         """Return for every group the share of the budgets' costs that one unit saves.
@@ -85,10 +103,6 @@ class RefitError(LossSelection):
             saved = _saved(limits, pool.removed(counts)) / max(gone, 1)
             savings[name] = max(saved, _LEAST_SAVING)
         return savings
-
-
-def _units(graph: ChannelGraph, name: str) -> Tensor:
-    return next(group.units.cpu() for group in graph.groups if group.name == name)
 
 
 def _saved(limits: tuple[Limit, ...], removed: Tensor) -> float:

@@ -5,7 +5,7 @@ Layers whose weights are passed to a function run no hooks; function modes take 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -22,6 +22,8 @@ Function = Callable[..., Any]
 Forward = Callable[[Tensor], Tensor]
 # of a layer's name, its channels that are removed (a mask), its output, their dimension, its bias
 Replace = Callable[[str, Tensor, Tensor, int, Tensor | None], Tensor]
+# of a layer's output, the dimension of its channels, and its bias; returns another output
+Change = Callable[[Tensor, int, Tensor | None], Tensor]
 # of a layer's name, its forward and its input; returns the input that the layer gets
 Read = Callable[[str, Forward, Tensor], Tensor]
 # of a layer's name, the layer, its inputs that are removed (a mask), its forward and its input
@@ -33,19 +35,30 @@ def replacing_outputs(
     model: nn.Module, graph: ChannelGraph, removed: Tensor, replace: Replace
 ) -> Iterator[None]:
     """Let `replace` change what convolutions, linear layers and norms with removed outputs emit."""
-    removed, functions = removed.cpu(), _OutputFunctions()
+    changes = {}
+    for name, units in graph.outs.items():
+        module, mask = layer_named(model, name), removed.cpu()[units]
+        entry = layer_operation(module)
+        emits = (entry is not None and entry.emits_bias) or name in graph.inexact
+        if emits and bool(mask.any()):
+            changes[name] = _replacer(replace, name, mask)
+    with changing_outputs(model, graph, changes):
+        yield
+
+
+@contextmanager
+def changing_outputs(
+    model: nn.Module, graph: ChannelGraph, changes: Mapping[str, Change]
+) -> Iterator[None]:
+    """Let a function for each of these layers change what the layer puts out."""
+    functions = _OutputFunctions()
     with ExitStack() as stack:
-        for name, units in graph.outs.items():
-            module, mask = layer_named(model, name), removed[units]
-            entry = layer_operation(module)
-            emits = (entry is not None and entry.emits_bias) or name in graph.inexact
-            if not emits or not bool(mask.any()):
-                continue
+        for name, change in changes.items():
+            module = layer_named(model, name)
             if name in graph.functional:
-                functions.layers[_argument_id(module)] = (module, _replacer(replace, name, mask))
+                functions.layers[_argument_id(module)] = (module, change)
             else:
-                hook = _output_hook(_replacer(replace, name, mask))
-                handle = module.register_forward_hook(hook, prepend=True)
+                handle = module.register_forward_hook(_output_hook(change), prepend=True)
                 stack.callback(handle.remove)
         if functions.layers:
             stack.enter_context(functions)

@@ -100,13 +100,15 @@ def _is_measured(layer: nn.Module, functional: bool) -> bool:
     return LinearMap(layer).unknowns <= _MOST_INPUTS
 
 
-def unread_units(graph: ChannelGraph, model: nn.Module, readings: Iterable[Reading]) -> Tensor:
-    """Return a mask over unit ids of those that some reader without a reading reads."""
-    measured = {reading.layer for reading in readings}
-    mask = torch.zeros(graph.count, dtype=torch.bool)
+def measured_units(model: nn.Module, graph: ChannelGraph, readings: Iterable[Reading]) -> Tensor:
+    """Return a mask over unit ids of those of which every reader has a reading."""
+    measured, mask = set(), torch.zeros(graph.count, dtype=torch.bool)
+    for reading in readings:
+        measured.add(reading.layer)
+        mask[reading.units] = True
     for name in dense_readers(model, graph):
         if name not in measured:
-            mask[graph.ins[name].cpu()] = True
+            mask[graph.ins[name].cpu()] = False
     return mask
 
 

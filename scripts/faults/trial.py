@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -121,7 +122,9 @@ class Trial:
         `same` says whether a finished command has the right result. Without `refusal` it has to
         finish.
         """
+        home = os.environ.get("HOME") or "/"  # findings are the same for everybody
         line = ended.last_line.replace(str(self.place), ".")
+        line = line if home == "/" else line.replace(f"'{home}", "'~")
         if (self.place / CANARY).exists():
             return Finding(Outcome.CODE_RUN, line)
         if gone := self.lost(finished=ended.code == 0):
