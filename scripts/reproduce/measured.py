@@ -16,7 +16,7 @@ from prunekit.methods.slimming import slimming_flops
 from prunekit.runs.files import read_json
 from prunekit.surgery import load_model
 from prunekit.training import predictions
-from scripts.reproduce.jobs import Job
+from scripts.reproduce.jobs import Job, log_of
 from scripts.reproduce.rows import arithmetic
 
 NOT_RUN = "not run"
@@ -134,9 +134,18 @@ def agreement(one: Measured) -> float:
     files = [one.root / job.name / _network_stage(job) / "model.pt" for job in ends]
     dataset = read_json(files[-1].with_name("settings.json"))["dataset"]
     whole = {key: value for key, value in dataset.items() if key != "only_exact"}
+    whole |= _place_of_images(one.root, ends[-1])
     images = build(whole, "dataset").load("cpu", 0).test
     first, last = (predictions(load_model(file).model, images, "cpu")[0] for file in files)
     return 100 * float((first.argmax(1) == last.argmax(1)).double().mean())
+
+
+def _place_of_images(root: Path, job: Job) -> dict[str, str]:
+    """Return the folder of images that a run was started with, which is no part of its settings."""
+    receipt = log_of(job.name, root).with_suffix(".json")
+    arguments = read_json(receipt)["arguments"] if receipt.is_file() else []
+    settings = dict(word.split("=", 1) for word in arguments if "=" in word)
+    return {"root": settings["dataset.root"]} if "dataset.root" in settings else {}
 
 
 def _network_stage(job: Job) -> str:
