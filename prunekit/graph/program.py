@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from itertools import accumulate
@@ -61,6 +61,36 @@ class Program:
                     values.pop(source, None)
         return result
 
+    def preview(self, values: Values, step: Step) -> Any:
+        """Return what a step puts out, without going there; None where a parameter decides it.
+
+        `values` stay as they are.
+        """
+        missing: list[Step] = []
+        waiting = [step]
+        while waiting:
+            ancestor = waiting.pop()
+            if ancestor in values or ancestor in missing:
+                continue
+            if ancestor.kind is Kind.INPUT or self._has_parameters(ancestor):
+                return None
+            missing.append(ancestor)
+            waiting.extend(ancestor.sources)
+        modules = dict(self.network.named_modules())
+        # copies, since a step may change its argument in place
+        known = {
+            source: cloned(values[source]) for source in {step, *_sources(missing)} & {*values}
+        }
+        for ancestor in sorted(missing, key=self.position.__getitem__):
+            args, kwargs = with_results((ancestor.args, ancestor.kwargs), known)
+            known[ancestor] = self._execute(ancestor, args, kwargs, modules)
+        return known[step]
+
+    def _has_parameters(self, step: Step) -> bool:
+        if step.kind is Kind.LAYER:
+            return any(True for _ in self.network.get_submodule(step.target).parameters())
+        return step.kind in (Kind.TENSOR, Kind.OUTPUT)
+
     def live_bytes(self, index: int) -> int:
         """Return the bytes of the results that are needed from a step on."""
         return self._live[index]
@@ -106,6 +136,15 @@ def _own_arguments(layer: nn.Module, args: Any, kwargs: Any) -> Any:
         if inspect.Parameter.VAR_POSITIONAL not in kinds:
             return args[: len(kinds)]
     return args
+
+
+def _sources(steps: Iterable[Step]) -> set[Step]:
+    return {source for step in steps for source in step.sources}
+
+
+def cloned(value: Any) -> Any:
+    """Return a result whose tensors are copies."""
+    return tree_map(value, lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf)
 
 
 def _tensors(result: Any) -> list[Tensor]:

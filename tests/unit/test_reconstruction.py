@@ -221,6 +221,45 @@ def test_a_shortcut_whose_error_is_known_is_made_up_for(monkeypatch: pytest.Monk
     assert errors[0] < errors[1]
 
 
+class ShortcutLast(nn.Module):
+    """A block whose shortcut is computed after the branch, and has no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.enter = nn.Conv2d(8, 8, 3, padding=1)
+        self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)
+        self.shortcut = nn.Identity()
+        self.head = nn.Linear(8, 5)
+
+    def stream(self, x: Tensor) -> Tensor:
+        """What the block puts out."""
+        x = self.enter(self.stem(x))
+        out = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        out += self.shortcut(x)[:, :, ::1]
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stream(x).relu().mean((2, 3)))
+
+
+def test_a_shortcut_that_is_computed_after_the_branch_is_made_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(60, 3, 8, 8)
+    network = trained(ShortcutLast(), x)
+    errors = []
+    for _ in range(2):
+        narrow, pruned, _ = cut_and_refit(network, x, LeastSquares(), keep=0.75)
+        kept = pruned.masks["enter"]
+        with torch.no_grad():
+            errors.append(float((narrow.stream(x) - network.stream(x)[:, kept]).norm()))
+        monkeypatch.setattr(Addition, "behind", classmethod(lambda *args: None))
+    assert errors[0] < 0.999 * errors[1]
+
+
 def test_a_small_memory_gives_the_same_network() -> None:
     torch.manual_seed(0)
     x = torch.randn(30, 3, 8, 8)

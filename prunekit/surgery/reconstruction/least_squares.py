@@ -186,7 +186,7 @@ class _Refit:
             kept = kept.to(output.device)
             dim = channel_dim(layer.layer, output.ndim)
             target = output.index_select(dim, kept)
-            error = _correction(additions, state, kept, dim)
+            error = None if additions is None else self._correction(*additions, state, kept, dim)
             sample.add(_input(calls[number], state), target, error)
         self._store(name, layer, sample.solve(self.settings.ridge))
 
@@ -206,6 +206,21 @@ class _Refit:
         dense = Addition.behind(self.run.dense.network, self.pairs[calls[0]])
         narrow = Addition.behind(self.network, calls[0])
         return None if dense is None or narrow is None else (dense, narrow)
+
+    def _correction(
+        self, dense: Addition, narrow: Addition, state: State, kept: Tensor, dim: int
+    ) -> Tensor | None:
+        """Return what a layer must add to make up for the shortcut, where that is known by now.
+
+        Layers in the shortcut that come later are refitted with what this one then puts out.
+        """
+        others = (
+            self.run.dense.preview(state.dense, dense.other),
+            self.run.narrow.preview(state.narrow, narrow.other),
+        )
+        if not all(isinstance(other, Tensor) for other in others):
+            return None
+        return narrow.correction(*others, kept, dim)
 
     def _position(self, step: Step) -> int:
         return self.run.narrow.position[step]
@@ -244,15 +259,3 @@ def _input(step: Step, state: State) -> Tensor:
     args, kwargs = with_results((step.args, step.kwargs), state.narrow)
     x: Tensor = input_of(args, kwargs)
     return x
-
-
-def _correction(
-    additions: tuple[Addition, Addition] | None, state: State, kept: Tensor, dim: int
-) -> Tensor | None:
-    """Return what a layer must add to make up for the shortcut, where that is known by now."""
-    if additions is None:
-        return None
-    dense, narrow = (state.dense.get(additions[0].other), state.narrow.get(additions[1].other))
-    if isinstance(dense, Tensor) and isinstance(narrow, Tensor):
-        return additions[1].correction(dense, narrow, kept, dim)
-    return None

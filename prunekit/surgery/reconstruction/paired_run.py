@@ -6,12 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 
-from torch import Tensor
-
 from prunekit.graph.arguments import Arguments
 from prunekit.graph.dataflow import weighted_layer
-from prunekit.graph.program import Program, Values
-from prunekit.graph.recording.nests import tree_map
+from prunekit.graph.program import Program, Values, cloned
 from prunekit.graph.recording.steps import Kind, Step
 
 Batches = Callable[[], Iterable[Arguments]]  # the same batches in every call
@@ -106,10 +103,7 @@ class PairedRun:
 
 
 def _cloned(values: Values) -> Values:
-    def clone(leaf: object) -> object:
-        return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-    return {step: tree_map(value, clone) for step, value in values.items()}
+    return {step: cloned(value) for step, value in values.items()}
 
 
 def _numbered_calls(program: Program) -> Iterator[tuple[tuple[str, int], Step]]:
