@@ -4,7 +4,7 @@ Keys of a sheet of verdicts, beside those of others: rows are compared whose val
 equal. Each of `pairs` takes those whose `label` is one of `of` and none of `without`, `against`
 others, by these labels, for each of the `networks` of a run, or of its own. `against` is what the
 title of the difference calls them. `primary` is the comparison that the sheet is about, with the
-keys `of`, `against` and, if there are several, `network`. It is decided by itself, all others as
+keys `of`, `against` and, if there are several, `network`, or `where`: values of the row. It is decided by itself, all others as
 one family: the chance that any of them is decided between equal methods is 5 %.
 """
 
@@ -101,6 +101,7 @@ def _is_primary(sheet: Sheet, pair: _Pair) -> bool:
     return bool(primary) and (
         {pair.label, pair.against} == {primary["of"], primary["against"]}
         and primary.get("network", pair.network) == pair.network
+        and fits(pair.row, primary.get("where", {}))
     )
 
 

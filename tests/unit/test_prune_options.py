@@ -160,7 +160,8 @@ class TestComparable:
 
     def test_which_criteria_compare(self):
         compare = {name for name in CRITERIA if CRITERIA.resolve(name, Criterion).comparable}
-        assert compare == {"lamp", "hessian", "taylor"}
+        behind = {"contribution_variance", "layer_obs", "unexplained_variance"}
+        assert compare == {"lamp", "hessian", "taylor", *behind}
 
 
 def test_a_selection_orders_the_units_once(monkeypatch):
