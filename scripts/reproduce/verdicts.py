@@ -4,8 +4,9 @@ Keys of a sheet of verdicts, beside those of others: rows are compared whose val
 equal. Each of `pairs` takes those whose `label` is one of `of` and none of `without`, `against`
 others, by these labels, for each of the `networks` of a run, or of its own. `against` is what the
 title of the difference calls them. `primary` is the comparison that the sheet is about, with the
-keys `of`, `against` and, if there are several, `network`, or `where`: values of the row. It is decided by itself, all others as
-one family: the chance that any of them is decided between equal methods is 5 %.
+keys `of`, `against` and, if there are several, `network`, or `where`: values of the row. It is
+decided by itself, all others as one family: the chance that any of them is decided between equal
+methods is 5 %.
 """
 
 from __future__ import annotations
