@@ -51,7 +51,7 @@ KEYS = {
     "runs": {"name", "overrides", "stages", "after", "stage", "needs"},
     "scales": {"text", "seeds", "where", "overrides", "let", "rows", "trials"},
     "pairs": {"of", "without", "against", "networks"},
-    "primary": {"of", "against", "network"},
+    "primary": {"of", "against", "network", "where"},
 }
 
 
