@@ -77,6 +77,7 @@ def replacing(path: Path) -> Iterator[Path]:
         assure(path)
         os.replace(draft, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        assure(path)  # a folder that was lost meanwhile is the reason
         reason = getattr(error, "strerror", None) or _reason(error, path.parent)
         raise ArtifactError(
             f"{path} could not be written: {reason}; free space and run again"
