@@ -84,7 +84,9 @@ def _source(name: str, harm: Harm, trial: Trial) -> Finding:
     trial.copy("whole")
     harm(trial.place / "outputs/whole" / name)
     trial.protect()
-    ended = trial.run("prune", *SMALL, "source=outputs/whole/sparsify", "name=other")
+    # in the whole run fine-tuning follows, so that layers are not refitted by default
+    line = ("prune", *SMALL, "source=outputs/whole/sparsify", "reconstruct=none", "name=other")
+    ended = trial.run(*line)
     made = trial.place / "outputs/other/prune/model.pt"
     whole = trial.place / "outputs/whole/prune/model.pt"
     return trial.judge(ended, [name.split("/")[1], "sparsify"], lambda: _same(made, whole))
